@@ -1,0 +1,44 @@
+"""The hooks of a resnext plugin. A plugin is a module named by an entry point in group ``resnext``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pluggy
+
+from resnext_core.interfaces import Backend, Command
+
+PROJECT = "resnext"
+hookspec = pluggy.HookspecMarker(PROJECT)
+#: Plugins mark their hook implementations with this.
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def resnext_backends() -> Iterable[Backend]:  # type: ignore[empty-body]
+    """Yield the backends of this plugin.
+
+    Example::
+
+        from resnext_core.hookspecs import hookimpl
+        from resnext_core.interfaces import Backend
+
+        @hookimpl
+        def resnext_backends():
+            yield Backend(id="mine", summary="my accelerator", probe=lambda: None)
+    """
+
+
+@hookspec
+def resnext_commands() -> Iterable[Command]:  # type: ignore[empty-body]
+    """Yield subcommands; core's own come through this hook too.
+
+    Example::
+
+        from resnext_core.hookspecs import hookimpl
+        from resnext_core.interfaces import Command
+
+        @hookimpl
+        def resnext_commands():
+            yield Command(name="mine", summary="tools of my accelerator", module="resnext_mine.cli")
+    """

@@ -1,0 +1,221 @@
+"""The contract between core and backends: plain records for data, small protocols for behaviour.
+
+A backend is one frozen :class:`Backend` record, yielded by the plugin hook ``resnext_backends``. What it
+can do is what factories it carries. Everything a backend receives and returns is in neutral form:
+NumPy arrays under the tensor names of :class:`~resnext_core.spec.ModelSpec`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from resnext_core import API_VERSION
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
+    from resnext_core.distributed import Collectives, RankInfo
+    from resnext_core.weights import Weights
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """A batch of decoded images.
+
+    `images` uint8 (N, H, W, 3) RGB; `labels` int32 (N,), -1 where unknown; `index` int64 (N,), the
+    position in the data index; `valid` bool (N,), False on padding rows that must not be counted.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    index: np.ndarray
+    valid: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainRequest:
+    """Everything a trainer needs to start.
+
+    `weights` hold the initial tensors, the ModelSpec and the PreprocessSpec (mean and std are applied on
+    the device). `batch_size` is the number of samples a rank gives to one optimizer step; it is split in
+    order into `accumulate` equal micro-batches, whose gradients are averaged and whose BN statistics stay
+    their own. `ema_decay` None means no EMA. `options` is the backend's own validated dataclass.
+    """
+
+    weights: Weights
+    optimizer: OptimizerConfig
+    loss: LossConfig
+    precision: PrecisionConfig
+    batch_size: int
+    accumulate: int = 1
+    ema_decay: float | None = None
+    seed: int = 1
+    rank: RankInfo
+    collectives: Collectives
+    options: Any = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainState:
+    """The state of a trainer in neutral form.
+
+    `tensors` maps ``weights/<name>``, ``momentum/<name>`` (trainable tensors only) and, with EMA,
+    ``ema/<name>`` to float32 arrays shaped as in the ModelSpec. `scalars` are JSON numbers, always with
+    ``step`` (optimizer steps taken or skipped), ``overflow_steps``, ``loss_scale`` and
+    ``good_steps`` (steps since the dynamic loss scale last changed).
+    """
+
+    tensors: Mapping[str, np.ndarray]
+    scalars: Mapping[str, float | int]
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """A network in evaluation mode (running BN statistics)."""
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Map uint8 (N, H, W, 3) to float32 logits (N, classes), for any N ≥ 1."""
+        ...
+
+    def logits_from_tensor(self, tensor: np.ndarray) -> np.ndarray:
+        """Map an already normalised float32 (N, 3, H, W) to float32 logits (N, classes).
+
+        Raises UsageError where the artefact has normalisation inside and cannot skip it.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the device."""
+        ...
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """A network being trained. Driven by :mod:`resnext_core.loop`, a chunk of steps at a time."""
+
+    def run_steps(self, batches: Sequence[Batch], lrs: np.ndarray) -> np.ndarray:
+        """Take one optimizer step a batch with learning rate lrs[i] (float32).
+
+        Returns float32 (len(batches),): the mean loss of each step over its samples and over all ranks,
+        before that step's update and without the loss scale. A step whose gradients are not finite is
+        skipped and counted where a loss scale is in use; its loss is returned as computed.
+        """
+        ...
+
+    def predictor(self, *, ema: bool = False) -> Predictor:
+        """Return a predictor of the current weights (of their EMA when asked). Call again after training on."""
+        ...
+
+    def state(self) -> TrainState:
+        """Return a copy of the state after the last step."""
+        ...
+
+    def load_state(self, state: TrainState) -> None:
+        """Continue from `state`; raises DataError when its tensors do not fit the network."""
+        ...
+
+    def counters(self) -> Mapping[str, float | int]:
+        """Return the cheap scalars of the state, for progress records (see TrainState.scalars)."""
+        ...
+
+    def close(self) -> None:
+        """Release the device."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PredictRequest:
+    """What to serve: the path of an artefact or weights file, or weights in memory (exactly one).
+
+    `batch_size` is a hint of the usual batch. `tensor_input` asks for :meth:`Predictor.logits_from_tensor`.
+    """
+
+    path: Path | None = None
+    weights: Weights | None = None
+    batch_size: int = 32
+    tensor_input: bool = False
+    rank: RankInfo
+    options: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """How to write an artefact.
+
+    `batch_size` None means any batch size. `input` is ``uint8`` (uint8 NHWC, normalisation inside) or
+    ``float`` (normalised float32 NCHW). `fold_bn` folds batch normalisation into the convolutions where
+    the exporter builds the graph itself.
+    """
+
+    batch_size: int | None = None
+    input: str = "uint8"
+    fold_bn: bool = True
+    options: Any = None
+
+
+class Exporter(Protocol):
+    """Write `weights` as an artefact at `path`, with its manifest inside or beside it."""
+
+    def __call__(self, weights: Weights, path: Path, request: ExportRequest) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchRequest:
+    """Start `devices` processes of ``resnext-run <argv>`` and wait for them all.
+
+    Rank logs go to `log_dir`.
+    """
+
+    argv: Sequence[str]
+    devices: int
+    log_dir: Path
+    options: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """A backend, complete. Capability is the presence of a factory.
+
+    `id` is the one word of ``--backend``, the entry point, the extra and the config section. Without
+    ``--backend`` the available one of highest `priority` that can do what is asked is taken. `probe()`
+    returns None when the backend can run here, or one sentence on what is missing; it must be fast and
+    must not import a framework. `formats` are the file suffixes that the predictor can serve; a backend that
+    serves weights in memory lists ``.safetensors``. `exporters` maps a format name (``onnx``) to its
+    exporter. `connect` joins the other ranks and returns the collectives; None takes core's own over TCP.
+    `launch` starts several processes and returns their exit code; None takes core's own local launcher.
+
+    Factories import their framework when called, never before.
+    """
+
+    id: str
+    summary: str
+    probe: Callable[[], str | None]
+    priority: int = 0
+    api_version: int = API_VERSION
+    trainer: Callable[[TrainRequest], Trainer] | None = None
+    predictor: Callable[[PredictRequest], Predictor] | None = None
+    formats: tuple[str, ...] = (".safetensors",)
+    exporters: Mapping[str, Exporter] = field(default_factory=dict)
+    options: type | None = None
+    connect: Callable[[RankInfo, Any], Collectives] | None = None
+    launch: Callable[[LaunchRequest], int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A subcommand of ``resnext-run``.
+
+    `module` is imported only when the command is used. It has two functions: ``configure(parser)`` adds
+    its flags to an :class:`argparse.ArgumentParser`, ``handle(args)`` does it and returns the exit code.
+    """
+
+    name: str
+    summary: str
+    module: str

@@ -1,0 +1,235 @@
+"""The neutral weights file: safetensors whose header carries the manifest as JSON. Nothing is executed on load."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from resnext_core.errors import DataError, ResnextError
+from resnext_core.files import atomic_path
+from resnext_core.preprocess import PreprocessSpec
+from resnext_core.spec import ModelSpec
+
+#: Key of the manifest in the safetensors header, and of every artefact's metadata.
+MANIFEST_KEY = "resnext"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Weights:
+    """A network ready to serve: what it is, how its images are made, what its classes are called.
+
+    `tensors` are float32 arrays under every name of ``spec.tensors``, shaped as there. `origin` says where
+    they came from, `metrics` what they reached; both are JSON values for people.
+    """
+
+    spec: ModelSpec
+    preprocess: PreprocessSpec
+    classes: tuple[str, ...]
+    tensors: Mapping[str, np.ndarray]
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_tensors(self.spec, self.tensors)
+        if len(self.classes) != self.spec.num_classes:
+            raise DataError(f"{len(self.classes)} class names for a network of {self.spec.num_classes} classes")
+
+    @property
+    def digest(self) -> str:
+        """``sha256:<hex>`` over names, shapes and bytes of all tensors in the order of the spec."""
+        return tensor_digest(self.spec, self.tensors)
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the manifest: everything but the tensors, as JSON types."""
+        return {
+            "format": FORMAT_VERSION,
+            "model": self.spec.to_dict(),
+            "preprocess": self.preprocess.to_dict(),
+            "classes": list(self.classes),
+            "digest": self.digest,
+            "origin": dict(self.origin),
+            "metrics": dict(self.metrics),
+        }
+
+    def replace(self, **changes: Any) -> Weights:
+        """Return a copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A manifest read back: what an artefact says of itself."""
+
+    spec: ModelSpec
+    preprocess: PreprocessSpec
+    classes: tuple[str, ...]
+    digest: str
+    origin: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+
+
+def check_tensors(spec: ModelSpec, tensors: Mapping[str, np.ndarray], where: str = "weights") -> None:
+    """Raise DataError listing what is missing, unexpected, misshapen or not finite."""
+    wanted = {t.name: t.shape for t in spec.tensors}
+    problems = [f"missing {n}" for n in wanted if n not in tensors]
+    problems += [f"unexpected {n}" for n in tensors if n not in wanted]
+    for name, shape in wanted.items():
+        if name not in tensors:
+            continue
+        array = tensors[name]
+        if tuple(array.shape) != shape:
+            problems.append(f"{name} is {tuple(array.shape)}, not {shape}")
+        elif array.dtype != np.float32:
+            problems.append(f"{name} is {array.dtype}, not float32")
+        elif not np.isfinite(array).all():
+            problems.append(f"{name} holds NaN or infinity")
+    if problems:
+        shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
+        raise DataError(f"{where} do not fit {spec.variant} with {spec.num_classes} classes: {shown}")
+
+
+def tensor_digest(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> str:
+    """Return ``sha256:<hex>`` over names, shapes and little-endian float32 bytes in the order of the spec."""
+    digest = hashlib.sha256()
+    for tensor in spec.tensors:
+        digest.update(f"{tensor.name}{list(tensor.shape)}".encode())
+        digest.update(np.ascontiguousarray(tensors[tensor.name], dtype="<f4").tobytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def save_weights(weights: Weights, path: Path) -> None:
+    """Write the neutral file atomically; raises DataError when the disk refuses."""
+    data = {t.name: np.ascontiguousarray(weights.tensors[t.name]) for t in weights.spec.tensors}
+    metadata = {MANIFEST_KEY: json.dumps(weights.manifest())}
+    with atomic_path(path) as temporary:
+        try:
+            safetensors.numpy.save_file(data, temporary, metadata=metadata)
+        except safetensors.SafetensorError as error:
+            raise OSError(None, str(error)) from error
+
+
+def load_weights(path: Path) -> Weights:
+    """Read a neutral file; DataError when it is missing, damaged, without manifest or does not fit it."""
+    tensors, text = read_safetensors(path)
+    if text is None:
+        raise DataError(
+            f"{path} has no resnext manifest; state its model, e.g. --set model.variant=resnext50_32x4d "
+            "--set model.num_classes=1000 --set model.pool_padding=symmetric"
+        )
+    manifest = parse_manifest(text, where=str(path))
+    check_tensors(manifest.spec, tensors, where=str(path))
+    if tensor_digest(manifest.spec, tensors) != manifest.digest:
+        raise DataError(f"{path} is damaged: its tensors do not have the digest of its manifest")
+    return Weights(
+        spec=manifest.spec,
+        preprocess=manifest.preprocess,
+        classes=manifest.classes,
+        tensors=tensors,
+        origin=manifest.origin,
+        metrics=manifest.metrics,
+    )
+
+
+def load_foreign(path: Path, spec: ModelSpec, preprocess: PreprocessSpec, classes: tuple[str, ...]) -> Weights:
+    """Read a safetensors file with torch's names (timm's, torchvision's) and no manifest, as `spec`.
+
+    ``num_batches_tracked`` counters are dropped, everything else must fit exactly (DataError).
+    """
+    tensors, _ = read_safetensors(path)
+    tensors = {n: a for n, a in tensors.items() if not n.endswith(".num_batches_tracked")}
+    check_tensors(spec, tensors, where=str(path))
+    return Weights(
+        spec=spec, preprocess=preprocess, classes=classes, tensors=tensors, origin={"file": path.name}
+    )
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
+    """Return the tensors and the manifest text (None without one); DataError when the file is damaged."""
+    if not path.is_file():
+        raise DataError(f"no weights file {path}")
+    try:
+        with safetensors.safe_open(path, framework="np") as stream:
+            text = (stream.metadata() or {}).get(MANIFEST_KEY)
+            names = list(stream.keys())
+            return {name: stream.get_tensor(name) for name in names}, text
+    except (safetensors.SafetensorError, OSError, TypeError, ValueError, KeyError) as error:
+        raise DataError(f"{path} is not a readable safetensors file: {' '.join(str(error).split())}") from error
+
+
+def parse_manifest(text: str, where: str) -> Manifest:
+    """Parse the JSON of a manifest strictly; DataError naming `where` and what is wrong."""
+    try:
+        data = json.loads(text)
+        if data["format"] != FORMAT_VERSION:
+            raise DataError(f"{where} has manifest format {data['format']}, this resnext reads {FORMAT_VERSION}")
+        spec = ModelSpec.from_dict(data["model"])
+        classes = tuple(data["classes"])
+        if len(classes) != spec.num_classes or not all(isinstance(c, str) for c in classes):
+            raise ValueError(f"{len(classes)} class names for {spec.num_classes} classes")
+        if not isinstance(data["digest"], str):
+            raise ValueError("digest is not text")
+        return Manifest(
+            spec=spec,
+            preprocess=PreprocessSpec.from_dict(data["preprocess"]),
+            classes=classes,
+            digest=data["digest"],
+            origin=dict(data["origin"]),
+            metrics=dict(data["metrics"]),
+        )
+    except DataError:
+        raise
+    except (ResnextError, KeyError, TypeError, ValueError, RecursionError) as error:
+        detail = f"missing {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise DataError(f"{where} has a broken manifest: {detail}") from error
+
+
+def init_weights(spec: ModelSpec, seed: int) -> dict[str, np.ndarray]:
+    """Return initial float32 tensors, the same on every machine and backend.
+
+    Convolutions N(0, 2 / fan_out) with fan_out = out·k·k of the full grouped weight (He et al.,
+    arXiv:1502.01852); BN weight 1 and bias 0, but weight 0 in the last BN of each block (Goyal et al.,
+    arXiv:1706.02677); dense weight and bias uniform in ±1/√features.
+    """
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    bound = spec.features**-0.5
+    tensors = {}
+    for tensor in spec.tensors:
+        if tensor.role == "conv":
+            out, _, kernel, _ = tensor.shape
+            array = rng.standard_normal(tensor.shape) * (2 / (out * kernel * kernel)) ** 0.5
+        elif tensor.role in ("fc_weight", "fc_bias"):
+            array = rng.uniform(-bound, bound, tensor.shape)
+        elif tensor.role in ("bn_weight", "bn_var"):
+            array = np.zeros(tensor.shape) if tensor.name.endswith(".bn3.weight") else np.ones(tensor.shape)
+        else:
+            array = np.zeros(tensor.shape)
+        tensors[tensor.name] = array.astype(np.float32)
+    return tensors
+
+
+def random_weights(spec: ModelSpec, seed: int) -> dict[str, np.ndarray]:
+    """Return tensors in which every element matters (no zero gamma, no unit variance): for checks, not training."""
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    tensors = init_weights(spec, seed)
+    for tensor in spec.tensors:
+        if tensor.role == "bn_weight":
+            residual = 0.25 if tensor.name.endswith(".bn3.weight") else 1.0
+            array = residual * rng.uniform(0.5, 1.5, tensor.shape)
+        elif tensor.role in ("bn_bias", "bn_mean"):
+            array = rng.uniform(-0.2, 0.2, tensor.shape)
+        elif tensor.role == "bn_var":
+            array = rng.uniform(0.5, 1.5, tensor.shape)
+        else:
+            continue
+        tensors[tensor.name] = array.astype(np.float32)
+    return tensors
