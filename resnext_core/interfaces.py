@@ -168,11 +168,12 @@ class Exporter(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchRequest:
-    """Start `devices` processes of ``resnext-run <argv>`` and wait for them all.
+    """Start `devices` processes of ``python -m module *argv`` and wait for them all.
 
-    Rank logs go to `log_dir`.
+    Each rank's output goes to a file of its own in `log_dir`; rank 0's also to the terminal.
     """
 
+    module: str
     argv: Sequence[str]
     devices: int
     log_dir: Path
