@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Protocol
 from resnext_core.errors import UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
+    from typing import Any
+
+    from numpy.typing import NDArray
+
+    from resnext_core.interfaces import LaunchRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +65,8 @@ def rank_info(environ: Mapping[str, str] | None = None) -> RankInfo:
 class Collectives(Protocol):
     """What ranks do together outside the training step."""
 
-    def all_reduce_sum(self, values: np.ndarray) -> np.ndarray:
-        """Return the element-wise int64 or float64 sum of `values` over all ranks, on every rank."""
+    def all_reduce_sum(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return the element-wise sum of int64, float64 or float32 `values` over all ranks, on every rank."""
         ...
 
     def barrier(self) -> None:
@@ -77,7 +81,7 @@ class Collectives(Protocol):
 class SingleProcess:
     """The collectives of a world of one."""
 
-    def all_reduce_sum(self, values: np.ndarray) -> np.ndarray:
+    def all_reduce_sum(self, values: NDArray[Any]) -> NDArray[Any]:
         return values.copy()
 
     def barrier(self) -> None:
@@ -85,3 +89,46 @@ class SingleProcess:
 
     def close(self) -> None:
         pass
+
+
+def connect_tcp(rank: RankInfo, environ: Mapping[str, str] | None = None) -> Collectives:
+    """Join the other ranks over TCP, for backends that bring no collectives; a world of one needs none.
+
+    The meeting point is ``RESNEXT_MASTER`` (host:port, a free port on rank 0's machine); without it one
+    above the port of torchrun (``MASTER_ADDR``, ``MASTER_PORT``) or msrun (``MS_SCHED_HOST``,
+    ``MS_SCHED_PORT``), whose own port is taken. ``RESNEXT_JOB``, when set, must be equal on all ranks.
+    Raises UsageError without an address, BackendUnavailable when the ranks do not find each other.
+    """
+    if rank.world == 1:
+        return SingleProcess()
+    from resnext_core.tcp import TcpCollectives  # sockets and threads only where there are several ranks
+
+    environ = os.environ if environ is None else environ
+    host, port = master_address(environ)
+    return TcpCollectives(rank, host, port, job=environ.get("RESNEXT_JOB", ""))
+
+
+def master_address(environ: Mapping[str, str]) -> tuple[str, int]:
+    """Return host and port of the meeting point, see :func:`connect_tcp`; UsageError when there is none."""
+    text = environ.get("RESNEXT_MASTER", "")
+    offset = 0
+    if not text:
+        for host_name, port_name in (("MASTER_ADDR", "MASTER_PORT"), ("MS_SCHED_HOST", "MS_SCHED_PORT")):
+            if host_name in environ and port_name in environ:
+                text, offset = f"{environ[host_name]}:{environ[port_name]}", 1
+                break
+    if not text:
+        raise UsageError(
+            "several ranks need a meeting point: set RESNEXT_MASTER=host:port, the same on every rank"
+        )
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) + offset < 65536:
+        raise UsageError(f"the ranks' meeting point must be host:port, not '{text}'")
+    return host.strip("[]"), int(port) + offset
+
+
+def launch_local(request: LaunchRequest) -> int:
+    """Start several processes on this machine and return their exit code; see :mod:`resnext_core.launch`."""
+    from resnext_core.launch import launch_local as launch  # subprocesses only where they are asked for
+
+    return launch(request)

@@ -13,30 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from resnext_core import API_VERSION
+from resnext_core.data.batch import Batch as Batch
 
 if TYPE_CHECKING:
-    import numpy as np
+    from numpy.typing import NDArray
 
     from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
     from resnext_core.distributed import Collectives, RankInfo
     from resnext_core.weights import Weights
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Batch:
-    """A batch of decoded images.
-
-    `images` uint8 (N, H, W, 3) RGB; `labels` int32 (N,), -1 where unknown; `index` int64 (N,), the
-    position in the data index; `valid` bool (N,), False on padding rows that must not be counted.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    index: np.ndarray
-    valid: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,7 +56,7 @@ class TrainState:
     ``good_steps`` (steps since the dynamic loss scale last changed).
     """
 
-    tensors: Mapping[str, np.ndarray]
+    tensors: Mapping[str, NDArray[Any]]
     scalars: Mapping[str, float | int]
 
 
@@ -80,11 +64,11 @@ class TrainState:
 class Predictor(Protocol):
     """A network in evaluation mode (running BN statistics)."""
 
-    def logits(self, images: np.ndarray) -> np.ndarray:
+    def logits(self, images: NDArray[Any]) -> NDArray[Any]:
         """Map uint8 (N, H, W, 3) to float32 logits (N, classes), for any N ≥ 1."""
         ...
 
-    def logits_from_tensor(self, tensor: np.ndarray) -> np.ndarray:
+    def logits_from_tensor(self, tensor: NDArray[Any]) -> NDArray[Any]:
         """Map an already normalised float32 (N, 3, H, W) to float32 logits (N, classes).
 
         Raises UsageError where the artefact has normalisation inside and cannot skip it.
@@ -100,7 +84,7 @@ class Predictor(Protocol):
 class Trainer(Protocol):
     """A network being trained. Driven by :mod:`resnext_core.loop`, a chunk of steps at a time."""
 
-    def run_steps(self, batches: Sequence[Batch], lrs: np.ndarray) -> np.ndarray:
+    def run_steps(self, batches: Sequence[Batch], lrs: NDArray[Any]) -> NDArray[Any]:
         """Take one optimizer step a batch with learning rate lrs[i] (float32).
 
         Returns float32 (len(batches),): the mean loss of each step over its samples and over all ranks,
@@ -191,6 +175,7 @@ class Backend:
     serves weights in memory lists ``.safetensors``. `exporters` maps a format name (``onnx``) to its
     exporter. `connect` joins the other ranks and returns the collectives; None takes core's own over TCP.
     `launch` starts several processes and returns their exit code; None takes core's own local launcher.
+    `steps_per_call` is how many steps the trainer likes in one call of :meth:`Trainer.run_steps`.
 
     Factories import their framework when called, never before.
     """
@@ -205,6 +190,7 @@ class Backend:
     formats: tuple[str, ...] = (".safetensors",)
     exporters: Mapping[str, Exporter] = field(default_factory=dict)
     options: type | None = None
+    steps_per_call: int = 1
     connect: Callable[[RankInfo, Any], Collectives] | None = None
     launch: Callable[[LaunchRequest], int] | None = None
 

@@ -5,9 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from resnext_core.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    from resnext_core.config import PreprocessConfig
 
 #: ImageNet's mean and standard deviation of each colour on 0..255, as every ResNet since 2016 uses them.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -69,3 +76,144 @@ class PreprocessSpec:
             got = sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
             raise UsageError(f"a preprocess spec has the fields {sorted(fields)}, got {got}")
         return cls(**data)
+
+
+def preprocess_spec(config: PreprocessConfig, image_size: int) -> PreprocessSpec:
+    """Return the spec of `config` for a network of `image_size` pixels.
+
+    Without `config.resize` the image is resized to image_size · 256 / 224, rounded to the nearest integer
+    (half up), so 224 gives 256 as it always did.
+    """
+    resize = config.resize if config.resize is not None else (image_size * 256 + 112) // 224
+    return PreprocessSpec(
+        size=image_size,
+        resize=resize,
+        mode=config.mode,
+        filter=config.filter,
+        mean=config.mean,
+        std=config.std,
+        scaled_decode=config.scaled_decode,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """Where an image goes: resized to `height` × `width`, then cropped from (`top`, `left`)."""
+
+    height: int
+    width: int
+    top: int
+    left: int
+
+
+def geometry(height: int, width: int, spec: PreprocessSpec) -> Geometry:
+    """Return how an image of `height` × `width` is resized and where its crop of spec.size starts.
+
+    ``squash`` resizes to resize × resize. ``shorter-side`` gives the shorter side `resize` and the longer
+    one int(resize · longer / shorter), the fraction cut off. The crop starts at round((side − size) / 2),
+    where a half goes to the even neighbour (16.5 → 16, 17.5 → 18). Both are torchvision's rules.
+    """
+    if spec.mode == "squash":
+        new_height = new_width = spec.resize
+    elif height <= width:
+        new_height, new_width = spec.resize, spec.resize * width // height
+    else:
+        new_height, new_width = spec.resize * height // width, spec.resize
+    return Geometry(
+        height=new_height,
+        width=new_width,
+        top=round((new_height - spec.size) / 2),
+        left=round((new_width - spec.size) / 2),
+    )
+
+
+def eval_pixels(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
+    """Resize and centre-crop an RGB image: uint8 (size, size, 3).
+
+    An image longer than 16 times its shorter side is not resized as a whole (100,000 × 1 would become
+    25,600,000 × 256): only its crop is computed, equal to the same within 1 level.
+    """
+    import numpy as np
+
+    place = geometry(image.height, image.width, spec)
+    if spec.filter == "plain":
+        rows = slice(place.top, place.top + spec.size)
+        columns = slice(place.left, place.left + spec.size)
+        return _bilinear(np.asarray(image), place.height, place.width, rows, columns)
+    from PIL.Image import Resampling
+
+    right, bottom = place.left + spec.size, place.top + spec.size
+    if max(place.height, place.width) <= 16 * spec.resize:
+        resized = image.resize((place.width, place.height), Resampling.BILINEAR)
+        return np.asarray(resized.crop((place.left, place.top, right, bottom)))
+    down, across = image.height / place.height, image.width / place.width
+    box = (
+        place.left * across,
+        place.top * down,
+        min(right * across, image.width),  # rounding must not step outside
+        min(bottom * down, image.height),
+    )
+    return np.asarray(image.resize((spec.size, spec.size), Resampling.BILINEAR, box=box))
+
+
+def resize_plain(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Resize uint8 (H, W, 3) to (height, width, 3) with the two-tap bilinear filter of OpenCV and MindSpore.
+
+    The arithmetic is that of OpenCV's ``resize(INTER_LINEAR)`` on 8-bit images, integer by integer:
+    half-pixel centres in float32, coefficients of 11 bits, the vertical sum shifted by 4, 16 and 2 bits.
+    """
+    return _bilinear(pixels, height, width, slice(0, height), slice(0, width))
+
+
+def normalize(images: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.float32]:
+    """Turn uint8 (N, H, W, 3) into float32 (N, 3, H, W): (x − mean) / std for each colour."""
+    import numpy as np
+
+    mean = np.asarray(spec.mean, np.float32)[:, None, None]
+    std = np.asarray(spec.std, np.float32)[:, None, None]
+    planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32)
+    planes -= mean
+    planes /= std
+    return planes
+
+
+def _bilinear(
+    pixels: NDArray[np.uint8], height: int, width: int, rows: slice, columns: slice
+) -> NDArray[np.uint8]:
+    """Return the window `rows`, `columns` of `pixels` resized to `height` × `width`."""
+    import numpy as np
+
+    above, below, down = _taps(pixels.shape[0], height, rows, clamp_fraction=False)
+    left, right, across = _taps(pixels.shape[1], width, columns, clamp_fraction=True)
+    used, position = np.unique(np.concatenate([above, below]), return_inverse=True)
+    source = pixels[used]
+    wide = source[:, left].astype(np.int32) * across[0][:, None]
+    wide += source[:, right].astype(np.int32) * across[1][:, None]
+    wide >>= 4
+    top, bottom = position[: len(above)], position[len(above) :]
+    result = (wide[top] * down[0][:, None, None]) >> 16
+    result += (wide[bottom] * down[1][:, None, None]) >> 16
+    result += 2
+    result >>= 2
+    pixels = result.clip(0, 255).astype(np.uint8)
+    return pixels
+
+
+def _taps(
+    size: int, new_size: int, window: slice, *, clamp_fraction: bool
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32]]:
+    """Return the two source positions of each place in `window`, and their weights · 2048 as int32 (2, n).
+
+    OpenCV sets the fraction to 0 outside the image along x and repeats the edge along y; the two weights
+    are rounded each on its own, a half to the even neighbour.
+    """
+    import numpy as np
+
+    scale = 1.0 / (new_size / size)
+    centre = ((np.arange(window.start, window.stop) + 0.5) * scale - 0.5).astype(np.float32)
+    first = np.floor(centre).astype(np.intp)
+    fraction = centre - first.astype(np.float32)
+    if clamp_fraction:
+        fraction[(first < 0) | (first >= size - 1)] = 0
+    weights = np.rint(np.stack([1 - fraction, fraction]) * np.float32(2048)).astype(np.int32)
+    return first.clip(0, size - 1), (first + 1).clip(0, size - 1), weights

@@ -98,8 +98,12 @@ class ModelSpec:
                 raise UsageError(
                     f"model {field} must be one of {', '.join(allowed)}, not {getattr(self, field)!r}"
                 )
-        if not 1 <= len(self.depths) <= 8 or any(type(d) is not int or not 1 <= d <= 512 for d in self.depths):
-            raise UsageError(f"model depths must be 1 to 8 integers between 1 and 512, not {list(self.depths)}")
+        if not 1 <= len(self.depths) <= 8 or any(
+            type(d) is not int or not 1 <= d <= 512 for d in self.depths
+        ):
+            raise UsageError(
+                f"model depths must be 1 to 8 integers between 1 and 512, not {list(self.depths)}"
+            )
         for field, low, high in (
             ("groups", 1, 4096),
             ("base_width", 1, 4096),
@@ -111,7 +115,9 @@ class ModelSpec:
             if type(value) is not int or not low <= value <= high:
                 raise UsageError(f"model {field} must be an integer from {low} to {high}, not {value!r}")
         if self.stem_width * self.base_width < 64:
-            raise UsageError(f"model base_width {self.base_width} gives an empty group at stem_width {self.stem_width}")
+            raise UsageError(
+                f"model base_width {self.base_width} gives an empty group at stem_width {self.stem_width}"
+            )
 
     # -- structure ---------------------------------------------------------------------------
 
@@ -156,7 +162,9 @@ class ModelSpec:
             name, width, out = block.name, block.width, block.out_channels
             yield TensorSpec(name=f"{name}.conv1.weight", shape=(width, block.in_channels, 1, 1), role="conv")
             yield from _bn(f"{name}.bn1", width)
-            yield TensorSpec(name=f"{name}.conv2.weight", shape=(width, width // self.groups, 3, 3), role="conv")
+            yield TensorSpec(
+                name=f"{name}.conv2.weight", shape=(width, width // self.groups, 3, 3), role="conv"
+            )
             yield from _bn(f"{name}.bn2", width)
             yield TensorSpec(name=f"{name}.conv3.weight", shape=(out, width, 1, 1), role="conv")
             yield from _bn(f"{name}.bn3", out)
@@ -243,7 +251,10 @@ def _variants() -> Iterator[ModelSpec]:
         (152, 64, 4),
     ):
         yield ModelSpec(
-            variant=f"resnext{depth}_{groups}x{width}d", depths=_DEPTHS[depth], groups=groups, base_width=width
+            variant=f"resnext{depth}_{groups}x{width}d",
+            depths=_DEPTHS[depth],
+            groups=groups,
+            base_width=width,
         )
     for groups in (8, 16):  # the paper's CIFAR networks, section 5.3
         yield ModelSpec(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.numpy
+from numpy.typing import NDArray
 
 from resnext_core.errors import DataError, ResnextError
 from resnext_core.files import atomic_path
@@ -35,14 +37,16 @@ class Weights:
     spec: ModelSpec
     preprocess: PreprocessSpec
     classes: tuple[str, ...]
-    tensors: Mapping[str, np.ndarray]
+    tensors: Mapping[str, NDArray[Any]]
     origin: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_tensors(self.spec, self.tensors)
         if len(self.classes) != self.spec.num_classes:
-            raise DataError(f"{len(self.classes)} class names for a network of {self.spec.num_classes} classes")
+            raise DataError(
+                f"{len(self.classes)} class names for a network of {self.spec.num_classes} classes"
+            )
 
     @property
     def digest(self) -> str:
@@ -78,7 +82,7 @@ class Manifest:
     metrics: Mapping[str, Any]
 
 
-def check_tensors(spec: ModelSpec, tensors: Mapping[str, np.ndarray], where: str = "weights") -> None:
+def check_tensors(spec: ModelSpec, tensors: Mapping[str, NDArray[Any]], where: str = "weights") -> None:
     """Raise DataError listing what is missing, unexpected, misshapen or not finite."""
     wanted = {t.name: t.shape for t in spec.tensors}
     problems = [f"missing {n}" for n in wanted if n not in tensors]
@@ -98,7 +102,7 @@ def check_tensors(spec: ModelSpec, tensors: Mapping[str, np.ndarray], where: str
         raise DataError(f"{where} do not fit {spec.variant} with {spec.num_classes} classes: {shown}")
 
 
-def tensor_digest(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> str:
+def tensor_digest(spec: ModelSpec, tensors: Mapping[str, NDArray[Any]]) -> str:
     """Return ``sha256:<hex>`` over names, shapes and little-endian float32 bytes in the order of the spec."""
     digest = hashlib.sha256()
     for tensor in spec.tensors:
@@ -140,7 +144,9 @@ def load_weights(path: Path) -> Weights:
     )
 
 
-def load_foreign(path: Path, spec: ModelSpec, preprocess: PreprocessSpec, classes: tuple[str, ...]) -> Weights:
+def load_foreign(
+    path: Path, spec: ModelSpec, preprocess: PreprocessSpec, classes: tuple[str, ...]
+) -> Weights:
     """Read a safetensors file with torch's names (timm's, torchvision's) and no manifest, as `spec`.
 
     ``num_batches_tracked`` counters are dropped, everything else must fit exactly (DataError).
@@ -153,17 +159,29 @@ def load_foreign(path: Path, spec: ModelSpec, preprocess: PreprocessSpec, classe
     )
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
+def read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], str | None]:
     """Return the tensors and the manifest text (None without one); DataError when the file is damaged."""
+    with _reading(path), safetensors.safe_open(path, framework="np") as stream:
+        text = (stream.metadata() or {}).get(MANIFEST_KEY)
+        return {name: stream.get_tensor(name) for name in list(stream.keys())}, text
+
+
+def read_manifest_text(path: Path) -> str | None:
+    """Return the manifest of a safetensors file without reading its tensors; None when it has none."""
+    with _reading(path), safetensors.safe_open(path, framework="np") as stream:
+        return (stream.metadata() or {}).get(MANIFEST_KEY)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     if not path.is_file():
         raise DataError(f"no weights file {path}")
     try:
-        with safetensors.safe_open(path, framework="np") as stream:
-            text = (stream.metadata() or {}).get(MANIFEST_KEY)
-            names = list(stream.keys())
-            return {name: stream.get_tensor(name) for name in names}, text
+        yield
     except (safetensors.SafetensorError, OSError, TypeError, ValueError, KeyError) as error:
-        raise DataError(f"{path} is not a readable safetensors file: {' '.join(str(error).split())}") from error
+        raise DataError(
+            f"{path} is not a readable safetensors file: {' '.join(str(error).split())}"
+        ) from error
 
 
 def parse_manifest(text: str, where: str) -> Manifest:
@@ -171,7 +189,9 @@ def parse_manifest(text: str, where: str) -> Manifest:
     try:
         data = json.loads(text)
         if data["format"] != FORMAT_VERSION:
-            raise DataError(f"{where} has manifest format {data['format']}, this resnext reads {FORMAT_VERSION}")
+            raise DataError(
+                f"{where} has manifest format {data['format']}, this resnext reads {FORMAT_VERSION}"
+            )
         spec = ModelSpec.from_dict(data["model"])
         classes = tuple(data["classes"])
         if len(classes) != spec.num_classes or not all(isinstance(c, str) for c in classes):
@@ -193,7 +213,7 @@ def parse_manifest(text: str, where: str) -> Manifest:
         raise DataError(f"{where} has a broken manifest: {detail}") from error
 
 
-def init_weights(spec: ModelSpec, seed: int) -> dict[str, np.ndarray]:
+def init_weights(spec: ModelSpec, seed: int) -> dict[str, NDArray[Any]]:
     """Return initial float32 tensors, the same on every machine and backend.
 
     Convolutions N(0, 2 / fan_out) with fan_out = out·k·k of the full grouped weight (He et al.,
@@ -217,7 +237,7 @@ def init_weights(spec: ModelSpec, seed: int) -> dict[str, np.ndarray]:
     return tensors
 
 
-def random_weights(spec: ModelSpec, seed: int) -> dict[str, np.ndarray]:
+def random_weights(spec: ModelSpec, seed: int) -> dict[str, NDArray[Any]]:
     """Return tensors in which every element matters (no zero gamma, no unit variance): for checks, not training."""
     rng = np.random.Generator(np.random.Philox(key=seed))
     tensors = init_weights(spec, seed)

@@ -1,0 +1,55 @@
+# Every target builds what it needs in .venv. PYTHON names the interpreter it is made with (3.10 or newer).
+PYTHON ?= python3
+TORCH ?= torch
+VENV := .venv
+BIN := $(VENV)/bin
+PROJECTS := $(wildcard pyproject.toml plugins/*/pyproject.toml resnext_*/pyproject.toml)
+DISTRIBUTIONS := . plugins/mindspore plugins/onnx plugins/example
+FORMATTED := resnext_core plugins tests benchmarks
+
+.PHONY: demo test lint format wheels bench clean help
+
+help:            ## this list
+	@grep -E '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+demo: $(VENV)/.ready  ## train, evaluate, export, validate and report on handwritten digits
+	$(BIN)/resnext-run run --output runs
+
+test: lint       ## all checks and tests that need no accelerator
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready-dev  ## style, types, import rules
+	$(BIN)/ruff check $(FORMATTED)
+	$(BIN)/ruff format --check $(FORMATTED)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.ready-dev  ## rewrite the code in the project's style
+	$(BIN)/ruff check --fix $(FORMATTED)
+	$(BIN)/ruff format $(FORMATTED)
+
+wheels: $(VENV)/.ready-dev  ## a wheel of every distribution in dist/
+	for d in $(DISTRIBUTIONS); do $(BIN)/python -m build --wheel --outdir dist $$d || exit 1; done
+
+bench: $(VENV)/.ready-dev  ## ours against hand-written MindSpore and PyTorch, in one run (installs PyTorch in .venv-torch)
+	test -x .venv-torch/bin/python || $(PYTHON) -m venv .venv-torch
+	.venv-torch/bin/python -c 'import torch' 2>/dev/null || .venv-torch/bin/pip install $(TORCH) numpy
+	$(BIN)/python benchmarks/mindspore_step.py --torch-python .venv-torch/bin/python
+	$(BIN)/python benchmarks/loop_overhead.py
+
+clean:           ## remove what was built, but no runs
+	rm -rf $(VENV) .venv-torch dist build *.egg-info plugins/*/src/*.egg-info
+
+$(VENV)/.made:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "resnext needs Python 3.10 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	touch $@
+
+$(VENV)/.ready: $(VENV)/.made $(PROJECTS)
+	$(BIN)/pip install --quiet -e ".[demo]" -e "plugins/mindspore[mindspore]" -e plugins/onnx
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready $(PROJECTS)
+	$(BIN)/pip install --quiet -e ".[dev,demo,tensorboard]"
+	touch $@

@@ -1,0 +1,1 @@
+"""The MindSpore engine of resnext: network, trainer, predictor and MINDIR export for any MindSpore device."""

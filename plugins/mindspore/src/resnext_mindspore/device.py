@@ -1,0 +1,119 @@
+"""Opening a MindSpore device: the environment before the import, then device, mode and threads, in order."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal
+
+from resnext_core.errors import BackendUnavailable, UsageError
+
+if TYPE_CHECKING:
+    from resnext_core.distributed import RankInfo
+    from resnext_mindspore.options import MindsporeOptions
+
+#: oneDNN's name for "no instruction set above this one"; see :func:`open_device`.
+ISA_VARIABLE = "ONEDNN_MAX_CPU_ISA"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """Where MindSpore computes: `target` and `device_id`, how (`mode`) and with how many CPU `threads`.
+
+    `bfloat16` says whether the device can compute in it.
+    """
+
+    target: Literal["CPU", "GPU", "Ascend"] = "CPU"
+    device_id: int = 0
+    mode: Literal["graph", "pynative"] = "graph"
+    threads: int | None = None
+    bfloat16: bool = False
+
+
+_opened: Device | None = None
+
+
+def device_of(options: MindsporeOptions, rank: RankInfo) -> Device:
+    """Return the device of a rank of the backend ``mindspore``."""
+    threads = options.threads
+    if threads is None and rank.world > 1 and options.device == "cpu":
+        threads = max(1, cores() // rank.world)
+    target: Literal["CPU", "GPU"] = "GPU" if options.device == "gpu" else "CPU"
+    device_id = rank.local_rank if target == "GPU" else 0
+    return Device(target=target, device_id=device_id, mode=options.mode, threads=threads)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def open_device(device: Device) -> ModuleType:
+    """Import MindSpore on `device` and return it; later calls in a process must name the same device.
+
+    On AVX-512 processors MindSpore's plain NCHW layouts send oneDNN to its reference loop, 10 to 90 times
+    slower than the code it picks when capped at AVX2; on others the cap changes nothing. oneDNN reads the
+    variable once, at its first primitive, so the cap is set around a first small convolution and taken
+    back: no child process and no other library of this process inherits it. A user's own value stays.
+
+    Raises BackendUnavailable where MindSpore or the device is missing, UsageError on a second device.
+    """
+    global _opened
+    if _opened is not None and _opened != device:
+        raise UsageError(
+            f"this process already computes with {_opened}; start another process for {device}"
+        )
+    capped = _opened is None and device.target == "CPU" and ISA_VARIABLE not in os.environ
+    if _opened is None:
+        _quiet_environment()
+    if capped:
+        os.environ[ISA_VARIABLE] = "AVX2"
+    try:
+        ms = _import_on(device)
+        if capped:
+            _first_convolution(ms)
+    finally:
+        if capped:
+            del os.environ[ISA_VARIABLE]
+    _opened = device
+    return ms
+
+
+def _quiet_environment() -> None:
+    """Send MindSpore's droppings to a temporary folder and its log below errors away, unless told otherwise."""
+    os.environ.setdefault("GLOG_v", "3")
+    if "MS_OM_PATH" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="resnext-mindspore-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ["MS_OM_PATH"] = folder
+
+
+def _import_on(device: Device) -> ModuleType:
+    try:
+        import mindspore as ms
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"MindSpore cannot be imported ({error}): pip install 'resnext-core[mindspore]'"
+        ) from error
+    if _opened is None:
+        try:
+            ms.set_device(device.target, device.device_id)
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise BackendUnavailable(f"MindSpore has no device {device.target}: {reason}") from error
+        ms.set_context(mode=ms.PYNATIVE_MODE if device.mode == "pynative" else ms.GRAPH_MODE)
+        if device.threads is not None:
+            ms.runtime.dispatch_threads_num(device.threads)
+            if device.target == "CPU":
+                ms.device_context.cpu.op_tuning.threads_num(device.threads)
+    return ms
+
+
+def _first_convolution(ms: ModuleType) -> None:
+    """Run the smallest convolution, at which oneDNN reads its environment for good."""
+    image, weight = ms.ops.zeros((1, 1, 1, 1)), ms.ops.zeros((1, 1, 1, 1))
+    ms.ops.Conv2D(1, 1)(image, weight).asnumpy()

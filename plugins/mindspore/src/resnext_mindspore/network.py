@@ -1,0 +1,182 @@
+"""The network as a MindSpore Cell built from a ModelSpec, for training or for serving."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+from resnext_core.preprocess import PreprocessSpec
+from resnext_core.spec import BN_EPS, BN_MOMENTUM, BlockSpec, ModelSpec
+
+
+def make_parameters(
+    spec: ModelSpec, tensors: Mapping[str, np.ndarray], prefix: str = ""
+) -> dict[str, Parameter]:
+    """Return a float32 Parameter for every tensor of `spec` under its neutral name, `prefix` before its own."""
+    return {
+        t.name: Parameter(Tensor(np.array(tensors[t.name])), name=prefix + t.name, requires_grad=t.trainable)
+        for t in spec.tensors
+    }
+
+
+class Network(nn.Cell):
+    """A ResNeXt whose Parameters are given, so that training and evaluation graphs share them.
+
+    Maps uint8 (N, H, W, 3), or with ``tensor_input`` normalised float32 (N, 3, H, W), to float32 logits
+    (N, classes). `training` is fixed at construction, never a state: MindSpore caches a graph per Cell, and
+    a Cell switched from training to evaluation may serve the stale one.
+
+    With `compute` float16 or bfloat16, convolutions and the classifier compute in it on casts of the float32
+    Parameters. Batch normalisation computes in float32 unless `bn_float32` is False, where it
+    takes and gives `compute` while its Parameters stay float32.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        preprocess: PreprocessSpec,
+        parameters: Mapping[str, Parameter],
+        *,
+        training: bool,
+        tensor_input: bool = False,
+        compute: Any = ms.float32,
+        bn_float32: bool = True,
+    ) -> None:
+        super().__init__(auto_prefix=False)
+        self.compute = compute
+        self.source = nn.Identity() if tensor_input else _Normalize(preprocess)
+        norm = {"training": training, "compute": ms.float32 if bn_float32 else compute}
+        kernel, stride = (7, 2) if spec.stem == "imagenet" else (3, 1)
+        self.conv1 = _Conv(parameters["conv1.weight"], kernel, stride=stride, compute=compute)
+        self.bn1 = _BatchNorm(parameters, "bn1", **norm)
+        self.relu = ops.ReLU()
+        self.pool = _MaxPool(spec) if spec.stem == "imagenet" else nn.Identity()
+        blocks = [_Block(block, spec.groups, parameters, compute, norm) for block in spec.blocks]
+        self.blocks = nn.CellList(blocks, auto_prefix=False)
+        self.mean = ops.ReduceMean(keep_dims=False)
+        self.fc = _Dense(parameters["fc.weight"], parameters["fc.bias"], compute)
+
+    def construct(self, images: Tensor) -> Tensor:
+        x = self.pool(self.relu(self.bn1(self.conv1(self.source(images)))))
+        for block in self.blocks:
+            x = block(x)
+        return self.fc(self.mean(ops.cast(x, ms.float32), (2, 3)))
+
+
+class _Normalize(nn.Cell):
+    """uint8 NHWC to normalised float32 NCHW."""
+
+    def __init__(self, preprocess: PreprocessSpec) -> None:
+        super().__init__(auto_prefix=False)
+        self.mean = Tensor(np.array(preprocess.mean, np.float32))
+        self.std = Tensor(np.array(preprocess.std, np.float32))
+        self.transpose = ops.Transpose()
+
+    def construct(self, images: Tensor) -> Tensor:
+        return self.transpose((ops.cast(images, ms.float32) - self.mean) / self.std, (0, 3, 1, 2))
+
+
+class _Conv(nn.Cell):
+    """A convolution without bias; a grouped one is a single node."""
+
+    def __init__(self, weight: Parameter, kernel: int, *, stride: int = 1, groups: int = 1, compute: Any) -> None:
+        super().__init__(auto_prefix=False)
+        self.weight = weight
+        self.compute = compute
+        self.conv = ops.Conv2D(
+            out_channel=weight.shape[0],
+            kernel_size=kernel,
+            pad_mode="pad",
+            pad=kernel // 2,
+            stride=stride,
+            group=groups,
+        )
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.conv(ops.cast(x, self.compute), ops.cast(self.weight, self.compute))
+
+
+class _BatchNorm(nn.Cell):
+    """Batch normalisation; in training it also updates its running statistics (unbiased variance)."""
+
+    def __init__(self, parameters: Mapping[str, Parameter], name: str, *, training: bool, compute: Any) -> None:
+        super().__init__(auto_prefix=False)
+        self.gamma, self.beta, self.moving_mean, self.moving_var = (
+            parameters[f"{name}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
+        )
+        self.compute = compute
+        # The primitive's momentum is the weight of the new statistics, unlike that of nn.BatchNorm2d. Its
+        # CPU kernel stores the unbiased variance, as cuDNN does.
+        self.norm = ops.BatchNorm(is_training=training, epsilon=BN_EPS, momentum=BN_MOMENTUM)
+
+    def construct(self, x: Tensor) -> Tensor:
+        x = ops.cast(x, self.compute)
+        return self.norm(x, self.gamma, self.beta, self.moving_mean, self.moving_var)[0]
+
+
+class _MaxPool(nn.Cell):
+    """The stem's 3x3 stride-2 max-pool with the padding of the spec."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(auto_prefix=False)
+        if spec.pool_padding == "symmetric":
+            # Behind a ReLU zeros pad like minus infinity: they never win over a positive value, and where
+            # they tie the gradient dies in the ReLU. MindSpore's own "pad" mode goes through a slow 3-D pool.
+            self.pad = ops.Pad(((0, 0), (0, 0), (1, 1), (1, 1)))
+            self.pool = ops.MaxPool(kernel_size=3, strides=2, pad_mode="valid")
+        else:
+            self.pad = nn.Identity()
+            self.pool = ops.MaxPool(kernel_size=3, strides=2, pad_mode="same")
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.pool(self.pad(x))
+
+
+class _Block(nn.Cell):
+    """1x1 -> grouped 3x3 (stride here) -> 1x1, added to the shortcut."""
+
+    def __init__(
+        self,
+        block: BlockSpec,
+        groups: int,
+        parameters: Mapping[str, Parameter],
+        compute: Any,
+        norm: Mapping[str, Any],
+    ) -> None:
+        super().__init__(auto_prefix=False)
+        name, stride = block.name, block.stride
+        self.conv1 = _Conv(parameters[f"{name}.conv1.weight"], 1, compute=compute)
+        self.bn1 = _BatchNorm(parameters, f"{name}.bn1", **norm)
+        self.conv2 = _Conv(parameters[f"{name}.conv2.weight"], 3, stride=stride, groups=groups, compute=compute)
+        self.bn2 = _BatchNorm(parameters, f"{name}.bn2", **norm)
+        self.conv3 = _Conv(parameters[f"{name}.conv3.weight"], 1, compute=compute)
+        self.bn3 = _BatchNorm(parameters, f"{name}.bn3", **norm)
+        self.relu = ops.ReLU()
+        self.shortcut_conv = self.shortcut_bn = nn.Identity()
+        if block.downsample:
+            weight = parameters[f"{name}.downsample.0.weight"]
+            self.shortcut_conv = _Conv(weight, 1, stride=stride, compute=compute)
+            self.shortcut_bn = _BatchNorm(parameters, f"{name}.downsample.1", **norm)
+
+    def construct(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        return self.relu(self.bn3(self.conv3(y)) + self.shortcut_bn(self.shortcut_conv(x)))
+
+
+class _Dense(nn.Cell):
+    """The classifier: features · weightᵀ + bias, float32 out."""
+
+    def __init__(self, weight: Parameter, bias: Parameter, compute: Any) -> None:
+        super().__init__(auto_prefix=False)
+        self.weight, self.bias = weight, bias
+        self.compute = compute
+        self.matmul = ops.MatMul(transpose_b=True)
+
+    def construct(self, x: Tensor) -> Tensor:
+        y = self.matmul(ops.cast(x, self.compute), ops.cast(self.weight, self.compute))
+        return ops.cast(y, ms.float32) + self.bias

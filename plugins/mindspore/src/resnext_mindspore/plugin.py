@@ -1,0 +1,94 @@
+"""What the backend ``mindspore`` is, for the plugin host; light, because every start of the program reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import metadata, util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from resnext_core.hookspecs import hookimpl
+from resnext_core.interfaces import (
+    Backend,
+    ExportRequest,
+    LaunchRequest,
+    Predictor,
+    PredictRequest,
+    Trainer,
+    TrainRequest,
+)
+from resnext_mindspore.options import MindsporeOptions
+
+if TYPE_CHECKING:
+    from resnext_core.distributed import Collectives, RankInfo
+    from resnext_core.weights import Weights
+
+_INSTALL = "pip install 'resnext-core[mindspore]'"
+
+
+@hookimpl
+def resnext_backends() -> Iterator[Backend]:
+    """Yield the backend."""
+    yield Backend(
+        id="mindspore",
+        summary="MindSpore on CPU: what a laptop trains with",
+        priority=20,
+        probe=probe,
+        trainer=_trainer,
+        predictor=_predictor,
+        formats=(".safetensors", ".mindir"),
+        exporters={"mindir": _export_mindir},
+        options=MindsporeOptions,
+        connect=_connect,
+        launch=_launch,
+    )
+
+
+def probe() -> str | None:
+    """Return why MindSpore cannot run here, or None; reads metadata only."""
+    if util.find_spec("mindspore") is None:
+        return f"MindSpore is not installed: {_INSTALL}"
+    try:
+        numpy = metadata.version("numpy")
+    except metadata.PackageNotFoundError:
+        return f"NumPy is not installed: {_INSTALL}"
+    if int(numpy.split(".", maxsplit=1)[0]) >= 2:
+        return f"MindSpore needs numpy below 2 and {numpy} is installed: pip install 'numpy<2'"
+    return None
+
+
+def _trainer(request: TrainRequest) -> Trainer:
+    from resnext_mindspore.device import device_of
+    from resnext_mindspore.trainer import MindsporeTrainer
+
+    return MindsporeTrainer(request, device_of(_options(request.options), request.rank))
+
+
+def _predictor(request: PredictRequest) -> Predictor:
+    from resnext_mindspore.device import device_of
+    from resnext_mindspore.predictor import create_predictor
+
+    return create_predictor(request, device_of(_options(request.options), request.rank))
+
+
+def _export_mindir(weights: Weights, path: Path, request: ExportRequest) -> None:
+    from resnext_mindspore.exporters import export_mindir
+
+    export_mindir(weights, path, request)
+
+
+def _connect(rank: RankInfo, options: MindsporeOptions | None) -> Collectives:
+    from resnext_mindspore.collectives import connect
+    from resnext_mindspore.device import device_of
+
+    return connect(rank, device_of(_options(options), rank))
+
+
+def _launch(request: LaunchRequest) -> int:
+    from resnext_mindspore.launch import launch
+
+    return launch(request, cluster_timeout=_options(request.options).cluster_timeout)
+
+
+def _options(options: MindsporeOptions | None) -> MindsporeOptions:
+    return MindsporeOptions() if options is None else options

@@ -1,0 +1,204 @@
+"""Trainer of the MindSpore engine: compiled steps driven from Python, state in neutral names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from resnext_core.errors import DataError, UsageError
+from resnext_core.interfaces import Batch, TrainRequest, TrainState
+from resnext_mindspore.device import Device, open_device
+
+#: The dynamic loss scale stops doubling here, the largest power of two of float32.
+MAX_LOSS_SCALE = 2.0**127
+
+
+class MindsporeTrainer:
+    """A network being trained on `device`.
+
+    Every row of a training batch counts, whatever its `valid` says. Running statistics are those of this
+    rank, and they move on every micro-batch, also on a step that is skipped for its overflow.
+
+    Raises UsageError on an arithmetic, a split of the batch or a group of ranks that it cannot do.
+    """
+
+    def __init__(self, request: TrainRequest, device: Device) -> None:
+        _check(request, device)
+        ms = open_device(device)
+        from resnext_mindspore import step
+        from resnext_mindspore.network import Network
+
+        if request.rank.world > 1 and not ms.communication.GlobalComm.INITED:
+            raise UsageError("the ranks of MindSpore are not connected: call the backend's connect first")
+        self._request, self._device, self._ms = request, device, ms
+        self._spec = request.weights.spec
+        self._compute = getattr(ms, request.precision.compute)
+        self._table = step.Parameters.create(
+            self._spec, request.weights.tensors, ema=request.ema_decay is not None
+        )
+        network = Network(
+            self._spec,
+            request.weights.preprocess,
+            self._table.weights,
+            training=True,
+            compute=self._compute,
+            bn_float32=request.precision.bn_float32,
+        )
+        loss = step.SmoothedLoss(request.loss, self._spec.num_classes)
+        gradients = step.Gradients(network, loss, self._table.trainable)
+        update = step.Update(request, self._table)
+        if request.accumulate == 1:
+            self._whole = step.Step(gradients, update)
+        else:
+            totals = step.zeros(self._spec, "total/")
+            self._micro = step.Accumulate(gradients, totals)
+            self._finish = step.UpdateFromTotals(update, totals)
+        self._predictors: dict[bool, Any] = {}
+        self._step = self._overflow_steps = self._good_steps = 0
+        self._loss_scale = 1.0 if request.precision.loss_scale == "none" else float(request.precision.scale)
+
+    def run_steps(self, batches: Sequence[Batch], lrs: np.ndarray) -> np.ndarray:
+        """Take one optimizer step a batch; see :class:`~resnext_core.interfaces.Trainer`.
+
+        Raises UsageError on batches that are not of the size asked for, DataError on impossible labels.
+        """
+        if len(batches) != len(lrs):
+            raise UsageError(f"{len(batches)} batches need as many learning rates, not {len(lrs)}")
+        for batch in batches:
+            self._check_batch(batch)
+        dynamic = self._request.precision.loss_scale == "dynamic"
+        losses, flags = [], []
+        for batch, lr in zip(batches, lrs, strict=True):
+            step_losses, finite = self._run_step(batch, float(lr))
+            losses.append(step_losses)
+            flags.append(finite)
+            if dynamic:  # the next step needs the scale that this one leaves: wait for it
+                self._settle(flags)
+        self._settle(flags)
+        means = np.array([np.mean([x.asnumpy() for x in parts], dtype=np.float64) for parts in losses])
+        if self._request.rank.world > 1:
+            means = self._request.collectives.all_reduce_sum(means) / self._request.rank.world
+        return means.astype(np.float32)
+
+    def predictor(self, *, ema: bool = False) -> Any:
+        """Return a predictor that shares the current weights (or EMA) and follows them as training goes on."""
+        if ema and not self._table.averages:
+            raise UsageError("this run keeps no EMA; set train.ema_decay")
+        if ema not in self._predictors:
+            from resnext_mindspore.predictor import NetworkPredictor
+
+            self._predictors[ema] = NetworkPredictor(
+                weights=self._request.weights,
+                parameters=self._table.averages if ema else self._table.weights,
+                batch_size=self._request.batch_size // self._request.accumulate,
+                compute=self._compute,
+                bn_float32=self._request.precision.bn_float32,
+            )
+        return self._predictors[ema]
+
+    def state(self) -> TrainState:
+        """Return a float32 copy of weights (running statistics of this rank), momentum and EMA."""
+        tensors = {name: p.asnumpy().copy() for name, p in self._named().items()}
+        return TrainState(tensors=tensors, scalars=dict(self.counters()))
+
+    def load_state(self, state: TrainState) -> None:
+        """Continue from `state`; DataError when tensors or scalars are missing, misshapen or too many."""
+        named = self._named()
+        problems = [f"missing {n}" for n in named if n not in state.tensors]
+        problems += [f"unexpected {n}" for n in state.tensors if n not in named]
+        problems += [f"missing {n}" for n in self.counters() if n not in state.scalars]
+        for name, parameter in named.items():
+            array = state.tensors.get(name)
+            if array is not None and (array.shape != parameter.shape or array.dtype != np.float32):
+                problems.append(f"{name} is {array.dtype} {array.shape}, not float32 {parameter.shape}")
+        if problems:
+            more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+            raise DataError(f"this state does not fit {self._spec.variant}: {'; '.join(problems[:4])}{more}")
+        for name, parameter in named.items():
+            parameter.set_data(self._ms.Tensor(np.array(state.tensors[name])))
+        self._step = int(state.scalars["step"])
+        self._overflow_steps = int(state.scalars["overflow_steps"])
+        self._good_steps = int(state.scalars["good_steps"])
+        self._loss_scale = float(state.scalars["loss_scale"])
+
+    def counters(self) -> Mapping[str, float | int]:
+        """Return step, overflow_steps, loss_scale and good_steps."""
+        return {
+            "step": self._step,
+            "overflow_steps": self._overflow_steps,
+            "loss_scale": self._loss_scale,
+            "good_steps": self._good_steps,
+        }
+
+    def close(self) -> None:
+        """Drop the graphs and predictors; the device stays open for the rest of the process."""
+        self._predictors = {}
+        self._whole = self._micro = self._finish = None
+
+    def _run_step(self, batch: Batch, lr: float) -> tuple[list[Any], Any]:
+        """Start one step; return the losses of its micro-batches and the flag `finite`, as Tensors."""
+        tensor = self._ms.Tensor
+        rate, scale = tensor(np.float32(lr)), tensor(np.float32(self._loss_scale))
+        count = self._request.accumulate
+        if count == 1:
+            loss, finite = self._whole(tensor(batch.images), tensor(batch.labels), rate, scale)
+            return [loss], finite
+        size = self._request.batch_size // count
+        share = tensor(np.float32(self._loss_scale / count))  # so that the sum over micro-batches is the mean
+        losses = [
+            self._micro(tensor(batch.images[i : i + size]), tensor(batch.labels[i : i + size]), share)
+            for i in range(0, len(batch), size)
+        ]
+        return losses, self._finish(rate, scale)
+
+    def _settle(self, flags: list[Any]) -> None:
+        """Count the steps that `flags` tell of and move the dynamic loss scale; empties `flags`."""
+        precision = self._request.precision
+        for flag in flags:
+            self._step += 1
+            if precision.loss_scale == "none":
+                continue
+            finite = bool(flag.asnumpy())
+            self._overflow_steps += not finite
+            if precision.loss_scale == "dynamic":
+                self._good_steps = self._good_steps + 1 if finite else 0
+                if not finite:
+                    self._loss_scale = max(self._loss_scale / 2, 1.0)
+                elif self._good_steps >= precision.growth_interval:
+                    self._good_steps = 0
+                    self._loss_scale = min(self._loss_scale * 2, MAX_LOSS_SCALE)
+        flags.clear()
+
+    def _check_batch(self, batch: Batch) -> None:
+        size, images, labels = self._request.batch_size, batch.images, batch.labels
+        if len(labels) != size or len(images) != size:
+            raise UsageError(f"a training step takes {size} images a rank, not {len(images)}")
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+            raise UsageError(f"images must be uint8 (N, H, W, 3), not {images.dtype} {images.shape}")
+        if labels.min() < 0 or labels.max() >= self._spec.num_classes:
+            raise DataError(f"training labels must be 0 to {self._spec.num_classes - 1}, not {labels.tolist()}")
+
+    def _named(self) -> dict[str, Any]:
+        """Return every Parameter of the state under its neutral name."""
+        learned = [t.name for t in self._spec.tensors if t.trainable]
+        return {
+            **{f"weights/{name}": p for name, p in self._table.weights.items()},
+            **{f"momentum/{name}": p for name, p in zip(learned, self._table.momenta, strict=True)},
+            **{f"ema/{name}": p for name, p in self._table.averages.items()},
+        }
+
+
+def _check(request: TrainRequest, device: Device) -> None:
+    compute = request.precision.compute
+    if compute == "float64" or (compute == "bfloat16" and not device.bfloat16):
+        raise UsageError(
+            f"MindSpore cannot train in {compute} on {device.target}; "
+            "set precision.compute to float32 or float16"
+        )
+    if request.accumulate < 1 or request.batch_size < 1 or request.batch_size % request.accumulate:
+        raise UsageError(
+            f"a batch of {request.batch_size} a rank does not split into {request.accumulate} equal "
+            "micro-batches; change train.batch_size or train.accumulate"
+        )

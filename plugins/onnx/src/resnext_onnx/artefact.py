@@ -1,0 +1,91 @@
+"""Read ONNX artefacts back: manifest, integrity, and the same network without its normalisation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
+from onnx import TensorProto, helper
+
+from resnext_core.errors import DataError, UsageError
+from resnext_core.weights import MANIFEST_KEY, Manifest, parse_manifest
+from resnext_onnx.graph import TENSOR
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Artefact:
+    """An ONNX file read back: its bytes, what it says of itself, and its manifest's ``artefact`` entry."""
+
+    data: bytes
+    manifest: Manifest
+    entry: Mapping[str, Any]
+
+
+def read_artefact(path: Path) -> Artefact:
+    """Read and verify an ONNX file of resnext.
+
+    Raises DataError when it is missing, is not ONNX, is cut, has no manifest, or when its constants do not
+    have the digest that the manifest states.
+    """
+    if not path.is_file():
+        raise DataError(f"no ONNX file {path}")
+    try:
+        data = path.read_bytes()
+        model = onnx.ModelProto.FromString(data)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except DecodeError as error:
+        raise DataError(f"{path} is not an ONNX file, or it is cut short; export it again") from error
+    text = next((p.value for p in model.metadata_props if p.key == MANIFEST_KEY), None)
+    if text is None:
+        raise DataError(f"{path} has no resnext manifest; write it with resnext-run export")
+    manifest = parse_manifest(text, where=str(path))
+    entry = json.loads(text).get("artefact")
+    if not isinstance(entry, dict) or entry.get("input") not in ("uint8", "float"):
+        raise DataError(f"{path} has a broken manifest: no artefact entry that names its input")
+    if entry.get("digest") != constants_digest(model.graph):
+        raise DataError(f"{path} is damaged: its constants do not have the digest of its manifest")
+    return Artefact(data=data, manifest=manifest, entry=entry)
+
+
+def constants_digest(graph: onnx.GraphProto) -> str:
+    """Return ``sha256:<hex>`` over names, types, shapes and bytes of the graph's constants in order."""
+    digest = hashlib.sha256()
+    for tensor in graph.initializer:
+        digest.update(f"{tensor.name}:{tensor.data_type}:{list(tensor.dims)}".encode())
+        digest.update(tensor.raw_data)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def without_normalisation(data: bytes) -> bytes:
+    """Return the model `data` (``uint8`` input) rewritten to start from its inner value :data:`TENSOR`.
+
+    This is how any artefact takes an already normalised tensor: the network behind that value is untouched.
+    Raises UsageError when the graph has no such value.
+    """
+    model = onnx.ModelProto.FromString(data)
+    graph = model.graph
+    producers = {output: node for node in graph.node for output in node.output}
+    if TENSOR not in producers:
+        raise UsageError("this ONNX file has normalisation inside and cannot skip it; serve uint8 images")
+    needed, names = {TENSOR}, [output.name for output in graph.output]
+    while names:
+        name = names.pop()
+        if name not in needed:
+            needed.add(name)
+            names += producers[name].input if name in producers else ()
+    nodes = [n for n in graph.node if TENSOR not in n.output and not needed.isdisjoint(n.output)]
+    constants = [c for c in graph.initializer if c.name in needed]
+    batch, height, width, channels = graph.input[0].type.tensor_type.shape.dim
+    dims = [d.dim_param or d.dim_value for d in (batch, channels, height, width)]
+    source = helper.make_tensor_value_info(TENSOR, TensorProto.FLOAT, dims)
+    rest = helper.make_graph(nodes, graph.name, [source], graph.output, constants)
+    model.graph.CopyFrom(rest)
+    rewritten: bytes = model.SerializeToString()
+    return rewritten

@@ -1,0 +1,63 @@
+"""The plugin: yields the backend record; frameworks are imported when a factory is called, never here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from resnext_core.errors import BackendUnavailable
+from resnext_core.hookspecs import hookimpl
+from resnext_core.interfaces import Backend
+from resnext_onnx.options import OnnxOptions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from resnext_core.interfaces import ExportRequest, Predictor, PredictRequest
+    from resnext_core.weights import Weights
+
+
+def probe() -> str | None:
+    """Return None when export and serving can run here, or one sentence on what is missing."""
+    missing = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
+    if not missing:
+        return None
+    verb = "is" if len(missing) == 1 else "are"
+    return f"{' and '.join(missing)} {verb} not installed: pip install {' '.join(missing)}"
+
+
+def predictor(request: PredictRequest) -> Predictor:
+    """Open an ``.onnx`` artefact; see :class:`resnext_onnx.predictor.OnnxPredictor`."""
+    _require()
+    from resnext_onnx.predictor import OnnxPredictor
+
+    return OnnxPredictor(request)
+
+
+def export(weights: Weights, path: Path, request: ExportRequest) -> None:
+    """Write `weights` as an ONNX file; see :func:`resnext_onnx.export.export_onnx`."""
+    _require()
+    from resnext_onnx.export import export_onnx
+
+    export_onnx(weights, path, request)
+
+
+def _require() -> None:
+    if reason := probe():
+        raise BackendUnavailable(f"backend onnx cannot run here: {reason}")
+
+
+@hookimpl
+def resnext_backends() -> Iterator[Backend]:
+    """Yield the backend `onnx`."""
+    yield Backend(
+        id="onnx",
+        summary="ONNX export and ONNX Runtime inference (CPU, CUDA, CANN)",
+        probe=probe,
+        priority=10,
+        predictor=predictor,
+        formats=(".onnx",),
+        exporters={"onnx": export},
+        options=OnnxOptions,
+    )

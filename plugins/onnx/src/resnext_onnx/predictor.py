@@ -1,0 +1,177 @@
+"""Serve ONNX artefacts with ONNX Runtime, as uint8 images or as already normalised tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime  # type: ignore[import-untyped, unused-ignore]
+from numpy.typing import NDArray
+
+from resnext_core.errors import BackendUnavailable, DataError, UsageError
+from resnext_core.interfaces import PredictRequest
+from resnext_core.preprocess import normalize
+from resnext_onnx.artefact import Artefact, read_artefact, without_normalisation
+from resnext_onnx.options import OnnxOptions
+
+Array = NDArray[Any]
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "cann": "CANNExecutionProvider"}
+_WHEELS = {"cuda": "onnxruntime-gpu", "cann": "onnxruntime-cann"}
+
+
+class OnnxPredictor:
+    """An ONNX file in ONNX Runtime.
+
+    `manifest` is what the file says of itself (ModelSpec, PreprocessSpec, classes, ...), `artefact` how it
+    was exported. The image size is the ModelSpec's; any number of images is served whatever batch the file
+    was exported for. Both doors work on both kinds of file: one of ``uint8`` input takes tensors by a second
+    session that starts behind the normalisation, one of ``float`` input takes images normalised by NumPy.
+
+    Raises UsageError when given weights in memory, DataError on a file that cannot be served (see
+    :func:`resnext_onnx.artefact.read_artefact`), BackendUnavailable when the provider cannot run here.
+    """
+
+    def __init__(self, request: PredictRequest) -> None:
+        if request.path is None:
+            raise UsageError("backend onnx serves .onnx files; export the weights first")
+        self._options = request.options or OnnxOptions()
+        self._device = request.rank.local_rank
+        self._path = request.path
+        _check_provider(self._options)
+        artefact = read_artefact(request.path)
+        self.manifest = artefact.manifest
+        self.artefact = artefact.entry
+        self._closed = False
+        self._images: Any = None
+        self._tensor: Any = None
+        if self.artefact["input"] == "float":
+            self._tensor = self._session(artefact.data)
+        else:
+            self._images = self._session(artefact.data)
+            if request.tensor_input:
+                self._tensor = self._session(without_normalisation(artefact.data))
+
+    def logits(self, images: Array) -> Array:
+        """Map uint8 (N, S, S, 3) to float32 (N, classes); DataError on another shape or type."""
+        self._check_open()
+        size = self.manifest.spec.image_size
+        _check_input(images, np.uint8, (size, size, 3), "images")
+        if self._images is None:
+            return self._run(self._tensor, normalize(images, self.manifest.preprocess))
+        return self._run(self._images, images)
+
+    def logits_from_tensor(self, tensor: Array) -> Array:
+        """Map normalised float32 (N, 3, S, S) to float32 (N, classes); DataError on another shape or type.
+
+        On a file of ``uint8`` input the first call reads the file again to make the second session.
+        """
+        self._check_open()
+        size = self.manifest.spec.image_size
+        _check_input(tensor, np.float32, (3, size, size), "tensor")
+        if self._tensor is None:
+            self._tensor = self._session(without_normalisation(self._reread().data))
+        return self._run(self._tensor, tensor)
+
+    def close(self) -> None:
+        """Release the sessions; a later call raises UsageError."""
+        self._images = self._tensor = None
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("this predictor is closed; make another one")
+
+    def _reread(self) -> Artefact:
+        again = read_artefact(self._path)
+        if (again.manifest, again.entry) != (self.manifest, self.artefact):
+            raise DataError(f"{self._path} has changed since it was opened; open it again")
+        return again
+
+    def _session(self, data: bytes) -> Any:
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = self._options.threads or 0
+        settings.inter_op_num_threads = 1  # the graph is a chain; nothing runs side by side
+        settings.log_severity_level = 3  # errors only: they come back as exceptions
+        provider = _PROVIDERS[self._options.provider]
+        extra = _provider_settings(self._options.provider, self._device)
+        try:
+            session = onnxruntime.InferenceSession(data, settings, providers=[(provider, extra)])
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            message = f"{self._path} cannot be loaded by {provider}: {_one_line(error)}"
+            # A verified file that the CPU takes fails elsewhere because of the device.
+            raise (DataError if self._options.provider == "cpu" else BackendUnavailable)(message) from error
+        # ONNX Runtime goes on with the CPU when a provider's libraries do not load.
+        if provider not in session.get_providers():
+            raise BackendUnavailable(
+                f"onnx.provider={self._options.provider}: its libraries do not load here; "
+                "install its driver and runtime, or set onnx.provider=cpu"
+            )
+        session.disable_fallback()
+        self._check_graph(session)
+        return session
+
+    def _check_graph(self, session: Any) -> None:
+        spec = self.manifest.spec
+        size = spec.image_size
+        shapes = {"images": ("tensor(uint8)", [size, size, 3]), "tensor": ("tensor(float)", [3, size, size])}
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        described = [(i.type, i.shape[1:]) for i in inputs] == [shapes.get(i.name) for i in inputs]
+        answers = [(o.name, o.shape[1:]) for o in outputs] == [("logits", [spec.num_classes])]
+        if len(inputs) != 1 or not described or not answers:
+            raise DataError(f"{self._path} is damaged: its graph is not the network of its manifest")
+
+    def _run(self, session: Any, array: Array) -> Array:
+        source = session.get_inputs()[0]
+        fixed = source.shape[0] if isinstance(source.shape[0], int) else None
+        if fixed is None:
+            return _logits(session, source.name, array)
+        parts = [_padded(array[start : start + fixed], fixed) for start in range(0, len(array), fixed)]
+        return np.concatenate([_logits(session, source.name, part) for part in parts])[: len(array)]
+
+
+def _logits(session: Any, name: str, array: Array) -> Array:
+    logits: Array = session.run(["logits"], {name: np.ascontiguousarray(array)})[0]
+    return logits
+
+
+def _padded(array: Array, rows: int) -> Array:
+    if len(array) == rows:
+        return array
+    return np.concatenate([array, np.zeros((rows - len(array), *array.shape[1:]), array.dtype)])
+
+
+def _check_input(array: Array, dtype: type[np.generic], shape: tuple[int, ...], name: str) -> None:
+    if array.dtype != dtype or array.ndim != 4 or array.shape[1:] != shape or not len(array):
+        wanted = ", ".join(map(str, shape))
+        raise DataError(
+            f"this ONNX file takes {name} {np.dtype(dtype)} (N, {wanted}) with N of 1 or more, "
+            f"not {array.dtype} {array.shape}"
+        )
+
+
+def _check_provider(options: OnnxOptions) -> None:
+    if _PROVIDERS[options.provider] in onnxruntime.get_available_providers():
+        return
+    raise BackendUnavailable(
+        f"onnx.provider={options.provider} is not in this ONNX Runtime: pip uninstall -y onnxruntime && "
+        f"pip install {_WHEELS[options.provider]}"
+    )
+
+
+def _provider_settings(provider: str, device: int) -> dict[str, str]:
+    if provider == "cuda":
+        # TF32 keeps 10 bits of mantissa: its logits are outside the float32 tolerance.
+        return {"device_id": str(device), "use_tf32": "0"}
+    if provider == "cann":
+        # CANN computes in float16 unless told; "force_fp32" still feeds float16 to the matrix units.
+        return {
+            "device_id": str(device),
+            "enable_cann_graph": "1",
+            "precision_mode": "must_keep_origin_dtype",
+        }
+    return {}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,303 @@
+"""The predictor: batch invariance, both doors, options, and files that must be refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import resnext_onnx
+from onnx_cases import (
+    IMAGENET,
+    TOLERANCE,
+    make_images,
+    make_weights,
+    normalised,
+    open_onnx,
+    oracle,
+    relative,
+    write,
+)
+from resnext_onnx import plugin
+from resnext_onnx.options import OnnxOptions
+
+from resnext_core.distributed import RankInfo
+from resnext_core.errors import BackendUnavailable, DataError, UsageError
+from resnext_core.interfaces import Batch, Predictor, PredictRequest
+from resnext_core.validate import validate
+from resnext_core.weights import MANIFEST_KEY, save_weights
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return make_weights(IMAGENET)
+
+
+@pytest.fixture(scope="module")
+def artefact(weights, tmp_path_factory) -> Path:
+    return write(weights, tmp_path_factory.mktemp("artefact") / "m.onnx")
+
+
+@pytest.fixture
+def edited(artefact, tmp_path) -> Callable[[Callable[[onnx.ModelProto], object]], Path]:
+    def edit(change: Callable[[onnx.ModelProto], object]) -> Path:
+        model = onnx.load(artefact)
+        change(model)
+        path = tmp_path / "edited.onnx"
+        path.write_bytes(model.SerializeToString())
+        return path
+
+    return edit
+
+
+# -- serving ---------------------------------------------------------------------------------
+
+
+def test_a_row_does_not_depend_on_its_batch(artefact):
+    images = make_images(IMAGENET, 9)
+    served = open_onnx(artefact)
+    whole = served.logits(images)
+    rows = np.concatenate([served.logits(images[i : i + 1]) for i in range(9)])
+    np.testing.assert_allclose(whole, rows, rtol=0, atol=1e-6 * np.abs(whole).max())
+    np.testing.assert_array_equal(served.logits(images), whole)
+
+
+@pytest.mark.parametrize("tensor_input", [True, False])
+def test_tensor_door_skips_the_normalisation(artefact, weights, tensor_input):
+    served = open_onnx(artefact, tensor_input=tensor_input)
+    tensor = np.random.default_rng(1).standard_normal((4, 3, 36, 36)).astype(np.float32)
+    want = oracle(weights).logits_from_tensor(tensor)
+    assert relative(served.logits_from_tensor(tensor), want) <= TOLERANCE
+    images = make_images(IMAGENET, 4)
+    assert (
+        relative(served.logits(images), served.logits_from_tensor(normalised(images, weights))) <= TOLERANCE
+    )
+
+
+def test_strided_input_is_served(artefact):
+    images = make_images(IMAGENET, 4)
+    served = open_onnx(artefact)
+    np.testing.assert_array_equal(
+        served.logits(images[::-1, :, ::-1]), served.logits(images[::-1, :, ::-1].copy())
+    )
+
+
+def test_predictor_follows_the_protocol_and_says_what_it_serves(artefact, weights):
+    served = open_onnx(artefact)
+    assert isinstance(served, Predictor)
+    assert served.manifest.spec == weights.spec
+    assert served.manifest.preprocess == weights.preprocess
+    assert served.manifest.classes == weights.classes
+    assert served.artefact["format"] == "onnx"
+
+
+def test_closed_predictor_refuses(artefact):
+    served = open_onnx(artefact)
+    served.close()
+    served.close()
+    with pytest.raises(UsageError, match="closed"):
+        served.logits(make_images(IMAGENET, 1))
+
+
+@pytest.mark.parametrize(
+    "shape", [(0, 36, 36, 3), (1, 37, 36, 3), (1, 36, 36, 1), (36, 36, 3), (1, 3, 36, 36)]
+)
+def test_wrong_images_are_refused(artefact, shape):
+    with pytest.raises(DataError, match=r"images uint8 \(N, 36, 36, 3\)"):
+        open_onnx(artefact).logits(np.zeros(shape, np.uint8))
+
+
+def test_wrong_types_are_refused(artefact):
+    served = open_onnx(artefact)
+    with pytest.raises(DataError, match="not float32"):
+        served.logits(np.zeros((1, 36, 36, 3), np.float32))
+    with pytest.raises(DataError, match=r"tensor float32 \(N, 3, 36, 36\)"):
+        served.logits_from_tensor(np.zeros((1, 3, 36, 36), np.float64))
+
+
+def test_validate_accepts_the_export_and_refuses_another_network(artefact, weights):
+    def batches():
+        for seed in range(3):
+            yield Batch(
+                images=make_images(IMAGENET, 4, seed),
+                labels=np.arange(4, dtype=np.int32),
+                index=np.arange(4),
+                valid=np.array([True, True, True, seed != 2]),
+            )
+
+    served = open_onnx(artefact)
+    good = validate(served, oracle(weights), batches(), tolerance=TOLERANCE)
+    assert good.passed, good.line()
+    assert (good.images, good.disagreements) == (11, 0)
+    bad = validate(served, oracle(make_weights(IMAGENET, seed=9)), batches())
+    assert not bad.passed
+    assert bad.max_rel_diff > 0.01
+
+
+# -- options and plugin ----------------------------------------------------------------------
+
+
+def test_threads_reach_the_session(artefact):
+    images = make_images(IMAGENET, 2)
+    one, two = open_onnx(artefact, threads=1), open_onnx(artefact, threads=2)
+    assert two._images.get_session_options().intra_op_num_threads == 2
+    assert relative(one.logits(images), two.logits(images)) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    "options", [{"threads": 0}, {"threads": 1.5}, {"threads": True}, {"provider": "tpu"}]
+)
+def test_options_that_mean_nothing(options):
+    with pytest.raises(UsageError, match=f"onnx.{next(iter(options))} must be"):
+        OnnxOptions(**options)
+
+
+@pytest.mark.parametrize(("provider", "name"), [("cuda", "CUDA"), ("cann", "CANN")])
+def test_provider_that_is_not_there(artefact, provider, name):
+    if f"{name}ExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip(f"this ONNX Runtime has {name}")
+    with pytest.raises(
+        BackendUnavailable, match=rf"pip install onnxruntime-{provider.replace('cuda', 'gpu')}"
+    ):
+        open_onnx(artefact, provider=provider)
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_provider_whose_libraries_do_not_load_is_not_replaced_by_the_cpu(artefact, monkeypatch):
+    # A wheel that has the provider, on a machine without its driver, goes on with the CPU and only warns.
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    if "CUDAExecutionProvider" in onnxruntime.InferenceSession(artefact).get_providers():
+        pytest.skip("CUDA works here")
+    with pytest.raises(BackendUnavailable, match=r"CUDAExecutionProvider|onnx.provider=cuda"):
+        open_onnx(artefact, provider="cuda")
+
+
+def test_weights_in_memory_are_refused(weights):
+    with pytest.raises(UsageError, match="export the weights first"):
+        plugin.predictor(PredictRequest(weights=weights, rank=RankInfo()))
+
+
+def test_probe_names_what_is_missing(monkeypatch, weights, tmp_path):
+    assert plugin.probe() is None
+    monkeypatch.setattr(plugin, "find_spec", lambda name: None)
+    assert plugin.probe() == "onnx and onnxruntime are not installed: pip install onnx onnxruntime"
+    with pytest.raises(BackendUnavailable, match="pip install"):
+        write(weights, tmp_path / "m.onnx")
+    monkeypatch.setattr(plugin, "find_spec", lambda name: None if name == "onnx" else object())
+    assert plugin.probe() == "onnx is not installed: pip install onnx"
+
+
+def test_plugin_imports_nothing_heavy():
+    code = (
+        "import sys, resnext_onnx.plugin as p; b, = p.resnext_backends(); assert b.probe() is None;"
+        "print([m for m in ('numpy', 'onnx', 'onnxruntime', 'google.protobuf') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_entry_point_and_version():
+    (point,) = entry_points(group="resnext", name="onnx")
+    assert point.load() is plugin
+    assert version("resnext-onnx") == resnext_onnx.__version__
+
+
+# -- files that must be refused ---------------------------------------------------------------
+
+
+def _refused(path: Path, match: str) -> None:
+    with pytest.raises(DataError, match=match) as caught:
+        open_onnx(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file(tmp_path):
+    _refused(tmp_path / "none.onnx", "no ONNX file")
+
+
+def test_files_of_other_kinds(tmp_path, weights):
+    path = tmp_path / "other.onnx"
+    path.write_text("hello, I am text\n" * 100)
+    _refused(path, "not an ONNX file")
+    path.write_bytes(b"")
+    _refused(path, "no resnext manifest")
+    save_weights(weights, path)
+    _refused(path, "not an ONNX file|no resnext manifest")
+
+
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.9, 0.99, 0.9999])
+def test_cut_files(artefact, tmp_path, share):
+    data = artefact.read_bytes()
+    path = tmp_path / "cut.onnx"
+    path.write_bytes(data[: int(len(data) * share)])
+    _refused(path, "cut short|no resnext manifest|broken manifest")
+
+
+def test_flipped_bit_in_the_constants(edited):
+    def flip(model: onnx.ModelProto) -> None:
+        tensor = next(t for t in model.graph.initializer if t.name == "layer1.0.conv2.weight")
+        raw = bytearray(tensor.raw_data)
+        raw[5] ^= 1
+        tensor.raw_data = bytes(raw)
+
+    _refused(edited(flip), "is damaged")
+
+
+def test_no_manifest(edited):
+    _refused(edited(lambda m: m.ClearField("metadata_props")), "no resnext manifest")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda d: d.pop("model"), "broken manifest: missing 'model'"),
+        (lambda d: d.update(format=99), "manifest format 99"),
+        (lambda d: d.pop("artefact"), "no artefact entry"),
+        (lambda d: d["artefact"].update(input="bgr"), "no artefact entry"),
+        (lambda d: d["model"].update(image_size=37), "is damaged"),
+        (lambda d: (d["model"].update(num_classes=8), d["classes"].append("more")), "is damaged"),
+    ],
+)
+def test_manifests_that_lie(edited, change, match):
+    def edit(model: onnx.ModelProto) -> None:
+        entry = next(p for p in model.metadata_props if p.key == MANIFEST_KEY)
+        data = json.loads(entry.value)
+        change(data)
+        entry.value = json.dumps(data)
+
+    _refused(edited(edit), match)
+
+
+def test_graph_that_the_runtime_refuses(edited):
+    _refused(edited(lambda m: m.graph.node.pop(3)), "cannot be loaded")
+
+
+def test_file_replaced_while_open(artefact, tmp_path):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(artefact.read_bytes())
+    served = open_onnx(path)
+    write(make_weights(IMAGENET, seed=5), path)
+    with pytest.raises(DataError, match="changed since"):
+        served.logits_from_tensor(np.zeros((1, 3, 36, 36), np.float32))
+
+
+def test_graph_without_a_normalised_value_cannot_skip_it(edited, weights):
+    def rename(model: onnx.ModelProto) -> None:
+        for node in model.graph.node:
+            for names in (node.input, node.output):
+                names[:] = ["inner" if name == "tensor" else name for name in names]
+
+    served = open_onnx(edited(rename))
+    images = make_images(IMAGENET, 1)
+    assert relative(served.logits(images), oracle(weights).logits(images)) <= TOLERANCE
+    with pytest.raises(UsageError, match="cannot skip"):
+        served.logits_from_tensor(normalised(images, weights))

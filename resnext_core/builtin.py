@@ -1,0 +1,29 @@
+"""Core's own commands, offered through the same hook as a plugin's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from resnext_core.hookspecs import hookimpl
+from resnext_core.interfaces import Command
+
+_COMMANDS = {
+    "run": "the whole job: train, evaluate, export, validate, report",
+    "train": "train, or continue a run",
+    "eval": "accuracy of weights or of an artefact, every image exactly once",
+    "export": "write an artefact (ONNX, MINDIR, ...) and check it against its source",
+    "validate": "compare an artefact with its source on a folder of images",
+    "infer": "predict images, as JSON lines",
+    "bench": "measure throughput of training, evaluation or loading",
+    "data": "make the demo data, or look at a data set",
+    "backends": "list backends and what each lacks",
+    "doctor": "check this machine and every backend on it",
+    "recipes": "list and show recipes",
+    "report": "write report.html of a run again",
+}
+
+
+@hookimpl
+def resnext_commands() -> Iterator[Command]:
+    for name, summary in _COMMANDS.items():
+        yield Command(name=name, summary=summary, module=f"resnext_core.cli.{name}")

@@ -1,0 +1,51 @@
+"""``resnext-run backends``: every backend, what it can do, and what it lacks here."""
+
+from __future__ import annotations
+
+import argparse
+
+from resnext_core.cli.common import add_json_flag
+from resnext_core.cli.output import Output, table
+from resnext_core.interfaces import Backend
+from resnext_core.plugins import load_plugins, probe
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_json_flag(parser)
+
+
+def handle(args: argparse.Namespace) -> int:
+    plugins = load_plugins()
+    output = Output(json_result=args.json)
+    found = sorted(plugins.backends.values(), key=lambda b: (-b.priority, b.id))
+    reasons = {b.id: probe(b) for b in found}
+    rows = [
+        [b.id, plugins.origins[b.id], ", ".join(_abilities(b)), reasons[b.id] or "ready", b.summary]
+        for b in found
+    ]
+    text = table([row[:4] for row in rows], ["backend", "from", "can", "here"])
+    text += "".join(f"\nproblem: {p}" for p in plugins.problems)
+    value = {
+        "backends": [
+            {
+                "id": b.id, "distribution": plugins.origins[b.id], "summary": b.summary, "priority": b.priority,
+                "api_version": b.api_version, "abilities": _abilities(b), "formats": list(b.formats),
+                "available": reasons[b.id] is None, "reason": reasons[b.id],
+            }
+            for b in found
+        ],
+        "problems": list(plugins.problems),
+    }  # fmt: skip
+    output.result(value, text)
+    return 0
+
+
+def _abilities(backend: Backend) -> list[str]:
+    abilities = []
+    if backend.trainer is not None:
+        abilities.append("train")
+    if backend.predictor is not None:
+        abilities.append("serve " + " ".join(backend.formats))
+    if backend.exporters:
+        abilities.append("export " + " ".join(backend.exporters))
+    return abilities

@@ -1,0 +1,177 @@
+"""``resnext-run bench``: throughput of training, evaluation or loading on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resnext_core.cli.common import add_config_flags, add_json_flag, resolve_config
+from resnext_core.cli.output import Output
+from resnext_core.config import Config
+from resnext_core.data.batch import Batch, Task
+from resnext_core.data.index import open_index
+from resnext_core.data.loader import Loader
+from resnext_core.data.sampler import epoch_permutation
+from resnext_core.distributed import RankInfo, SingleProcess
+from resnext_core.errors import UsageError
+from resnext_core.interfaces import Backend
+from resnext_core.jobs import initial_weights, loader_workers, train_request
+from resnext_core.metrics import percentiles
+from resnext_core.plugins import PluginSet, load_plugins
+from resnext_core.serve import serve, serve_weights
+from resnext_core.weights import Weights
+
+EPILOG = """\
+examples:
+  resnext-run bench train --set model.variant=resnext50_32x4d --batch-size 8
+  resnext-run --backend onnx bench eval --weights model.onnx --batch-size 8
+  resnext-run bench data --data DIR --set model.variant=resnext50_32x4d
+Training and evaluation run on random images in memory; data reads and augments the real ones.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("train", "eval", "data"))
+    parser.add_argument(
+        "--weights", metavar="FILE", help="model to time (default: a fresh one of model.variant)"
+    )
+    parser.add_argument("--steps", type=int, default=20, metavar="N", help="steps to time (default 20)")
+    parser.add_argument(
+        "--warmup", type=int, default=3, metavar="N", help="steps before timing starts (default 3)"
+    )
+    parser.add_argument(
+        "--classes", type=int, default=1000, metavar="K", help="classes of a fresh model (default 1000)"
+    )
+    add_config_flags(parser)
+    add_json_flag(parser)
+
+
+def handle(args: argparse.Namespace) -> int:
+    if args.steps < 1 or args.warmup < 0:
+        raise UsageError("--steps must be 1 or more, --warmup 0 or more")
+    plugins = load_plugins()
+    config, sources = resolve_config(args, plugins)
+    output = Output(json_result=args.json)
+    if args.what == "data":
+        result = bench_data(config, args.steps)
+    elif args.what == "train":
+        backend = plugins.choose(args.backend, "train", lambda b: b.trainer is not None)
+        result = bench_train(config, backend, _fresh(config, args.classes), args.steps, args.warmup)
+    else:
+        result = bench_eval(args, config, sources, plugins)
+    result["peak_memory_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    text = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in result.items())
+    output.result(result, text)
+    return 0
+
+
+def bench_train(
+    config: Config, backend: Backend, weights: Weights, steps: int, warmup: int
+) -> dict[str, Any]:
+    """Time whole optimizer steps on random images; returns rates and percentiles (ms a step)."""
+    assert backend.trainer is not None
+    size, n = weights.spec.image_size, config.train.batch_size
+    trainer = backend.trainer(train_request(config, weights, backend, RankInfo(), SingleProcess()))
+    batch = _random_batch(n, size, weights.spec.num_classes)
+    chunk, times = backend.steps_per_call, []
+    lr = np.full(chunk, 1e-3, np.float32)
+    for call in range(-(-(warmup + steps) // chunk)):
+        started = time.perf_counter()
+        trainer.run_steps([batch] * chunk, lr)
+        if (call + 1) * chunk > warmup:
+            times.append((time.perf_counter() - started) / chunk)
+    trainer.close()
+    return _rates("train", backend.id, weights, n, times, passes=3)
+
+
+def bench_eval(
+    args: argparse.Namespace, config: Config, sources: dict[str, str], plugins: PluginSet
+) -> dict[str, Any]:
+    """Time the forward pass on random images; returns rates and percentiles (ms a batch)."""
+    n = config.train.batch_size
+    if args.weights:
+        served = serve(Path(args.weights), config, sources, plugins, backend_id=args.backend, batch_size=n)
+    else:
+        weights = _fresh(config, args.classes)
+        served = serve_weights(weights, config, plugins, backend_id=args.backend, batch_size=n)
+    images = _random_batch(n, served.spec.image_size, 1).images
+    times = []
+    for call in range(args.warmup + args.steps):
+        started = time.perf_counter()
+        served.predictor.logits(images)
+        if call >= args.warmup:
+            times.append(time.perf_counter() - started)
+    served.predictor.close()
+    return _rates("eval", served.backend.id, served, n, times, passes=1)
+
+
+def bench_data(config: Config, steps: int) -> dict[str, Any]:
+    """Time reading and augmenting real training images; returns images/s."""
+    if config.data.dir is None:
+        raise UsageError("bench data needs --data DIR")
+    root = Path(config.data.dir)
+    index = open_index(root / "train" if (root / "train").is_dir() else root)
+    weights = initial_weights(config, index.classes) if index.classes else _fresh(config, 1)
+    n, workers = config.train.batch_size, loader_workers(config)
+    order = np.concatenate(
+        [epoch_permutation(len(index), 1, e) for e in range(-(-steps * n // len(index)) + 1)]
+    )
+    tasks = [Task.of(0, order[i * n : (i + 1) * n]) for i in range(steps + 2)]
+    with Loader(
+        index,
+        weights.preprocess,
+        config.augment,
+        seed=1,
+        workers=workers,
+        prefetch=config.data.prefetch,
+        bad_images=config.data.bad_images,
+    ) as loader:
+        batches = loader.batches(tasks)
+        for _ in range(2):
+            next(batches)
+        started = time.perf_counter()
+        images = sum(len(batch) for batch in batches)
+        seconds = time.perf_counter() - started
+    return {
+        "bench": "data",
+        "images_per_s": images / seconds,
+        "workers": workers,
+        "batch_size": n,
+        "image_size": weights.spec.image_size,
+        "failed": len(loader.failures),
+    }
+
+
+def _fresh(config: Config, classes: int) -> Weights:
+    return initial_weights(config, [str(i) for i in range(config.model.num_classes or classes)])
+
+
+def _random_batch(n: int, size: int, classes: int) -> Batch:
+    rng = np.random.default_rng(0)
+    return Batch(
+        images=rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8),
+        labels=rng.integers(0, classes, n).astype(np.int32),
+        index=np.arange(n),
+        valid=np.ones(n, bool),
+    )
+
+
+def _rates(what: str, backend: str, model: Any, n: int, times: list[float], passes: int) -> dict[str, Any]:
+    spec, median = model.spec, float(np.median(times))
+    stats = percentiles(times)
+    return {
+        "bench": what,
+        "backend": backend,
+        "variant": spec.variant,
+        "image_size": spec.image_size,
+        "batch_size": n,
+        "images_per_s": n / median,
+        **{f"ms_{k}": v for k, v in stats.items()},
+        "gflop_per_s": 2 * passes * spec.macs * n / median / 1e9,
+        "steps": len(times),
+    }

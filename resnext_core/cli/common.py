@@ -1,0 +1,122 @@
+"""Flags that several commands share, and what they resolve to."""
+
+from __future__ import annotations
+
+import argparse
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from resnext_core.config import Config, Layer, load_config, parse_set, read_layer
+from resnext_core.errors import UsageError, suggest
+from resnext_core.interfaces import Backend
+from resnext_core.plugins import PluginSet
+
+#: Recipe of a whole job on the user's own folder when no recipe is named: small enough for a laptop.
+DEFAULT_RECIPE = "photos-small"
+
+
+def add_config_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that make up the configuration."""
+    group = parser.add_argument_group("configuration (later ones win)")
+    group.add_argument("--recipe", metavar="NAME", help="a recipe of 'resnext-run recipes', or a YAML file")
+    group.add_argument("--config", metavar="FILE", action="append", default=[], help="YAML over the recipe")
+    group.add_argument("--data", metavar="DIR", help="folder with train/ and val/ (data.dir)")
+    group.add_argument("--epochs", type=int, metavar="N", help="train.epochs")
+    group.add_argument(
+        "--batch-size", type=int, metavar="N", help="global batch of a step (train.batch_size)"
+    )
+    group.add_argument("--seed", type=int, metavar="N", help="train.seed")
+    group.add_argument("--output", metavar="DIR", help="parent of run folders (output.dir)")
+    group.add_argument("--name", metavar="NAME", help="name of the run folder (output.name)")
+    group.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="any value, e.g. --set optimizer.lr=0.1",
+    )
+    group.add_argument(
+        "--print-config", action="store_true", help="show every value and where it came from, then stop"
+    )
+
+
+def add_devices_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --devices and the hidden flags of a launched rank."""
+    parser.add_argument(
+        "--devices", type=int, default=1, metavar="N", help="processes to start, one a device"
+    )
+    parser.add_argument("--run-dir", help=argparse.SUPPRESS)
+
+
+def add_json_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --json."""
+    parser.add_argument("--json", action="store_true", help="print one JSON result on standard output")
+
+
+def resolve_config(
+    args: argparse.Namespace,
+    plugins: PluginSet,
+    *,
+    default_recipe: str | None = None,
+    base: Layer | None = None,
+) -> tuple[Config, dict[str, str]]:
+    """Merge recipe, config files and flags; `base` (a run's own config) stands in for the recipe."""
+    layers: list[Layer] = []
+    if base is not None:
+        layers.append(base)
+    recipe = args.recipe or (None if base is not None else default_recipe)
+    if recipe is not None:
+        layers.append(read_recipe(recipe))
+    layers += [read_layer(Path(path)) for path in args.config]
+    for flag, section, key in (
+        ("data", "data", "dir"),
+        ("epochs", "train", "epochs"),
+        ("batch_size", "train", "batch_size"),
+        ("seed", "train", "seed"),
+        ("output", "output", "dir"),
+        ("name", "output", "name"),
+    ):
+        value = getattr(args, flag, None)
+        if value is not None:
+            source = f"--{flag.replace('_', '-')} {value}"
+            layers.append(Layer(source=source, values={section: {key: value}}))
+    layers += parse_set(args.set)
+    return load_config(layers, plugins.option_types())
+
+
+def recipe_names() -> list[str]:
+    """Return the names of core's recipes."""
+    folder = resources.files("resnext_core") / "recipes"
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def recipe_path(name: str) -> Path:
+    """Return the file of a recipe by name, or of a YAML path; UsageError with a suggestion when unknown."""
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        return Path(name)
+    if name not in recipe_names():
+        raise UsageError(f"unknown recipe '{name}'{suggest(name, recipe_names())}")
+    return Path(str(resources.files("resnext_core") / "recipes" / f"{name}.yaml"))
+
+
+def read_recipe(name: str) -> Layer:
+    """Read a recipe as a configuration layer."""
+    layer = read_layer(recipe_path(name))
+    return Layer(source=f"recipe {name}", values=layer.values)
+
+
+def print_config(config: Config, sources: dict[str, str]) -> None:
+    """Print the resolved configuration as YAML with the source of each value as a comment."""
+    import yaml
+
+    for section, values in config.to_dict().items():
+        print(f"{section}:")
+        for key, value in values.items():
+            text = yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+            print(f"  {f'{key}: {text}':<50} # {sources[f'{section}.{key}']}")
+
+
+def backend_options(config: Config, backend: Backend) -> Any:
+    """Return the validated options of `backend`, None when it has none."""
+    return config.backends.get(backend.id)

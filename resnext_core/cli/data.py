@@ -1,0 +1,70 @@
+"""``resnext-run data``: write the demo data, or say what a data folder holds."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from resnext_core.cli.common import add_json_flag
+from resnext_core.cli.eval import part_paths
+from resnext_core.cli.output import Output, table
+from resnext_core.config import DataConfig
+from resnext_core.data.demo import write_digits
+from resnext_core.data.index import Index, open_index
+
+EPILOG = """\
+examples:
+  resnext-run data demo digits      write train/, val/ and test/ of handwritten digits into ./digits
+  resnext-run data info digits      classes and images of each part
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    demo = actions.add_parser(
+        "demo", help="write image folders from scikit-learn's handwritten digits", allow_abbrev=False
+    )
+    demo.add_argument("folder", metavar="DIR", help="new folder to write")
+    add_json_flag(demo)
+    info = actions.add_parser(
+        "info", help="show the parts, classes and digests of a data folder", allow_abbrev=False
+    )
+    info.add_argument(
+        "folder", metavar="DIR", help="folder with train/ and val/, a folder of class folders, or a list"
+    )
+    add_json_flag(info)
+
+
+def handle(args: argparse.Namespace) -> int:
+    output = Output(json_result=args.json)
+    folder = Path(args.folder)
+    if args.action == "demo":
+        write_digits(folder)
+    parts = _parts(folder)
+    counts = {name: _class_counts(index) for name, index in parts.items()}
+    value = {
+        name: {"images": len(index), "digest": index.dataset_digest, "classes": counts[name]}
+        for name, index in parts.items()
+    }
+    classes = next(iter(parts.values())).classes
+    rows = [[c, *(str(counts[name].get(c, 0)) for name in parts)] for c in classes]
+    rows.append(["all", *(str(len(index)) for index in parts.values())])
+    output.result({"folder": str(folder), "parts": value}, table(rows, ["class", *parts]))
+    return 0
+
+
+def _class_counts(index: Index) -> dict[str, int]:
+    counts = np.bincount(index.labels[index.labels >= 0], minlength=len(index.classes))
+    return dict(zip(index.classes, counts.tolist(), strict=True))
+
+
+def _parts(folder: Path) -> dict[str, Index]:
+    paths = part_paths(folder, DataConfig())
+    if "train" not in paths:
+        return {"images": open_index(folder)}
+    train = open_index(paths["train"])
+    return {"train": train} | {
+        k: open_index(p, classes=train.classes) for k, p in paths.items() if k != "train"
+    }

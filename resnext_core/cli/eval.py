@@ -1,0 +1,187 @@
+"""``resnext-run eval``: exact accuracy of a run, of weights, or of an artefact."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnext_core.cli.common import (
+    add_config_flags,
+    add_devices_flag,
+    add_json_flag,
+    print_config,
+    resolve_config,
+)
+from resnext_core.cli.output import Output, ProgressBar
+from resnext_core.cli.train import launch
+from resnext_core.config import Config, DataConfig
+from resnext_core.data.index import SPLITS, Index, find_splits, open_index
+from resnext_core.distributed import Collectives, RankInfo, SingleProcess, rank_info
+from resnext_core.errors import UsageError
+from resnext_core.evaluate import Evaluation, evaluate
+from resnext_core.interfaces import Batch
+from resnext_core.jobs import connect, eval_loader
+from resnext_core.metrics import softmax
+from resnext_core.plugins import load_plugins
+from resnext_core.runs import RunFolder
+from resnext_core.serve import Served, find_model, serve
+
+#: Wrong and right predictions that a report shows, of each at most.
+SAMPLES = 12
+
+EPILOG = """\
+examples:
+  resnext-run eval --weights runs/RUN --data DIR
+  resnext-run eval --weights model.onnx --data DIR --split test --json
+  resnext-run eval --devices 3 --weights model.safetensors --data DIR
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_weights_flag(parser)
+    add_split_flag(parser)
+    add_config_flags(parser)
+    add_devices_flag(parser)
+    add_json_flag(parser)
+
+
+def add_weights_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --weights."""
+    parser.add_argument(
+        "--weights", metavar="FILE", required=True, help="run folder, weights file (.safetensors) or artefact"
+    )
+
+
+def add_split_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --split."""
+    parser.add_argument(
+        "--split", choices=("train", "val", "test"), help="part of --data (default: test if there, else val)"
+    )
+
+
+def handle(args: argparse.Namespace) -> int:
+    plugins = load_plugins()
+    rank = rank_info()
+    config, sources = resolve_config(args, plugins)
+    if args.print_config:
+        print_config(config, sources)
+        return 0
+    suffix = find_model(Path(args.weights)).suffix
+    backend = plugins.choose(
+        args.backend, f"evaluate {suffix} files", lambda b: b.predictor is not None and suffix in b.formats
+    )
+    if args.devices > 1 and rank.world == 1:
+        run = RunFolder(Path(config.output.dir) / "eval-ranks")
+        return launch(backend, config, run, args.devices, _without_devices(sys.argv[1:]), False)
+    output = Output(json_result=args.json, quiet=not rank.is_main)
+    collectives: Collectives = SingleProcess()
+    if rank.world > 1:
+        collectives = connect(backend, config, rank)
+    try:
+        served = serve(
+            Path(args.weights),
+            config,
+            sources,
+            plugins,
+            backend_id=backend.id,
+            batch_size=config.eval.batch_size,
+            rank=rank,
+        )
+        index = open_split(config, args.split, served.classes)
+        result, _ = evaluate_served(served, index, config, rank, collectives, output)
+        served.predictor.close()
+    finally:
+        collectives.close()
+    value = {
+        "weights": served.source,
+        "digest": served.digest,
+        "backend": served.backend.id,
+        **result.to_dict(),
+    }
+    output.result(value, f"{result.line()} [{served.backend.id}]")
+    for path, message in list(result.failures.items())[:10]:
+        output.say(f"could not read {path}: {message}")
+    return 0
+
+
+def evaluate_served(
+    served: Served, index: Index, config: Config, rank: RankInfo, collectives: Collectives, output: Output
+) -> tuple[Evaluation, list[dict[str, Any]]]:
+    """Evaluate on `index`; also returns samples for the report: the most confident wrong ones, and right ones."""
+    bar = ProgressBar(output)
+    wrong: list[dict[str, Any]] = []
+    right: dict[str, dict[str, Any]] = {}
+
+    def on_batch(batch: Batch, logits: NDArray[Any]) -> None:
+        for row in np.flatnonzero(batch.valid):
+            best, true = int(logits[row].argmax()), int(batch.labels[row])
+            sample = {
+                "path": str(index.path(int(batch.index[row]))),
+                "true": index.classes[true],
+                "predicted": index.classes[best],
+                "probability": float(softmax(logits[row])[best]),
+            }
+            if best != true:
+                wrong.append(sample)
+            else:
+                right.setdefault(index.classes[true], sample)
+
+    with eval_loader(index, served.preprocess, config, rank.world) as loader:
+        result = evaluate(
+            served.predictor,
+            loader,
+            index,
+            batch_size=config.eval.batch_size,
+            rank=rank,
+            collectives=collectives,
+            on_batch=on_batch,
+            on_progress=lambda done, total: bar(
+                {"kind": "progress", "what": "eval", "done": done, "total": total}
+            ),
+        )
+    bar.close()
+    wrong.sort(key=lambda s: -s["probability"])
+    return result, wrong[:SAMPLES] + list(right.values())[:SAMPLES]
+
+
+def open_split(config: Config, split: str | None, classes: tuple[str, ...]) -> Index:
+    """Open one part of ``config.data``: the named one, else test, else val, else the folder itself."""
+    if config.data.dir is None:
+        raise UsageError("no data given: use --data DIR")
+    root = Path(config.data.dir)
+    paths = part_paths(root, config.data)
+    for name in (split,) if split else ("test", "val"):
+        if name in paths:
+            return open_index(paths[name], classes=classes)
+    if split is not None or "train" in paths:
+        raise UsageError(f"{root} has no {split or 'test or val'} part; it has: {', '.join(paths) or 'none'}")
+    return open_index(root, classes=classes)
+
+
+def part_paths(root: Path, data: DataConfig) -> dict[str, Path]:
+    """Return the train, val and test parts of `root`; none where it is itself a folder of classes or a list."""
+    if not root.is_dir():
+        return {}
+    usual = any(
+        (root / name).exists() for names in SPLITS.values() for n in names for name in (n, f"{n}.txt")
+    )
+    stated = any((data.train, data.val, data.test))
+    return find_splits(root, data) if usual or stated else {}
+
+
+def _without_devices(words: list[str]) -> list[str]:
+    """Drop --devices and --backend, which the launch adds itself, from the command line."""
+    kept, skip = [], False
+    for word in words:
+        if skip:
+            skip = False
+        elif word in ("--devices", "--backend"):
+            skip = True
+        elif not word.startswith(("--devices=", "--backend=")):
+            kept.append(word)
+    return kept

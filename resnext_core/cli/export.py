@@ -1,0 +1,150 @@
+"""``resnext-run export``: write artefacts, and report them as done only once they agree with their source."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resnext_core.cli.common import add_config_flags, add_json_flag, resolve_config
+from resnext_core.cli.eval import add_weights_flag
+from resnext_core.cli.output import Output
+from resnext_core.config import Config
+from resnext_core.errors import DataError, UsageError, suggest
+from resnext_core.files import file_digest
+from resnext_core.interfaces import Backend, ExportRequest
+from resnext_core.plugins import PluginSet, load_plugins, probe
+from resnext_core.serve import WEIGHTS_SUFFIX, read_weights, serve, serve_weights
+from resnext_core.weights import Weights
+
+#: Largest |difference| an artefact's logits may have, relative to the largest |logit| of its source.
+TOLERANCE = 1e-4
+
+EPILOG = """\
+examples:
+  resnext-run export --weights runs/RUN --format onnx --to model.onnx
+  resnext-run export --weights model.safetensors --format onnx mindir --to artefacts/ --set export.batch_size=8
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_weights_flag(parser)
+    parser.add_argument(
+        "--format",
+        nargs="+",
+        default=[],
+        metavar="FORMAT",
+        help="formats to write (default: all that an available backend can)",
+    )
+    parser.add_argument("--to", metavar="PATH", required=True, help="file, or a folder for several formats")
+    add_config_flags(parser)
+    add_json_flag(parser)
+
+
+def handle(args: argparse.Namespace) -> int:
+    plugins = load_plugins()
+    config, sources = resolve_config(args, plugins)
+    output = Output(json_result=args.json)
+    weights = read_weights(Path(args.weights), config, sources)
+    formats = exporters(plugins, tuple(args.format) or config.export.formats, args.backend)
+    target = Path(args.to)
+    single = len(formats) == 1 and target.suffix == f".{next(iter(formats))}"
+    results = []
+    for name, backend in formats.items():
+        path = target if single else target / f"{weights.spec.variant}.{name}"
+        results.append(export(weights, name, backend, path, config, plugins))
+        output.say(line(results[-1]))
+    output.result({"artefacts": results})
+    return 0
+
+
+def exporters(
+    plugins: PluginSet, formats: tuple[str, ...], backend_id: str | None = None
+) -> dict[str, Backend]:
+    """Return the backend that writes each format; without `formats`, everything that can be written here."""
+    table: dict[str, list[Backend]] = {}
+    for backend in sorted(plugins.backends.values(), key=lambda b: (-b.priority, b.id)):
+        for name in backend.exporters:
+            if backend_id is None or backend.id == backend_id:
+                table.setdefault(name, []).append(backend)
+    if not table and backend_id is not None:
+        raise UsageError(f"backend '{plugins.get(backend_id).id}' has no exporter")
+    if not formats:
+        return {n: b[0] for n, b in table.items() if probe(b[0]) is None}
+    chosen = {}
+    for name in formats:
+        if name not in table:
+            raise UsageError(f"no installed backend exports '{name}'{suggest(name, table)}")
+        chosen[name] = plugins.available(table[name][0].id)
+    return chosen
+
+
+def export(
+    weights: Weights, name: str, backend: Backend, path: Path, config: Config, plugins: PluginSet
+) -> dict[str, Any]:
+    """Write one artefact beside `path`, compare its logits with the source's, then move it into place."""
+    request = ExportRequest(
+        batch_size=config.export.batch_size,
+        input=config.export.input,
+        fold_bn=config.export.fold_bn,
+        options=config.backends.get(backend.id),
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        made = partial / path.name
+        backend.exporters[name](weights, made, request)
+        difference = compare(weights, made, config, plugins)
+        if difference is not None and not difference <= TOLERANCE:
+            raise DataError(
+                f"{path.name} disagrees with its source by {difference:.2e} of the largest logit "
+                f"(allowed {TOLERANCE:.0e}); it was not kept"
+            )
+        for file in partial.iterdir():
+            os.replace(file, path.parent / file.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return {
+        "format": name,
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "digest": file_digest(path),
+        "backend": backend.id,
+        "weights_digest": weights.digest,
+        "difference": difference,
+    }
+
+
+def compare(weights: Weights, artefact: Path, config: Config, plugins: PluginSet) -> float | None:
+    """Return max |logit difference| / max |logit| on random images; None where nothing here reads the format."""
+    readers = [
+        b
+        for b in plugins.backends.values()
+        if b.predictor and artefact.suffix in b.formats and probe(b) is None
+    ]
+    if not readers or artefact.suffix == WEIGHTS_SUFFIX:
+        return None
+    size = weights.spec.image_size
+    images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+    source = serve_weights(weights, config, plugins, batch_size=2).predictor
+    made = serve(artefact, config, {}, plugins, batch_size=2).predictor
+    expected, got = source.logits(images), made.logits(images)
+    source.close()
+    made.close()
+    return float(np.abs(got - expected).max() / max(float(np.abs(expected).max()), 1e-12))
+
+
+def line(result: dict[str, Any]) -> str:
+    """Return one line for people about an artefact."""
+    checked = "not compared: no backend here reads it"
+    if result["difference"] is not None:
+        checked = f"logits agree within {result['difference']:.1e}"
+    return f"{result['format']}: {result['path']} ({result['bytes'] / 1e6:.1f} MB, {checked}) {result['digest'][:19]}"

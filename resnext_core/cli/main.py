@@ -1,0 +1,118 @@
+"""Entry point: find the command, parse its flags, turn expected errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NoReturn
+
+from resnext_core import __version__
+from resnext_core.errors import EXIT_INTERRUPTED, EXIT_OK, ResnextError, UsageError, suggest
+from resnext_core.plugins import PluginSet, load_plugins
+
+_EPILOG = """\
+Without a command the whole job runs: train, evaluate, export, validate, report; on --data DIR, or on
+handwritten digits where none is given. Without --backend the best one available is taken.
+
+  resnext-run                                   the whole job on the built-in digits
+  resnext-run --data DIR                        the whole job on DIR/train and DIR/val
+  resnext-run infer --weights RUN photo.jpg     predict with a trained run
+  resnext-run doctor                            what works on this machine
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are UsageError with a suggestion for unknown flags."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        namespace, rest = super().parse_known_args(args, namespace)
+        for word in rest:
+            if word.startswith("-"):
+                flag = word.split("=")[0]
+                known = [o for o in self._option_string_actions if o.startswith("--")]
+                raise UsageError(f"unknown flag '{flag}'{suggest(flag, known)} (see {self.prog} --help)")
+        return namespace, rest
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``resnext-run`` with `argv` (the process's own by default) and return the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(words)
+    except ResnextError as error:
+        print(f"resnext-run: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("resnext-run: stopped", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+
+
+def _run(words: list[str]) -> int:
+    plugins = load_plugins()
+    top = _top_parser(plugins)
+    position = _command_position(words)
+    if position is None:
+        top.parse_args(words)
+        return EXIT_OK
+    if position == len(words) or words[position].startswith("-"):
+        words.insert(position, "run")
+    name = words[position]
+    if name not in plugins.commands:
+        raise UsageError(f"unknown command '{name}'{suggest(name, plugins.commands)}")
+    command = plugins.commands[name]
+    module = _module(command.module)
+    parser = Parser(
+        prog=f"resnext-run {name}", description=f"{command.summary[0].upper()}{command.summary[1:]}.",
+        allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=getattr(module, "EPILOG", None),
+    )  # fmt: skip
+    parser.add_argument("--backend", metavar="ID", help="backend to use; see 'resnext-run backends'")
+    module.configure(parser)
+    args = parser.parse_args(words[:position] + words[position + 1 :])
+    result = module.handle(args)
+    return int(result)
+
+
+def _top_parser(plugins: PluginSet) -> Parser:
+    width = max(map(len, plugins.commands))
+    commands = "\n".join(f"  {c.name:<{width}}  {c.summary}" for c in plugins.commands.values())
+    problems = "".join(f"\nproblem: {p}" for p in plugins.problems)
+    parser = Parser(
+        prog="resnext-run", description="ResNeXt trained on any accelerator, served from any runtime.",
+        usage="resnext-run [--backend ID] [COMMAND] [flags]", allow_abbrev=False,
+        epilog=f"commands (each has its own --help):\n{commands}\n\n{_EPILOG}{problems}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"resnext-core {__version__}")
+    parser.add_argument("--backend", metavar="ID", help="backend to use; see 'resnext-run backends'")
+    return parser
+
+
+def _command_position(words: Sequence[str]) -> int | None:
+    """Return where the command stands or belongs in `words`; None for top-level --help and --version."""
+    position = 0
+    while position < len(words):
+        word = words[position]
+        if word in ("--help", "-h", "--version"):
+            return None
+        if word in ("--backend", "--devices"):
+            position += 2
+        elif word.startswith(("--backend=", "--devices=")) or word == "--json":
+            position += 1
+        else:
+            return position
+    return min(position, len(words))
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(name)

@@ -1,0 +1,141 @@
+"""What people and programs see: lines, one JSON result, a progress bar on a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from resnext_core.runs import Record
+
+
+class Output:
+    """Lines for people on standard output, or on standard error when --json owns standard output."""
+
+    def __init__(self, *, json_result: bool = False, quiet: bool = False, log: Path | None = None) -> None:
+        self.json_result, self.quiet, self.log = json_result, quiet, log
+        self._stream = sys.stderr if json_result else sys.stdout
+
+    def say(self, text: str) -> None:
+        """Print a line for people, and add it to the log file if there is one."""
+        if not self.quiet:
+            print(text, file=self._stream, flush=True)
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """Add a line to the log file alone."""
+        if self.log is not None:
+            try:
+                with self.log.open("a", encoding="utf-8") as stream:
+                    stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            except OSError:  # the log is a convenience: records and checkpoints report a full disk
+                self.log = None
+
+    def result(self, value: Mapping[str, Any], text: str | None = None) -> None:
+        """Print the result: `value` as one JSON line with --json, otherwise `text`."""
+        if self.json_result:
+            if not self.quiet:
+                print(json.dumps(value), flush=True)
+            if text is not None:
+                self.note(text)
+        elif text is not None:
+            self.say(text)
+
+    @property
+    def interactive(self) -> bool:
+        """True where a progress bar can be drawn."""
+        return not self.quiet and self._stream.isatty()
+
+
+class ProgressBar:
+    """Shows ``progress`` records as a bar on a terminal; other records become plain lines."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._bars: dict[str, Any] = {}
+        self._started: dict[str, float] = {}
+        self._progress: Any = None
+
+    def __call__(self, record: Record) -> None:
+        kind = record["kind"]
+        if kind == "progress":
+            self._advance(record)
+            return
+        line = describe(record)
+        if line is None:
+            return
+        if self._progress is not None and kind == "train":
+            self._output.note(line)  # the bar shows it already
+        elif self._progress is not None:
+            self._progress.console.print(line, highlight=False, markup=False)
+            self._output.note(line)
+        else:
+            self._output.say(line)
+
+    def close(self) -> None:
+        """Take the bar off the terminal."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _advance(self, record: Record) -> None:
+        if not self._output.interactive:
+            return
+        if self._progress is None:
+            self._progress = _rich_progress(self._output)
+            self._progress.start()
+        what = record["what"]
+        if what not in self._bars:
+            self._bars[what] = self._progress.add_task(what, total=record["total"], detail="")
+            self._started[what] = time.perf_counter()
+        detail = ""
+        if what == "train":
+            now = time.perf_counter()
+            rate = record["images"] / max(now - self._started[what], 1e-9)
+            self._started[what] = now
+            detail = f"epoch {record['epoch']}  loss {record['loss']:.4f}  lr {record['lr']:.4g}  {rate:.0f} images/s"
+        done = record["done"] >= record["total"] and what != "train"
+        self._progress.update(
+            self._bars[what], completed=record["done"], total=record["total"], detail=detail, visible=not done
+        )
+
+
+def describe(record: Record) -> str | None:
+    """Return one line for people about a record, or None where there is nothing to say."""
+    kind = record["kind"]
+    if kind == "train":
+        return (
+            f"epoch {record['epoch']:>3}  step {record['step']:>6}  loss {record['loss']:.4f}  "
+            f"lr {record['lr']:.4g}  {record['images_per_s']:.0f} images/s  "
+            f"waiting {100 * record['wait_s'] / max(record['seconds'], 1e-9):.0f} %"
+        )
+    if kind == "eval":
+        star = "  best so far" if record["best"] else ""
+        return (
+            f"epoch {record['epoch']:>3}  {record['split']} top-1 {100 * record['top1']:.2f} %  "
+            f"top-5 {100 * record['top5']:.2f} %  ({record['scored']} of {record['expected']} images){star}"
+        )
+    if kind == "note":
+        return str(record["text"])
+    return None
+
+
+def _rich_progress(output: Output) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description:>6}"), BarColumn(bar_width=None), MofNCompleteColumn(),
+        TimeRemainingColumn(), TextColumn("{task.fields[detail]}"),
+        console=Console(stderr=output.json_result), transient=True,
+    )  # fmt: skip
+
+
+def table(rows: list[list[str]], header: list[str]) -> str:
+    """Return aligned plain-text columns."""
+    widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in [header, *rows]]
+    return "\n".join(lines)

@@ -1,0 +1,30 @@
+"""``resnext-run recipes``: list the recipes, or show one."""
+
+from __future__ import annotations
+
+import argparse
+
+from resnext_core.cli.common import add_json_flag, recipe_names, recipe_path
+from resnext_core.cli.output import Output, table
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", help="recipe to print")
+    add_json_flag(parser)
+
+
+def handle(args: argparse.Namespace) -> int:
+    output = Output(json_result=args.json)
+    if args.name is not None:
+        text = recipe_path(args.name).read_text(encoding="utf-8")
+        output.result({"name": args.name, "yaml": text}, text.rstrip())
+        return 0
+    recipes = {name: summary(name) for name in recipe_names()}
+    output.result({"recipes": recipes}, table([[n, s] for n, s in recipes.items()], ["recipe", "what it is"]))
+    return 0
+
+
+def summary(name: str) -> str:
+    """Return the first comment line of a recipe."""
+    first = recipe_path(name).read_text(encoding="utf-8").splitlines()[0]
+    return first.lstrip("# ").strip()

@@ -1,0 +1,140 @@
+"""``resnext-run``: the whole job. Train, evaluate, export, validate, report; what a newcomer types first."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+from resnext_core.checkpoint import best_weights
+from resnext_core.cli.common import (
+    DEFAULT_RECIPE,
+    add_config_flags,
+    add_devices_flag,
+    add_json_flag,
+    print_config,
+    resolve_config,
+)  # fmt: skip
+from resnext_core.cli.eval import evaluate_served
+from resnext_core.cli.export import TOLERANCE, export, exporters, line
+from resnext_core.cli.output import Output, ProgressBar
+from resnext_core.cli.report import make_report
+from resnext_core.cli.train import launch, prepare_run, train
+from resnext_core.cli.validate import compare_on, describe
+from resnext_core.config import Config
+from resnext_core.data.demo import write_digits
+from resnext_core.distributed import RankInfo, SingleProcess
+from resnext_core.errors import DataError, UsageError
+from resnext_core.interfaces import Backend
+from resnext_core.jobs import open_splits
+from resnext_core.plugins import PluginSet, load_plugins
+from resnext_core.runs import RunFolder
+from resnext_core.serve import serve, serve_weights
+from resnext_core.weights import load_weights
+
+DEMO_RECIPE = "digits"
+#: Where the demo data goes, in the parent of the run folders.
+DEMO_DATA = "digits-data"
+
+EPILOG = """\
+examples:
+  resnext-run                                     the built-in digits on the best backend here
+  resnext-run run --data DIR --recipe photos-small
+  resnext-run --backend reference run --epochs 3
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_config_flags(parser)
+    add_devices_flag(parser)
+    add_json_flag(parser)
+
+
+def handle(args: argparse.Namespace) -> int:
+    plugins = load_plugins()
+    config, sources = resolve_config(
+        args, plugins, default_recipe=DEFAULT_RECIPE if args.data else DEMO_RECIPE
+    )
+    if args.print_config:
+        print_config(config, sources)
+        return 0
+    backend = plugins.choose(args.backend, "train", lambda b: b.trainer is not None)
+    formats = exporters(plugins, config.export.formats)  # an unknown format must not wait for the training
+    output = Output(json_result=args.json)
+    if config.data.dir is None:
+        folder = Path(config.output.dir) / DEMO_DATA
+        output.say(f"no --data given: using scikit-learn's handwritten digits in {folder}")
+        write_digits(folder)
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=str(folder)))
+    started = time.perf_counter()
+    run = _train(config, backend, args.devices, output)
+    result = finish(run, config, backend, formats, plugins, output)
+    result["seconds"] = round(time.perf_counter() - started, 1)
+    output.result(result, f"done in {result['seconds']:.0f} s; report: {run.report}")
+    if not all(v["passed"] for v in result["validations"]):
+        raise DataError(f"an artefact does not agree with its source; see {run.report}")
+    return 0
+
+
+def _train(config: Config, backend: Backend, devices: int, output: Output) -> RunFolder:
+    if devices == 1:
+        return train(config, backend, RankInfo(), output)
+    open_splits(config)
+    run = prepare_run(config, backend)
+    code = launch(backend, config, run, devices, ["train", "--run-dir", str(run.path)], output.json_result)
+    if code != 0:
+        raise SystemExit(code)
+    return run
+
+
+def finish(
+    run: RunFolder,
+    config: Config,
+    backend: Backend,
+    formats: dict[str, Backend],
+    plugins: PluginSet,
+    output: Output,
+) -> dict[str, Any]:
+    """Evaluate, export, validate and report a trained run; returns the JSON result."""
+    output.log = run.path / "log.txt"
+    path = best_weights(run.checkpoints)
+    weights = load_weights(path)
+    splits = open_splits(config)
+    index = splits.test or splits.val
+    if index is None:
+        raise UsageError(f"{config.data.dir} has no val or test part to evaluate on; add one, or use 'train'")
+    name = "test" if splits.test is not None else "val"
+
+    source = serve_weights(
+        weights, config, plugins, backend_id=backend.id, batch_size=config.eval.batch_size, source=str(path)
+    )
+    evaluation, samples = evaluate_served(source, index, config, RankInfo(), SingleProcess(), output)
+    output.say(f"{name}: {evaluation.line()}")
+    run.write_result("evaluation", {"split": name, **evaluation.to_dict(), "samples": samples})
+
+    artefacts = []
+    for format_name, exporter in formats.items():
+        target = run.path / f"{weights.spec.variant}.{format_name}"
+        artefacts.append(export(weights, format_name, exporter, target, config, plugins))
+        output.say(line(artefacts[-1]))
+    run.write_result("artefacts", artefacts)
+
+    validations = []
+    for artefact in artefacts:
+        made = serve(Path(artefact["path"]), config, {}, plugins, batch_size=config.eval.batch_size)
+        result = compare_on(made, source, index, config, TOLERANCE, ProgressBar(output))
+        made.predictor.close()
+        validations.append(describe(made, source, result))
+        output.say(f"{artefact['format']}: {result.line()}")
+    run.write_result("validations", validations)
+    source.predictor.close()
+
+    make_report(run)
+    summary = evaluation.to_dict()
+    del summary["confusion"]
+    return {
+        "run": str(run.path), "backend": backend.id, "weights": str(path), "digest": weights.digest,
+        "evaluation": summary, "artefacts": artefacts, "validations": validations, "report": str(run.report),
+    }  # fmt: skip

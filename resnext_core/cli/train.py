@@ -1,0 +1,228 @@
+"""``resnext-run train``: train from scratch, or continue a run, on one or several devices."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from resnext_core import __version__
+from resnext_core.checkpoint import best_weights, load_latest
+from resnext_core.cli.common import (
+    DEFAULT_RECIPE,
+    add_config_flags,
+    add_devices_flag,
+    add_json_flag,
+    backend_options,
+    print_config,
+    resolve_config,
+)  # fmt: skip
+from resnext_core.cli.output import Output, ProgressBar
+from resnext_core.config import Config, Layer, read_layer
+from resnext_core.distributed import RankInfo, launch_local, rank_info
+from resnext_core.errors import UsageError
+from resnext_core.files import write_atomic
+from resnext_core.interfaces import Backend, LaunchRequest
+from resnext_core.jobs import connect, open_splits, per_rank, run_training, training_job
+from resnext_core.loop import Emit
+from resnext_core.plugins import PluginSet, load_plugins
+from resnext_core.runs import Record, RunFolder
+
+EPILOG = """\
+examples:
+  resnext-run train --recipe digits --data DIGITS
+  resnext-run --backend gpu train --devices 8 --recipe imagenet --data IMAGENET
+  resnext-run train --resume runs/20260101-120000-resnext50_32x4d
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_config_flags(parser)
+    parser.add_argument(
+        "--resume", metavar="RUN", nargs="?", const="", help="continue a run (the newest without RUN)"
+    )
+    add_devices_flag(parser)
+    add_json_flag(parser)
+
+
+def handle(args: argparse.Namespace) -> int:
+    plugins = load_plugins()
+    rank = rank_info()
+    resumed = _resumed_run(args)
+    base = None
+    if resumed is not None:
+        stored = read_layer(resumed.config)
+        base = Layer(source=f"run {resumed.path.name}", values=_known_sections(stored.values, plugins))
+        backend_id = args.backend or (resumed.read_result("run") or {}).get("backend")
+    else:
+        backend_id = args.backend
+    config, sources = resolve_config(args, plugins, default_recipe=DEFAULT_RECIPE, base=base)
+    if args.print_config:
+        print_config(config, sources)
+        return 0
+    backend = plugins.choose(backend_id, "train", lambda b: b.trainer is not None)
+    output = Output(json_result=args.json, quiet=not rank.is_main)
+    if args.devices > 1 and rank.world == 1:
+        run = resumed or prepare_run(config, backend)
+        return launch(backend, config, run, args.devices, ["train", "--resume", str(run.path)], args.json)
+    if args.run_dir is not None:
+        resumed = RunFolder.open(Path(args.run_dir))
+    run = train(config, backend, rank, output, resumed)
+    if rank.is_main:
+        weights = best_weights(run.checkpoints)
+        output.result({"run": str(run.path), "weights": str(weights)}, f"weights: {weights}")
+    return 0
+
+
+def train(
+    config: Config, backend: Backend, rank: RankInfo, output: Output, resumed: RunFolder | None = None
+) -> RunFolder:
+    """Train on this process, as one of `rank.world`; returns the run folder."""
+    splits = open_splits(config)
+    per_rank(config, rank.world, len(splits.train))
+    collectives = connect(backend, config, rank)
+    try:
+        run = resumed or _shared_run(config, backend, rank, collectives)
+        if rank.is_main:
+            output.log = run.path / "log.txt"
+        bar = ProgressBar(output)
+        emit = _sink(run, bar, config) if rank.is_main else _nowhere
+        checkpoint = None
+        if resumed is not None and any(run.checkpoints.glob("step-*")):
+            checkpoint = load_latest(run.checkpoints, output.say)
+            if rank.is_main:
+                run.rewind(checkpoint.progress.step)
+        spec = splits.train
+        output.say(
+            f"training {config.model.variant} on backend {backend.id}: {len(spec)} images, {len(spec.classes)} "
+            f"classes, batch {config.train.batch_size}, {config.train.epochs} epochs; run folder {run.path}"
+        )
+        with training_job(config, backend, splits, run, rank, collectives, emit) as job:
+            started = time.time()
+            emit(
+                {
+                    "kind": "resume" if checkpoint else "start",
+                    "step": checkpoint.progress.step if checkpoint else 0,
+                }
+            )
+            try:
+                progress = run_training(job, backend, checkpoint)
+                emit({"kind": "end", "step": progress.step, "seconds": round(time.time() - started, 3)})
+            finally:
+                bar.close()
+            if job.train_loader.failures and rank.is_main:
+                output.say(_failures(job.train_loader.failures))
+    finally:
+        collectives.close()
+    return run
+
+
+def prepare_run(config: Config, backend: Backend, name: str | None = None) -> RunFolder:
+    """Make the run folder with its resolved config and what it is made with."""
+    run = RunFolder.create(Path(config.output.dir), name or config.output.name, config.model.variant)
+    data = config.data
+    if data.dir is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(data, dir=os.path.abspath(data.dir)))
+    write_atomic(run.config, config.to_yaml())
+    run.write_result("run", {"backend": backend.id, "environment": environment()})
+    return run
+
+
+def launch(
+    backend: Backend, config: Config, run: RunFolder, devices: int, argv: list[str], json_result: bool
+) -> int:
+    """Start `devices` ranks of ``resnext-run argv`` and return their exit code."""
+    words = ["--backend", backend.id, *argv] + (["--json"] if json_result else [])
+    request = LaunchRequest(
+        module="resnext_core.cli", argv=words, devices=devices, log_dir=run.logs,
+        options=backend_options(config, backend),
+    )  # fmt: skip
+    return (backend.launch or launch_local)(request)
+
+
+def environment() -> dict[str, Any]:
+    """Return versions and machine, for records and reports."""
+    from importlib import metadata
+
+    versions = {}
+    for name in ("resnext-core", "numpy", "pillow", "mindspore", "torch", "onnx", "onnxruntime"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_cores": os.cpu_count(),
+        "command": " ".join(["resnext-run", *sys.argv[1:]]),
+        **versions,
+    } | {"resnext-core": __version__}
+
+
+def _resumed_run(args: argparse.Namespace) -> RunFolder | None:
+    if args.resume is None:
+        return None
+    return RunFolder.open(Path(args.resume)) if args.resume else RunFolder.newest(Path(args.output or "runs"))
+
+
+def _known_sections(values: Mapping[str, Any], plugins: PluginSet) -> dict[str, Any]:
+    """Drop the sections of backends that are not installed here, so that a run can move between machines."""
+    core = set(Config().to_dict())
+    return {k: v for k, v in values.items() if k in core or k in plugins.backends}
+
+
+def _shared_run(config: Config, backend: Backend, rank: RankInfo, collectives: Any) -> RunFolder:
+    """Let rank 0 make the run folder; other ranks learn its time-stamped name through the collectives."""
+    import numpy as np
+
+    if rank.world == 1:
+        return prepare_run(config, backend)
+    stamp = int(collectives.all_reduce_sum(np.array([int(time.time()) if rank.is_main else 0], np.int64))[0])
+    name = (
+        config.output.name or time.strftime("%Y%m%d-%H%M%S", time.gmtime(stamp)) + f"-{config.model.variant}"
+    )
+    run = prepare_run(config, backend, name) if rank.is_main else RunFolder(Path(config.output.dir) / name)
+    collectives.barrier()
+    return run
+
+
+def _sink(run: RunFolder, bar: ProgressBar, config: Config) -> Emit:
+    """Return a function that sends a record to the run folder, the terminal and, if wanted, TensorBoard."""
+    board = _tensorboard(run) if config.output.tensorboard else None
+
+    def emit(record: Record) -> None:
+        if record["kind"] != "progress":
+            run.append(record)
+            if board is not None:
+                for key, value in record.items():
+                    if key not in ("step", "epoch", "seconds") and isinstance(value, (int, float)):
+                        board.add_scalar(f"{record['kind']}/{key}", value, record["step"])
+                board.flush()
+        bar(record)
+
+    return emit
+
+
+def _tensorboard(run: RunFolder) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise UsageError(
+            "output.tensorboard needs tensorboardX: pip install 'resnext-core[tensorboard]'"
+        ) from None
+    return SummaryWriter(str(run.path))
+
+
+def _nowhere(record: Record) -> None:
+    pass
+
+
+def _failures(failures: Mapping[int, str]) -> str:
+    first = [message for _, message in sorted(failures.items())[:3]]
+    return f"{len(failures)} training images could not be read, e.g. {'; '.join(first)}"

@@ -1,0 +1,100 @@
+"""``resnext-run validate``: an artefact against its source on real images; exit 3 outside tolerance."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from resnext_core.cli.common import add_config_flags, add_json_flag, resolve_config
+from resnext_core.cli.eval import add_split_flag, open_split
+from resnext_core.cli.output import Output, ProgressBar
+from resnext_core.config import Config
+from resnext_core.data.batch import Task
+from resnext_core.data.index import Index
+from resnext_core.data.sampler import eval_batches
+from resnext_core.errors import DataError
+from resnext_core.jobs import eval_loader
+from resnext_core.plugins import load_plugins
+from resnext_core.serve import Served, serve
+from resnext_core.validate import ValidationResult, validate
+
+EPILOG = """\
+examples:
+  resnext-run validate --artefact model.onnx --weights runs/RUN --data DIR
+  resnext-run validate --artefact model.mindir --weights model.safetensors --data DIR --split test --json
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--artefact", metavar="FILE", required=True, help="exported file to check")
+    parser.add_argument(
+        "--weights", metavar="FILE", required=True, help="its source: run folder or weights file"
+    )
+    add_split_flag(parser)
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-4,
+        metavar="X",
+        help="largest logit difference relative to the largest logit (default 1e-4)",
+    )
+    parser.add_argument("--source-backend", metavar="ID", help="backend that computes the source's logits")
+    add_config_flags(parser)
+    add_json_flag(parser)
+
+
+def handle(args: argparse.Namespace) -> int:
+    plugins = load_plugins()
+    config, sources = resolve_config(args, plugins)
+    output = Output(json_result=args.json)
+    batch = config.eval.batch_size
+    artefact = serve(Path(args.artefact), config, sources, plugins, backend_id=args.backend, batch_size=batch)
+    source = serve(
+        Path(args.weights), config, sources, plugins, backend_id=args.source_backend, batch_size=batch
+    )
+    index = open_split(config, args.split, source.classes)
+    result = compare_on(artefact, source, index, config, args.tolerance, ProgressBar(output))
+    value = describe(artefact, source, result)
+    output.result(value, f"{Path(args.artefact).name}: {result.line()}")
+    if not result.passed:
+        raise DataError(f"{args.artefact} does not agree with {args.weights} within {args.tolerance:g}")
+    return 0
+
+
+def compare_on(
+    artefact: Served, source: Served, index: Index, config: Config, tolerance: float, bar: ProgressBar
+) -> ValidationResult:
+    """Compare two served models on every image of `index`; DataError when they are not the same network."""
+    if artefact.spec != source.spec or artefact.preprocess != source.preprocess:
+        raise DataError(
+            f"{artefact.source} is {artefact.spec.variant} with other preprocessing or shape than {source.source} "
+            f"({source.spec.variant}): it was exported from something else"
+        )
+    tasks = [
+        Task(epoch=0, indices=indices, valid=valid)
+        for indices, valid in eval_batches(len(index), config.eval.batch_size, 0, 1)
+    ]
+    with eval_loader(index, source.preprocess, config) as loader:
+        result = validate(
+            artefact.predictor,
+            source.predictor,
+            loader.batches(tasks),
+            tolerance=tolerance,
+            progress=lambda n: bar({"kind": "progress", "what": "validate", "done": n, "total": len(index)}),
+        )
+    bar.close()
+    return result
+
+
+def describe(artefact: Served, source: Served, result: ValidationResult) -> dict[str, Any]:
+    """Return the JSON record of a validation."""
+    return {
+        "artefact": artefact.source,
+        "artefact_backend": artefact.backend.id,
+        "source": source.source,
+        "source_backend": source.backend.id,
+        "digest": source.digest,
+        "same_weights": artefact.digest == source.digest,
+        **result.to_dict(),
+    }

@@ -1,0 +1,180 @@
+"""Loader: batches of decoded images in the order asked for, the same for any number of decoding processes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnext_core.config import AugmentConfig
+from resnext_core.data.batch import Batch as Batch
+from resnext_core.data.batch import Task as Task
+from resnext_core.data.decode import BadImage
+from resnext_core.data.index import Index
+from resnext_core.data.pool import Pool, WorkerDied
+from resnext_core.data.worker import Recipe
+from resnext_core.errors import DataError
+from resnext_core.preprocess import PreprocessSpec
+
+
+def default_workers() -> int:
+    """Return the number of decoding processes for data.workers None: one a usable core, at most 8."""
+    if os.name != "posix":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8)
+
+
+class Loader:
+    """Decodes the images of `index` as `preprocess` says, with `augment` for training.
+
+    A batch is a pure function of the index, its task, `seed`, `preprocess` and `augment`, whatever the number
+    of `workers` (0 decodes in this process; None: :func:`default_workers`). Up to `prefetch` batches wait
+    decoded while every worker decodes another, so `workers` + `prefetch` batches of memory are shared.
+
+    An image that cannot be read is never replaced. With `bad_images` ``count`` its row has pixels 0, its
+    label and index, and `valid` False, in training as in evaluation, and :attr:`failures` says why; with
+    ``fail`` BadImage is raised when its batch is due.
+
+    A context manager; :meth:`close` ends the processes. They also end when this process does.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        preprocess: PreprocessSpec,
+        augment: AugmentConfig | None = None,
+        *,
+        seed: int = 0,
+        workers: int | None = None,
+        prefetch: int = 4,
+        bad_images: Literal["count", "fail"] = "count",
+    ) -> None:
+        self.index = index
+        self.workers = default_workers() if workers is None else workers
+        self.failures: dict[int, str] = {}
+        self.waited_s = 0.0
+        self._recipe = Recipe(preprocess=preprocess, augment=augment, seed=seed)
+        self._prefetch = max(prefetch, 1)
+        self._bad_images = bad_images
+        self._pool: Pool | None = None
+        self._running = False
+
+    def batches(self, tasks: Iterable[Task]) -> Iterator[Batch]:
+        """Yield a batch for each task, in order; the arrays are the caller's to keep.
+
+        `tasks` is read ahead. Rows with `valid` False are padding and are not decoded. Left early, the
+        iterator may be followed by another; two at a time raise RuntimeError. Seconds that the caller
+        waited add up in :attr:`waited_s`. Raises BadImage (policy ``fail``) and, within two
+        seconds, DataError when a worker has died, naming the file it was reading.
+        """
+        source = self._in_process(tasks) if self.workers == 0 else self._in_workers(tasks)
+        if self._running:
+            raise RuntimeError("this loader is already giving out batches")
+        self._running = True
+        try:
+            while True:
+                started = time.perf_counter()
+                batch = next(source, None)
+                self.waited_s += time.perf_counter() - started
+                if batch is None:
+                    return
+                yield batch
+        finally:
+            self._running = False
+
+    def close(self) -> None:
+        """End the decoding processes; the loader may be used again, which starts new ones."""
+        if self._pool is not None:
+            self._pool.stop()
+            self._pool = None
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def worker_pids(self) -> list[int]:
+        """Return the ids of the running decoding processes."""
+        return self._pool.pids if self._pool is not None else []
+
+    def _in_process(self, tasks: Iterable[Task]) -> Iterator[Batch]:
+        size = self._recipe.preprocess.size
+        for task in tasks:
+            images = np.zeros((len(task), size, size, 3), np.uint8)
+            bad = []
+            for row, sample, path in self._rows(task):
+                try:
+                    images[row] = self._recipe.pixels(path, task.epoch, sample)
+                except BadImage as error:
+                    bad.append((row, error.reason))
+            yield self._batch(task, images, bad)
+
+    def _in_workers(self, tasks: Iterable[Task]) -> Iterator[Batch]:
+        try:
+            yield from self._through(self._ready_pool(), tasks)
+        except WorkerDied as error:
+            self.close()
+            reading = f" while reading {self.index.path(error.sample)}" if error.sample >= 0 else ""
+            raise DataError(
+                f"{error}{reading}; look at that file and at the machine's free memory, or set data.workers=0"
+            ) from error
+
+    def _through(self, pool: Pool, tasks: Iterable[Task]) -> Iterator[Batch]:
+        source, waiting = iter(tasks), deque[tuple[int, Task]]()
+        upcoming = next(source, None)
+        while upcoming is not None or waiting:
+            while upcoming is not None:
+                ticket = pool.submit(upcoming.epoch, len(upcoming), self._rows(upcoming))
+                if ticket is None:
+                    break
+                waiting.append((ticket, upcoming))
+                upcoming = next(source, None)
+            ticket, task = waiting.popleft()
+            images, done = pool.result(ticket, len(task))
+            if upcoming is not None:  # the slot is free again: fill it before the caller computes
+                ticket = pool.submit(upcoming.epoch, len(upcoming), self._rows(upcoming))
+                if ticket is not None:
+                    waiting.append((ticket, upcoming))
+                    upcoming = next(source, None)
+            yield self._batch(task, images, done.bad)
+
+    def _ready_pool(self) -> Pool:
+        if self._pool is None:
+            self._pool = Pool(self._recipe, self.workers, self.workers + self._prefetch)
+        else:
+            self._pool.discard()  # what an iterator left early had asked for
+        return self._pool
+
+    def _rows(self, task: Task) -> list[tuple[int, int, str]]:
+        samples = task.indices.tolist()
+        return [
+            (int(row), samples[row], str(self.index.path(samples[row]))) for row in np.flatnonzero(task.valid)
+        ]
+
+    def _batch(self, task: Task, images: NDArray[np.uint8], bad: Iterable[tuple[int, str]]) -> Batch:
+        valid = task.valid.copy()
+        for row, reason in bad:
+            sample = int(task.indices[row])
+            if self._bad_images == "fail":
+                raise BadImage(
+                    self.index.path(sample), f"{reason}; repair or remove it, or set data.bad_images=count"
+                )
+            self.failures[sample] = reason
+            valid[row] = False
+        images[~valid] = 0
+        return Batch(
+            images=images,
+            labels=self.index.labels[task.indices].astype(np.int32),
+            index=np.where(task.valid, task.indices, -1).astype(np.int64),
+            valid=valid,
+        )

@@ -1,0 +1,87 @@
+"""Which images come when: pure functions of seed, epoch, step and rank, the same on every machine for ever.
+
+Everything random comes from Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011),
+a counter-based generator: a stream is its key and counter, so the stream of a sample needs no history.
+Only the raw 64-bit words and uniform doubles are used, not NumPy's shuffling, which may change with NumPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnext_core.errors import UsageError
+
+#: Second key word: the order of an epoch and the augmentation of a sample never share a stream.
+_ORDER, _SAMPLE = 1, 2
+
+
+def epoch_permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Return the order of the `n` images in `epoch` (from 0): int64 (n,), a permutation.
+
+    The images are sorted by a random 64-bit key each; equal keys keep their order.
+    """
+    keys = _philox(seed, _ORDER, epoch, 0).random_raw(n)
+    return np.argsort(keys, kind="stable").astype(np.int64)
+
+
+def steps_per_epoch(n: int, global_batch: int) -> int:
+    """Return n // global_batch: whole batches only, the rest comes in other epochs. UsageError when 0."""
+    steps = n // global_batch
+    if steps == 0:
+        raise UsageError(
+            f"batch_size {global_batch} is larger than the {n} training images; "
+            f"lower it with --set train.batch_size={max(n, 1)} or less"
+        )
+    return steps
+
+
+def rank_slice(
+    permutation: NDArray[np.int64], step: int, global_batch: int, rank: int, world: int
+) -> NDArray[np.int64]:
+    """Return what `rank` of `world` takes in `step` (from 0) of an epoch: int64 (global_batch / world,).
+
+    The step takes permutation[step·B : (step + 1)·B]; ranks take equal neighbouring parts of it in order,
+    so one rank that accumulates `world` micro-batches sees the same micro-batches. Raises UsageError when
+    `world` does not divide `global_batch`.
+    """
+    if global_batch % world:
+        raise UsageError(f"train.batch_size {global_batch} must be a multiple of the {world} processes")
+    share = global_batch // world
+    start = step * global_batch + rank * share
+    if not 0 <= rank < world or step < 0 or (step + 1) * global_batch > len(permutation):
+        raise ValueError(
+            f"no step {step} of {global_batch} for rank {rank}/{world} in {len(permutation)} images"
+        )
+    return permutation[start : start + share]
+
+
+def eval_batches(
+    n: int, batch_size: int, rank: int, world: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
+    """Yield the batches of `rank`: indices int64 (batch_size,) and valid bool (batch_size,).
+
+    Over all ranks every index of 0..n−1 is valid exactly once. Rank r takes r, r + world, r + 2·world, …;
+    all ranks yield the same number of batches, all of batch_size; padding rows have index 0 and valid False.
+    """
+    share = -(-n // world)
+    mine = np.arange(rank, n, world, dtype=np.int64)
+    for start in range(0, share, batch_size):
+        part = mine[start : start + batch_size]
+        indices, valid = np.zeros(batch_size, np.int64), np.zeros(batch_size, np.bool_)
+        indices[: len(part)], valid[: len(part)] = part, True
+        yield indices, valid
+
+
+def sample_rng(seed: int, epoch: int, sample: int) -> np.random.Generator:
+    """Return the generator of everything random about `sample` in `epoch`; take only ``random()`` from it."""
+    return np.random.Generator(_philox(seed, _SAMPLE, epoch, sample))
+
+
+def _philox(seed: int, purpose: int, epoch: int, sample: int) -> Any:
+    """A Philox stream; it counts in the first two counter words, so streams never meet."""
+    words = np.array([seed, purpose], np.uint64), np.array([0, 0, sample, epoch], np.uint64)
+    return np.random.Philox(key=words[0], counter=words[1])

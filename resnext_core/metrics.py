@@ -1,0 +1,215 @@
+"""Counting what a classifier got right: exact integers, their intervals, per-class rates; and latencies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnext_core.errors import DataError
+
+#: Integers in front of the confusion matrix in :meth:`Counts.to_array`.
+_HEAD = ("correct1", "correct5", "scored", "failed", "nan_rows")
+
+
+def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return the score interval (low, high) of the share correct / total; z = 1.959964 makes it 95 %.
+
+    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
+    Without any trial it is (0, 1). Raises ValueError unless 0 <= correct <= total.
+    """
+    if not 0 <= correct <= total:
+        raise ValueError(f"{correct} correct of {total}")
+    if total == 0:
+        return 0.0, 1.0
+    share, z2 = correct / total, z * z
+    centre = share + z2 / (2 * total)
+    spread = z * math.sqrt((share * (1 - share) + z2 / (4 * total)) / total)
+    scale = 1 + z2 / total
+    # The ends are exact where the share is 0 or 1; rounding must not push them off.
+    low = 0.0 if correct == 0 else max((centre - spread) / scale, 0.0)
+    high = 1.0 if correct == total else min((centre + spread) / scale, 1.0)
+    return low, high
+
+
+@dataclass(kw_only=True, eq=False)
+class Counts:
+    """Integer counts of an evaluation, accumulated batch by batch and summed over ranks.
+
+    `correct1` and `correct5` are samples whose true class has rank 0, or below 5; the rank is the number of
+    classes with a strictly greater logit plus those of equal logit and lower index. `scored` samples had
+    logits, `failed` ones could not be decoded. A row with a NaN logit is scored and wrong; it has no
+    prediction, so it is counted in `nan_rows` and not in `confusion`, int64 (classes, classes) indexed
+    [true, predicted]. Always: confusion.sum() + nan_rows == scored and confusion.trace() == correct1.
+    """
+
+    confusion: NDArray[np.int64]
+    correct1: int = 0
+    correct5: int = 0
+    scored: int = 0
+    failed: int = 0
+    nan_rows: int = 0
+
+    @classmethod
+    def zeros(cls, num_classes: int) -> Counts:
+        """Return empty counts for `num_classes` classes."""
+        return cls(confusion=np.zeros((num_classes, num_classes), dtype=np.int64))
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.confusion)
+
+    @property
+    def expected(self) -> int:
+        """Samples that were to be scored: the denominator, which failures never shrink."""
+        return self.scored + self.failed
+
+    @property
+    def top1(self) -> float:
+        """Share of all expected samples whose best class is right; NaN without samples."""
+        return self.correct1 / self.expected if self.expected else math.nan
+
+    @property
+    def top5(self) -> float:
+        """Share of all expected samples whose true class is among the best five; NaN without samples."""
+        return self.correct5 / self.expected if self.expected else math.nan
+
+    @property
+    def top1_interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of :attr:`top1`."""
+        return wilson_interval(self.correct1, self.expected)
+
+    @property
+    def top5_interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of :attr:`top5`."""
+        return wilson_interval(self.correct5, self.expected)
+
+    def add(
+        self, logits: NDArray[Any], labels: NDArray[Any], valid: NDArray[np.bool_] | None = None
+    ) -> Counts:
+        """Count a batch in place and return self.
+
+        `logits` (N, classes) of any float type, `labels` integers (N,), `valid` bool (N,): False rows
+        (padding) are not looked at; None means all rows. Raises DataError where a valid row has no label of
+        this network, ValueError where shapes do not fit.
+        """
+        logits, labels = np.asarray(logits), np.asarray(labels)
+        if logits.ndim != 2 or logits.shape[1] != self.num_classes or labels.shape != (len(logits),):
+            raise ValueError(
+                f"logits {logits.shape} and labels {labels.shape} for {self.num_classes} classes"
+            )
+        if valid is not None:
+            valid = np.asarray(valid, dtype=bool)
+            if valid.shape != labels.shape:
+                raise ValueError(f"valid {valid.shape} for labels {labels.shape}")
+            logits, labels = logits[valid], labels[valid]
+        unknown = (labels < 0) | (labels >= self.num_classes)
+        if unknown.any():
+            raise DataError(
+                f"label {labels[unknown][0]} is none of the network's {self.num_classes} classes: "
+                "evaluate on data with the classes it was trained on"
+            )
+        bad = np.isnan(logits).any(axis=1)
+        rank = true_rank(logits, labels)
+        self.scored += len(labels)
+        self.nan_rows += int(bad.sum())
+        self.correct1 += int((rank < 1).sum())
+        self.correct5 += int((rank < 5).sum())
+        predicted = np.argmax(logits[~bad], axis=1)  # the first of equals, as in the rank
+        np.add.at(self.confusion, (labels[~bad], predicted), 1)
+        return self
+
+    def add_failed(self, count: int = 1) -> Counts:
+        """Count samples that could not be decoded, in place, and return self."""
+        if count < 0:
+            raise ValueError(f"{count} failed samples")
+        self.failed += count
+        return self
+
+    def to_array(self) -> NDArray[np.int64]:
+        """Return int64 (5 + classes²,), fit for an all-reduce sum; :meth:`from_array` takes it back."""
+        head = np.array([getattr(self, name) for name in _HEAD], dtype=np.int64)
+        return np.concatenate([head, self.confusion.ravel()])
+
+    @classmethod
+    def from_array(cls, array: NDArray[np.int64]) -> Counts:
+        """Build from :meth:`to_array`'s form; ValueError when the size or type does not fit."""
+        classes = math.isqrt(max(len(array) - len(_HEAD), 0))
+        if array.dtype != np.int64 or array.shape != (len(_HEAD) + classes * classes,):
+            raise ValueError(f"not an array of counts: {array.dtype} {array.shape}")
+        head = {name: int(value) for name, value in zip(_HEAD, array[: len(_HEAD)], strict=True)}
+        return cls(confusion=array[len(_HEAD) :].reshape(classes, classes).copy(), **head)
+
+
+def true_rank(logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.int64]:
+    """Return int64 (N,): the rank of each row's true class, 0 when it is the prediction.
+
+    The rank is the number of classes with a strictly greater logit, plus those of equal logit and lower
+    index, so exactly one class has each rank. Rows with a NaN have the number of classes or 5, whichever is
+    more: wrong for top-1 and top-5 alike.
+    """
+    true = np.take_along_axis(logits, labels[:, None].astype(np.int64), axis=1)
+    greater = (logits > true).sum(axis=1)
+    ties = ((logits == true) & (np.arange(logits.shape[1]) < labels[:, None])).sum(axis=1)
+    wrong = max(logits.shape[1], 5)
+    return np.where(np.isnan(logits).any(axis=1), wrong, greater + ties).astype(np.int64)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PerClass:
+    """Rates of each class, arrays of (classes,): float64, NaN where undefined; `support` int64.
+
+    `precision` is undefined for a class that was never predicted, `recall` for one without samples.
+    """
+
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    f1: NDArray[np.float64]
+    support: NDArray[np.int64]
+
+
+def per_class(confusion: NDArray[np.int64]) -> PerClass:
+    """Return precision, recall, F1 = 2·TP / (2·TP + FP + FN) and support from counts [true, predicted]."""
+    hit = np.diagonal(confusion).astype(np.float64)
+    predicted, support = confusion.sum(axis=0), confusion.sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        return PerClass(
+            precision=hit / predicted,
+            recall=hit / support,
+            f1=2 * hit / (predicted + support),
+            support=support.astype(np.int64),
+        )
+
+
+def confused_pairs(confusion: NDArray[np.int64], limit: int) -> list[tuple[int, int, int]]:
+    """Return up to `limit` (true, predicted, count) off the diagonal, most frequent first, then by index."""
+    errors = confusion.astype(np.int64)
+    np.fill_diagonal(errors, 0)
+    order = np.argsort(-errors, axis=None, kind="stable")[:limit]
+    rows, columns = np.unravel_index(order, errors.shape)
+    return [(int(t), int(p), int(errors[t, p])) for t, p in zip(rows, columns, strict=True) if errors[t, p]]
+
+
+def percentiles(samples_s: Sequence[float] | NDArray[Any]) -> dict[str, float]:
+    """Return p50, p90, p99 (linear between samples) and mean, in milliseconds, of durations in seconds.
+
+    Raises ValueError without samples.
+    """
+    samples = np.asarray(samples_s, dtype=np.float64)
+    if samples.size == 0:
+        raise ValueError("no durations to take percentiles of")
+    p50, p90, p99 = np.percentile(samples, [50, 90, 99]) * 1e3
+    return {"p50": float(p50), "p90": float(p90), "p99": float(p99), "mean": float(samples.mean() * 1e3)}
+
+
+def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Return probabilities along the last axis in float64; the largest logit is subtracted first."""
+    shifted = np.asarray(logits, np.float64) - np.max(logits, axis=-1, keepdims=True)
+    exponentials = np.exp(shifted)
+    result: NDArray[np.float64] = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return result

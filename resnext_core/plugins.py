@@ -1,0 +1,211 @@
+"""The plugin manager: finds backends and commands through entry points and keeps the dictionary of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import pluggy
+
+from resnext_core import API_VERSION, builtin, hookspecs
+from resnext_core.errors import BackendUnavailable, UsageError, suggest
+from resnext_core.interfaces import Backend, Command
+from resnext_core.reference import plugin as reference
+
+CORE = "resnext-core"
+#: Sections of the configuration that no backend may be named after.
+_RESERVED = frozenset(
+    [
+        "model",
+        "data",
+        "preprocess",
+        "augment",
+        "optimizer",
+        "schedule",
+        "loss",
+        "precision",
+        "train",
+        "eval",
+        "export",
+        "output",
+        "backends",
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginSet:
+    """What the installed plugins offer.
+
+    `origins` maps a backend id or command name to its distribution, `problems` are one line each about
+    plugins that could not be used, `clashes` maps an id that several distributions claim to their names.
+    """
+
+    backends: Mapping[str, Backend]
+    commands: Mapping[str, Command]
+    origins: Mapping[str, str]
+    problems: tuple[str, ...]
+    clashes: Mapping[str, tuple[str, ...]]
+
+    def option_types(self) -> dict[str, type]:
+        """Return the option dataclass of every backend that has one, by id."""
+        return {b.id: b.options for b in self.backends.values() if b.options is not None}
+
+    def extras(self) -> set[str]:
+        """Return the names of the extras of resnext-core: what could be installed."""
+        return _extras()
+
+    def get(self, backend_id: str) -> Backend:
+        """Return the backend named `backend_id`; UsageError that says what is known or how to install it."""
+        if backend_id in self.backends:
+            return self.backends[backend_id]
+        if backend_id in self.clashes:
+            raise UsageError(
+                f"backend '{backend_id}' is claimed by {' and '.join(self.clashes[backend_id])}; uninstall one"
+            )
+        broken = [p for p in self.problems if f"'{backend_id}'" in p]
+        if broken:
+            raise BackendUnavailable(broken[0])
+        if backend_id in _extras():
+            raise UsageError(
+                f"backend '{backend_id}' is not installed: pip install 'resnext-core[{backend_id}]'"
+            )
+        raise UsageError(f"unknown backend '{backend_id}'{suggest(backend_id, self.backends)}")
+
+    def available(self, backend_id: str) -> Backend:
+        """Return the backend if it can run here; BackendUnavailable with its own reason otherwise."""
+        backend = self.get(backend_id)
+        reason = probe(backend)
+        if reason is not None:
+            raise BackendUnavailable(f"backend '{backend_id}' is not available: {reason}")
+        return backend
+
+    def choose(self, backend_id: str | None, task: str, able: Callable[[Backend], bool]) -> Backend:
+        """Return the named backend, or the available one of highest priority, that is `able` to do `task`.
+
+        Raises UsageError when the named one lacks the capability, BackendUnavailable when none is left.
+        """
+        if backend_id is not None:
+            backend = self.available(backend_id)
+            if not able(backend):
+                others = [b.id for b in self._ranked() if able(b)]
+                raise UsageError(
+                    f"backend '{backend_id}' cannot {task}; these can: {', '.join(others) or 'none'}"
+                )
+            return backend
+        reasons = []
+        for backend in self._ranked():
+            if not able(backend):
+                continue
+            reason = probe(backend)
+            if reason is None:
+                return backend
+            reasons.append(f"{backend.id}: {reason}")
+        detail = "; ".join(reasons) or "no installed backend has that capability"
+        raise BackendUnavailable(f"no backend here can {task}: {detail}")
+
+    def _ranked(self) -> list[Backend]:
+        return sorted(self.backends.values(), key=lambda b: (-b.priority, b.id))
+
+
+def probe(backend: Backend) -> str | None:
+    """Return why `backend` cannot run here, or None; a probe that raises is a reason too."""
+    try:
+        return backend.probe()
+    except Exception as error:
+        return f"its probe failed: {_one_line(error)}"
+
+
+@functools.cache
+def load_plugins() -> PluginSet:
+    """Load every plugin once; a broken one becomes a line in `problems`, never an exception."""
+    found: list[tuple[str, str, Any]] = [(CORE, "core", builtin), (CORE, "reference", reference)]
+    problems: list[str] = []
+    for entry in sorted(
+        metadata.entry_points(group=hookspecs.PROJECT), key=lambda e: (_distribution(e), e.name)
+    ):
+        try:
+            found.append((_distribution(entry), entry.name, entry.load()))
+        except Exception as error:
+            problems.append(
+                f"plugin '{entry.name}' of {_distribution(entry)} failed to load: {_one_line(error)}"
+            )
+    return collect(found, problems)
+
+
+def collect(found: Iterable[tuple[str, str, Any]], problems: Iterable[str] = ()) -> PluginSet:
+    """Register (distribution, name, module) triples one by one and gather what they yield."""
+    lines = list(problems)
+    backends: dict[str, list[tuple[str, Backend]]] = {}
+    commands: dict[str, list[tuple[str, Command]]] = {}
+    for distribution, name, module in found:
+        manager = pluggy.PluginManager(hookspecs.PROJECT)
+        manager.add_hookspecs(hookspecs)
+        try:
+            manager.register(module, name=name)
+            manager.check_pending()
+            for backend in _flat(manager.hook.resnext_backends()):
+                _check(backend)
+                backends.setdefault(backend.id, []).append((distribution, backend))
+            for command in _flat(manager.hook.resnext_commands()):
+                commands.setdefault(command.name, []).append((distribution, command))
+        except Exception as error:
+            lines.append(f"plugin '{name}' of {distribution} cannot be used: {_one_line(error)}")
+    clashes = {}
+    for kind, table in (("backend", backends), ("command", commands)):
+        for key, owners in table.items():
+            if len(owners) > 1:
+                names = tuple(owner for owner, _ in owners)
+                clashes[key] = names
+                lines.append(f"{kind} '{key}' is claimed by {' and '.join(names)}; none of them is used")
+    return PluginSet(
+        backends={k: v[0][1] for k, v in backends.items() if len(v) == 1},
+        commands={k: v[0][1] for k, v in commands.items() if len(v) == 1},
+        origins={k: v[0][0] for t in (commands, backends) for k, v in t.items() if len(v) == 1},
+        problems=tuple(lines),
+        clashes=clashes,
+    )
+
+
+def get_backend(backend_id: str) -> Backend:
+    """Return an installed backend by id, available or not; UsageError when unknown."""
+    return load_plugins().get(backend_id)
+
+
+def _check(backend: Any) -> None:
+    if not isinstance(backend, Backend):
+        raise TypeError(f"resnext_backends must yield Backend records, not {type(backend).__name__}")
+    if backend.api_version != API_VERSION:
+        raise ValueError(
+            f"backend '{backend.id}' is written for API {backend.api_version}, this resnext-core has {API_VERSION}"
+        )
+    if not backend.id.replace("-", "").isalnum() or backend.id != backend.id.lower():
+        raise ValueError(f"backend id '{backend.id}' must be lower-case letters, digits and dashes")
+    if backend.id in _RESERVED:
+        raise ValueError(f"backend id '{backend.id}' is the name of a config section")
+    if backend.options is not None and not dataclasses.is_dataclass(backend.options):
+        raise TypeError(f"backend '{backend.id}': options must be a dataclass")
+
+
+def _flat(results: Iterable[Iterable[Any] | None]) -> Iterable[Any]:
+    for result in results:
+        yield from result or ()
+
+
+def _distribution(entry: metadata.EntryPoint) -> str:
+    return entry.dist.name if entry.dist is not None else "an unknown distribution"
+
+
+def _extras() -> set[str]:
+    try:
+        return set(metadata.metadata(CORE).get_all("Provides-Extra") or ())
+    except metadata.PackageNotFoundError:
+        return set()
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

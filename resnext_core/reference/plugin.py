@@ -1,0 +1,49 @@
+"""What the reference backend is, for the plugin host; light, because every start of the program reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from resnext_core.hookspecs import hookimpl
+from resnext_core.interfaces import Backend, Predictor, PredictRequest, Trainer, TrainRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceOptions:
+    """Options of the section `reference`: the arithmetic of prediction (training takes precision.compute)."""
+
+    compute: Literal["float32", "float64"] = "float32"
+
+
+@hookimpl
+def resnext_backends() -> Iterator[Backend]:
+    """Yield the backend."""
+    yield Backend(
+        id="reference",
+        summary="NumPy, float32 or float64: slow and obvious, the oracle of the others",
+        priority=0,
+        probe=_probe,
+        trainer=_trainer,
+        predictor=_predictor,
+        formats=(".safetensors",),
+        options=ReferenceOptions,
+    )
+
+
+def _probe() -> str | None:
+    """NumPy is a dependency of core, so nothing can be missing."""
+    return None
+
+
+def _trainer(request: TrainRequest) -> Trainer:
+    from resnext_core.reference.trainer import ReferenceTrainer
+
+    return ReferenceTrainer(request)
+
+
+def _predictor(request: PredictRequest) -> Predictor:
+    from resnext_core.reference.predictor import create_predictor
+
+    return create_predictor(request)

@@ -1,0 +1,227 @@
+"""Trainer of the reference backend: momentum SGD with everything TrainRequest can ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from resnext_core.errors import DataError, UsageError
+from resnext_core.interfaces import Batch, TrainRequest, TrainState
+from resnext_core.reference.network import normalize, train_pass
+from resnext_core.reference.ops import Array
+from resnext_core.reference.predictor import ReferencePredictor
+
+#: The dynamic loss scale stops doubling here, the largest power of two of float32.
+MAX_LOSS_SCALE = 2.0**127
+#: Added to the norm when clipping, as torch.nn.utils.clip_grad_norm_ does.
+CLIP_EPS = 1e-6
+
+
+class ReferenceTrainer:
+    """A network being trained in float32 or float64.
+
+    In float64 weights, momentum and EMA are float64 too, and :meth:`state` rounds them to float32: a run
+    resumed from it goes on from the rounded values. In float32 resuming is exact to the bit.
+
+    Every row of a training batch counts, whatever its `valid` says: an image that could not be decoded is
+    a row with its label and black pixels. Running statistics are those of this rank, and they move on every
+    micro-batch, also on a step that is skipped because its gradients overflowed, as on every framework.
+
+    Raises UsageError on an arithmetic or a split of the batch that it cannot do.
+    """
+
+    def __init__(self, request: TrainRequest) -> None:
+        compute = request.precision.compute
+        if compute not in ("float32", "float64"):
+            raise UsageError(
+                f"the reference backend cannot compute in {compute}; "
+                "set precision.compute to float32 or float64"
+            )
+        if request.accumulate < 1 or request.batch_size < 1 or request.batch_size % request.accumulate:
+            raise UsageError(
+                f"a batch of {request.batch_size} a rank does not split into {request.accumulate} equal "
+                "micro-batches; change train.batch_size or train.accumulate"
+            )
+        self._request = request
+        self._spec = request.weights.spec
+        self._dtype: np.dtype[Any] = np.dtype(compute)
+        self._weights = {n: a.astype(self._dtype) for n, a in request.weights.tensors.items()}
+        self._momentum = {t.name: np.zeros(t.shape, self._dtype) for t in self._spec.tensors if t.trainable}
+        self._decay = {t.name for t in self._spec.tensors if t.decay}
+        self._ema = None if request.ema_decay is None else {n: a.copy() for n, a in self._weights.items()}
+        self._step = 0
+        self._overflow_steps = 0
+        self._good_steps = 0
+        self._loss_scale = 1.0 if request.precision.loss_scale == "none" else float(request.precision.scale)
+
+    def run_steps(self, batches: Sequence[Batch], lrs: Array) -> Array:
+        """Take one optimizer step a batch; see :class:`~resnext_core.interfaces.Trainer`.
+
+        Raises UsageError on batches that are not of the size asked for, DataError on impossible labels.
+        """
+        if len(batches) != len(lrs):
+            raise UsageError(f"{len(batches)} batches need as many learning rates, not {len(lrs)}")
+        return np.array(
+            [self._run_step(b, float(lr)) for b, lr in zip(batches, lrs, strict=True)], np.float32
+        )
+
+    def predictor(self, *, ema: bool = False) -> ReferencePredictor:
+        """Return a predictor of a copy of the current weights, in the arithmetic of training."""
+        tensors = self._ema if ema else self._weights
+        if tensors is None:
+            raise UsageError("this run keeps no EMA; set train.ema_decay")
+        return ReferencePredictor(
+            spec=self._spec,
+            preprocess=self._request.weights.preprocess,
+            tensors=tensors,
+            compute=self._dtype.name,
+        )
+
+    def state(self) -> TrainState:
+        """Return a float32 copy of weights (running statistics of this rank), momentum and EMA."""
+        tensors = {
+            f"{group}/{name}": array.astype(np.float32)
+            for group, arrays in self._groups().items()
+            for name, array in arrays.items()
+        }
+        return TrainState(tensors=tensors, scalars=dict(self.counters()))
+
+    def load_state(self, state: TrainState) -> None:
+        """Continue from `state`; DataError when tensors or scalars are missing, misshapen or too many."""
+        groups = self._groups()
+        wanted = {f"{g}/{n}": a.shape for g, arrays in groups.items() for n, a in arrays.items()}
+        problems = [f"missing {n}" for n in wanted if n not in state.tensors]
+        problems += [f"unexpected {n}" for n in state.tensors if n not in wanted]
+        problems += [
+            f"{n} is {state.tensors[n].dtype} {state.tensors[n].shape}, not float32 {shape}"
+            for n, shape in wanted.items()
+            if n in state.tensors
+            and (state.tensors[n].shape != shape or state.tensors[n].dtype != np.float32)
+        ]
+        problems += [f"missing {n}" for n in self.counters() if n not in state.scalars]
+        if problems:
+            more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+            raise DataError(f"this state does not fit {self._spec.variant}: {'; '.join(problems[:4])}{more}")
+        for group, arrays in groups.items():
+            for name, array in arrays.items():
+                array[...] = state.tensors[f"{group}/{name}"]
+        self._step = int(state.scalars["step"])
+        self._overflow_steps = int(state.scalars["overflow_steps"])
+        self._good_steps = int(state.scalars["good_steps"])
+        self._loss_scale = float(state.scalars["loss_scale"])
+
+    def counters(self) -> Mapping[str, float | int]:
+        """Return step, overflow_steps, loss_scale and good_steps."""
+        return {
+            "step": self._step,
+            "overflow_steps": self._overflow_steps,
+            "loss_scale": self._loss_scale,
+            "good_steps": self._good_steps,
+        }
+
+    def close(self) -> None:
+        """Nothing is held outside this object."""
+
+    def _groups(self) -> dict[str, dict[str, Array]]:
+        groups = {"weights": self._weights, "momentum": self._momentum}
+        return groups if self._ema is None else {**groups, "ema": self._ema}
+
+    def _run_step(self, batch: Batch, lr: float) -> float:
+        if len(batch) != self._request.batch_size or len(batch.images) != len(batch):
+            raise UsageError(
+                f"a training step takes {self._request.batch_size} images a rank, not {len(batch.images)}"
+            )
+        # An overflow is an outcome here, seen by `_take` or by the caller in the loss, not a warning.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            loss, gradients = self._accumulate(batch)
+            loss, gradients = self._average_ranks(loss, gradients)
+            for gradient in gradients.values():
+                gradient /= self._dtype.type(self._loss_scale)
+            if self._take(gradients):
+                self._update(gradients, lr)
+            self._update_ema()
+        self._step += 1
+        return loss
+
+    def _accumulate(self, batch: Batch) -> tuple[float, dict[str, Array]]:
+        """Return the mean loss and the mean scaled gradient over the micro-batches."""
+        total, gradients = 0.0, {n: np.zeros_like(a) for n, a in self._momentum.items()}
+        micro = self._request.batch_size // self._request.accumulate
+        for start in range(0, self._request.batch_size, micro):
+            part = slice(start, start + micro)
+            x = normalize(batch.images[part], self._request.weights.preprocess, self._dtype)
+            found = train_pass(
+                self._spec, self._weights, x, batch.labels[part], self._request.loss, self._loss_scale
+            )
+            self._weights |= found.running
+            total += found.loss / self._request.accumulate
+            for name, gradient in found.gradients.items():
+                gradients[name] += gradient / self._request.accumulate
+        return total, gradients
+
+    def _average_ranks(self, loss: float, gradients: dict[str, Array]) -> tuple[float, dict[str, Array]]:
+        """Average over ranks, in one float64 message."""
+        world = self._request.rank.world
+        if world == 1:
+            return loss, gradients
+        packed = np.concatenate([[loss], *(g.ravel() for g in gradients.values())]).astype(np.float64)
+        mean = self._request.collectives.all_reduce_sum(packed) / world
+        averaged, start = {}, 1
+        for name, gradient in gradients.items():
+            piece = mean[start : start + gradient.size]
+            averaged[name] = piece.reshape(gradient.shape).astype(self._dtype)
+            start += gradient.size
+        return float(mean[0]), averaged
+
+    def _take(self, gradients: Mapping[str, Array]) -> bool:
+        """Say whether to take the step, and move the dynamic loss scale."""
+        precision = self._request.precision
+        if precision.loss_scale == "none":
+            return True
+        finite = all(np.isfinite(g).all() for g in gradients.values())
+        self._overflow_steps += not finite
+        if precision.loss_scale == "dynamic":
+            self._good_steps = self._good_steps + 1 if finite else 0
+            if not finite:
+                self._loss_scale = max(self._loss_scale / 2, 1.0)
+            elif self._good_steps >= precision.growth_interval:
+                self._good_steps = 0
+                if self._loss_scale < MAX_LOSS_SCALE:
+                    self._loss_scale *= 2
+        return finite
+
+    def _update(self, gradients: Mapping[str, Array], lr: float) -> None:
+        """Clip, then v = momentum · v + (g + weight_decay · p); p -= lr · v."""
+        optimizer = self._request.optimizer
+        factor = clip_factor(gradients, optimizer.clip_norm)
+        for name, gradient in gradients.items():
+            weight, velocity = self._weights[name], self._momentum[name]
+            change = gradient * factor
+            if name in self._decay:
+                change += optimizer.weight_decay * weight
+            velocity *= optimizer.momentum
+            velocity += change
+            weight -= lr * velocity
+
+    def _update_ema(self) -> None:
+        """ema = decay · ema + (1 - decay) · w, over weights and running statistics."""
+        decay = self._request.ema_decay
+        if self._ema is None or decay is None:
+            return
+        for name, average in self._ema.items():
+            average *= decay
+            average += (1 - decay) * self._weights[name]
+
+
+def clip_factor(gradients: Mapping[str, Array], clip_norm: float | None) -> float:
+    """Return what to multiply gradients by so that their global L2 norm is at most `clip_norm`.
+
+    min(1, clip_norm / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_; NaN where the norm is.
+    """
+    if clip_norm is None:
+        return 1.0
+    norm = float(np.sqrt(sum(np.square(g, dtype=np.float64).sum() for g in gradients.values())))
+    factor = clip_norm / (norm + CLIP_EPS)
+    return 1.0 if factor >= 1 else factor

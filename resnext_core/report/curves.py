@@ -1,0 +1,208 @@
+"""The figures of the training section: loss, accuracy, learning rate, throughput and where the time went."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from resnext_core.report import text
+from resnext_core.report.charts import Series, line_chart, time_chart
+from resnext_core.report.series import History, column, smooth, time_slices
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A captioned chart; `legend` pairs a style with its words, `note` is the one number to take away."""
+
+    title: str
+    chart: Markup
+    legend: Sequence[tuple[str, str]] = ()
+    note: str = ""
+
+
+def training_figures(history: History) -> list[Figure]:
+    """Return the figures that `history` has data for."""
+    made = (
+        _loss(history),
+        _accuracy(history),
+        _lr(history),
+        _throughput(history),
+        _time(history),
+        _clock(history),
+    )
+    return [figure for figure in made if figure is not None]
+
+
+def _loss(history: History) -> Figure | None:
+    x, raw = column(history.train, "step"), column(history.train, "loss")
+    finite = [v for v in raw if math.isfinite(v)]
+    if not finite:
+        return None
+    span = max(len(raw) // 40, 1)
+    smoothed = smooth(raw, span)
+    curves = [Series(name="loss", style="line-1", x=x, y=smoothed)]
+    legend = [("line-1", "training loss")]
+    if span > 1:
+        curves.append(Series(name="raw", style="line-1", x=x, y=raw, faint=True))
+        legend = [("line-1", f"smoothed over {span} records"), ("line-1 faint", "each record")]
+    hover = [
+        (s, f"{_where(r)}\nloss {text.sig(v)}" + (f"\nsmoothed {text.sig(m)}" if span > 1 else ""))
+        for r, s, v, m in zip(history.train, x, raw, smoothed, strict=True)
+    ]
+    last = sum(finite[-span:]) / len(finite[-span:])
+    return Figure(
+        title="Training loss",
+        legend=[*legend, *_resumed(history)],
+        note=f"at the end {text.sig(last)}",
+        chart=_lines(
+            history,
+            curves,
+            label=f"Training loss over steps, from {text.sig(finite[0])} at first to {text.sig(last)}.",
+            format_y=lambda y: text.sig(y, 3),
+            hover=hover,
+        ),
+    )
+
+
+def _accuracy(history: History) -> Figure | None:
+    x, top1, top5 = (column(history.evals, key) for key in ("step", "top1", "top5"))
+    known = [(v, -k) for k, v in enumerate(top1) if math.isfinite(v)]
+    if not known:
+        return None
+    curves = [Series(name="top-1", style="line-1", x=x, y=top1, dots=True)]
+    legend = [("line-1", "top-1")]
+    if any(map(math.isfinite, top5)):
+        curves.append(Series(name="top-5", style="line-2", x=x, y=top5, dots=True))
+        legend.append(("line-2", "top-5"))
+    value, index = max(known)
+    best = history.evals[-index]
+    legend.append(("best", "best top-1"))
+    hover = [
+        (s, f"{_where(r)}\ntop-1 {text.percent(a)}\ntop-5 {text.percent(b)}")
+        for r, s, a, b in zip(history.evals, x, top1, top5, strict=True)
+    ]
+    return Figure(
+        title="Validation accuracy",
+        legend=[*legend, *_resumed(history)],
+        note=f"best {text.percent(value)}",
+        chart=_lines(
+            history,
+            curves,
+            label=f"Validation accuracy over steps; best top-1 {text.percent(value)}, at {_where(best)}.",
+            format_y=lambda y: f"{y * 100:.3g}\u202f%",
+            y_range=(None, 1.0 if max(*top1, *top5) > 0.9 else None),
+            best=(x[-index], value),
+            hover=hover,
+        ),
+    )
+
+
+def _lr(history: History) -> Figure | None:
+    x, lr = column(history.train, "step"), column(history.train, "lr")
+    finite = [v for v in lr if math.isfinite(v)]
+    if not finite:
+        return None
+    hover = [(s, f"{_where(r)}\nlr {text.sig(v, 5)}") for r, s, v in zip(history.train, x, lr, strict=True)]
+    return Figure(
+        title="Learning rate",
+        legend=[("line-3", "learning rate"), *_resumed(history)],
+        note=f"peak {text.sig(max(finite))}",
+        chart=_lines(
+            history,
+            [Series(name="lr", style="line-3", x=x, y=lr)],
+            label=f"Learning rate over steps, at most {text.sig(max(finite))}, last {text.sig(finite[-1])}.",
+            format_y=lambda y: text.sig(y, 3),
+            y_range=(0.0, None),
+            hover=hover,
+        ),
+    )
+
+
+def _throughput(history: History) -> Figure | None:
+    x, rate = column(history.train, "step"), column(history.train, "images_per_s")
+    if not any(map(math.isfinite, rate)):
+        return None
+    span = max(len(rate) // 40, 1)
+    curves = [Series(name="images/s", style="line-2", x=x, y=smooth(rate, span))]
+    legend = [("line-2", "training images a second")]
+    if span > 1:
+        curves.append(Series(name="raw", style="line-2", x=x, y=rate, faint=True))
+        legend = [("line-2", f"smoothed over {span} records"), ("line-2 faint", "each record")]
+    hover = [
+        (s, f"{_where(r)}\n{text.sig(v)} images/s") for r, s, v in zip(history.train, x, rate, strict=True)
+    ]
+    mean = text.short(history.images_per_s)
+    return Figure(
+        title="Throughput",
+        legend=[*legend, *_resumed(history)],
+        note=f"mean {mean} images/s",
+        chart=_lines(
+            history,
+            curves,
+            label=f"Training images a second over steps; mean {mean}.",
+            format_y=text.short,
+            y_range=(0.0, None),
+            hover=hover,
+        ),
+    )
+
+
+def _time(history: History) -> Figure | None:
+    slices = time_slices(history.train)
+    if not slices or history.train_s <= 0:
+        return None
+    waiting = history.wait_s / history.train_s
+    shares = ", ".join(f"{name} {text.percent(s / history.train_s, 1)}" for _, name, s in _parts(history)[:3])
+    return Figure(
+        title="Where a training step's time goes",
+        legend=[(style, name) for style, name, _ in _parts(history)[:3]],
+        note=f"waiting {text.percent(waiting, 1)}",
+        chart=time_chart(slices, label=f"Shares of training time: {shares}.", format_x=text.short),
+    )
+
+
+def _clock(history: History) -> Figure | None:
+    """The whole run as one bar."""
+    parts = [p for p in _parts(history) if p[2] > 0]
+    total = sum(seconds for _, _, seconds in parts)
+    if not total:
+        return None
+    bar = Markup("").join(
+        Markup('<i class="{}" style="width:{:.3f}%"></i>').format(style, 100 * seconds / total)
+        for style, _, seconds in parts
+    )
+    rows = Markup("").join(
+        Markup('<li><i class="key {}"></i>{}<b>{}</b><span>{}</span></li>').format(
+            style, name, text.duration(seconds), text.percent(seconds / total, 1)
+        )
+        for style, name, seconds in parts
+    )
+    chart = Markup('<div class="bar" aria-hidden="true">{}</div><ul class="split">{}</ul>').format(bar, rows)
+    return Figure(title="Where the run's time went", note=text.duration(total), chart=chart)
+
+
+def _parts(history: History) -> list[tuple[str, str, float]]:
+    return [
+        ("time-compute", "computing", history.compute_s),
+        ("time-other", "other", history.other_s),
+        ("time-wait", "waiting for data", history.wait_s),
+        ("time-eval", "evaluating", history.eval_s),
+        ("time-checkpoint", "saving checkpoints", history.checkpoint_s),
+    ]
+
+
+def _lines(history: History, curves: Sequence[Series], **options: Any) -> Markup:
+    return line_chart(curves, x_max=history.last_step, format_x=text.short, marks=history.resumes, **options)
+
+
+def _resumed(history: History) -> list[tuple[str, str]]:
+    return [("mark", "resumed here")] if history.resumes else []
+
+
+def _where(record: Mapping[str, Any]) -> str:
+    step, epoch = text.count(record.get("step")), text.number(record.get("epoch"))
+    return f"step {step}" + (f" · epoch {epoch:.0f}" if math.isfinite(epoch) else "")

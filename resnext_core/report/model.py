@@ -1,0 +1,52 @@
+"""What a report is made from: plain data that any command can gather; every part may be missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """One evaluated image: `thumbnail` as a Pillow image or the bytes of a JPEG or PNG file.
+
+    `true` and `predicted` are class names, `probability` (0..1) is that of the predicted class.
+    """
+
+    thumbnail: Image | bytes
+    true: str
+    predicted: str
+    probability: float
+    path: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReportData:
+    """Everything a report shows; a section whose data is missing is left out.
+
+    `summary`: ``parameters`` and ``macs`` (integers), ``images_per_s`` (training), ``wall_s``, ``backend``;
+    rates missing here are taken from the records. Any other key is shown as a fact under the title.
+    `records`: the lines of records.jsonl, dicts with a ``kind`` of start, train, eval, checkpoint, resume or
+    end. `evaluation`: ``top1``, ``top5`` (shares 0..1), ``top1_interval``, ``top5_interval`` (low, high),
+    ``expected``, ``scored``, ``failed``, ``failed_files`` (paths), ``dataset_digest``, ``confusion``
+    (classes, classes) counts [true, predicted] and ``classes`` (names); other scalars are shown as facts.
+    `artefacts`: dicts of ``path``, ``size`` (bytes), ``digest``, ``format``. `validations`: dicts of
+    ``name``, ``backend``, ``passed``, ``samples``, ``max_abs_diff``, ``max_rel_diff``, ``tolerance``,
+    ``agreement`` (share of equal predictions), ``latency_ms`` (p50, p90, p99, mean) and ``images_per_s``;
+    other keys are shown as details.
+    """
+
+    title: str
+    subtitle: str = ""
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    records: Sequence[Mapping[str, Any]] = ()
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    samples: Sequence[Sample] = ()
+    config_yaml: str = ""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    artefacts: Sequence[Mapping[str, Any]] = ()
+    validations: Sequence[Mapping[str, Any]] = ()

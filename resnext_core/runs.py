@@ -1,0 +1,136 @@
+"""The run folder: resolved config, records, log, results; and how records go there."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from resnext_core.errors import DataError
+from resnext_core.files import write_atomic
+
+Record = Mapping[str, Any]
+
+
+class RunFolder:
+    """A folder holding ``config.yaml``, ``records.jsonl``, ``log.txt``, ``checkpoints/``, results and report."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    # -- where things are --------------------------------------------------------------------
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def records(self) -> Path:
+        return self.path / "records.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the output of each rank of a run of several processes."""
+        return self.path / "ranks"
+
+    # -- making and finding ------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, parent: Path, name: str | None, label: str) -> RunFolder:
+        """Make a new folder ``parent/name``, or ``parent/<time>-<label>`` without a name.
+
+        Raises DataError when it cannot be made or a run of that name is there already.
+        """
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        for attempt in range(100):
+            path = parent / (name or f"{stamp}-{label}{f'-{attempt}' if attempt else ''}")
+            try:
+                path.mkdir(parents=True)
+                return cls(path)
+            except FileExistsError:
+                if name is not None:
+                    raise DataError(
+                        f"{path} is there already; continue it with --resume {path} or choose another --name"
+                    ) from None
+            except OSError as error:
+                raise DataError(f"cannot make the run folder {path}: {error.strerror}") from error
+        raise DataError(f"cannot find a free run folder name in {parent}")
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Return the run at `path`; DataError when there is none."""
+        run = cls(path)
+        if not run.config.is_file():
+            raise DataError(f"{path} is not a run folder (it has no config.yaml)")
+        return run
+
+    @classmethod
+    def newest(cls, parent: Path) -> RunFolder:
+        """Return the run in `parent` whose records changed last; DataError when there is none."""
+        found = [p.parent for p in parent.glob("*/config.yaml")]
+        if not found:
+            raise DataError(f"no run folder in {parent}")
+        return cls(max(found, key=lambda p: (p / "config.yaml").stat().st_mtime))
+
+    # -- records and results -----------------------------------------------------------------
+
+    def append(self, record: Record) -> None:
+        """Add one line to ``records.jsonl`` and hand it to the operating system at once."""
+        line = json.dumps({**record, "time": round(time.time(), 3)}) + "\n"
+        try:
+            with self.records.open("a", encoding="utf-8") as stream:
+                stream.write(line)
+        except OSError as error:
+            raise DataError(f"cannot write {self.records}: {error.strerror}") from error
+
+    def read_records(self) -> list[dict[str, Any]]:
+        """Return all whole lines of ``records.jsonl``; a torn last line is left out."""
+        return list(_lines(self.records))
+
+    def rewind(self, step: int) -> None:
+        """Drop the records beyond `step`, so that a resumed run has no line twice."""
+        if self.records.exists():
+            kept = [r for r in self.read_records() if r.get("step", 0) <= step]
+            write_atomic(self.records, "".join(json.dumps(r) + "\n" for r in kept))
+
+    def write_result(self, name: str, value: Any) -> None:
+        """Write ``<name>.json`` atomically."""
+        write_atomic(self.path / f"{name}.json", json.dumps(value, indent=1))
+
+    def read_result(self, name: str) -> Any:
+        """Return the content of ``<name>.json``, or None when there is none."""
+        try:
+            return json.loads((self.path / f"{name}.json").read_text())
+        except (OSError, ValueError):
+            return None
+
+
+def check_writable(path: Path) -> None:
+    """Raise DataError when nothing can be written under `path` (which need not exist yet)."""
+    existing = path
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise DataError(f"cannot write in {existing}; choose another folder with --output")
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue

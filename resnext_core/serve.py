@@ -1,0 +1,174 @@
+"""From a path to a predictor: run folders, neutral weights, torch-named safetensors, artefacts of any backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resnext_core.checkpoint import best_weights
+from resnext_core.config import Config
+from resnext_core.distributed import RankInfo
+from resnext_core.errors import DataError, UsageError
+from resnext_core.interfaces import Backend, Predictor, PredictRequest
+from resnext_core.plugins import PluginSet
+from resnext_core.preprocess import PreprocessSpec, preprocess_spec
+from resnext_core.spec import ModelSpec, model_spec
+from resnext_core.weights import (
+    Manifest,
+    Weights,
+    load_foreign,
+    load_weights,
+    parse_manifest,
+    read_manifest_text,
+)
+
+WEIGHTS_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Served:
+    """A predictor and what must be known to use it."""
+
+    predictor: Predictor
+    backend: Backend
+    source: str
+    spec: ModelSpec
+    preprocess: PreprocessSpec
+    classes: tuple[str, ...]
+    digest: str
+
+
+def find_model(path: Path) -> Path:
+    """Return the file to serve: `path` itself, or the best weights of a run or checkpoint folder (DataError)."""
+    if path.is_dir():
+        if (path / "weights.safetensors").is_file():
+            return path / "weights.safetensors"
+        if (path / "checkpoints").is_dir():
+            return best_weights(path / "checkpoints")
+        raise DataError(
+            f"{path} is neither a run nor a checkpoint folder; give a weights file or an artefact"
+        )
+    if not path.exists():
+        raise DataError(f"no model at {path}")
+    return path
+
+
+def read_weights(path: Path, config: Config, sources: Mapping[str, str]) -> Weights:
+    """Load weights of a run, a neutral file, or a torch-named safetensors whose model the configuration states."""
+    path = find_model(path)
+    if path.suffix != WEIGHTS_SUFFIX:
+        raise UsageError(f"{path} is not a weights file; it must end in {WEIGHTS_SUFFIX} or be a run folder")
+    manifest = read_manifest_text(path)
+    stated = sources.get("model.variant", "default") != "default"
+    if manifest is not None or not stated:
+        return load_weights(path)
+    model = config.model
+    missing = [k for k in ("num_classes", "pool_padding") if getattr(model, k) is None]
+    if missing:
+        raise UsageError(
+            f"{path} has no manifest: state {' and '.join(f'--set model.{k}=...' for k in missing)} too "
+            "(torchvision's and timm's pool padding is symmetric)"
+        )
+    assert model.num_classes is not None
+    spec = build_spec(config, model.num_classes)
+    classes = tuple(str(i) for i in range(spec.num_classes))
+    return load_foreign(path, spec, preprocess_spec(config.preprocess, spec.image_size), classes)
+
+
+def build_spec(config: Config, num_classes: int) -> ModelSpec:
+    """Return the ModelSpec that the configuration asks for."""
+    model = config.model
+    changes = {k: getattr(model, k) for k in ("image_size", "pool_padding") if getattr(model, k) is not None}
+    return model_spec(model.variant, num_classes=num_classes, **changes)
+
+
+def serve(
+    path: Path,
+    config: Config,
+    sources: Mapping[str, str],
+    plugins: PluginSet,
+    *,
+    backend_id: str | None = None,
+    batch_size: int = 32,
+    tensor_input: bool = False,
+    rank: RankInfo | None = None,
+) -> Served:
+    """Load the model at `path` on the named backend, or on the best available one that can read it."""
+    path = find_model(path)
+    rank = rank or RankInfo()
+    if path.suffix == WEIGHTS_SUFFIX:
+        weights = read_weights(path, config, sources)
+        return serve_weights(
+            weights,
+            config,
+            plugins,
+            backend_id=backend_id,
+            batch_size=batch_size,
+            rank=rank,
+            source=str(path),
+        )
+    known = sorted({s for b in plugins.backends.values() if b.predictor for s in b.formats})
+    if path.suffix not in known:
+        raise UsageError(
+            f"no installed backend serves '{path.suffix or path.name}' files; known: {', '.join(known)}"
+        )
+    backend = plugins.choose(
+        backend_id,
+        f"serve {path.suffix} files",
+        lambda b: b.predictor is not None and path.suffix in b.formats,
+    )
+    assert backend.predictor is not None
+    predictor = backend.predictor(
+        PredictRequest(
+            path=path, batch_size=batch_size, tensor_input=tensor_input, rank=rank,
+            options=config.backends.get(backend.id),
+        )
+    )  # fmt: skip
+    manifest = artefact_manifest(path, predictor)
+    return Served(
+        predictor=predictor, backend=backend, source=str(path), spec=manifest.spec,
+        preprocess=manifest.preprocess, classes=manifest.classes, digest=manifest.digest,
+    )  # fmt: skip
+
+
+def serve_weights(
+    weights: Weights,
+    config: Config,
+    plugins: PluginSet,
+    *,
+    backend_id: str | None = None,
+    batch_size: int = 32,
+    rank: RankInfo | None = None,
+    source: str = "weights in memory",
+) -> Served:
+    """Serve `weights` on the named backend, or on the best available one."""
+    backend = plugins.choose(
+        backend_id, "serve weights", lambda b: b.predictor is not None and WEIGHTS_SUFFIX in b.formats
+    )
+    assert backend.predictor is not None
+    predictor = backend.predictor(
+        PredictRequest(
+            weights=weights, batch_size=batch_size, rank=rank or RankInfo(),
+            options=config.backends.get(backend.id),
+        )
+    )  # fmt: skip
+    return Served(
+        predictor=predictor, backend=backend, source=source, spec=weights.spec,
+        preprocess=weights.preprocess, classes=weights.classes, digest=weights.digest,
+    )  # fmt: skip
+
+
+def artefact_manifest(path: Path, predictor: Predictor) -> Manifest:
+    """Return what the artefact says of itself: its predictor's `manifest`, or the sidecar ``<path>.json``."""
+    inside: Any = getattr(predictor, "manifest", None)
+    if isinstance(inside, Manifest):
+        return inside
+    sidecar = path.with_name(path.name + ".json")
+    try:
+        return parse_manifest(sidecar.read_text(encoding="utf-8"), where=str(sidecar))
+    except OSError as error:
+        raise DataError(f"{path} has no manifest: {sidecar.name} is missing beside it") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{sidecar} is not text") from error
