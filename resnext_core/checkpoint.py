@@ -21,6 +21,8 @@ from resnext_core.weights import Weights, load_weights, save_weights
 
 FORMAT_VERSION = 1
 _STATE, _WEIGHTS, _TENSORS = "state.json", "weights.safetensors", "training.safetensors"
+#: Ending of a checkpoint that another one of the same step is about to replace.
+_REPLACED = ".replaced"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +79,9 @@ def save_checkpoint(
         }
         write_atomic(partial / _STATE, json.dumps(record, indent=1))
         fsync(partial)
-        if final.exists():
-            shutil.rmtree(final)
+        if final.exists():  # the same step again, e.g. evaluated by now; the old one stays until then
+            shutil.rmtree(folder / f"{name}{_REPLACED}", ignore_errors=True)
+            os.replace(final, folder / f"{name}{_REPLACED}")
         os.replace(partial, final)
         fsync(folder)
     except (OSError, safetensors.SafetensorError) as error:
@@ -97,13 +100,14 @@ def save_checkpoint(
 
 def checkpoint_names(folder: Path) -> list[str]:
     """Return the names of all checkpoints in `folder`, oldest first."""
-    return sorted(p.name for p in folder.glob("step-*") if p.is_dir())
+    names = (p.name for p in folder.glob("step-*") if p.is_dir())
+    return sorted(names, key=lambda name: (name.removesuffix(_REPLACED), not name.endswith(_REPLACED)))
 
 
 def best_weights(folder: Path) -> Path:
     """Return the weights file of the best checkpoint, or of the latest where none is best yet (DataError if none)."""
-    for pointer in ("best", "latest"):
-        path = folder / _pointed(folder, pointer) / _WEIGHTS
+    for name in (_pointed(folder, "best"), _pointed(folder, "latest"), *reversed(checkpoint_names(folder))):
+        path = folder / name / _WEIGHTS
         if path.is_file():
             return path
     raise DataError(f"no checkpoint in {folder}")
@@ -129,7 +133,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
             progress=Progress(**record["progress"]),
             run=dict(record["run"]),
         )
-    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # a damaged record can be any JSON at all
         raise DataError(f"{path} is not a readable checkpoint: {' '.join(str(error).split())}") from error
 
 
@@ -152,7 +158,12 @@ def _pointed(folder: Path, pointer: str) -> str:
 
 
 def _prune(folder: Path, keep: int) -> None:
+    """Remove what is beyond the newest `keep`, what was replaced, and what a killed process left half written."""
     keeping = {_pointed(folder, "best"), _pointed(folder, "latest")}
-    for name in checkpoint_names(folder)[:-keep]:
-        if name not in keeping:
-            shutil.rmtree(folder / name, ignore_errors=True)
+    names = checkpoint_names(folder)
+    replaced = [name for name in names if name.endswith(_REPLACED)]
+    old = [name for name in names if name not in replaced][:-keep]
+    for path in [folder / name for name in replaced + old if name not in keeping]:
+        shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(".step-*.partial"):
+        shutil.rmtree(path, ignore_errors=True)

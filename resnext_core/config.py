@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -184,7 +185,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain YAML types; backend sections stand beside the others under their id."""
-        plain = _plain(dataclasses.asdict(dataclasses.replace(self, backends={})))
+        plain: dict[str, Any] = _plain(dataclasses.asdict(dataclasses.replace(self, backends={})))
         del plain["backends"]
         for name, options in self.backends.items():
             plain[name] = _plain(dataclasses.asdict(options))
@@ -263,7 +264,7 @@ def read_layer(path: Path) -> Layer:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise UsageError(f"cannot read config {path}: {reason}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date like 2026-99-99
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if values is None:
         values = {}
@@ -282,7 +283,7 @@ def parse_set(assignments: Iterable[str]) -> list[Layer]:
             raise UsageError(f"--set takes section.key=value, got '{text}'")
         try:
             parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise UsageError(f"--set {text}: the value is not valid YAML") from error
         layers.append(Layer(source=f"--set {text}", values={section: {key: parsed}}))
     return layers
@@ -357,6 +358,8 @@ def _check(config: Config, sources: Mapping[str, str]) -> None:
     for key in share:
         if value(key) is not None and not 0 <= value(key) <= 1:
             refuse(key, "between 0 and 1")
+    if config.train.seed >= 2**63:
+        refuse("train.seed", "below 2^63")
     for key in ("export.batch_size", "optimizer.lr_batch", "optimizer.clip_norm", "schedule.t_max"):
         if value(key) is not None and not value(key) > 0:
             refuse(key, "above 0, or null")
@@ -368,8 +371,10 @@ def _check(config: Config, sources: Mapping[str, str]) -> None:
         refuse("augment.ratio", "two ratios 0 < low <= high")
     if any(not 0 <= j <= 1 for j in config.augment.color_jitter):
         refuse("augment.color_jitter", "three numbers between 0 and 1")
-    if any(s <= 0 for s in config.preprocess.std):
-        refuse("preprocess.std", "three numbers above 0")
+    if not all(math.isfinite(m) for m in config.preprocess.mean):
+        refuse("preprocess.mean", "three finite numbers")
+    if not all(0 < s < math.inf for s in config.preprocess.std):
+        refuse("preprocess.std", "three finite numbers above 0")
 
 
 def _plain(value: Any) -> Any:

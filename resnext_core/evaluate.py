@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.data.batch import Task
@@ -130,5 +131,16 @@ def evaluate(
         confusion=summed.confusion,
         classes=index.classes,
         seconds=time.perf_counter() - started,
-        failures={str(index.path(i)): message for i, message in sorted(loader.failures.items())},
+        failures=_failures(loader, index, rank, collectives),
     )
+
+
+def _failures(loader: Loader, index: Index, rank: RankInfo, collectives: Collectives) -> dict[str, str]:
+    """Return path and reason of every image that any rank could not read; other ranks' reasons stay with them."""
+    reasons = dict(loader.failures)
+    if rank.world > 1:
+        bad = np.zeros(len(index), np.int64)
+        bad[list(reasons)] = 1
+        for i in np.flatnonzero(collectives.all_reduce_sum(bad)).tolist():
+            reasons.setdefault(i, "could not be read by another rank; its log says why")
+    return {str(index.path(i)): reasons[i] for i in sorted(reasons)}

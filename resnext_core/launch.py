@@ -181,15 +181,23 @@ class _Group:
 
 
 def _pump(source: IO[bytes], log: IO[bytes], terminal: IO[str]) -> None:
-    """Copy a stream to its log and to the terminal as it comes; a closed terminal does not stop the log."""
+    """Copy a stream to the terminal as it comes and to the log in whole lines, which two streams share.
+
+    A closed terminal does not stop the log.
+    """
+    pending = b""
     while block := source.read1(1 << 16):  # type: ignore[attr-defined]
-        log.write(block)
+        pending += block
+        whole = pending.rfind(b"\n") + 1 or (len(pending) if len(pending) > 1 << 16 else 0)
+        log.write(pending[:whole])
+        pending = pending[whole:]
         with contextlib.suppress(OSError, ValueError):
             if hasattr(terminal, "buffer"):
                 terminal.buffer.write(block)
             else:
                 terminal.write(block.decode(errors="replace"))
             terminal.flush()
+    log.write(pending)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,9 +73,11 @@ def fit(trainer: Trainer, job: Job, resume: Checkpoint | None = None) -> Progres
         if not progress.epoch_closed and progress.step % per_epoch == 0:
             progress = _close_epoch(trainer, job, progress)
         for epoch in range(progress.step // per_epoch, epochs):
-            for step in _train_epoch(trainer, job, epoch, progress.step):
+            steps = _train_epoch(trainer, job, epoch, progress.step)
+            for step in steps:
                 progress = replace(progress, step=step, epoch_closed=False)
                 if _agreed(stop.requested, job):
+                    steps.close()  # writes the record of the last steps
                     _save(trainer, job, progress)
                     raise Interrupted(
                         f"stopped after step {progress.step}; continue with: "
@@ -85,7 +87,7 @@ def fit(trainer: Trainer, job: Job, resume: Checkpoint | None = None) -> Progres
     return progress
 
 
-def _train_epoch(trainer: Trainer, job: Job, epoch: int, done: int) -> Iterator[int]:
+def _train_epoch(trainer: Trainer, job: Job, epoch: int, done: int) -> Generator[int, None, None]:
     """Take the steps of `epoch` that are not `done` yet; yields the number of steps after each call."""
     config, rank, per_epoch = job.config, job.rank, job.steps_per_epoch
     order = epoch_permutation(len(job.train), config.train.seed, epoch)
@@ -118,7 +120,12 @@ def _train_epoch(trainer: Trainer, job: Job, epoch: int, done: int) -> Iterator[
             )
         if meter.steps >= config.train.log_every or step == (epoch + 1) * per_epoch:
             meter.write(trainer.counters())
-        yield step
+        try:
+            yield step
+        except GeneratorExit:
+            if meter.steps:
+                meter.write(trainer.counters())
+            raise
 
 
 def _close_epoch(trainer: Trainer, job: Job, progress: Progress) -> Progress:
@@ -149,6 +156,7 @@ def _close_epoch(trainer: Trainer, job: Job, progress: Progress) -> Progress:
 def _evaluate(trainer: Trainer, job: Job) -> Evaluation:
     assert job.val is not None
     assert job.val_loader is not None
+    _share_statistics(trainer, job)
     return evaluate(
         trainer.predictor(ema=job.config.train.ema_decay is not None),
         job.val_loader,
@@ -192,6 +200,26 @@ def _save(
             }
         )  # fmt: skip
     job.collectives.barrier()
+
+
+def _share_statistics(trainer: Trainer, job: Job) -> None:
+    """Give every rank the running statistics of rank 0, those of its checkpoints: all evaluate one network.
+
+    In training a rank's statistics stay its own. Rank 0's chain is not touched, so a resumed run meets it again.
+    """
+    if job.rank.world == 1:
+        return
+    state = trainer.state()
+    running = {t.name for t in job.weights.spec.tensors if not t.trainable}
+    names = [n for n in sorted(state.tensors) if n.split("/", 1)[1] in running]
+    own = np.concatenate([state.tensors[n].ravel() for n in names])
+    shared = job.collectives.all_reduce_sum(own if job.rank.is_main else np.zeros_like(own))
+    if job.rank.is_main:
+        return
+    ends = np.cumsum([state.tensors[n].size for n in names])[:-1]
+    parts = zip(names, np.split(shared, ends), strict=True)
+    tensors = {n: part.reshape(state.tensors[n].shape) for n, part in parts}
+    trainer.load_state(replace(state, tensors={**state.tensors, **tensors}))
 
 
 def _agreed(requested: bool, job: Job) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 import pluggy
 
@@ -17,6 +18,7 @@ from resnext_core.interfaces import Backend, Command
 from resnext_core.reference import plugin as reference
 
 CORE = "resnext-core"
+_T = TypeVar("_T")
 #: Sections of the configuration that no backend may be named after.
 _RESERVED = frozenset(
     [
@@ -155,20 +157,38 @@ def collect(found: Iterable[tuple[str, str, Any]], problems: Iterable[str] = ())
                 commands.setdefault(command.name, []).append((distribution, command))
         except Exception as error:
             lines.append(f"plugin '{name}' of {distribution} cannot be used: {_one_line(error)}")
-    clashes = {}
-    for kind, table in (("backend", backends), ("command", commands)):
-        for key, owners in table.items():
-            if len(owners) > 1:
-                names = tuple(owner for owner, _ in owners)
-                clashes[key] = names
-                lines.append(f"{kind} '{key}' is claimed by {' and '.join(names)}; none of them is used")
+    clashes: dict[str, tuple[str, ...]] = {}
+    backend_of = _settle("backend", backends, lines, clashes)
+    command_of = _settle("command", commands, lines, clashes)
     return PluginSet(
-        backends={k: v[0][1] for k, v in backends.items() if len(v) == 1},
-        commands={k: v[0][1] for k, v in commands.items() if len(v) == 1},
-        origins={k: v[0][0] for t in (commands, backends) for k, v in t.items() if len(v) == 1},
+        backends={key: backend for key, (_, backend) in backend_of.items()},
+        commands={key: command for key, (_, command) in command_of.items()},
+        origins={key: owner for t in (command_of, backend_of) for key, (owner, _) in t.items()},
         problems=tuple(lines),
         clashes=clashes,
     )
+
+
+def _settle(
+    kind: str,
+    table: Mapping[str, list[tuple[str, _T]]],
+    lines: list[str],
+    clashes: dict[str, tuple[str, ...]],
+) -> dict[str, tuple[str, _T]]:
+    """Return the one owner of each name; of several only core may keep it, and a line says so."""
+    settled = {}
+    for key, owners in table.items():
+        names = tuple(owner for owner, _ in owners)
+        if len(owners) == 1:
+            settled[key] = owners[0]
+        elif names.count(CORE) == 1:
+            settled[key] = owners[names.index(CORE)]
+            others = " and ".join(name for name in names if name != CORE)
+            lines.append(f"{kind} '{key}' of {others} is not used: {CORE} has one of that name")
+        else:
+            clashes[key] = names
+            lines.append(f"{kind} '{key}' is claimed by {' and '.join(names)}; none of them is used")
+    return settled
 
 
 def get_backend(backend_id: str) -> Backend:
@@ -187,8 +207,17 @@ def _check(backend: Any) -> None:
         raise ValueError(f"backend id '{backend.id}' must be lower-case letters, digits and dashes")
     if backend.id in _RESERVED:
         raise ValueError(f"backend id '{backend.id}' is the name of a config section")
-    if backend.options is not None and not dataclasses.is_dataclass(backend.options):
+    if backend.options is None:
+        return
+    if not isinstance(backend.options, type) or not dataclasses.is_dataclass(backend.options):
         raise TypeError(f"backend '{backend.id}': options must be a dataclass")
+    try:  # as every start of the program will
+        typing.get_type_hints(backend.options)
+        backend.options()
+    except Exception as error:
+        raise TypeError(
+            f"backend '{backend.id}': its options cannot be made without arguments: {_one_line(error)}"
+        ) from error
 
 
 def _flat(results: Iterable[Iterable[Any] | None]) -> Iterable[Any]:

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.config import OptimizerConfig, ScheduleConfig
-from resnext_core.errors import UsageError
 
 
 def lr_at(
@@ -37,7 +36,7 @@ def lr_at(
         )
     warmup = round(config.warmup_epochs * steps_per_epoch)
     if step < warmup:
-        return np.float32(base_lr * (step + 1) / warmup)
+        return np.float32(base_lr * ((step + 1) / warmup))
     t_max = float(epochs) if config.t_max is None else config.t_max
     if config.kind == "cosine-epoch":
         lr = _cosine(base_lr, config.eta_min, (step // steps_per_epoch) / t_max)
@@ -79,19 +78,6 @@ def scaled_lr(config: OptimizerConfig, global_batch: int) -> float:
     return config.lr * global_batch / config.lr_batch
 
 
-def epoch_steps(samples: int, global_batch: int) -> int:
-    """Return the optimizer steps of one epoch, ``samples // global_batch``: the rest waits for another epoch.
-
-    Raises UsageError when not even one batch can be filled.
-    """
-    if global_batch < 1:
-        raise ValueError(f"a batch of {global_batch} samples")
-    if samples < global_batch:
-        raise UsageError(
-            f"{samples} training images do not fill one batch of {global_batch}: lower train.batch_size"
-        )
-    return samples // global_batch
-
-
 def _cosine(high: float, low: float, progress: float) -> float:
-    return low + (high - low) * (1 + math.cos(math.pi * progress)) / 2
+    share = (1 + math.cos(math.pi * progress)) / 2
+    return high * share + low * (1 - share)  # written so that both ends are met exactly

@@ -24,6 +24,8 @@ from resnext_core.spec import ModelSpec
 #: Key of the manifest in the safetensors header, and of every artefact's metadata.
 MANIFEST_KEY = "resnext"
 FORMAT_VERSION = 1
+#: Field of a weights file's manifest with the digest of all its other fields; artefacts need not have it.
+_SEAL = "manifest_sha256"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,7 +116,8 @@ def tensor_digest(spec: ModelSpec, tensors: Mapping[str, NDArray[Any]]) -> str:
 def save_weights(weights: Weights, path: Path) -> None:
     """Write the neutral file atomically; raises DataError when the disk refuses."""
     data = {t.name: np.ascontiguousarray(weights.tensors[t.name]) for t in weights.spec.tensors}
-    metadata = {MANIFEST_KEY: json.dumps(weights.manifest())}
+    manifest = weights.manifest()
+    metadata = {MANIFEST_KEY: json.dumps({**manifest, _SEAL: _seal(manifest)})}
     with atomic_path(path) as temporary:
         try:
             safetensors.numpy.save_file(data, temporary, metadata=metadata)
@@ -188,6 +191,10 @@ def parse_manifest(text: str, where: str) -> Manifest:
     """Parse the JSON of a manifest strictly; DataError naming `where` and what is wrong."""
     try:
         data = json.loads(text)
+        if not isinstance(data, dict):
+            raise ValueError(f"it must be a JSON object, not {type(data).__name__}")
+        if _SEAL in data and data.pop(_SEAL) != _seal(data):
+            raise DataError(f"{where} is damaged: its manifest does not have its own digest")
         if data["format"] != FORMAT_VERSION:
             raise DataError(
                 f"{where} has manifest format {data['format']}, this resnext reads {FORMAT_VERSION}"
@@ -198,9 +205,12 @@ def parse_manifest(text: str, where: str) -> Manifest:
             raise ValueError(f"{len(classes)} class names for {spec.num_classes} classes")
         if not isinstance(data["digest"], str):
             raise ValueError("digest is not text")
+        preprocess = PreprocessSpec.from_dict(data["preprocess"])
+        if preprocess.size != spec.image_size:
+            raise ValueError(f"preprocessing crops {preprocess.size} pixels, the network takes {spec.image_size}")
         return Manifest(
             spec=spec,
-            preprocess=PreprocessSpec.from_dict(data["preprocess"]),
+            preprocess=preprocess,
             classes=classes,
             digest=data["digest"],
             origin=dict(data["origin"]),
@@ -211,6 +221,10 @@ def parse_manifest(text: str, where: str) -> Manifest:
     except (ResnextError, KeyError, TypeError, ValueError, RecursionError) as error:
         detail = f"missing {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise DataError(f"{where} has a broken manifest: {detail}") from error
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
 def init_weights(spec: ModelSpec, seed: int) -> dict[str, NDArray[Any]]:

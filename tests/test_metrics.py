@@ -13,6 +13,7 @@ from resnext_core.metrics import (
     confused_pairs,
     per_class,
     percentiles,
+    softmax,
     true_rank,
     wilson_interval,
 )
@@ -158,3 +159,10 @@ def test_percentiles_in_milliseconds() -> None:
     assert result == pytest.approx({"p50": 51, "p90": 91, "p99": 100, "mean": 51})
     with pytest.raises(ValueError, match="no durations"):
         percentiles([])
+
+
+def test_softmax() -> None:
+    scipy = pytest.importorskip("scipy.special")
+    logits = np.array([[1.0, 2.0, 3.0], [1e4, -1e4, 1e4]], dtype=np.float32)
+    np.testing.assert_allclose(softmax(logits), scipy.softmax(logits.astype(np.float64), axis=1))
+    np.testing.assert_allclose(softmax(logits[1]), [0.5, 0, 0.5])

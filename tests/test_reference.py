@@ -6,7 +6,7 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -33,7 +33,9 @@ FLOAT64 = np.dtype("float64")
 def make_weights(spec: ModelSpec, seed: int = 3) -> Weights:
     return Weights(
         spec=spec,
-        preprocess=PreprocessSpec(size=spec.image_size, resize=spec.image_size),
+        preprocess=PreprocessSpec(
+            size=spec.image_size, resize=spec.image_size, mean=(100, 110, 120), std=(50, 60, 70)
+        ),
         classes=tuple(f"c{i}" for i in range(spec.num_classes)),
         tensors=random_weights(spec, seed),
     )
@@ -118,7 +120,7 @@ def test_cross_entropy_of_large_logits() -> None:
     logits = np.array([[1e4, 0.0], [0.0, 1e4]], np.float32)
     loss, gradient = ops.cross_entropy(logits, np.array([[1.0, 0.0], [1.0, 0.0]], np.float32))
     assert loss == pytest.approx(5e3)
-    np.testing.assert_allclose(gradient, [[0, 0], [-0.5, 0.5]])
+    np.testing.assert_allclose(gradient, np.array([[0.0, 0.0], [-0.5, 0.5]]))
 
 
 # -- the whole network -------------------------------------------------------------------------
@@ -219,7 +221,11 @@ def test_labels_must_be_classes_and_statistics_need_two_values() -> None:
 # -- predictor ---------------------------------------------------------------------------------
 
 
-def predict(weights: Weights | None = None, path: Path | None = None, compute: str = "float32") -> Predictor:
+def predict(
+    weights: Weights | None = None,
+    path: Path | None = None,
+    compute: Literal["float32", "float64"] = "float32",
+) -> Predictor:
     backend = next(iter(resnext_backends()))
     assert backend.predictor is not None
     assert backend.options is ReferenceOptions
@@ -231,7 +237,8 @@ def test_predictor_from_memory_and_from_file_agree(tmp_path: Path) -> None:
     weights, images = make_weights(TINY), make_images(3, 19)
     save_weights(weights, tmp_path / "w.safetensors")
     logits = predict(weights).logits(images)
-    assert (logits.shape, logits.dtype) == ((3, 4), np.float32)
+    assert logits.shape == (3, 4)
+    assert logits.dtype == np.float32
     assert np.array_equal(predict(path=tmp_path / "w.safetensors").logits(images), logits)
 
 
@@ -246,8 +253,7 @@ def test_logits_from_tensor_equals_logits() -> None:
     weights, images = make_weights(TINY), make_images(3, 19)
     mean, std = np.array(weights.preprocess.mean), np.array(weights.preprocess.std)
     tensor = ((images - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
-    for compute in ("float32", "float64"):
-        server = predict(weights, compute=compute)
+    for server in (predict(weights), predict(weights, compute="float64")):
         np.testing.assert_allclose(server.logits_from_tensor(tensor), server.logits(images), atol=2e-6)
 
 

@@ -35,7 +35,7 @@ STATISTICS = [t.name for t in SPEC.tensors if not t.trainable]
 PLAIN = OptimizerConfig(momentum=0.0, weight_decay=0.0)
 WEIGHTS = Weights(
     spec=SPEC,
-    preprocess=PreprocessSpec(size=8, resize=8),
+    preprocess=PreprocessSpec(size=8, resize=8, mean=(100, 110, 120), std=(50, 60, 70)),
     classes=("a", "b", "c", "d"),
     tensors=random_weights(SPEC, 3),
 )
@@ -205,19 +205,27 @@ def test_an_overflowed_step_is_skipped_and_counted(kind: str) -> None:
         np.testing.assert_allclose(state.tensors[f"ema/{name}"], mean, rtol=1e-6)
 
 
-def test_the_dynamic_scale_recovers_and_grows() -> None:
-    made = trainer(precision=PrecisionConfig(loss_scale="dynamic", scale=2.0**131, growth_interval=3))
-    scales = []
-    for step in range(16):
+def powers_of_scale(start: float, steps: int) -> tuple[ReferenceTrainer, list[float]]:
+    """Return log2 of the dynamic loss scale after each step, growing after 3 good ones."""
+    precision = PrecisionConfig(loss_scale="dynamic", scale=start, growth_interval=3)
+    made, powers = trainer(precision=precision), []
+    for step in range(steps):
         made.run_steps([batch(step)], lrs(0.01))
-        scales.append(made.counters()["loss_scale"])
-    skipped = int(made.counters()["overflow_steps"])
-    assert skipped >= 4
-    ratios = [b / a for a, b in zip([2.0**131, *scales], scales, strict=False)]
-    assert set(ratios) == {0.5, 1.0, 2.0}
-    assert ratios[:4] == [0.5] * 4
-    grown = ratios.index(2.0)
-    assert ratios[grown - 2 : grown] == [1.0, 1.0]
+        powers.append(float(np.log2(made.counters()["loss_scale"])))
+    return made, powers
+
+
+def test_the_dynamic_scale_doubles_after_good_steps() -> None:
+    made, powers = powers_of_scale(2.0**10, 7)
+    assert powers == [10, 10, 11, 11, 11, 12, 12]
+    assert made.counters() == {"step": 7, "overflow_steps": 0, "loss_scale": 4096.0, "good_steps": 1}
+
+
+def test_the_dynamic_scale_recovers_and_stops_at_the_end_of_float32() -> None:
+    made, powers = powers_of_scale(2.0**131, 10)
+    assert powers[:4] == [130, 129, 128, 127]
+    assert max(powers[4:]) <= 127
+    assert made.counters()["overflow_steps"] < 10
     assert np.isfinite(made.predictor().logits(batch(0).images)).all()
 
 

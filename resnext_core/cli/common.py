@@ -15,6 +15,16 @@ from resnext_core.plugins import PluginSet
 #: Recipe of a whole job on the user's own folder when no recipe is named: small enough for a laptop.
 DEFAULT_RECIPE = "photos-small"
 
+#: Flags that stand for one value of the configuration.
+_SHORT = {
+    "data": ("data", "dir"),
+    "epochs": ("train", "epochs"),
+    "batch_size": ("train", "batch_size"),
+    "seed": ("train", "seed"),
+    "output": ("output", "dir"),
+    "name": ("output", "name"),
+}
+
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that make up the configuration."""
@@ -42,16 +52,32 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_devices_flag(parser: argparse.ArgumentParser) -> None:
-    """Add --devices and the hidden flags of a launched rank."""
+    """Add --devices."""
     parser.add_argument(
-        "--devices", type=int, default=1, metavar="N", help="processes to start, one a device"
+        "--devices", type=_count, default=1, metavar="N", help="processes to start, one a device"
     )
-    parser.add_argument("--run-dir", help=argparse.SUPPRESS)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer from 1, not '{text}'")
+    return int(text)
 
 
 def add_json_flag(parser: argparse.ArgumentParser) -> None:
     """Add --json."""
     parser.add_argument("--json", action="store_true", help="print one JSON result on standard output")
+
+
+def config_words(args: argparse.Namespace) -> list[str]:
+    """Return the configuration flags again, for other processes of the same command."""
+    words = [f"--recipe={args.recipe}"] if args.recipe else []
+    words += [f"--config={path}" for path in args.config]
+    for flag in _SHORT:
+        value = getattr(args, flag)
+        if value is not None:
+            words.append(f"--{flag.replace('_', '-')}={value}")
+    return words + [f"--set={assignment}" for assignment in args.set]
 
 
 def resolve_config(
@@ -69,15 +95,8 @@ def resolve_config(
     if recipe is not None:
         layers.append(read_recipe(recipe))
     layers += [read_layer(Path(path)) for path in args.config]
-    for flag, section, key in (
-        ("data", "data", "dir"),
-        ("epochs", "train", "epochs"),
-        ("batch_size", "train", "batch_size"),
-        ("seed", "train", "seed"),
-        ("output", "output", "dir"),
-        ("name", "output", "name"),
-    ):
-        value = getattr(args, flag, None)
+    for flag, (section, key) in _SHORT.items():
+        value = getattr(args, flag)
         if value is not None:
             source = f"--{flag.replace('_', '-')} {value}"
             layers.append(Layer(source=source, values={section: {key: value}}))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from resnext_core.cli.common import (
     add_config_flags,
     add_devices_flag,
     add_json_flag,
+    config_words,
     print_config,
     resolve_config,
 )
@@ -77,7 +77,9 @@ def handle(args: argparse.Namespace) -> int:
     )
     if args.devices > 1 and rank.world == 1:
         run = RunFolder(Path(config.output.dir) / "eval-ranks")
-        return launch(backend, config, run, args.devices, _without_devices(sys.argv[1:]), False)
+        words = ["eval", f"--weights={args.weights}", *config_words(args)]
+        words += [f"--split={args.split}"] if args.split else []
+        return launch(backend, config, run, args.devices, words, args.json)
     output = Output(json_result=args.json, quiet=not rank.is_main)
     collectives: Collectives = SingleProcess()
     if rank.world > 1:
@@ -93,6 +95,8 @@ def handle(args: argparse.Namespace) -> int:
             rank=rank,
         )
         index = open_split(config, args.split, served.classes)
+        if index.classes != served.classes:
+            output.say(f"the weights name no classes: taking the {len(index.classes)} folders in sorted order")
         result, _ = evaluate_served(served, index, config, rank, collectives, output)
         served.predictor.close()
     finally:
@@ -157,10 +161,22 @@ def open_split(config: Config, split: str | None, classes: tuple[str, ...]) -> I
     paths = part_paths(root, config.data)
     for name in (split,) if split else ("test", "val"):
         if name in paths:
-            return open_index(paths[name], classes=classes)
+            return _open(paths[name], classes)
     if split is not None or "train" in paths:
         raise UsageError(f"{root} has no {split or 'test or val'} part; it has: {', '.join(paths) or 'none'}")
-    return open_index(root, classes=classes)
+    return _open(root, classes)
+
+
+def _open(path: Path, classes: tuple[str, ...]) -> Index:
+    """Open `path` with the model's `classes`; where those are mere numbers, as many folders name them in order.
+
+    Weights of other programs carry no class names; that the sorted folders are classes 0, 1, … is their rule too.
+    """
+    if path.is_dir() and classes == tuple(str(i) for i in range(len(classes))):
+        index = open_index(path)
+        if len(index.classes) == len(classes) and not set(index.classes) <= set(classes):
+            return index
+    return open_index(path, classes=classes)
 
 
 def part_paths(root: Path, data: DataConfig) -> dict[str, Path]:
@@ -172,16 +188,3 @@ def part_paths(root: Path, data: DataConfig) -> dict[str, Path]:
     )
     stated = any((data.train, data.val, data.test))
     return find_splits(root, data) if usual or stated else {}
-
-
-def _without_devices(words: list[str]) -> list[str]:
-    """Drop --devices and --backend, which the launch adds itself, from the command line."""
-    kept, skip = [], False
-    for word in words:
-        if skip:
-            skip = False
-        elif word in ("--devices", "--backend"):
-            skip = True
-        elif not word.startswith(("--devices=", "--backend=")):
-            kept.append(word)
-    return kept

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from resnext_core.cli.common import add_config_flags, add_json_flag, resolve_config
+from resnext_core.cli.common import add_config_flags, add_json_flag, print_config, resolve_config
 from resnext_core.cli.eval import add_weights_flag
 from resnext_core.cli.output import Output
 from resnext_core.config import Config
@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="FORMAT",
-        help="formats to write (default: all that an available backend can)",
+        help="formats to write (default: that of the file's ending, for a folder all that can be written here)",
     )
     parser.add_argument("--to", metavar="PATH", required=True, help="file, or a folder for several formats")
     add_config_flags(parser)
@@ -49,10 +49,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def handle(args: argparse.Namespace) -> int:
     plugins = load_plugins()
     config, sources = resolve_config(args, plugins)
+    if args.print_config:
+        print_config(config, sources)
+        return 0
     output = Output(json_result=args.json)
     weights = read_weights(Path(args.weights), config, sources)
-    formats = exporters(plugins, tuple(args.format) or config.export.formats, args.backend)
     target = Path(args.to)
+    wanted = tuple(args.format) or config.export.formats
+    if not wanted and target.suffix:
+        wanted = (target.suffix[1:],)
+    formats = exporters(plugins, wanted, args.backend)
     single = len(formats) == 1 and target.suffix == f".{next(iter(formats))}"
     results = []
     for name, backend in formats.items():

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnext_core.cli.common import add_config_flags, resolve_config
+from resnext_core.cli.common import add_config_flags, print_config, resolve_config
 from resnext_core.cli.eval import add_weights_flag
 from resnext_core.config import Config
 from resnext_core.data.batch import Task
@@ -51,14 +51,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def handle(args: argparse.Namespace) -> int:
+    plugins = load_plugins()
+    config, sources = resolve_config(args, plugins)
+    if args.print_config:
+        print_config(config, sources)
+        return EXIT_OK
     if bool(args.images) == bool(args.tensor):
         raise UsageError("give images, or --tensor FILE.npy, and not both")
     if args.tensor and not args.logits:
         raise UsageError("--tensor needs --logits FILE.npy to write to")
     if args.top < 1:
         raise UsageError("--top must be 1 or more")
-    plugins = load_plugins()
-    config, sources = resolve_config(args, plugins)
     tensor = _read_tensor(Path(args.tensor)) if args.tensor else None
     served = serve(
         Path(args.weights),
@@ -142,7 +145,7 @@ def _expand(words: Sequence[str]) -> Iterator[Path]:
 def _read_tensor(path: Path) -> NDArray[Any]:
     try:
         tensor = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # NumPy raises many kinds on a file that is none of its own
         raise DataError(f"cannot read tensor {path}: {' '.join(str(error).split())}") from error
     if (
         not isinstance(tensor, np.ndarray)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -11,7 +13,15 @@ from types import ModuleType
 from typing import NoReturn
 
 from resnext_core import __version__
-from resnext_core.errors import EXIT_INTERRUPTED, EXIT_OK, ResnextError, UsageError, suggest
+from resnext_core.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    BackendUnavailable,
+    ResnextError,
+    UsageError,
+    suggest,
+)
+from resnext_core.interfaces import Command
 from resnext_core.plugins import PluginSet, load_plugins
 
 _EPILOG = """\
@@ -32,18 +42,29 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        if self._subparsers is None:  # before argparse complains of what a misspelt flag did not give
+            self._refuse_unknown(args or ())
         namespace, rest = super().parse_known_args(args, namespace)
-        for word in rest:
-            if word.startswith("-"):
-                flag = word.split("=")[0]
-                known = [o for o in self._option_string_actions if o.startswith("--")]
-                raise UsageError(f"unknown flag '{flag}'{suggest(flag, known)} (see {self.prog} --help)")
+        self._refuse_unknown(rest)
         return namespace, rest
+
+    def _refuse_unknown(self, words: Sequence[str]) -> None:
+        for word in itertools.takewhile(lambda w: w != "--", words):
+            flag = word.split("=")[0]
+            if flag.startswith("--") and flag not in self._option_string_actions:
+                known = [
+                    option
+                    for option, action in self._option_string_actions.items()
+                    if option.startswith("--") and action.help != argparse.SUPPRESS
+                ]
+                raise UsageError(f"unknown flag '{flag}'{suggest(flag, known)} (see {self.prog} --help)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``resnext-run`` with `argv` (the process's own by default) and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name need not be text that the terminal can show
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _run(words)
     except ResnextError as error:
@@ -70,7 +91,7 @@ def _run(words: list[str]) -> int:
     if name not in plugins.commands:
         raise UsageError(f"unknown command '{name}'{suggest(name, plugins.commands)}")
     command = plugins.commands[name]
-    module = _module(command.module)
+    module = _module(command, plugins)
     parser = Parser(
         prog=f"resnext-run {name}", description=f"{command.summary[0].upper()}{command.summary[1:]}.",
         allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -114,5 +135,11 @@ def _command_position(words: Sequence[str]) -> int | None:
     return min(position, len(words))
 
 
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(name)
+def _module(command: Command, plugins: PluginSet) -> ModuleType:
+    try:
+        return importlib.import_module(command.module)
+    except ImportError as error:
+        owner = plugins.origins[command.name]
+        raise BackendUnavailable(
+            f"command '{command.name}' of {owner} cannot be loaded: {' '.join(str(error).split())}"
+        ) from error

@@ -6,6 +6,7 @@ import argparse
 
 from resnext_core.cli.common import add_json_flag, recipe_names, recipe_path
 from resnext_core.cli.output import Output, table
+from resnext_core.config import read_layer
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +17,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def handle(args: argparse.Namespace) -> int:
     output = Output(json_result=args.json)
     if args.name is not None:
-        text = recipe_path(args.name).read_text(encoding="utf-8")
+        path = recipe_path(args.name)
+        read_layer(path)  # only what can be used is shown
+        text = path.read_text(encoding="utf-8")
         output.result({"name": args.name, "yaml": text}, text.rstrip())
         return 0
     recipes = {name: summary(name) for name in recipe_names()}

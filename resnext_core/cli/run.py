@@ -28,7 +28,7 @@ from resnext_core.data.demo import write_digits
 from resnext_core.distributed import RankInfo, SingleProcess
 from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import Backend
-from resnext_core.jobs import open_splits
+from resnext_core.jobs import open_splits, per_rank
 from resnext_core.plugins import PluginSet, load_plugins
 from resnext_core.runs import RunFolder
 from resnext_core.serve import serve, serve_weights
@@ -81,9 +81,10 @@ def handle(args: argparse.Namespace) -> int:
 def _train(config: Config, backend: Backend, devices: int, output: Output) -> RunFolder:
     if devices == 1:
         return train(config, backend, RankInfo(), output)
-    open_splits(config)
+    per_rank(config, devices, len(open_splits(config).train))  # before a run folder is made
     run = prepare_run(config, backend)
-    code = launch(backend, config, run, devices, ["train", "--run-dir", str(run.path)], output.json_result)
+    words = ["train", "--resume", str(run.path), "--no-result"]
+    code = launch(backend, config, run, devices, words, output.json_result)
     if code != 0:
         raise SystemExit(code)
     return run

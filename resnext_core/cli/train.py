@@ -20,6 +20,7 @@ from resnext_core.cli.common import (
     add_devices_flag,
     add_json_flag,
     backend_options,
+    config_words,
     print_config,
     resolve_config,
 )  # fmt: skip
@@ -37,7 +38,7 @@ from resnext_core.runs import Record, RunFolder
 EPILOG = """\
 examples:
   resnext-run train --recipe digits --data DIGITS
-  resnext-run --backend gpu train --devices 8 --recipe imagenet --data IMAGENET
+  resnext-run train --devices 8 --recipe imagenet-150e --data IMAGENET
   resnext-run train --resume runs/20260101-120000-resnext50_32x4d
 """
 
@@ -47,6 +48,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", metavar="RUN", nargs="?", const="", help="continue a run (the newest without RUN)"
     )
+    # for a rank of a whole job, whose parent prints the result
+    parser.add_argument("--no-result", action="store_true", help=argparse.SUPPRESS)
     add_devices_flag(parser)
     add_json_flag(parser)
 
@@ -69,12 +72,12 @@ def handle(args: argparse.Namespace) -> int:
     backend = plugins.choose(backend_id, "train", lambda b: b.trainer is not None)
     output = Output(json_result=args.json, quiet=not rank.is_main)
     if args.devices > 1 and rank.world == 1:
+        per_rank(config, args.devices, len(open_splits(config).train))  # before a run folder is made
         run = resumed or prepare_run(config, backend)
-        return launch(backend, config, run, args.devices, ["train", "--resume", str(run.path)], args.json)
-    if args.run_dir is not None:
-        resumed = RunFolder.open(Path(args.run_dir))
+        words = ["train", "--resume", str(run.path), *(config_words(args) if resumed else [])]
+        return launch(backend, config, run, args.devices, words, args.json)
     run = train(config, backend, rank, output, resumed)
-    if rank.is_main:
+    if rank.is_main and not args.no_result:
         weights = best_weights(run.checkpoints)
         output.result({"run": str(run.path), "weights": str(weights)}, f"weights: {weights}")
     return 0
@@ -96,8 +99,8 @@ def train(
         checkpoint = None
         if resumed is not None and any(run.checkpoints.glob("step-*")):
             checkpoint = load_latest(run.checkpoints, output.say)
-            if rank.is_main:
-                run.rewind(checkpoint.progress.step)
+        if resumed is not None and rank.is_main:
+            run.rewind(checkpoint.progress.step if checkpoint else -1)
         spec = splits.train
         output.say(
             f"training {config.model.variant} on backend {backend.id}: {len(spec)} images, {len(spec.classes)} "

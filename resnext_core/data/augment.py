@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from resnext_core.config import AugmentConfig
-from resnext_core.data.decode import opened, read_image, scale_decoding, to_rgb
+from resnext_core.data.decode import decode, opened, read_image
 from resnext_core.preprocess import PreprocessSpec, eval_pixels, resize_plain
 
 _TRIES = 10
@@ -47,11 +47,9 @@ def load_train(
     with opened(path) as file:
         width, height = file.size
         box = random_box(width, height, augment, rng)
-        if augment.scaled_decode:
-            sides = (math.ceil(spec.size * width / box.width), math.ceil(spec.size * height / box.height))
-            scale_decoding(file, sides)
-        image = to_rgb(file)
-    return _finish(image, _scaled(box, image.width / width, image.height / height), spec, augment, rng)
+        sides = (math.ceil(spec.size * width / box.width), math.ceil(spec.size * height / box.height))
+        image, scale = decode(file, path, sides if augment.scaled_decode else None)
+    return _finish(image, _scaled(box, scale), spec, augment, rng)
 
 
 def train_pixels(
@@ -144,5 +142,5 @@ def _resized(image: Image.Image, box: Box, spec: PreprocessSpec) -> Image.Image:
     return image.resize((spec.size, spec.size), Image.Resampling.BILINEAR, box=edges)
 
 
-def _scaled(box: Box, across: float, down: float) -> Box:
-    return Box(left=box.left * across, top=box.top * down, width=box.width * across, height=box.height * down)
+def _scaled(box: Box, scale: float) -> Box:
+    return Box(left=box.left * scale, top=box.top * scale, width=box.width * scale, height=box.height * scale)

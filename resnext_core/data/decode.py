@@ -16,8 +16,8 @@ The policy, complete:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -28,9 +28,6 @@ from resnext_core.errors import DataError
 
 #: More pixels than this are refused before any of them is decoded (Pillow's own bound).
 MAX_PIXELS = 178_956_970
-
-#: Given the (width, height) of an image, the sides (width, height) that its decoded form must at least have.
-Minimum = Callable[[tuple[int, int]], tuple[int, int]]
 
 
 class BadImage(DataError):
@@ -47,26 +44,48 @@ def read_image(path: str | Path, *, minimum: int | None = None) -> Image.Image:
     With `minimum` a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, while both of its sides stay at
     least `minimum` pixels.
     """
-    with opened(path) as image:
-        if minimum is not None:
-            scale_decoding(image, (minimum, minimum))
-        return to_rgb(image)
+    with opened(path) as file:
+        return decode(file, path, None if minimum is None else (minimum, minimum))[0]
 
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[ImageFile.ImageFile]:
-    """Yield the image with its header read and no pixel decoded; whatever goes wrong inside is BadImage."""
+    """Yield the image with its header read and no pixel decoded; raises BadImage when that fails."""
+    with ExitStack() as stack:
+        with _guarded(path):
+            stream = stack.enter_context(open(path, "rb"))
+            if not stream.peek(1):
+                raise BadImage(path, "the file is empty")
+            file = stack.enter_context(Image.open(stream, formats=_formats()))
+            width, height = file.size
+            if width * height > MAX_PIXELS:
+                raise BadImage(path, f"{width} x {height} is more than {MAX_PIXELS} pixels")
+        yield file
+
+
+def decode(
+    file: ImageFile.ImageFile, path: str | Path, sides: tuple[int, int] | None = None
+) -> tuple[Image.Image, float]:
+    """Decode what :func:`opened` gave: the image in mode RGB and its scale. Raises BadImage.
+
+    With `sides` (width, height) the decoder may reduce to 1/2, 1/4 or 1/8 while it keeps at least those;
+    the decoded sides are then the original ones times the scale, rounded up.
+    """
+    with _guarded(path):
+        scale, width = 1.0, file.width
+        if sides is not None:
+            drafted = file.draft(None, (max(sides[0], 1), max(sides[1], 1)))
+            scale = drafted[1][2] / width if drafted is not None else 1.0
+        return _to_rgb(file), scale
+
+
+@contextmanager
+def _guarded(path: str | Path) -> Iterator[None]:
+    """Turn whatever goes wrong inside into BadImage, and let nothing be printed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of metadata and size; what matters is raised
         try:
-            with open(path, "rb") as stream:
-                if not stream.peek(1):
-                    raise BadImage(path, "the file is empty")
-                with Image.open(stream, formats=_formats()) as image:
-                    width, height = image.size
-                    if width * height > MAX_PIXELS:
-                        raise BadImage(path, f"{width} x {height} is more than {MAX_PIXELS} pixels")
-                    yield image
+            yield
         except (BadImage, MemoryError):
             raise
         except UnidentifiedImageError:
@@ -76,17 +95,11 @@ def opened(path: str | Path) -> Iterator[ImageFile.ImageFile]:
             raise BadImage(path, " ".join(reason.split())[:300] or type(error).__name__) from error
 
 
-def scale_decoding(image: ImageFile.ImageFile, sides: tuple[int, int]) -> None:
-    """Let the decoder reduce `image` (not loaded yet) while it keeps at least `sides` (width, height)."""
-    image.draft(None, (max(sides[0], 1), max(sides[1], 1)))
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Decode `image` fully and return it in mode RGB."""
+def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
     image.info.pop("transparency", None)  # else Pillow makes a conversion depend on it
     if image.mode == "RGB":
-        return image.copy() if isinstance(image, ImageFile.ImageFile) else image
+        return image
     if image.mode.startswith("I"):
         return _from_16_bits(image).convert("RGB")
     if image.mode == "F":

@@ -61,6 +61,7 @@ class Loader:
         self.failures: dict[int, str] = {}
         self.waited_s = 0.0
         self._recipe = Recipe(preprocess=preprocess, augment=augment, seed=seed)
+        self._root = os.path.abspath(index.root)  # a later chdir of this process must not matter
         self._prefetch = max(prefetch, 1)
         self._bad_images = bad_images
         self._pool: Pool | None = None
@@ -106,6 +107,10 @@ class Loader:
     def worker_pids(self) -> list[int]:
         """Return the ids of the running decoding processes."""
         return self._pool.pids if self._pool is not None else []
+
+    def reading(self) -> list[int]:
+        """Return the index of the image that each decoding process reads now, -1 for one that is idle."""
+        return self._pool.reading() if self._pool is not None else []
 
     def _in_process(self, tasks: Iterable[Task]) -> Iterator[Batch]:
         size = self._recipe.preprocess.size
@@ -157,8 +162,10 @@ class Loader:
 
     def _rows(self, task: Task) -> list[tuple[int, int, str]]:
         samples = task.indices.tolist()
+        names = self.index.paths
         return [
-            (int(row), samples[row], str(self.index.path(samples[row]))) for row in np.flatnonzero(task.valid)
+            (row, samples[row], os.path.join(self._root, names[samples[row]]))
+            for row in np.flatnonzero(task.valid).tolist()
         ]
 
     def _batch(self, task: Task, images: NDArray[np.uint8], bad: Iterable[tuple[int, str]]) -> Batch:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import queue
-import signal
 import threading
 import traceback
 from collections.abc import Sequence
@@ -66,7 +65,6 @@ class Done:
 
 def main(number: int, link_fd: int, memory_fd: int, parent: int) -> None:
     """Serve jobs until the other end of the link closes or the `parent` process is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     link = Connection(link_fd)
     recipe: Recipe = link.recv()
     jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()

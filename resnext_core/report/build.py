@@ -7,7 +7,7 @@ import hashlib
 import importlib.resources
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,19 @@ THUMBNAIL = 192
 
 _CARDS = {"parameters", "macs", "images_per_s", "wall_s", "backend", "device"}
 _EVALUATION = {
-    "top1", "top5", "top1_interval", "top5_interval", "expected", "scored", "failed", "failed_files",
-    "confusion", "classes",
+    "top1", "top5", "top1_interval", "top5_interval", "correct1", "correct5", "expected", "scored", "failed",
+    "failures", "confusion", "classes",
 }  # fmt: skip
 _VALIDATION = {
-    "name", "backend", "passed", "samples", "max_abs_diff", "max_rel_diff", "tolerance", "agreement",
-    "latency_ms", "images_per_s",
+    "name", "backend", "source_backend", "passed", "images", "max_abs_diff", "max_rel_diff", "tolerance",
+    "top1_agreement", "top1_artefact", "top1_source", "latency_artefact", "latency_source",
 }  # fmt: skip
+#: Said already by another column, or of no use to a reader unless something is wrong.
+_VALIDATION_SAID = {
+    "artefact", "artefact_backend", "source", "digest", "mean_abs_diff", "disagreements", "labelled",
+    "min_agreement",
+}  # fmt: skip
+_VALIDATION_USUAL = [("nonfinite", 0), ("same_weights", True)]
 
 
 def write_report(path: Path, data: ReportData) -> None:
@@ -59,16 +65,18 @@ def render_report(data: ReportData) -> str:
     fit its classes.
     """
     folder = importlib.resources.files("resnext_core.report")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.globals["dash"] = text.DASH
-    for name in ("percent", "count", "short", "sig", "size", "duration", "fact"):
+    for name in ("percent", "count", "short", "sig", "size", "duration", "fact", "latency"):
         environment.filters[name] = getattr(text, name)
     script = (folder / "script.js.j2").read_text(encoding="utf-8").strip()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     history = read_history(data.records)
     confusion = _confusion(data.evaluation)
     template = environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
-    return template.render(
+    page = template.render(
         data=data,
         style=Markup((folder / "style.css").read_text(encoding="utf-8")),
         script=Markup(script),
@@ -82,6 +90,7 @@ def render_report(data: ReportData) -> str:
         environment=list(_flatten(data.environment)),
         validations=[_validation(v) for v in data.validations],
     )
+    return page.strip() + "\n"
 
 
 def _cards(data: ReportData, history: History) -> list[dict[str, str]]:
@@ -165,7 +174,7 @@ def _evaluation(evaluation: Mapping[str, Any], confusion: NDArray[np.int64] | No
         "facts": [(_words(k), v) for k, v in evaluation.items() if k not in _EVALUATION],
         "scored": evaluation.get("scored"),
         "expected": evaluation.get("expected"),
-        "failed_files": [str(f) for f in evaluation.get("failed_files") or []],
+"failures": _failures(evaluation.get("failures") or ()),
         "heat": None, "pairs": [], "rows": [], "worst_first": False,
     }  # fmt: skip
     if confusion is None or not len(confusion):
@@ -220,6 +229,7 @@ def _data_uri(thumbnail: Image.Image | bytes, name: str) -> tuple[str, bool]:
     """Return the image as a data URI and whether it is so small that its pixels should show."""
     try:
         image = Image.open(io.BytesIO(thumbnail)) if isinstance(thumbnail, bytes) else thumbnail
+        image.load()
         small = max(image.size) <= 64
         if isinstance(thumbnail, bytes) and image.format in ("JPEG", "PNG") and max(image.size) <= THUMBNAIL:
             kind, content = image.format, thumbnail
@@ -235,11 +245,20 @@ def _data_uri(thumbnail: Image.Image | bytes, name: str) -> tuple[str, bool]:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(content).decode()}", small
 
 
+def _failures(failures: Mapping[str, Any] | Iterable[str]) -> list[str]:
+    if isinstance(failures, Mapping):
+        return [f"{path}: {reason}" for path, reason in failures.items()]
+    return [str(path) for path in failures]
+
+
 def _validation(validation: Mapping[str, Any]) -> dict[str, Any]:
-    known = {key: validation.get(key) for key in _VALIDATION}
-    known["latency_ms"] = dict(known["latency_ms"] or {})
-    known["details"] = [(_words(k), v) for k, v in validation.items() if k not in _VALIDATION]
-    return known
+    shown = {key: validation.get(key) for key in _VALIDATION}
+    shown["details"] = [
+        (_words(key), value)
+        for key, value in validation.items()
+        if key not in _VALIDATION | _VALIDATION_SAID and (key, value) not in _VALIDATION_USUAL
+    ]
+    return shown
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -73,7 +73,7 @@ def line_chart(
     vertical lines, `best` rings a point, `hover` gives (x, text) for the tooltip.
     """
     low, high = _range(series, y_range)
-    frame = _Frame(x_max=max(x_max, 1e-9), low=low, high=high)
+    frame = _Frame(x_max=max(x_max, 1.0), low=low, high=high)
     parts = [_grid(frame, format_x, format_y)]
     parts += [
         tag("line", class_="mark", x1=frame.x(m), x2=frame.x(m), y1=_TOP, y2=HEIGHT - _BOTTOM) for m in marks
@@ -157,7 +157,7 @@ def heat_map(confusion: NDArray[np.int64], classes: Sequence[str], *, label: str
     middle = f"rotate(-90 12 {top + side / 2:.1f})"
     parts.append(tag("text", "true class", class_="axis middle", x=12.0, y=top + side / 2, transform=middle))
     parts.append(tag("text", "predicted class", class_="axis middle", x=left + side / 2, y=14))
-    return _svg(parts, left + side + right, top + side + 6, label=label, style="heat")
+    return _svg(parts, left + side + right, top + side + 6, label=label, kind="heat")
 
 
 def _cell(x: float, y: float, cell: float, value: int, share: float, true: str, predicted: str) -> Markup:
@@ -170,11 +170,26 @@ def _cell(x: float, y: float, cell: float, value: int, share: float, true: str, 
     ]
     if value:
         box = {"x": x + 0.75, "y": y + 0.75, "width": cell - 1.5, "height": cell - 1.5, "rx": 3}
-        parts.append(tag("rect", class_=style, fill_opacity=0.12 + 0.88 * strength, **box))
+        parts.append(tag("rect", class_=style, fill_opacity=cell_opacity(strength), **box))
         small = "tiny " if len(str(value)) * 7.5 > cell else ""
-        ink = "ink-over" if strength > 0.55 else "ink"
+        ink = ink_of(strength, right=right)
         parts.append(tag("text", value, class_=f"{small}middle {ink}", x=x + cell / 2, y=y + cell / 2 + 4))
     return tag("g", *parts)
+
+
+def cell_opacity(strength: float) -> float:
+    """Return the opacity of a cell's colour; even a rare mistake can be told from none."""
+    return 0.12 + 0.88 * strength
+
+
+def ink_of(strength: float, *, right: bool) -> str:
+    """Return the class of a count that can be read on its cell in the light and in the dark theme.
+
+    ``ink`` is the text's colour, ``ink-over`` its opposite, ``ink-mid`` one in light, the other in dark.
+    """
+    if strength < 0.57:
+        return "ink"
+    return "ink-over" if strength > (0.75 if right else 0.88) else "ink-mid"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +231,7 @@ def _grid(frame: _Frame, format_x: Callable[[float], str], format_y: Callable[[f
     for index, value in enumerate(ticks(0, frame.x_max, 5)):
         style = "tick middle" if index % 2 == 0 else "tick middle minor"
         parts.append(tag("text", format_x(value), class_=style, x=frame.x(value), y=HEIGHT - _BOTTOM + 18))
-    parts.append(tag("text", "step", class_="tick end", x=_LEFT - 8, y=HEIGHT - _BOTTOM + 18))
+    parts.append(tag("text", "step", class_="tick end", x=_LEFT - 13, y=HEIGHT - _BOTTOM + 18))
     base = HEIGHT - _BOTTOM
     parts.append(tag("line", class_="base", x1=_LEFT, x2=WIDTH - _RIGHT, y1=base, y2=base))
     return tag("g", *parts)
@@ -243,14 +258,16 @@ def _svg(
     *,
     label: str,
     hover: Sequence[tuple[float, str]] = (),
-    style: str = "chart",
+    kind: str = "chart",
 ) -> Markup:
     return tag(
         "svg",
         *parts,
         viewBox=f"0 0 {width:.0f} {height:.0f}",
-        class_=style,
+        class_=kind,
         role="img",
         aria_label=label,
         data_hover=json.dumps(hover) if hover else None,
+        # A heat map keeps a size at which its counts can be read, and scrolls where there is less room.
+        style=f"min-width:{0.8 * width:.0f}px;max-width:{1.12 * width:.0f}px" if kind == "heat" else None,
     )

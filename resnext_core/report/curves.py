@@ -75,6 +75,7 @@ def _accuracy(history: History) -> Figure | None:
         return None
     curves = [Series(name="top-1", style="line-1", x=x, y=top1, dots=True)]
     legend = [("line-1", "top-1")]
+    shares = [v for v in (*top1, *top5) if math.isfinite(v)]
     if any(map(math.isfinite, top5)):
         curves.append(Series(name="top-5", style="line-2", x=x, y=top5, dots=True))
         legend.append(("line-2", "top-5"))
@@ -94,7 +95,7 @@ def _accuracy(history: History) -> Figure | None:
             curves,
             label=f"Validation accuracy over steps; best top-1 {text.percent(value)}, at {_where(best)}.",
             format_y=lambda y: f"{y * 100:.3g}\u202f%",
-            y_range=(None, 1.0 if max(*top1, *top5) > 0.9 else None),
+            y_range=(None, 1.0 if max(shares) > 0.9 else None),
             best=(x[-index], value),
             hover=hover,
         ),

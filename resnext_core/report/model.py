@@ -28,16 +28,15 @@ class Sample:
 class ReportData:
     """Everything a report shows; a section whose data is missing is left out.
 
-    `summary`: ``parameters`` and ``macs`` (integers), ``images_per_s`` (training), ``wall_s``, ``backend``;
-    rates missing here are taken from the records. Any other key is shown as a fact under the title.
+    `summary`: ``parameters`` and ``macs`` (integers), ``images_per_s`` (training), ``wall_s``, ``backend``,
+    ``device``; rates missing here are taken from the records. Other keys are shown as facts below the title.
     `records`: the lines of records.jsonl, dicts with a ``kind`` of start, train, eval, checkpoint, resume or
     end. `evaluation`: ``top1``, ``top5`` (shares 0..1), ``top1_interval``, ``top5_interval`` (low, high),
-    ``expected``, ``scored``, ``failed``, ``failed_files`` (paths), ``dataset_digest``, ``confusion``
+    ``expected``, ``scored``, ``failed``, ``failures`` (path to reason, or paths), ``confusion``
     (classes, classes) counts [true, predicted] and ``classes`` (names); other scalars are shown as facts.
     `artefacts`: dicts of ``path``, ``size`` (bytes), ``digest``, ``format``. `validations`: dicts of
-    ``name``, ``backend``, ``passed``, ``samples``, ``max_abs_diff``, ``max_rel_diff``, ``tolerance``,
-    ``agreement`` (share of equal predictions), ``latency_ms`` (p50, p90, p99, mean) and ``images_per_s``;
-    other keys are shown as details.
+    ``name``, ``backend``, ``source_backend`` and the values of a ValidationResult's `to_dict`; of keys not
+    known there, all are shown as details.
     """
 
     title: str

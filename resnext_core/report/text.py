@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 DASH = "–"  # noqa: RUF001 - the typographic dash is meant
@@ -72,6 +73,13 @@ def duration(seconds: Any) -> str:
     if value >= 1:
         return f"{value:.1f}\u202fs"
     return f"{value * 1e3:.0f}\u202fms"
+
+
+def latency(value: Any) -> str:
+    """Return the p50 and p99 of an image, ``12.3 / 15``, from a mapping with image_p50 and image_p99 (ms)."""
+    if not isinstance(value, Mapping):
+        return DASH
+    return f"{sig(value.get('image_p50'), 3)} / {sig(value.get('image_p99'), 3)}"
 
 
 def fact(value: Any) -> str:

@@ -18,10 +18,19 @@ import pytest
 pytest.register_assert_rewrite(
     *(
         f"resnext_core.testing.{name}"
-        for name in ("cases", "identity", "prediction", "optimizer", "overflow", "resume", "export", "distributed")
+        for name in (
+            "cases",
+            "identity",
+            "prediction",
+            "optimizer",
+            "overflow",
+            "resume",
+            "export",
+            "distributed",
+        )
     )
 )
 
-#from resnext_core.testing.contract import BackendContract  # noqa: E402
+from resnext_core.testing.contract import BackendContract  # noqa: E402
 
-#__all__ = ["BackendContract"]
+__all__ = ["BackendContract"]

@@ -1,4 +1,4 @@
-"""What every part of the kit stands on: the backend under test, what it can do, and what is kept for reuse."""
+"""What every part of the kit stands on: the backend under test, what it can do, what is kept for reuse."""
 
 from __future__ import annotations
 
@@ -133,7 +133,9 @@ class ContractBase:
                     own = self.backend_options if backend is self.record else _default_options(backend)
                     exporter(weights, path, ExportRequest(input=kind, options=own))
                     return path
-        pytest.skip(f"no installed exporter writes what {self.record.id} serves: {', '.join(self.record.formats)}")
+        pytest.skip(
+            f"no installed exporter writes what {self.record.id} serves: {', '.join(self.record.formats)}"
+        )
 
 
 def _default_options(backend: Backend) -> Any:

@@ -1,4 +1,4 @@
-"""Small networks, batches and training set-ups of the kit, what the oracle says of them, and how to compare."""
+"""Small networks, batches and training set-ups, what the oracle says of them, and how to compare."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 
 from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
 from resnext_core.distributed import Collectives, RankInfo, SingleProcess
-from resnext_core.interfaces import Backend, Batch, Predictor, PredictRequest, TrainRequest, TrainState
+from resnext_core.interfaces import (
+    Backend,
+    Batch,
+    Predictor,
+    PredictRequest,
+    Trainer,
+    TrainRequest,
+    TrainState,
+)
 from resnext_core.preprocess import PreprocessSpec
 from resnext_core.reference import plugin as reference
 from resnext_core.spec import ModelSpec
@@ -60,8 +68,7 @@ def weights(name: str, seed: int = 3) -> Weights:
         optimizer=OptimizerConfig(momentum=0.0, weight_decay=0.0),
         loss=LossConfig(),
     )
-    assert oracle().trainer is not None
-    trainer = oracle().trainer(case.request(network=raw))
+    trainer = oracle_trainer(case.request(network=raw))
     trainer.run_steps([batch(name, 8, seed=200 + step) for step in range(steps)], case.lr_array())
     state = trainer.state()
     trainer.close()
@@ -83,7 +90,7 @@ def _raw_weights(name: str, seed: int) -> Weights:
 
 
 def images(name: str, count: int, seed: int = 5) -> NDArray[np.uint8]:
-    """Return uint8 (count, H, W, 3), coarse blocks under noise, read-only: nobody may write into its input."""
+    """Return uint8 (count, H, W, 3), coarse blocks under noise; read-only, as nobody may write into it."""
     size = SPECS[name].image_size
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 128, (count, -(-size // 6), -(-size // 6), 3))
@@ -169,7 +176,9 @@ TRAIN_CASES: Mapping[str, TrainCase] = {
         batch_size=8,
         accumulate=2,
         lrs=(0.1, 0.02, 0.07),
-        optimizer=OptimizerConfig(momentum=0.8, weight_decay=0.02, clip_norm=0.5),
+        # Between the gradient norms of the steps: the first is not clipped, the others are. Clipping all
+        # would hide a wrong loss scale.
+        optimizer=OptimizerConfig(momentum=0.8, weight_decay=0.02, clip_norm=3.4),
         loss=LossConfig(smoothing=0.2, smoothing_form="uniform"),
         precision=PrecisionConfig(loss_scale="fixed", scale=1024.0),
         ema_decay=0.9,
@@ -204,10 +213,17 @@ def oracle() -> Backend:
 
 def oracle_predictor(network: Weights) -> Predictor:
     """Return the reference predictor of `network` in float64."""
-    assert oracle().predictor is not None
-    return oracle().predictor(
-        PredictRequest(weights=network, rank=SINGLE, options=reference.ReferenceOptions(compute="float64"))
-    )
+    make = oracle().predictor
+    assert make is not None
+    options = reference.ReferenceOptions(compute="float64")
+    return make(PredictRequest(weights=network, rank=SINGLE, options=options))
+
+
+def oracle_trainer(request: TrainRequest) -> Trainer:
+    """Return the reference trainer of `request`; ask for float64 in its precision."""
+    make = oracle().trainer
+    assert make is not None
+    return make(request)
 
 
 def oracle_precision(case: TrainCase) -> PrecisionConfig:
@@ -220,8 +236,7 @@ def oracle_precision(case: TrainCase) -> PrecisionConfig:
 def oracle_run(case_name: str) -> tuple[StepResult, ...]:
     """Return what the reference trainer in float64 says of every step of a case."""
     case = TRAIN_CASES[case_name]
-    assert oracle().trainer is not None
-    trainer = oracle().trainer(case.request(precision=oracle_precision(case)))
+    trainer = oracle_trainer(case.request(precision=oracle_precision(case)))
     results = []
     for one, lr in zip(case.batches(), case.lr_array(), strict=True):
         loss = trainer.run_steps([one], np.array([lr]))

@@ -1,0 +1,192 @@
+"""Several ranks: exact sums, N ranks equal to one that accumulates, a failing rank that fails the launch."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from resnext_core.distributed import RankInfo, launch_local
+from resnext_core.interfaces import LaunchRequest, TrainState
+from resnext_core.testing import cases
+from resnext_core.testing.base import ContractBase
+from resnext_core.testing.cases import TRAIN_CASES, assert_tensors_close
+from resnext_core.testing.rank_worker import CASE, rank_batches, sums_of
+
+WORLD = 2
+#: Seconds within which a launch must have noticed that a rank has failed, its start-up included.
+FAIL_S = 90.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RankReport:
+    """What one rank of a launch wrote down."""
+
+    losses: list[float]
+    sums: dict[str, Any]
+    state: TrainState | None
+
+
+class DistributedContract(ContractBase):
+    """Two processes started by the backend's launcher, or by core's where it has none."""
+
+    def test_sums_over_ranks_are_exact(self) -> None:
+        """Integers beyond 2**31 and beyond what a float64 can hold, and float64 to the last bit."""
+        expected = sums_of(range(WORLD))
+        for rank, report in enumerate(self._reports()):
+            assert report.sums == expected, f"rank {rank}"
+
+    def test_ranks_end_with_the_same_parameters(self) -> None:
+        first, second = self._trained()
+        names = [f"{g}/{n}" for g in ("weights", "momentum") for n in cases.trainable(TRAIN_CASES[CASE])]
+        differ = [n for n in names if first.tensors[n].tobytes() != second.tensors[n].tobytes()]
+        assert not differ, f"{len(differ)} tensors differ between ranks, e.g. {differ[:3]}"
+        assert dict(first.scalars) == dict(second.scalars)
+
+    def test_two_ranks_equal_one_that_accumulates(self) -> None:
+        """Parameters and momentum are those of one process that splits the same batch in two."""
+        case, expected = TRAIN_CASES[CASE], cases.oracle_run(CASE)[-1].state
+        for rank, state in enumerate(self._trained()):
+            for group, tolerance in (("weights", cases.TOLERANCE), ("momentum", cases.GRADIENT_TOLERANCE)):
+                names = [f"{group}/{n}" for n in cases.trainable(case)]
+                assert_tensors_close(state, expected, names, tolerance, f"{group} of rank {rank}")
+
+    def test_losses_are_averaged_over_ranks(self) -> None:
+        self._trained()
+        expected = np.array([r.loss for r in cases.oracle_run(CASE)], np.float32)
+        for rank, report in enumerate(self._reports()):
+            actual = np.array(report.losses, np.float32)
+            cases.assert_close(actual, expected, cases.TOLERANCE, f"losses of rank {rank}")
+
+    def test_running_statistics_are_a_ranks_own(self) -> None:
+        """Those of its micro-batches, along the parameters that all ranks share; their EMA too."""
+        case = TRAIN_CASES[CASE]
+        names = [f"{group}/{n}" for group in ("weights", "ema") for n in cases.running(case)]
+        for rank, (state, expected) in enumerate(zip(self._trained(), _oracle_ranks(), strict=True)):
+            assert_tensors_close(state, expected, names, cases.TOLERANCE, f"statistics of rank {rank}")
+
+    def test_every_rank_has_a_log(self) -> None:
+        self._reports()
+        folder = self.keep("ranks folder", tempfile.TemporaryDirectory)
+        texts = [p.read_text(errors="replace") for p in Path(folder.name, "logs").rglob("*") if p.is_file()]
+        for rank in range(WORLD):
+            assert any(f"rank {rank} is done" in text for text in texts), f"no log holds rank {rank}'s output"
+
+    def test_a_failing_rank_fails_the_launch(self, tmp_path: Path) -> None:
+        self._needs_ranks()
+        start = time.monotonic()
+        assert self._launch(tmp_path, "--fail", "1") != 0
+        assert time.monotonic() - start < FAIL_S
+
+    # -- launching -------------------------------------------------------------------------------
+
+    def _needs_ranks(self) -> None:
+        backend = self.record
+        if not (backend.trainer or backend.connect or backend.launch):
+            pytest.skip(f"{backend.id} offers no trainer, connect or launch")
+        self.require("probe")
+        if self.backend is not None and self.worker is None:
+            pytest.skip("a record given directly needs `worker` to reach other processes")
+
+    def _launch(self, folder: Path, *extra: str) -> int:
+        backend = self.record
+        found = ["--factory", self.worker] if self.worker else ["--backend", backend.id]
+        request = LaunchRequest(
+            module="resnext_core.testing.rank_worker",
+            argv=[*found, "--options", json.dumps(dict(self.options)), "--out", str(folder), *extra],
+            devices=WORLD,
+            log_dir=folder / "logs",
+            options=self.backend_options,
+        )
+        return (backend.launch or launch_local)(request)
+
+    def _reports(self) -> list[RankReport]:
+        self._needs_ranks()
+        reports: list[RankReport] = self.keep("ranks", self._make_reports)
+        return reports
+
+    def _make_reports(self) -> list[RankReport]:
+        folder = Path(self.keep("ranks folder", tempfile.TemporaryDirectory).name)
+        code = self._launch(folder)
+        assert code == 0, f"the launch ended with exit code {code}; see the output above"
+        return [_read(folder, rank) for rank in range(WORLD)]
+
+    def _trained(self) -> list[TrainState]:
+        self.require("trainer")
+        states = [report.state for report in self._reports()]
+        assert None not in states
+        return [state for state in states if state is not None]
+
+
+def _read(folder: Path, rank: int) -> RankReport:
+    data = json.loads((folder / f"rank-{rank}.json").read_text())
+    state = None
+    if data["scalars"] is not None:
+        with np.load(folder / f"rank-{rank}.npz") as arrays:
+            state = TrainState(tensors={name: arrays[name] for name in arrays.files}, scalars=data["scalars"])
+    return RankReport(losses=data["losses"], sums=data["sums"], state=state)
+
+
+class _Threads:
+    """Collectives between threads of this process, for the oracle's ranks."""
+
+    def __init__(self, world: int) -> None:
+        self._barrier = threading.Barrier(world, timeout=60)
+        self._parts: dict[int, NDArray[Any]] = {}
+
+    def of(self, rank: int) -> _ThreadRank:
+        return _ThreadRank(self, rank)
+
+    def add(self, rank: int, values: NDArray[Any]) -> NDArray[Any]:
+        self._parts[rank] = values
+        self._barrier.wait()
+        total: NDArray[Any] = sum(self._parts[r] for r in sorted(self._parts))  # type: ignore[assignment]
+        self._barrier.wait()
+        return total
+
+    def wait(self) -> None:
+        self._barrier.wait()
+
+
+class _ThreadRank:
+    def __init__(self, group: _Threads, rank: int) -> None:
+        self._group, self._rank = group, rank
+
+    def all_reduce_sum(self, values: NDArray[Any]) -> NDArray[Any]:
+        return self._group.add(self._rank, values)
+
+    def barrier(self) -> None:
+        self._group.wait()
+
+    def close(self) -> None:
+        pass
+
+
+def _oracle_ranks() -> list[TrainState]:
+    """Return the final state of each of the oracle's ranks, run as threads in float64."""
+    case, group = TRAIN_CASES[CASE], _Threads(WORLD)
+    states: dict[int, TrainState] = {}
+
+    def work(info: RankInfo) -> None:
+        request = case.request(
+            precision=cases.oracle_precision(case), rank=info, collectives=group.of(info.rank)
+        )
+        trainer = cases.oracle_trainer(request)
+        trainer.run_steps(rank_batches(info), case.lr_array())
+        states[info.rank] = trainer.state()
+        trainer.close()
+
+    threads = [threading.Thread(target=work, args=(RankInfo(rank=r, world=WORLD),)) for r in range(WORLD)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [states[rank] for rank in range(WORLD)]

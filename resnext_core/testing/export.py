@@ -1,0 +1,137 @@
+"""Export: the artefact says what it is, and computes what its source does."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from resnext_core.errors import BackendUnavailable
+from resnext_core.interfaces import ExportRequest, Predictor, PredictRequest
+from resnext_core.testing import cases
+from resnext_core.testing.base import ContractBase, server_of
+from resnext_core.weights import Manifest, Weights, parse_manifest
+
+#: Name: network, seed of the weights, request. Networks of one shape with other weights: an exporter that
+#: keeps a graph of an earlier call is found.
+REQUESTS = {
+    "any batch": ("same", 3, ExportRequest(batch_size=None, input="uint8")),
+    "batch 2": ("same", 4, ExportRequest(batch_size=2, input="uint8")),
+    "not folded": ("cifar", 3, ExportRequest(batch_size=None, input="uint8", fold_bn=False)),
+    "float input": ("cifar", 4, ExportRequest(batch_size=None, input="float")),
+}
+
+
+class ExportContract(ContractBase):
+    """Every exporter of the backend, one after the other."""
+
+    @pytest.mark.parametrize("name", REQUESTS)
+    def test_artefact_computes_what_its_source_does(self, name: str, tmp_path: Path) -> None:
+        network, seed, request = REQUESTS[name]
+        source = cases.weights(network, seed)
+        pixels = cases.images(network, 5)
+        expected = cases.oracle_predictor(source).logits(pixels)
+        for path in self._export_all(source, request, tmp_path):
+            predictor = self._open(path, tensor_input=request.input == "float")
+            if request.input == "float":
+                logits = predictor.logits_from_tensor(cases.normalized(network, pixels))
+                alone = predictor.logits_from_tensor(cases.normalized(network, pixels[:1]))
+            else:
+                logits, alone = predictor.logits(pixels), predictor.logits(pixels[:1])
+            predictor.close()
+            what = f"logits of {path.suffix} ({name})"
+            cases.assert_close(logits, expected, cases.TOLERANCE, what)
+            cases.assert_close(alone, expected[:1], cases.TOLERANCE, f"{what}, one image")
+
+    def test_artefact_carries_its_manifest(self, tmp_path: Path) -> None:
+        """In the file, shown by the predictor as `manifest`, or beside it as ``<file>.json``."""
+        source = cases.weights("same").replace(origin={"made by": "the kit"}, metrics={"top1": 0.5})
+        for path in self._export_all(source, ExportRequest(), tmp_path):
+            manifest = self._manifest(path)
+            assert manifest.spec == source.spec
+            assert manifest.preprocess == source.preprocess
+            assert manifest.classes == source.classes
+            assert manifest.digest == source.digest
+            assert manifest.origin == source.origin
+            assert manifest.metrics == source.metrics
+
+    def test_artefact_is_an_ordinary_file_and_may_be_replaced(self, tmp_path: Path) -> None:
+        first, second = cases.weights("cifar", 3), cases.weights("cifar", 4)
+        pixels = cases.images("cifar", 2)
+        for path in self._export_all(first, ExportRequest(), tmp_path):
+            assert os.access(path, os.R_OK | os.W_OK)
+            usual = path.parent / "usual"
+            usual.touch()
+            assert path.stat().st_mode == usual.stat().st_mode, "the mode of the file is not the usual one"
+        for path in self._export_all(second, ExportRequest(), tmp_path):
+            assert self._manifest(path).digest == second.digest
+            predictor = self._open(path)
+            expected = cases.oracle_predictor(second).logits(pixels)
+            cases.assert_close(predictor.logits(pixels), expected, cases.TOLERANCE, f"second {path.name}")
+            predictor.close()
+            odd = [p.name for p in path.parent.iterdir() if p.name.startswith(".") or p.suffix == ".tmp"]
+            assert not odd, "temporary files were left behind"
+
+    def test_export_does_not_modify_the_weights(self, tmp_path: Path) -> None:
+        source = cases.weights("cifar")
+        own = source.replace(tensors={name: array.copy() for name, array in source.tensors.items()})
+        self._export_all(own, ExportRequest(), tmp_path)
+        assert own.digest == source.digest, "the exporter wrote into the weights"
+
+    def _export_all(self, source: Weights, request: ExportRequest, folder: Path) -> list[Path]:
+        """Write every format that can be written here; skip where none can."""
+        exporters = self.require("exporters")
+        request = ExportRequest(
+            batch_size=request.batch_size,
+            input=request.input,
+            fold_bn=request.fold_bn,
+            options=self.backend_options,
+        )
+        paths, refusals = [], []
+        for name, exporter in exporters.items():
+            path = folder / f"artefact.{name}"
+            try:
+                exporter(source, path, request)
+            except BackendUnavailable as refusal:  # a format for which this machine lacks the tools
+                assert not path.exists(), f"{name} was refused and written all the same"
+                refusals.append(f"{name}: {refusal}")
+                continue
+            assert path.is_file(), f"the exporter {name} wrote no {path.name}"
+            assert path.stat().st_size > 0
+            paths.append(path)
+        if not paths:
+            pytest.skip("; ".join(refusals))
+        return paths
+
+    def _open(self, path: Path, *, tensor_input: bool = False) -> Predictor:
+        server = server_of(path.suffix, self.record)
+        if server is None:
+            pytest.skip(f"no installed backend serves {path.suffix} here")
+        assert server.predictor is not None
+        if server is self.record:
+            options = self.backend_options
+        else:
+            options = None if server.options is None else server.options()
+        return server.predictor(
+            PredictRequest(
+                path=path,
+                batch_size=cases.PREDICT_BATCH,
+                tensor_input=tensor_input,
+                rank=cases.SINGLE,
+                options=options,
+            )
+        )
+
+    def _manifest(self, path: Path) -> Manifest:
+        sidecar = path.with_name(f"{path.name}.json")
+        if sidecar.exists():
+            text = sidecar.read_text(encoding="utf-8")
+            assert isinstance(json.loads(text), dict)
+            return parse_manifest(text, where=str(sidecar))
+        predictor = self._open(path)
+        manifest = getattr(predictor, "manifest", None)
+        predictor.close()
+        assert isinstance(manifest, Manifest), f"{path.name} does not say what it is"
+        return manifest

@@ -1,0 +1,137 @@
+"""Loss scale: a step that overflows is skipped and counted, a dynamic scale follows its rule."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from resnext_core.config import OptimizerConfig, PrecisionConfig
+from resnext_core.interfaces import TrainState
+from resnext_core.testing import cases
+from resnext_core.testing.cases import TRAIN_CASES, TrainCase
+from resnext_core.testing.optimizer import TrainingBase
+from resnext_core.weights import Weights
+
+#: The largest power of two of float32: gradients above 2 overflow when multiplied by it.
+HUGE = 2.0**127
+GROWTH = 2
+STEPS = 10
+
+
+def overflow_case(precision: PrecisionConfig) -> TrainCase:
+    """Return the set-up of these tests; see :func:`overflow_weights` for its network."""
+    return replace(
+        TRAIN_CASES["plain"],
+        lrs=(1e-4,) * STEPS,
+        optimizer=OptimizerConfig(momentum=0.9, weight_decay=0.01),
+        precision=precision,
+    )
+
+
+def overflow_weights() -> Weights:
+    """Return a network so sure of itself that its gradients are well above 2, and below 100."""
+    network = cases.weights(TRAIN_CASES["plain"].network)
+    return network.replace(tensors={**network.tensors, "fc.weight": network.tensors["fc.weight"] * 40})
+
+
+def oracle_state(steps: Sequence[int]) -> tuple[NDArray[np.float32], TrainState]:
+    """Return losses and final state of the oracle after the numbered batches, in float64 without a scale."""
+    case = overflow_case(PrecisionConfig(compute="float64"))
+    batches = case.batches()
+    trainer = cases.oracle_trainer(case.request(network=overflow_weights()))
+    losses = trainer.run_steps([batches[i] for i in steps], case.lr_array()[list(steps)])
+    return losses, trainer.state()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trace:
+    """States before the first and after every step, and the losses."""
+
+    states: tuple[TrainState, ...]
+    losses: tuple[float, ...]
+
+    @property
+    def overflowed(self) -> list[bool]:
+        """Whether each step was counted as an overflow."""
+        counts = [int(state.scalars["overflow_steps"]) for state in self.states]
+        return [after > before for before, after in itertools.pairwise(counts)]
+
+
+class OverflowContract(TrainingBase):
+    """Overflow is an outcome, not an error."""
+
+    @pytest.mark.parametrize("loss_scale", ["dynamic", "fixed"])
+    def test_overflow_leaves_parameters_and_momentum(self, loss_scale: str) -> None:
+        trace = self._trace(loss_scale)
+        before, after = trace.states[:2]
+        assert after.scalars["step"] == 1
+        assert after.scalars["overflow_steps"] == 1, "gradients beyond float32 were not noticed"
+        for name in cases.trainable(TRAIN_CASES["plain"]):
+            for key in (f"weights/{name}", f"momentum/{name}"):
+                assert after.tensors[key].tobytes() == before.tensors[key].tobytes(), f"{key} moved"
+
+    @pytest.mark.parametrize("loss_scale", ["dynamic", "fixed"])
+    def test_overflow_keeps_the_loss_and_the_statistics(self, loss_scale: str) -> None:
+        """The loss is returned without the scale; running statistics move as on any step."""
+        trace = self._trace(loss_scale)
+        expected_losses, expected = oracle_state([0])
+        losses = np.array(trace.losses[:1], np.float32)
+        cases.assert_close(losses, expected_losses, cases.TOLERANCE, "loss of a skipped step")
+        names = [f"weights/{n}" for n in cases.running(TRAIN_CASES["plain"])]
+        when = "statistics of a skipped step"
+        cases.assert_tensors_close(trace.states[1], expected, names, cases.TOLERANCE, when)
+
+    def test_fixed_scale_stays(self) -> None:
+        assert {float(s.scalars["loss_scale"]) for s in self._trace("fixed").states} == {HUGE}
+
+    def test_dynamic_scale_follows_its_rule(self) -> None:
+        """Half after an overflow, twice after `growth_interval` good steps, both counted from there on."""
+        trace = self._trace("dynamic")
+        assert trace.states[0].scalars["loss_scale"] == HUGE
+        for step, overflow in enumerate(trace.overflowed):
+            before, after = trace.states[step].scalars, trace.states[step + 1].scalars
+            scale, good = _next(before, overflow)
+            assert (after["loss_scale"], after["good_steps"]) == (scale, good), f"after step {step + 1}"
+        grew = any(
+            b.scalars["loss_scale"] > a.scalars["loss_scale"] for a, b in itertools.pairwise(trace.states)
+        )
+        assert grew, f"in {STEPS} steps from {HUGE:g} down the scale never found {GROWTH} good steps"
+
+    def test_good_steps_between_overflows_are_ordinary_steps(self) -> None:
+        """The parameters are those of a run that never saw the skipped batches."""
+        trace = self._trace("dynamic")
+        good = [index for index, overflow in enumerate(trace.overflowed) if not overflow]
+        assert good, "every step overflowed"
+        _, expected = oracle_state(good)
+        names = [f"weights/{n}" for n in cases.trainable(TRAIN_CASES["plain"])]
+        when = f"after {len(good)} good and {STEPS - len(good)} skipped steps"
+        cases.assert_tensors_close(trace.states[-1], expected, names, cases.TOLERANCE, when)
+
+    def _trace(self, loss_scale: str) -> Trace:
+        trace: Trace = self.keep(("overflow", loss_scale), lambda: self._make_trace(loss_scale))
+        return trace
+
+    def _make_trace(self, loss_scale: str) -> Trace:
+        case = overflow_case(
+            PrecisionConfig(loss_scale=loss_scale, scale=HUGE, growth_interval=GROWTH)  # type: ignore[arg-type]
+        )
+        steps = STEPS if loss_scale == "dynamic" else 2
+        trainer = self.trainer(case.request(network=overflow_weights()))
+        states, losses = [trainer.state()], []
+        for batch, lr in list(zip(case.batches(), case.lr_array(), strict=True))[:steps]:
+            losses.append(float(trainer.run_steps([batch], np.array([lr], np.float32))[0]))
+            states.append(trainer.state())
+        trainer.close()
+        return Trace(states=tuple(states), losses=tuple(losses))
+
+
+def _next(scalars: Mapping[str, float | int], overflow: bool) -> tuple[float, int]:
+    scale, good = float(scalars["loss_scale"]), int(scalars["good_steps"])
+    if overflow:
+        return scale / 2, 0
+    return (scale * 2, 0) if good + 1 == GROWTH else (scale, good + 1)

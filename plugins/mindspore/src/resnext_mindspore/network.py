@@ -83,7 +83,9 @@ class _Normalize(nn.Cell):
 class _Conv(nn.Cell):
     """A convolution without bias; a grouped one is a single node."""
 
-    def __init__(self, weight: Parameter, kernel: int, *, stride: int = 1, groups: int = 1, compute: Any) -> None:
+    def __init__(
+        self, weight: Parameter, kernel: int, *, stride: int = 1, groups: int = 1, compute: Any
+    ) -> None:
         super().__init__(auto_prefix=False)
         self.weight = weight
         self.compute = compute
@@ -103,7 +105,9 @@ class _Conv(nn.Cell):
 class _BatchNorm(nn.Cell):
     """Batch normalisation; in training it also updates its running statistics (unbiased variance)."""
 
-    def __init__(self, parameters: Mapping[str, Parameter], name: str, *, training: bool, compute: Any) -> None:
+    def __init__(
+        self, parameters: Mapping[str, Parameter], name: str, *, training: bool, compute: Any
+    ) -> None:
         super().__init__(auto_prefix=False)
         self.gamma, self.beta, self.moving_mean, self.moving_var = (
             parameters[f"{name}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
@@ -151,7 +155,9 @@ class _Block(nn.Cell):
         name, stride = block.name, block.stride
         self.conv1 = _Conv(parameters[f"{name}.conv1.weight"], 1, compute=compute)
         self.bn1 = _BatchNorm(parameters, f"{name}.bn1", **norm)
-        self.conv2 = _Conv(parameters[f"{name}.conv2.weight"], 3, stride=stride, groups=groups, compute=compute)
+        self.conv2 = _Conv(
+            parameters[f"{name}.conv2.weight"], 3, stride=stride, groups=groups, compute=compute
+        )
         self.bn2 = _BatchNorm(parameters, f"{name}.bn2", **norm)
         self.conv3 = _Conv(parameters[f"{name}.conv3.weight"], 1, compute=compute)
         self.bn3 = _BatchNorm(parameters, f"{name}.bn3", **norm)

@@ -30,4 +30,6 @@ class MindsporeOptions:
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"mindspore.threads must be 1 or more, or null, not {self.threads}")
         if self.cluster_timeout < 1:
-            raise UsageError(f"mindspore.cluster_timeout must be 1 second or more, not {self.cluster_timeout}")
+            raise UsageError(
+                f"mindspore.cluster_timeout must be 1 second or more, not {self.cluster_timeout}"
+            )

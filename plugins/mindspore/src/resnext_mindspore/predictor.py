@@ -112,7 +112,9 @@ class MindirPredictor:
         """
         check_tensor(tensor)
         if self._input != "float":
-            raise UsageError("this MINDIR takes uint8 images and normalises inside; export it with input: float")
+            raise UsageError(
+                "this MINDIR takes uint8 images and normalises inside; export it with input: float"
+            )
         return self._run(tensor)
 
     def close(self) -> None:
@@ -126,7 +128,9 @@ class MindirPredictor:
             raise UsageError("this predictor is closed")
         height, width = data.shape[2:] if data.dtype == np.float32 else data.shape[1:3]
         if (height, width) != (self._size, self._size):
-            raise UsageError(f"this MINDIR takes images of {self._size} x {self._size}, not {height} x {width}")
+            raise UsageError(
+                f"this MINDIR takes images of {self._size} x {self._size}, not {height} x {width}"
+            )
         size = self._batch or min(1 << (len(data) - 1).bit_length(), self._usual)
         return in_batches(data, size, lambda part: self._graph(Tensor(part)).asnumpy())
 

@@ -178,7 +178,9 @@ class MindsporeTrainer:
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise UsageError(f"images must be uint8 (N, H, W, 3), not {images.dtype} {images.shape}")
         if labels.min() < 0 or labels.max() >= self._spec.num_classes:
-            raise DataError(f"training labels must be 0 to {self._spec.num_classes - 1}, not {labels.tolist()}")
+            raise DataError(
+                f"training labels must be 0 to {self._spec.num_classes - 1}, not {labels.tolist()}"
+            )
 
     def _named(self) -> dict[str, Any]:
         """Return every Parameter of the state under its neutral name."""

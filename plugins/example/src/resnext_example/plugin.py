@@ -1,0 +1,69 @@
+"""What the backend ``example`` is; light, because every start of the program reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from resnext_core.errors import UsageError
+from resnext_core.hookspecs import hookimpl
+from resnext_core.interfaces import Backend, ExportRequest, Predictor, PredictRequest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from resnext_core.weights import Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleOptions:
+    """The configuration section ``example``.
+
+    `fold_bn` folds batch normalisation into the convolutions; False scales and shifts after each of them.
+    `chunk` is how many images are computed at once: it bounds the memory, and moves logits by rounding alone.
+
+    Raises UsageError on a `chunk` below 1.
+    """
+
+    fold_bn: bool = True
+    chunk: int = 8
+
+    def __post_init__(self) -> None:
+        if self.chunk < 1:
+            raise UsageError(f"example.chunk must be 1 or more, not {self.chunk}")
+
+
+@hookimpl
+def resnext_backends() -> Iterator[Backend]:
+    """Yield the backend."""
+    yield Backend(
+        id="example",
+        summary="NumPy with folded batch normalisation: the template of a backend",
+        priority=-10,  # never taken unless asked for: the reference backend has 0
+        probe=probe,
+        predictor=_predictor,
+        formats=(".safetensors", ".npz"),
+        exporters={"npz": _export_npz},
+        options=ExampleOptions,
+    )
+
+
+def probe() -> str | None:
+    """Return why the backend cannot run here, or None; it looks for the framework and does not import it."""
+    if find_spec("numpy") is None:
+        return "NumPy is not installed: pip install numpy"
+    return None
+
+
+def _predictor(request: PredictRequest) -> Predictor:
+    from resnext_example.predictor import create_predictor
+
+    return create_predictor(request)
+
+
+def _export_npz(weights: Weights, path: Path, request: ExportRequest) -> None:
+    from resnext_example.artefact import export_npz
+
+    export_npz(weights, path, request)

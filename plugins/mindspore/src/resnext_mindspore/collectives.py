@@ -1,0 +1,76 @@
+"""Joining the ranks of a MindSpore cluster, and exact sums over them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import numpy as np
+
+from resnext_core.distributed import Collectives, RankInfo, SingleProcess
+from resnext_core.errors import BackendUnavailable, UsageError
+from resnext_mindspore.device import Device, open_device
+
+
+class MindsporeCollectives:
+    """Collectives over MindSpore's own group (mccl on CPU, nccl on GPU, hccl on Ascend)."""
+
+    def __init__(self, rank: RankInfo, ms: Any) -> None:
+        self._world = rank.world
+        self._tensor = ms.Tensor
+        self._gather = ms.ops.AllGather()
+
+    def all_reduce_sum(self, values: np.ndarray) -> np.ndarray:
+        """Return the int64 or float64 sum over ranks, in rank order, so the same bits on every rank.
+
+        The ranks exchange the bits as int32, the one integer type that mccl gathers rightly: of int64 it
+        copies half the bytes without an error, and it reduces float32 alone. Raises UsageError on values
+        that are neither integers nor floats.
+        """
+        values = np.asarray(values)
+        if values.dtype.kind not in "iubf":
+            raise UsageError(f"only integers and floats can be summed over ranks, not {values.dtype}")
+        wide = np.ascontiguousarray(values, dtype=np.float64 if values.dtype.kind == "f" else np.int64)
+        if wide.size == 0:
+            return wide.copy()
+        bits = wide.reshape(-1).view(np.int32)
+        gathered = np.ascontiguousarray(self._gather(self._tensor(bits.copy())).asnumpy())
+        parts = gathered.reshape(self._world, -1).view(wide.dtype)
+        total = parts[0].copy()
+        for part in parts[1:]:
+            total += part
+        return total.reshape(wide.shape)
+
+    def barrier(self) -> None:
+        """Return once every rank has called."""
+        self.all_reduce_sum(np.zeros(1, np.int64))
+
+    def close(self) -> None:
+        """Nothing to do: MindSpore leaves the group when the process ends."""
+
+
+def connect(rank: RankInfo, device: Device) -> Collectives:
+    """Open `device`, join the other ranks and return the collectives.
+
+    A process that msrun started as the cluster's scheduler serves until all ranks are gone and exits here.
+
+    Raises UsageError where no launcher of MindSpore started this process, BackendUnavailable when the ranks
+    do not find each other in time.
+    """
+    if rank.world == 1:
+        return SingleProcess()
+    if device.target != "Ascend" and "MS_SCHED_HOST" not in os.environ:
+        raise UsageError(
+            f"{rank.launcher} started {rank.world} ranks that MindSpore cannot join: "
+            "use resnext-run --devices, or msrun"
+        )
+    ms = open_device(device)
+    try:
+        ms.communication.init()
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BackendUnavailable(f"rank {rank.rank} could not join {rank.world} ranks: {reason}") from error
+    if os.environ.get("MS_ROLE") == "MS_SCHED":
+        sys.exit(0)
+    return MindsporeCollectives(rank, ms)

@@ -1,0 +1,8 @@
+"""The scheduler of a MindSpore cluster, which ranks meet at: ``python -m resnext_mindspore.scheduler``."""
+
+from __future__ import annotations
+
+from resnext_mindspore.device import Device, open_device
+
+if __name__ == "__main__":
+    open_device(Device()).communication.init()  # serves until every rank has left

@@ -1,0 +1,8 @@
+"""Every test but those of the plugin record needs MindSpore itself."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

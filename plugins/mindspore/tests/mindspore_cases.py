@@ -1,0 +1,61 @@
+"""Small networks, batches and requests shared by the tests of the MindSpore engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
+from resnext_core.distributed import RankInfo, SingleProcess
+from resnext_core.interfaces import Batch, TrainRequest
+from resnext_core.preprocess import PreprocessSpec
+from resnext_core.spec import ModelSpec
+from resnext_core.weights import Weights, random_weights
+
+CLASSES = 5
+
+
+def tiny_weights(size: int = 16, **changes: Any) -> Weights:
+    """Return a one-stage network of 5 classes in which every tensor matters."""
+    fields = {"depths": (1,), "groups": 2, "base_width": 32, "stem": "cifar", "stem_width": 8} | changes
+    spec = ModelSpec(variant="tiny", num_classes=CLASSES, image_size=size, **fields)
+    return Weights(
+        spec=spec,
+        preprocess=PreprocessSpec(size=size, resize=size),
+        classes=tuple("abcde"),
+        tensors=random_weights(spec, 3),
+    )
+
+
+def batches(count: int, size: int = 16, images: int = 4) -> list[Batch]:
+    """Return `count` batches of noise."""
+    rng = np.random.default_rng(0)
+    return [
+        Batch(
+            images=rng.integers(0, 256, (images, size, size, 3), dtype=np.uint8),
+            labels=rng.integers(0, CLASSES, images).astype(np.int32),
+            index=np.arange(images),
+            valid=np.ones(images, bool),
+        )
+        for _ in range(count)
+    ]
+
+
+def train_request(weights: Weights | None = None, **changes: Any) -> TrainRequest:
+    """Return a request for batches of 4 in float32."""
+    fields = {
+        "weights": weights or tiny_weights(),
+        "optimizer": OptimizerConfig(),
+        "loss": LossConfig(),
+        "precision": PrecisionConfig(),
+        "batch_size": 4,
+        "rank": RankInfo(),
+        "collectives": SingleProcess(),
+    }
+    return TrainRequest(**(fields | changes))
+
+
+def relative(found: np.ndarray, wanted: np.ndarray) -> float:
+    """Return the largest difference over the largest wanted magnitude."""
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max())

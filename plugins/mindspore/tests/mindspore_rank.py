@@ -1,0 +1,66 @@
+"""What the ranks of the launch tests run: ``python -m mindspore_rank <what> <folder>``."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from mindspore_cases import batches, train_request
+from resnext_mindspore.collectives import connect
+from resnext_mindspore.device import Device, device_of
+from resnext_mindspore.options import MindsporeOptions
+
+from resnext_core.config import OptimizerConfig
+from resnext_core.distributed import rank_info
+from resnext_core.interfaces import Batch
+
+
+def main(what: str, folder: Path) -> int:
+    """Do `what` and return the exit code of this rank."""
+    rank = rank_info()
+    if what == "fail" and rank.rank == 1:
+        print("the last words of rank 1")
+        return 9
+    device: Device = device_of(MindsporeOptions(), rank)
+    collectives = connect(rank, device)
+    if what == "stop":
+        asked: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+        (folder / f"ready-{rank.rank}").touch()
+        while not asked:
+            time.sleep(0.05)
+        collectives.barrier()
+        time.sleep(rank.rank)  # the other rank is still saving when the first has exited
+        (folder / f"saved-{rank.rank}").touch()
+        return 75
+    from resnext_mindspore.trainer import MindsporeTrainer
+
+    print("a line of rank", rank.rank)
+    half = slice(2 * rank.rank, 2 * rank.rank + 2)
+    parts = [
+        Batch(images=b.images[half], labels=b.labels[half], index=b.index[half], valid=b.valid[half])
+        for b in batches(2)
+    ]
+    request = train_request(
+        batch_size=2, optimizer=OptimizerConfig(clip_norm=1.0), rank=rank, collectives=collectives
+    )
+    trainer = MindsporeTrainer(request, device)
+    losses = trainer.run_steps(parts, np.array([0.1, 0.05], np.float32))
+    np.savez(
+        folder / f"rank-{rank.rank}.npz",
+        losses=losses,
+        integers=collectives.all_reduce_sum(np.array([[2**53 + rank.rank], [-7]])),
+        floats=collectives.all_reduce_sum(np.array([0.1, 1e300])),
+        empty=collectives.all_reduce_sum(np.zeros(0)),
+        **trainer.state().tensors,
+    )
+    collectives.barrier()
+    collectives.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], Path(sys.argv[2])))

@@ -1,0 +1,88 @@
+"""The environment that MindSpore is opened in; each case in a process of its own, as it happens once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from resnext_mindspore.device import Device, device_of
+from resnext_mindspore.options import MindsporeOptions
+
+from resnext_core.distributed import RankInfo
+
+pytest.importorskip("mindspore.nn")
+
+#: Opens the device, then convolves where oneDNN says which code it takes.
+_CONVOLVE = """
+import os
+from resnext_mindspore.device import Device, open_device
+ms = open_device(Device())
+print("left:", os.environ.get("ONEDNN_MAX_CPU_ISA"), os.environ["MS_OM_PATH"] != os.getcwd())
+x, w = ms.ops.ones((2, 64, 14, 14)), ms.ops.ones((64, 64, 3, 3))
+ms.ops.Conv2D(64, 3, pad_mode="pad", pad=1)(x, w).asnumpy()
+"""
+
+
+def _run(code: str, **environment: str) -> str:
+    base = {k: v for k, v in os.environ.items() if k != "ONEDNN_MAX_CPU_ISA"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**base, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _convolutions(output: str) -> list[str]:
+    return [line for line in output.splitlines() if "exec" in line and "convolution" in line]
+
+
+def test_fast_convolutions_and_nothing_left_behind() -> None:
+    output = _run(_CONVOLVE, ONEDNN_VERBOSE="1")
+    assert "left: None True" in output
+    last = _convolutions(output)[-1]
+    assert "ic64oc64" in last
+    assert ":ref" not in last
+    assert "avx512" not in last
+
+
+def test_the_users_own_cap_stays() -> None:
+    output = _run(_CONVOLVE, ONEDNN_VERBOSE="1", ONEDNN_MAX_CPU_ISA="SSE41")
+    assert "left: SSE41 True" in output
+    assert "avx" not in _convolutions(output)[-1]
+
+
+def test_a_process_keeps_its_first_device() -> None:
+    code = (
+        "from resnext_core.errors import UsageError\n"
+        "from resnext_mindspore.device import Device, open_device\n"
+        "assert open_device(Device()) is open_device(Device())\n"
+        "try:\n    open_device(Device(mode='pynative'))\n"
+        "except UsageError as error:\n    print(error)"
+    )
+    assert "already computes" in _run(code)
+
+
+def test_missing_accelerator_is_one_line() -> None:
+    code = (
+        "from resnext_core.errors import BackendUnavailable\n"
+        "from resnext_mindspore.device import Device, open_device\n"
+        "try:\n    open_device(Device(target='Ascend'))\n"
+        "except BackendUnavailable as error:\n    print('one line:', error)"
+    )
+    output = _run(code)
+    assert "one line: MindSpore has no device Ascend" in output
+
+
+def test_ranks_share_the_cores() -> None:
+    both = RankInfo(rank=1, world=2, local_rank=1)
+    assert device_of(MindsporeOptions(), RankInfo()).threads is None
+    assert device_of(MindsporeOptions(), both).threads == max(1, len(os.sched_getaffinity(0)) // 2)
+    assert device_of(MindsporeOptions(threads=3), both).threads == 3
+    assert device_of(MindsporeOptions(device="gpu"), both) == Device(target="GPU", device_id=1)

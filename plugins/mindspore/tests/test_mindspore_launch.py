@@ -1,0 +1,102 @@
+"""Two CPU ranks on this machine: the same numbers as one, exact sums, orderly ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mindspore_cases import batches, relative, train_request
+
+from resnext_core.config import OptimizerConfig
+from resnext_core.distributed import RankInfo, SingleProcess
+from resnext_core.errors import UsageError
+from resnext_core.interfaces import LaunchRequest
+from resnext_core.reference.trainer import ReferenceTrainer
+
+pytest.importorskip("mindspore.nn")
+from resnext_mindspore.collectives import connect
+from resnext_mindspore.device import Device
+from resnext_mindspore.launch import launch
+
+TESTS = Path(__file__).parent
+TIMEOUT = 60
+
+
+@pytest.fixture(autouse=True)
+def _path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+
+
+def _request(what: str, folder: Path) -> LaunchRequest:
+    return LaunchRequest(
+        module="mindspore_rank", argv=[what, str(folder)], devices=2, log_dir=folder / "logs"
+    )
+
+
+def test_two_ranks_equal_one_that_accumulates(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    assert launch(_request("train", tmp_path), cluster_timeout=TIMEOUT) == 0
+    ranks = [np.load(tmp_path / f"rank-{r}.npz") for r in (0, 1)]
+    request = train_request(optimizer=OptimizerConfig(clip_norm=1.0), accumulate=2)
+    reference = ReferenceTrainer(request)
+    losses = reference.run_steps(batches(2), np.array([0.1, 0.05], np.float32))
+    for found in ranks:
+        np.testing.assert_allclose(found["losses"], losses, rtol=1e-5)
+        np.testing.assert_array_equal(found["integers"], [[2**54 + 1], [-14]])
+        np.testing.assert_array_equal(found["floats"], [0.2, 2e300])
+        assert found["empty"].shape == (0,)
+    for name, array in reference.state().tensors.items():
+        if "running" in name:  # local to a rank
+            assert not np.array_equal(ranks[0][name], ranks[1][name]), name
+        else:
+            np.testing.assert_array_equal(ranks[0][name], ranks[1][name], err_msg=name)
+            assert relative(ranks[0][name], array) <= 1e-4, name
+    assert "a line of rank 0" in (tmp_path / "logs/rank-0.log").read_text()
+    assert "a line of rank 1" in (tmp_path / "logs/rank-1.log").read_text()
+
+
+def test_a_failing_rank_ends_the_job(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    start = time.monotonic()
+    assert launch(_request("fail", tmp_path), cluster_timeout=600) == 9
+    assert time.monotonic() - start < 60, "nobody waits for the cluster timeout"
+    error = capfd.readouterr().err
+    assert "rank 1 ended with exit code 9" in error
+    assert "the last words of rank 1" in error
+
+
+def test_an_orderly_stop_lets_every_rank_save(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from resnext_core.interfaces import LaunchRequest\n"
+        "from resnext_mindspore.launch import launch\n"
+        "folder = Path(sys.argv[1])\n"
+        "request = LaunchRequest(module='mindspore_rank', argv=['stop', sys.argv[1]], devices=2, log_dir=folder)\n"
+        f"sys.exit(launch(request, cluster_timeout={TIMEOUT}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], start_new_session=True)
+    try:
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline and len(list(tmp_path.glob("ready-*"))) < 2:
+            assert process.poll() is None, "the job ended before it was asked to"
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 75
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert sorted(p.name for p in tmp_path.glob("saved-*")) == ["saved-0", "saved-1"]
+
+
+def test_ranks_of_another_launcher_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MS_SCHED_HOST", raising=False)
+    with pytest.raises(UsageError, match="torchrun started 2 ranks"):
+        connect(RankInfo(rank=0, world=2, launcher="torchrun"), Device())
+    assert isinstance(connect(RankInfo(), Device()), SingleProcess)

@@ -1,0 +1,62 @@
+"""The backend's record: its probe, its options, and that looking at it imports nothing heavy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import metadata, util
+
+import pytest
+from resnext_mindspore import plugin
+from resnext_mindspore.options import MindsporeOptions
+
+from resnext_core.config import Layer, load_config
+from resnext_core.errors import UsageError
+
+
+def test_record_imports_no_framework() -> None:
+    code = (
+        "import sys; from resnext_mindspore import plugin\n"
+        "record = next(iter(plugin.resnext_backends())); plugin.probe()\n"
+        "print(record.id, [m for m in ('mindspore', 'numpy', 'torch') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "mindspore []"
+
+
+def test_entry_point_names_the_plugin() -> None:
+    entries = [e for e in metadata.entry_points(group="resnext") if e.name == "mindspore"]
+    assert [e.value for e in entries] == ["resnext_mindspore.plugin"]
+
+
+def test_probe_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(util, "find_spec", lambda name: None)
+    assert plugin.probe() == "MindSpore is not installed: pip install 'resnext-core[mindspore]'"
+
+
+@pytest.mark.parametrize(("version", "fits"), [("1.26.4", True), ("2.0.0", False), ("2.4.1", False)])
+def test_probe_refuses_numpy_2(monkeypatch: pytest.MonkeyPatch, version: str, fits: bool) -> None:
+    monkeypatch.setattr(util, "find_spec", lambda name: object())
+    monkeypatch.setattr(metadata, "version", lambda name: version)
+    reason = plugin.probe()
+    assert (reason is None) is fits
+    assert fits or (version in str(reason) and "numpy<2" in str(reason))
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"device": "tpu"}, "mindspore.device"),
+        ({"mode": "eager"}, "mindspore.mode"),
+        ({"threads": 0}, "mindspore.threads"),
+        ({"threads": "two"}, "mindspore.threads"),
+        ({"cluster_timeout": 0}, "cluster_timeout"),
+        ({"thread": 2}, "did you mean 'threads'"),
+    ],
+)
+def test_wrong_options_are_refused(values: dict[str, object], word: str) -> None:
+    layer = Layer(source="test", values={"mindspore": values})
+    with pytest.raises(UsageError, match=word):
+        load_config([layer], {"mindspore": MindsporeOptions})

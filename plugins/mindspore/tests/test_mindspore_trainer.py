@@ -1,0 +1,183 @@
+"""The trainer against the reference: every option of a step, overflow, resume, and its predictor."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from mindspore_cases import batches, relative, tiny_weights, train_request
+from resnext_mindspore.device import Device
+
+from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
+from resnext_core.errors import DataError, UsageError
+from resnext_core.interfaces import TrainState
+from resnext_core.reference.trainer import ReferenceTrainer
+
+pytest.importorskip("mindspore.nn")
+from resnext_mindspore.trainer import MindsporeTrainer
+
+LRS = np.array([0.1, 0.05, 0.02], np.float32)
+
+
+def _trainer(**changes: Any) -> MindsporeTrainer:
+    return MindsporeTrainer(train_request(**changes), Device())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": OptimizerConfig(clip_norm=0.5, weight_decay=0.01), "ema_decay": 0.9, "accumulate": 2},
+        {
+            "precision": PrecisionConfig(loss_scale="fixed", scale=1000.0),
+            "loss": LossConfig(smoothing_form="uniform"),
+            "optimizer": OptimizerConfig(weight_decay=0.0, momentum=0.5),
+        },
+    ],
+    ids=["accumulate-clip-ema", "scale-uniform"],
+)
+def test_steps_equal_the_reference(changes: dict[str, Any]) -> None:
+    # One step, because later rounding may put an activation on the other side of a ReLU. Gradients
+    # of the first layers are small differences of large sums: float32 leaves them fewer digits.
+    request = train_request(**changes)
+    exact = dataclasses.replace(request, precision=dataclasses.replace(request.precision, compute="float64"))
+    ours, reference = MindsporeTrainer(request, Device()), ReferenceTrainer(exact)
+    batch = batches(1)
+    np.testing.assert_allclose(ours.run_steps(batch, LRS[:1]), reference.run_steps(batch, LRS[:1]), rtol=1e-5)
+    found, wanted = ours.state(), reference.state()
+    assert found.tensors.keys() == wanted.tensors.keys()
+    assert found.scalars == wanted.scalars
+    for name, array in wanted.tensors.items():
+        tolerance = 5e-5 if name.startswith("momentum/") else 1e-5
+        assert relative(found.tensors[name], array) <= tolerance, name
+
+
+@pytest.mark.parametrize("padding", ["same", "symmetric"])
+@pytest.mark.parametrize("size", [20, 22])  # 10 and 11 pixels enter the pool: the two paddings of "same"
+def test_pool_paddings(padding: str, size: int) -> None:
+    request = train_request(tiny_weights(size, stem="imagenet", pool_padding=padding))
+    ours, reference = MindsporeTrainer(request, Device()), ReferenceTrainer(request)
+    batch = batches(1, size)
+    ours.run_steps(batch, LRS[:1])
+    reference.run_steps(batch, LRS[:1])
+    for name in ("weights/conv1.weight", "weights/bn1.running_var"):
+        assert relative(ours.state().tensors[name], reference.state().tensors[name]) <= 1e-5
+    images = batch[0].images
+    assert relative(ours.predictor().logits(images), reference.predictor().logits(images)) <= 1e-5
+
+
+def test_overflow_is_skipped_counted_and_recovered_from() -> None:
+    precision = PrecisionConfig(compute="float16", loss_scale="dynamic", scale=2.0**30, growth_interval=3)
+    trainer = _trainer(precision=precision, ema_decay=0.5)
+    before = trainer.state()
+    (batch,) = batches(1)
+    losses = trainer.run_steps([batch], LRS[:1])
+    after = trainer.state()
+    assert np.isfinite(losses).all()
+    assert trainer.counters() == {"step": 1, "overflow_steps": 1, "loss_scale": 2.0**29, "good_steps": 0}
+    for name, array in before.tensors.items():
+        moved = not np.array_equal(array, after.tensors[name])
+        # Running statistics move on a skipped step too, and the EMA follows them.
+        assert moved is ("running" in name), name
+
+    for _ in range(29):  # float16 ends at 65504, so it recovers when the scale is far below 2**29
+        trainer.run_steps([batch], LRS[:1])
+        if trainer.counters()["good_steps"] == 1:
+            break
+    skipped, scale = trainer.counters()["overflow_steps"], trainer.counters()["loss_scale"]
+    assert trainer.counters()["good_steps"] == 1
+    assert scale == 2.0 ** (30 - skipped)
+    assert 2.0**8 <= scale <= 2.0**20
+    trainer.run_steps([batch] * 2, LRS[:2])
+    assert trainer.counters() == {
+        "step": skipped + 3,
+        "overflow_steps": skipped,
+        "loss_scale": 2 * scale,
+        "good_steps": 0,
+    }
+    assert not np.array_equal(
+        before.tensors["weights/fc.weight"], trainer.state().tensors["weights/fc.weight"]
+    )
+
+
+@pytest.mark.parametrize("bn_float32", [True, False], ids=["bn-float32", "bn-float16"])
+def test_float16_stays_near_float32(bn_float32: bool) -> None:
+    precision = PrecisionConfig(compute="float16", bn_float32=bn_float32, loss_scale="fixed")
+    half, full = _trainer(precision=precision), ReferenceTrainer(train_request())
+    (batch,) = batches(1)
+    assert relative(half.run_steps([batch], LRS[:1]), full.run_steps([batch], LRS[:1])) <= 2e-2
+    logits = half.predictor().logits(batch.images)
+    assert logits.dtype == np.float32
+    assert relative(logits, full.predictor().logits(batch.images)) <= 2e-2
+    weights = half.state().tensors["weights/layer1.0.conv2.weight"]
+    assert weights.dtype == np.float32
+    assert not np.array_equal(weights, weights.astype(np.float16))  # the master weights are not rounded
+
+
+def test_resume_is_exact_and_the_predictor_follows() -> None:
+    steps = batches(3)
+    changes = {"ema_decay": 0.9, "accumulate": 2}
+    straight, resumed = _trainer(**changes), _trainer(**changes)
+    losses = straight.run_steps(steps, LRS)
+    middle = straight.state()
+    first = straight.predictor().logits(steps[0].images)
+
+    resumed.run_steps(steps[:1], LRS[:1])
+    saved = resumed.state()
+    resumed.run_steps(steps[1:], LRS[:2])  # another future, which load_state must undo completely
+    resumed.load_state(saved)
+    np.testing.assert_array_equal(resumed.run_steps(steps[1:], LRS[1:]), losses[1:])
+    for name, array in middle.tensors.items():
+        np.testing.assert_array_equal(resumed.state().tensors[name], array, err_msg=name)
+    assert resumed.counters() == straight.counters()
+
+    np.testing.assert_array_equal(resumed.predictor().logits(steps[0].images), first)
+    straight.run_steps(steps[:1], LRS[:1])
+    assert straight.predictor() is straight.predictor()
+    assert not np.array_equal(straight.predictor().logits(steps[0].images), first)
+    average = straight.predictor(ema=True).logits(steps[0].images)
+    assert not np.array_equal(average, straight.predictor().logits(steps[0].images))
+    assert not np.array_equal(middle.tensors["weights/fc.bias"], straight.state().tensors["weights/fc.bias"])
+
+
+def test_state_that_does_not_fit_is_refused() -> None:
+    trainer = _trainer()
+    state = trainer.state()
+    tensors = {n: a for n, a in state.tensors.items() if n != "momentum/fc.bias"}
+    with pytest.raises(DataError, match="missing momentum/fc.bias"):
+        trainer.load_state(TrainState(tensors=tensors, scalars=state.scalars))
+    with pytest.raises(DataError, match="unexpected ema/fc.bias"):
+        trainer.load_state(
+            TrainState(
+                tensors={**state.tensors, "ema/fc.bias": state.tensors["weights/fc.bias"]},
+                scalars=state.scalars,
+            )
+        )
+    with pytest.raises(DataError, match="missing step"):
+        trainer.load_state(TrainState(tensors=state.tensors, scalars={}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"precision": PrecisionConfig(compute="bfloat16")}, "bfloat16"),
+        ({"precision": PrecisionConfig(compute="float64")}, "float64"),
+        ({"accumulate": 3}, "equal micro-batches"),
+    ],
+)
+def test_impossible_requests_are_refused(changes: dict[str, Any], word: str) -> None:
+    with pytest.raises(UsageError, match=word):
+        _trainer(**changes)
+
+
+def test_impossible_batches_are_refused() -> None:
+    trainer = _trainer()
+    with pytest.raises(UsageError, match="takes 4 images"):
+        trainer.run_steps(batches(1, images=3), LRS[:1])
+    (batch,) = batches(1)
+    batch.labels[0] = -1
+    with pytest.raises(DataError, match="labels must be 0 to 4"):
+        trainer.run_steps([batch], LRS[:1])
+    with pytest.raises(UsageError, match="EMA"):
+        trainer.predictor(ema=True)

@@ -1,0 +1,119 @@
+"""One rank of the kit's distributed tests: adds up, trains a few steps, writes down what it has."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resnext_core.distributed import Collectives, RankInfo, connect_tcp, rank_info
+from resnext_core.errors import EXIT_DATA, ResnextError
+from resnext_core.interfaces import Backend, Batch
+from resnext_core.plugins import get_backend
+from resnext_core.testing.cases import TRAIN_CASES
+
+#: The training set-up: accumulates two micro-batches, and two ranks take one each.
+CASE = "everything"
+
+
+def rank_batches(info: RankInfo) -> list[Batch]:
+    """Return the part of every batch of the case that a rank takes: its contiguous share."""
+    case = TRAIN_CASES[CASE]
+    share = case.batch_size // info.world
+    part = slice(info.rank * share, (info.rank + 1) * share)
+    return [
+        Batch(images=b.images[part], labels=b.labels[part], index=b.index[part], valid=b.valid[part])
+        for b in case.batches()
+    ]
+
+
+def integers(rank: int) -> list[int]:
+    """Return what a rank adds: sums beyond int32, beyond float32 and beyond float64's exact integers."""
+    return [rank + 1, 2**31 - 1 + rank, 2**24 + 1, 2**53 + 1 + 2 * rank, -(2**40) - rank]
+
+
+def floats(rank: int) -> list[float]:
+    """Return floats that need all bits of a float64."""
+    return [0.1 * (rank + 1), 1 / 3, 1e300, 2.0**53 + rank]
+
+
+def sums_of(ranks: Iterable[int]) -> dict[str, Any]:
+    """Return the sums that every rank must get."""
+    ranks = list(ranks)
+    total = np.array(floats(ranks[0]))
+    for rank in ranks[1:]:
+        total = total + np.array(floats(rank))
+    columns = zip(*(integers(rank) for rank in ranks), strict=True)
+    return {"integers": [sum(column) for column in columns], "floats": [float(v).hex() for v in total]}
+
+
+def main(argv: list[str]) -> int:
+    """Run one rank; the exit code is that of the error it ended with."""
+    parser = argparse.ArgumentParser(prog="rank_worker")
+    parser.add_argument("--backend", default=None)
+    parser.add_argument("--factory", default=None, help="module:name of a Backend record")
+    parser.add_argument("--options", default="{}")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--fail", type=int, default=None, help="rank that fails after joining")
+    args = parser.parse_args(argv)
+    backend = _load(args.factory) if args.factory else get_backend(args.backend)
+    options = backend.options(**json.loads(args.options)) if backend.options else None
+    info = rank_info()
+    try:
+        connect = backend.connect
+        collectives = connect(info, options) if connect is not None else connect_tcp(info, os.environ)
+        if args.fail is not None:
+            if info.rank == args.fail:
+                print(f"rank {info.rank} fails as asked", flush=True)
+                return EXIT_DATA
+            collectives.barrier()
+            return 0
+        _work(backend, options, info, collectives, args.out)
+        collectives.close()
+    except ResnextError as error:
+        print(f"rank {info.rank}: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"rank {info.rank} is done", flush=True)
+    return 0
+
+
+def _load(factory: str) -> Backend:
+    module, _, name = factory.partition(":")
+    found = getattr(importlib.import_module(module), name)
+    if not isinstance(found, Backend):
+        raise TypeError(f"{factory} is no Backend")
+    return found
+
+
+def _work(backend: Backend, options: Any, info: RankInfo, collectives: Collectives, out: Path) -> None:
+    total = collectives.all_reduce_sum(np.array(integers(info.rank), np.int64))
+    real = collectives.all_reduce_sum(np.array(floats(info.rank), np.float64))
+    report: dict[str, Any] = {
+        "sums": {"integers": [int(v) for v in total], "floats": [float(v).hex() for v in real]},
+        "losses": [],
+        "scalars": None,
+    }
+    if backend.trainer is not None:
+        case = TRAIN_CASES[CASE]
+        request = case.request(rank=info, collectives=collectives)
+        trainer = backend.trainer(replace(request, options=options))
+        losses = trainer.run_steps(rank_batches(info), case.lr_array())
+        state = trainer.state()
+        report["losses"] = [float(loss) for loss in losses]
+        report["scalars"] = dict(state.scalars)
+        np.savez(out / f"rank-{info.rank}.npz", **dict(state.tensors))
+        trainer.close()
+    (out / f"rank-{info.rank}.json").write_text(json.dumps(report))
+    collectives.barrier()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,199 @@
+"""What the tests of core share: a tiny data set, the command line in this process and in a fresh one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnext_core import plugins
+from resnext_core.cli.main import main
+from resnext_core.config import PreprocessConfig
+from resnext_core.preprocess import preprocess_spec
+from resnext_core.spec import ModelSpec, model_spec
+from resnext_core.weights import Weights, random_weights, save_weights
+
+CLASSES = ("ant", "bee", "cat", "dog", "elk", "fox")
+#: Images of a class in train (48 in all) and in val (23 in all, which no batch and no world divides).
+TRAIN, VAL = (8, 8, 8, 8, 8, 8), (4, 4, 4, 4, 4, 3)
+
+TINY_RECIPE = """\
+model: {variant: resnext_tiny, image_size: 8}
+data: {workers: 0}
+optimizer: {lr: 0.05, lr_batch: null}
+schedule: {warmup_epochs: 0}
+train: {epochs: 2, batch_size: 8, log_every: 1}
+eval: {batch_size: 8}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run of the command line ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        """Return the one JSON line on standard output."""
+        return json.loads(self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandLine:
+    """``resnext-run`` as a function of its words, by `call`; every path may be given as it is."""
+
+    call: Callable[[list[str]], Outcome]
+
+    def __call__(self, *words: object) -> Outcome:
+        return self.call([str(word) for word in words])
+
+    def ok(self, *words: object) -> Outcome:
+        """Run; the exit code must be 0."""
+        outcome = self(*words)
+        assert outcome.code == 0, outcome
+        return outcome
+
+    def refuses(self, code: int, *words: object, says: tuple[str, ...] | str) -> Outcome:
+        """Run; it must end with `code` and one line on standard error that holds every text of `says`."""
+        outcome = self(*words)
+        assert outcome.code == code, outcome
+        lines = outcome.err.splitlines()
+        assert len(lines) == 1, outcome.err
+        assert lines[0].startswith("resnext-run: ")
+        for text in (says,) if isinstance(says, str) else says:
+            assert text in lines[0], lines[0]
+        return outcome
+
+
+@pytest.fixture
+def core_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Hide every installed plugin, so that tests do not depend on what else is in the environment."""
+    monkeypatch.setattr(plugins.metadata, "entry_points", lambda **_: ())
+    plugins.load_plugins.cache_clear()
+    yield
+    plugins.load_plugins.cache_clear()
+
+
+@pytest.fixture
+def cli(core_only: None, capfd: pytest.CaptureFixture[str]) -> CommandLine:
+    """The command line in this process, with core's own backend alone."""
+    return in_process(capfd)
+
+
+def in_process(capfd: pytest.CaptureFixture[str]) -> CommandLine:
+    """Return the command line in this process."""
+
+    def call(words: list[str]) -> Outcome:
+        capfd.readouterr()
+        code = main(words)
+        out, err = capfd.readouterr()
+        return Outcome(code=code, out=out, err=err)
+
+    return CommandLine(call=call)
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Return the environment of a fresh process: few threads, no rank of an outer launch."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RESNEXT_", "RANK", "WORLD_SIZE"))}
+    return kept | {"OMP_NUM_THREADS": "1"} | changes
+
+
+def write_plugin(site: Path, name: str, source: str, distribution: str | None = None) -> None:
+    """Put an installed distribution into `site`: a module and its entry point `name`."""
+    distribution = distribution or f"dist-{name}"
+    folder = site / f"{distribution.replace('-', '_')}-1.0.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+    module = f"plugin_{name}_{distribution.replace('-', '_')}"
+    (folder / "entry_points.txt").write_text(f"[resnext]\n{name} = {module}\n")
+    (site / f"{module}.py").write_text(source)
+
+
+@pytest.fixture
+def spawn(tmp_path: Path) -> CommandLine:
+    """The command line in a fresh process, as a user runs it, in `tmp_path`, with the plugins of ``site``."""
+
+    def call(words: list[str]) -> Outcome:
+        done = subprocess.run(
+            [sys.executable, "-m", "resnext_core.cli", *words],
+            cwd=tmp_path, env=environment(PYTHONPATH=str(tmp_path / "site")), capture_output=True, text=True,
+            timeout=120, check=False,
+        )  # fmt: skip
+        return Outcome(code=done.returncode, out=done.stdout, err=done.stderr)
+
+    return CommandLine(call=call)
+
+
+def write_photos(root: Path, counts: tuple[int, ...], seed: int) -> None:
+    """Write `counts` noisy 12 x 10 images into a folder for each class; the class tints them a little."""
+    rng = np.random.default_rng(seed)
+    for label, (name, count) in enumerate(zip(CLASSES, counts, strict=True)):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 200, (12, 10, 3))
+            pixels[..., label % 3] += 25 * (1 + label // 3)
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i:02}.{'png' if i % 2 else 'jpg'}")
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with train (48 images) and val (23 images) of six classes; not to be changed."""
+    root = tmp_path_factory.mktemp("photos")
+    write_photos(root / "train", TRAIN, seed=1)
+    write_photos(root / "val", VAL, seed=2)
+    return root
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe for the tiny network at 8 pixels: two epochs of six steps."""
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(TINY_RECIPE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_spec() -> ModelSpec:
+    """The network of `recipe` on the classes of `photos`."""
+    return model_spec("resnext_tiny", num_classes=len(CLASSES), image_size=8)
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tiny_spec: ModelSpec) -> Weights:
+    """Weights of `tiny_spec` in which every element matters."""
+    return Weights(
+        spec=tiny_spec,
+        preprocess=preprocess_spec(PreprocessConfig(), tiny_spec.image_size),
+        classes=CLASSES,
+        tensors=random_weights(tiny_spec, 3),
+        origin={"made_by": "a test"},
+        metrics={"top1": 0.5},
+    )
+
+
+@pytest.fixture(scope="session")
+def weights_file(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Weights) -> Path:
+    """`tiny_weights` as a neutral file; not to be changed."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_weights(tiny_weights, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished_run(photos: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a whole training on `photos`; not to be changed."""
+    parent = tmp_path_factory.mktemp("finished")
+    words = ["--backend", "reference", "train", "--recipe", str(recipe), "--data", str(photos)]
+    assert main([*words, "--output", str(parent), "--name", "run"]) == 0
+    return parent / "run"

@@ -1,0 +1,627 @@
+"""The reference backend with one mistake each: what the contract kit must catch.
+
+A mistake is either a subclass of the trainer or a patch that is in place only while the backend itself is
+called, so that the kit's oracle, which is the same code, stays right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from resnext_core.distributed import RankInfo, launch_local, master_address
+from resnext_core.interfaces import Backend, Batch, ExportRequest, PredictRequest, TrainRequest, TrainState
+from resnext_core.reference import network, ops, plugin, predictor, trainer
+from resnext_core.reference.trainer import ReferenceTrainer
+from resnext_core.spec import ModelSpec
+from resnext_core.tcp import TcpCollectives
+from resnext_core.weights import Weights, init_weights, load_weights, parse_manifest, save_weights
+
+Patch = Callable[[], Any]
+REFERENCE = next(iter(plugin.resnext_backends()))
+
+
+class Within:
+    """Calls every method of `inner` inside a patch; its predictors too."""
+
+    def __init__(self, inner: Any, patch: Patch, **extra: Any) -> None:
+        self._inner, self._patch = inner, patch
+        vars(self).update(extra)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._inner, name)
+
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            with self._patch():
+                result = method(*arguments, **keywords)
+            return Within(result, self._patch) if name == "predictor" else result
+
+        return call
+
+
+def backend(
+    *,
+    patch: Patch = contextlib.nullcontext,
+    trainer_class: type[ReferenceTrainer] = ReferenceTrainer,
+    exporter: Callable[[Weights, Path, ExportRequest], None] | None = None,
+    **changes: Any,
+) -> Backend:
+    """Return the reference backend with a patch around it, another trainer, or another exporter.
+
+    It can export too: a ``.copy`` is the neutral weights file under another name.
+    """
+
+    def make_trainer(request: TrainRequest) -> Any:
+        with patch():
+            return Within(trainer_class(request), patch)
+
+    def make_predictor(request: PredictRequest) -> Any:
+        manifest = None
+        if request.path is not None:
+            loaded = load_weights(request.path)
+            manifest = parse_manifest(_manifest_text(loaded), where=str(request.path))
+            request = dataclasses.replace(request, path=None, weights=loaded)
+        with patch():
+            return Within(predictor.create_predictor(request), patch, manifest=manifest)
+
+    values: dict[str, Any] = {
+        "id": "planted",
+        "probe": _probe,
+        "trainer": make_trainer,
+        "predictor": make_predictor,
+        "formats": (".safetensors", ".copy"),
+        "exporters": {"copy": exporter or copy_exporter},
+    }
+    return dataclasses.replace(REFERENCE, **(values | changes))
+
+
+def _probe() -> None:
+    return None
+
+
+def copy_exporter(weights: Weights, path: Path, request: ExportRequest) -> None:
+    """Write the neutral file, whatever the request."""
+    save_weights(weights, path)
+
+
+def _manifest_text(weights: Weights) -> str:
+    return json.dumps(weights.manifest())
+
+
+def patching(*changes: tuple[Any, str, Any]) -> Patch:
+    """Return a patch of (object, attribute, value) triples."""
+
+    @contextlib.contextmanager
+    def patch() -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for target, name, value in changes:
+                stack.enter_context(mock.patch.object(target, name, value))
+            yield
+
+    return patch
+
+
+# -- mistakes of the network ---------------------------------------------------------------------
+
+_normalize, _conv, _bn_eval = network.normalize, ops.conv, ops.bn_eval
+_pool_pads, _targets = ModelSpec.pool_pads, ops.smoothed_targets
+_update_running = network.TrainPass._update_running
+
+
+def _bgr(images: Any, preprocess: Any, dtype: Any) -> Any:
+    return _normalize(images[..., ::-1], preprocess, dtype)
+
+
+def _imagenet_constants(images: Any, preprocess: Any, dtype: Any) -> Any:
+    usual = type(preprocess)(size=preprocess.size, resize=preprocess.resize)
+    return _normalize(images, usual, dtype)
+
+
+def _stride_on_the_1x1(x: Any, weight: Any, stride: int, groups: int) -> Any:
+    """Striding the first 1x1 convolution is subsampling the input of the 3x3."""
+    if weight.shape[2] == 3 and stride == 2:
+        return _conv(np.ascontiguousarray(x[:, :, ::2, ::2]), weight, 1, groups)
+    return _conv(x, weight, stride, groups)
+
+
+def _interleaved_groups(x: Any, weight: Any, stride: int, groups: int) -> Any:
+    if groups > 1:
+        x = x.reshape(-1, groups, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
+    return _conv(x, weight, stride, groups)
+
+
+def _batch_statistics(x: Any, weight: Any, bias: Any, mean: Any, var: Any, eps: float) -> Any:
+    return _bn_eval(x, weight, bias, x.mean(axis=(1, 2, 3)), x.var(axis=(1, 2, 3)), eps)
+
+
+def _swapped_pool(self: ModelSpec, size: int) -> tuple[int, int]:
+    other = "same" if self.pool_padding == "symmetric" else "symmetric"
+    return _pool_pads(self.replace(pool_padding=other), size)
+
+
+def _zero_padded_pool(x: Any, rows: Any, columns: Any) -> Any:
+    return _max_pool(x - 1, rows, columns)
+
+
+_max_pool = ops.max_pool
+
+
+def _biased_variance(self: Any, bn: str, mean: Any, var: Any, count: int) -> None:
+    _update_running(self, bn, mean, var, 10**15)
+
+
+def _over_all_classes(labels: Any, classes: int, smoothing: float, form: str) -> Any:
+    return _targets(labels, classes, smoothing, "uniform")
+
+
+def _over_other_classes(labels: Any, classes: int, smoothing: float, form: str) -> Any:
+    return _targets(labels, classes, smoothing, "others")
+
+
+BGR = backend(patch=patching((predictor, "normalize", _bgr), (trainer, "normalize", _bgr)))
+CONSTANTS = backend(
+    patch=patching((predictor, "normalize", _imagenet_constants), (trainer, "normalize", _imagenet_constants))
+)
+EPS = backend(patch=patching((network, "BN_EPS", 1e-3)))
+STRIDE = backend(patch=patching((ops, "conv", _stride_on_the_1x1)))
+GROUPS = backend(patch=patching((ops, "conv", _interleaved_groups)))
+BATCH_STATISTICS = backend(patch=patching((ops, "bn_eval", _batch_statistics)))
+POOL = backend(patch=patching((ModelSpec, "pool_pads", _swapped_pool)))
+BIASED = backend(patch=patching((network.TrainPass, "_update_running", _biased_variance)))
+BN_MOMENTUM = backend(patch=patching((network, "BN_MOMENTUM", 0.9)))
+SMOOTHING_UNIFORM = backend(patch=patching((ops, "smoothed_targets", _over_all_classes)))
+SMOOTHING_OTHERS = backend(patch=patching((ops, "smoothed_targets", _over_other_classes)))
+
+
+# -- mistakes of the optimizer -------------------------------------------------------------------
+
+
+class DecayOnAll(ReferenceTrainer):
+    def __init__(self, request: TrainRequest) -> None:
+        super().__init__(request)
+        self._decay = set(self._momentum)
+
+
+class NeverDivided(ReferenceTrainer):
+    """The loss is multiplied by the scale, the gradient is not divided by it."""
+
+    def _average_ranks(self, loss: float, gradients: Any) -> Any:
+        return loss, {name: gradient * self._loss_scale for name, gradient in gradients.items()}
+
+
+class NeverMultiplied(ReferenceTrainer):
+    """The gradient is divided by a scale that nothing multiplied in: the ancestor on GPU."""
+
+    def _average_ranks(self, loss: float, gradients: Any) -> Any:
+        return loss, {name: gradient / self._loss_scale for name, gradient in gradients.items()}
+
+
+class Dampened(ReferenceTrainer):
+    def _update(self, gradients: Any, lr: float) -> None:
+        dampening = 1 - self._request.optimizer.momentum
+        super()._update({name: gradient * dampening for name, gradient in gradients.items()}, lr)
+
+
+class Nesterov(ReferenceTrainer):
+    def _update(self, gradients: Any, lr: float) -> None:
+        before = {name: array.copy() for name, array in self._weights.items()}
+        super()._update(gradients, lr)
+        momentum = self._request.optimizer.momentum
+        for name, velocity in self._momentum.items():
+            look = gradients[name] + momentum * velocity
+            self._weights[name][...] = before[name] - lr * look
+
+
+class NoClip(ReferenceTrainer):
+    def __init__(self, request: TrainRequest) -> None:
+        super().__init__(
+            dataclasses.replace(request, optimizer=dataclasses.replace(request.optimizer, clip_norm=None))
+        )
+
+
+class ClipsScaled(ReferenceTrainer):
+    """Clips the gradient of the scaled loss."""
+
+    def _average_ranks(self, loss: float, gradients: Any) -> Any:
+        factor = trainer.clip_factor(gradients, self._request.optimizer.clip_norm)
+        return loss, {name: gradient * factor for name, gradient in gradients.items()}
+
+
+class SumsMicroBatches(ReferenceTrainer):
+    def _average_ranks(self, loss: float, gradients: Any) -> Any:
+        count = self._request.accumulate
+        return super()._average_ranks(loss, {name: g * count for name, g in gradients.items()})
+
+
+class OneBatchOfStatistics(ReferenceTrainer):
+    """Micro-batches are put together before the network: statistics over all of them."""
+
+    def __init__(self, request: TrainRequest) -> None:
+        super().__init__(dataclasses.replace(request, accumulate=1))
+
+
+class PreviousRate(ReferenceTrainer):
+    def run_steps(self, batches: Sequence[Batch], lrs: Any) -> Any:
+        late = np.concatenate([[getattr(self, "_late", lrs[0])], lrs[:-1]]).astype(np.float32)
+        self._late = lrs[-1]
+        return super().run_steps(batches, late)
+
+
+class LossAfterTheStep(ReferenceTrainer):
+    def _run_step(self, batch: Batch, lr: float) -> float:
+        super()._run_step(batch, lr)
+        kept = {name: array.copy() for name, array in self._weights.items()}
+        loss, _ = self._accumulate(batch)
+        self._weights.update(kept)
+        return float(loss)
+
+
+class AppliesOverflow(ReferenceTrainer):
+    def _take(self, gradients: Mapping[str, Any]) -> bool:
+        super()._take(gradients)
+        return True
+
+
+class ResetsOnGood(ReferenceTrainer):
+    """The dynamic scale grows after every good step."""
+
+    def _take(self, gradients: Mapping[str, Any]) -> bool:
+        self._good_steps = 1000
+        return super()._take(gradients)
+
+
+class StatisticsStopOnOverflow(ReferenceTrainer):
+    def _run_step(self, batch: Batch, lr: float) -> float:
+        kept, count = dict(self._weights), self._overflow_steps
+        loss = super()._run_step(batch, lr)
+        if self._overflow_steps > count:
+            self._weights.update(kept)
+        return loss
+
+
+class ForgetsMomentumOnOverflow(ReferenceTrainer):
+    def _take(self, gradients: Mapping[str, Any]) -> bool:
+        taken = super()._take(gradients)
+        if not taken:
+            for array in self._momentum.values():
+                array[...] = 0
+        return taken
+
+
+class HalvesFixedScale(ReferenceTrainer):
+    """A fixed scale is halved on overflow as a dynamic one is."""
+
+    def _take(self, gradients: Mapping[str, Any]) -> bool:
+        taken = super()._take(gradients)
+        if not taken and self._request.precision.loss_scale == "fixed":
+            self._loss_scale /= 2
+        return taken
+
+
+class KeepsHalves(ReferenceTrainer):
+    """Takes float16 and keeps the weights in it."""
+
+    def __init__(self, request: TrainRequest) -> None:
+        self._halves = request.precision.compute == "float16"
+        if self._halves:
+            single = dataclasses.replace(request.precision, compute="float32")
+            request = dataclasses.replace(request, precision=single)
+        super().__init__(request)
+
+    def _update(self, gradients: Any, lr: float) -> None:
+        super()._update(gradients, lr)
+        if self._halves:
+            for array in self._weights.values():
+                array[...] = array.astype(np.float16)
+
+
+class Ascends(ReferenceTrainer):
+    def _update(self, gradients: Any, lr: float) -> None:
+        super()._update(gradients, -lr)
+
+
+class StartsAnew(ReferenceTrainer):
+    """Ignores the weights it was given: the ancestor's missing checkpoint."""
+
+    def __init__(self, request: TrainRequest) -> None:
+        fresh = request.weights.replace(tensors=init_weights(request.weights.spec, request.seed))
+        super().__init__(dataclasses.replace(request, weights=fresh))
+
+
+class CountsMicroBatches(ReferenceTrainer):
+    def counters(self) -> Mapping[str, float | int]:
+        counters = dict(super().counters())
+        counters["step"] *= self._request.accumulate
+        return counters
+
+
+class EmaOfOldWeights(ReferenceTrainer):
+    """The average is taken before the step."""
+
+    def _accumulate(self, batch: Batch) -> Any:
+        super()._update_ema()
+        return super()._accumulate(batch)
+
+    def _update_ema(self) -> None:
+        pass
+
+
+class EmaWithoutStatistics(ReferenceTrainer):
+    def _update_ema(self) -> None:
+        assert self._ema is None or self._request.ema_decay is not None
+        kept = {n: a.copy() for n, a in (self._ema or {}).items() if n.endswith(("_mean", "_var"))}
+        super()._update_ema()
+        for name, array in kept.items():
+            assert self._ema is not None
+            self._ema[name][...] = array
+
+
+class Unrepeatable(ReferenceTrainer):
+    """A little noise in the images, from a generator that every trainer continues."""
+
+    noise = np.random.default_rng()
+
+    def _run_step(self, batch: Batch, lr: float) -> float:
+        images = batch.images.copy()
+        images[0, 0, 0, 0] = self.noise.integers(0, 256)
+        return super()._run_step(dataclasses.replace(batch, images=images), lr)
+
+
+# -- mistakes of the state -----------------------------------------------------------------------
+
+
+class StateWithoutMomentum(ReferenceTrainer):
+    def load_state(self, state: TrainState) -> None:
+        super().load_state(state)
+        for array in self._momentum.values():
+            array[...] = 0
+
+
+class StateWithoutScale(ReferenceTrainer):
+    def load_state(self, state: TrainState) -> None:
+        scale, good = self._loss_scale, self._good_steps
+        super().load_state(state)
+        self._loss_scale, self._good_steps = scale, good
+
+
+class DoubleState(ReferenceTrainer):
+    def state(self) -> TrainState:
+        state = super().state()
+        tensors = {name: array.astype(np.float64) for name, array in state.tensors.items()}
+        return dataclasses.replace(state, tensors=tensors)
+
+
+class LiveState(ReferenceTrainer):
+    """The state shares its memory with the trainer."""
+
+    def state(self) -> TrainState:
+        tensors = {f"{g}/{n}": a for g, arrays in self._groups().items() for n, a in arrays.items()}
+        return TrainState(tensors=tensors, scalars=dict(self.counters()))
+
+
+class LenientState(ReferenceTrainer):
+    """What is missing keeps its value, what is too much is ignored: the ancestor's loading."""
+
+    def load_state(self, state: TrainState) -> None:
+        own = self.state()
+        fits = {
+            n: a for n, a in state.tensors.items() if n in own.tensors and a.shape == own.tensors[n].shape
+        }
+        super().load_state(TrainState(tensors={**own.tensors, **fits}, scalars=state.scalars))
+
+
+class WritesIntoTheRequest(ReferenceTrainer):
+    def __init__(self, request: TrainRequest) -> None:
+        super().__init__(request)
+        self._weights = dict(request.weights.tensors)
+
+
+class StalePredictor(ReferenceTrainer):
+    """The predictor is made once, with the weights of then."""
+
+    def predictor(self, *, ema: bool = False) -> Any:
+        if not hasattr(self, "_first"):
+            self._first = super().predictor(ema=ema)
+        return self._first
+
+
+class EvaluatesInTrainingMode(ReferenceTrainer):
+    """Evaluation moves the running statistics."""
+
+    def predictor(self, *, ema: bool = False) -> Any:
+        for name in self._weights:
+            if name.endswith("running_mean"):
+                self._weights[name] = self._weights[name] * 0.9
+        return super().predictor(ema=ema)
+
+
+# -- mistakes between ranks ----------------------------------------------------------------------
+
+
+class RanksOnTheirOwn(ReferenceTrainer):
+    def _average_ranks(self, loss: float, gradients: Any) -> Any:
+        return loss, gradients
+
+
+class RanksSummed(ReferenceTrainer):
+    """Gradients are added up over ranks and not divided."""
+
+    def _average_ranks(self, loss: float, gradients: Any) -> Any:
+        loss, gradients = super()._average_ranks(loss, gradients)
+        return loss, {name: g * self._request.rank.world for name, g in gradients.items()}
+
+
+class RanksShareStatistics(ReferenceTrainer):
+    """Running statistics are averaged over ranks when the state is read."""
+
+    def state(self) -> TrainState:
+        state, world = super().state(), self._request.rank.world
+        if world == 1:
+            return state
+        shared = dict(state.tensors)
+        for name in sorted(n for n in shared if n.endswith(("running_mean", "running_var"))):
+            shared[name] = self._request.collectives.all_reduce_sum(shared[name]) / np.float32(world)
+        return dataclasses.replace(state, tensors=shared)
+
+
+class Float32Sums(TcpCollectives):
+    """Adds in float32, as a device without float64 and int64 would."""
+
+    def all_reduce_sum(self, values: Any) -> Any:
+        return super().all_reduce_sum(values.astype(np.float32)).astype(values.dtype)
+
+
+def _connect_float32(rank: RankInfo, options: Any) -> Any:
+    return Float32Sums(rank, *master_address(os.environ), job=os.environ["RESNEXT_JOB"])
+
+
+def _launch_and_forget(request: Any) -> int:
+    """Start the ranks and say that all is well: the ancestor's scripts."""
+    launch_local(request)
+    return 0
+
+
+def _launch_without_logs(request: Any) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        return launch_local(dataclasses.replace(request, log_dir=Path(folder)))
+
+
+class OwnLoss(ReferenceTrainer):
+    """Every rank returns its own loss."""
+
+    def _average_ranks(self, loss: float, gradients: Any) -> Any:
+        _, averaged = super()._average_ranks(loss, gradients)
+        return loss, averaged
+
+
+SANE = backend()
+
+
+def resnext_backends() -> Iterator[Backend]:
+    yield SANE
+
+
+OWN_LOSS = backend(trainer_class=OwnLoss)
+NO_LOGS = backend(launch=_launch_without_logs)
+UNAVERAGED = backend(trainer_class=RanksOnTheirOwn)
+SUMMED = backend(trainer_class=RanksSummed)
+SHARED = backend(trainer_class=RanksShareStatistics)
+FLOAT32_SUMS = backend(connect=_connect_float32)
+FORGETFUL = backend(launch=_launch_and_forget)
+
+
+# -- mistakes of predictor and exporter ----------------------------------------------------------
+
+
+class ReusedBuffer:
+    """Every result is a view of one array."""
+
+    def __init__(self, request: PredictRequest) -> None:
+        self._inner = predictor.create_predictor(request)
+        self._buffer = np.zeros((64, 64), np.float32)
+
+    def logits(self, images: Any) -> Any:
+        result = self._inner.logits(images)
+        view = self._buffer[: result.shape[0], : result.shape[1]]
+        view[...] = result
+        return view
+
+    def close(self) -> None:
+        pass
+
+
+class NormalizesInPlace(ReusedBuffer):
+    """Writes into the pixels it was given."""
+
+    def logits(self, images: Any) -> Any:
+        result = self._inner.logits(images)
+        if images.flags.writeable:
+            images //= 2
+        return result
+
+
+class DropsTheRemainder(ReusedBuffer):
+    """Rows beyond a whole batch come back as zeros."""
+
+    def logits(self, images: Any) -> Any:
+        result = self._inner.logits(images)
+        whole = len(result) // 4 * 4
+        if len(result) > 4:
+            result[whole:] = 0
+        return result
+
+
+class MemoryOrder(ReusedBuffer):
+    """Reads the memory of the images, whatever their strides."""
+
+    def logits(self, images: Any) -> Any:
+        return self._inner.logits(images.ravel(order="K").reshape(images.shape))
+
+
+class SwappedTensor(ReusedBuffer):
+    """Takes the tensor as NHWC where it is NCHW."""
+
+    def logits_from_tensor(self, tensor: Any) -> Any:
+        return self._inner.logits_from_tensor(np.ascontiguousarray(tensor.swapaxes(2, 3)))
+
+
+class FirstExportOnly:
+    """Keeps the graph of the first call."""
+
+    def __init__(self) -> None:
+        self._first: dict[Any, Weights] = {}
+
+    def __call__(self, weights: Weights, path: Path, request: ExportRequest) -> None:
+        kept = self._first.setdefault(weights.spec, weights)
+        save_weights(kept, path)
+
+
+def _private_file(weights: Weights, path: Path, request: ExportRequest) -> None:
+    path.unlink(missing_ok=True)
+    save_weights(weights, path)
+    path.chmod(0o400)
+
+
+def _forgets_origin(weights: Weights, path: Path, request: ExportRequest) -> None:
+    save_weights(weights.replace(origin={}, metrics={}), path)
+
+
+def _half_precision(weights: Weights, path: Path, request: ExportRequest) -> None:
+    rounded = {n: a.astype(np.float16).astype(np.float32) for n, a in weights.tensors.items()}
+    save_weights(weights.replace(tensors=rounded), path)
+
+
+def _folds_in_place(weights: Weights, path: Path, request: ExportRequest) -> None:
+    save_weights(weights, path)
+    gamma = weights.tensors["bn1.weight"]
+    if gamma.flags.writeable:
+        gamma[...] = 1
+
+
+# -- mistakes of the record ----------------------------------------------------------------------
+
+
+@dataclasses.dataclass(kw_only=True)
+class MutableOptions:
+    threads: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptionsWithoutDefault:
+    threads: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptionsWithAPath:
+    """A type that no YAML file can say."""
+
+    cache: Path = Path("cache")

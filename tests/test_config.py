@@ -1,0 +1,219 @@
+"""Configuration: merging with provenance, types, bounds, YAML both ways, and what is refused in which words."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resnext_core.cli.common import recipe_names, recipe_path
+from resnext_core.config import Config, Layer, load_config, parse_set, read_layer
+from resnext_core.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyOptions:
+    """Options of a backend that is none."""
+
+    threads: int = 1
+    device: Literal["cpu", "npu"] = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.threads > 64:
+            raise UsageError("toy.threads must be at most 64")
+        if self.threads < 0:
+            raise ValueError("threads must not be negative")
+
+
+def layer(values: dict[Any, Any], source: str = "a file") -> Layer:
+    return Layer(source=source, values=values)
+
+
+def load(*sets: str, **sections: Any) -> Config:
+    return load_config([layer(sections), *parse_set(sets)], {"toy": ToyOptions})[0]
+
+
+def test_defaults_are_those_of_the_dataclasses() -> None:
+    config, sources = load_config([])
+    assert config == Config()
+    assert set(sources.values()) == {"default"}
+    assert len(sources) == sum(len(section) for section in Config().to_dict().values())
+
+
+def test_later_layers_win_and_every_value_knows_its_source() -> None:
+    config, sources = load_config(
+        [
+            layer({"train": {"epochs": 5, "batch_size": 32}, "optimizer": {"lr": 0.5}}, "recipe r"),
+            layer({"train": {"epochs": 6}}, "mine.yaml"),
+            *parse_set(["train.epochs=7", "augment.scale=[0.5, 1]"]),
+        ]
+    )
+    assert (config.train.epochs, config.train.batch_size, config.optimizer.lr) == (7, 32, 0.5)
+    assert config.augment.scale == (0.5, 1.0)
+    assert sources["train.epochs"] == "--set train.epochs=7"
+    assert sources["train.batch_size"] == "recipe r"
+    assert sources["augment.scale"] == "--set augment.scale=[0.5, 1]"
+    assert sources["train.keep"] == "default"
+
+
+def test_an_empty_section_changes_nothing() -> None:
+    assert load(train=None, model={}) == load()
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipes_are_valid_and_say_what_they_are(name: str) -> None:
+    path = recipe_path(name)
+    config, _ = load_config([read_layer(path)])
+    assert config != Config()
+    assert path.read_text().startswith("# ")
+
+
+# -- YAML ----------------------------------------------------------------------------------------
+
+
+def test_round_trip_through_yaml(tmp_path: Path) -> None:
+    config = load(
+        "train.epochs=3", "optimizer.clip_norm=2", "augment.ratio=[0.5, 2]", "export.formats=[onnx, mindir]",
+        "output.name='007'", "toy.device=npu", "data.dir='a: b # c'", "preprocess.mean=[1, 2.5, 3]",
+    )  # fmt: skip
+    path = tmp_path / "c.yaml"
+    path.write_text(config.to_yaml())
+    again, sources = load_config([read_layer(path)], {"toy": ToyOptions})
+    assert again == config
+    assert again.backends["toy"] == ToyOptions(device="npu")
+    assert set(sources.values()) == {str(path)}
+
+
+@settings(max_examples=50, deadline=None, database=None)
+@given(
+    lr=st.floats(0, 1e6),
+    mean=st.tuples(*[st.floats(-1e9, 1e9)] * 3),
+    name=st.none() | st.text(st.characters(exclude_categories=["Cs", "Cc"])),
+    seed=st.integers(0, 2**63 - 1),
+    flip=st.floats(0, 1),
+)
+def test_round_trip_of_any_value(
+    lr: float, mean: tuple[float, float, float], name: str | None, seed: int, flip: float
+) -> None:
+    config = load(
+        optimizer={"lr": lr}, preprocess={"mean": mean}, output={"name": name}, train={"seed": seed},
+        augment={"flip": flip},
+    )  # fmt: skip
+    assert load(**yaml.safe_load(config.to_yaml())) == config
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
+    assert load("optimizer.lr=1e-4").optimizer.lr == 1e-4
+    assert load("optimizer.lr=1").optimizer.lr == 1.0
+    assert isinstance(load("optimizer.lr=1").optimizer.lr, float)
+
+
+# -- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("assignment", "says"),
+    [
+        ("train.epochs=many", "train.epochs: must be an integer, not 'many'"),
+        ("train.epochs=2.0", "train.epochs: must be an integer, not 2.0"),
+        ("train.epochs=true", "train.epochs: must be an integer, not True"),
+        ("optimizer.lr=fast", "optimizer.lr: must be a number, not 'fast'"),
+        ("optimizer.lr=true", "optimizer.lr: must be a number, not True"),
+        ("optimizer.lr=", "optimizer.lr: must be a number, not None"),
+        ("augment.scaled_decode=1", "augment.scaled_decode: must be true or false, not 1"),
+        ("output.name=3", "output.name: must be text, not 3"),
+        ("augment.scale=[0.5]", "augment.scale: must be a list of 2"),
+        ("augment.scale=0.5", "augment.scale: must be a list of 2"),
+        ("augment.scale=[a, b]", "augment.scale: must be a number, not 'a'"),
+        ("schedule.kind=cosine", "must be one of cosine-epoch, cosine-step, step, constant, not 'cosine'"),
+        ("schedule.kind=cosin-step", "did you mean 'cosine-step'?"),
+        ("train.epochs=0", "train.epochs must be above 0, not 0"),
+        ("train.batch_size=-8", "train.batch_size must be above 0"),
+        ("train.seed=-1", "train.seed must be 0 or more"),
+        ("train.seed=9223372036854775808", "train.seed must be below 2^63"),
+        ("data.workers=-1", "data.workers must be 0 or more"),
+        ("optimizer.lr=.nan", "optimizer.lr must be 0 or more, not nan"),
+        ("optimizer.momentum=1.5", "optimizer.momentum must be between 0 and 1"),
+        ("optimizer.clip_norm=0", "optimizer.clip_norm must be above 0, or null"),
+        ("augment.scale=[0, 1]", "augment.scale must be two shares 0 < low <= high <= 1"),
+        ("augment.scale=[0.9, 0.1]", "augment.scale must be two shares"),
+        ("augment.ratio=[2, 1]", "augment.ratio must be two ratios"),
+        ("augment.color_jitter=[0, 0, 2]", "augment.color_jitter must be three numbers between 0 and 1"),
+        ("preprocess.std=[1, 0, 1]", "preprocess.std must be three finite numbers above 0"),
+        ("preprocess.std=[1, .inf, 1]", "preprocess.std must be three finite numbers above 0"),
+        ("preprocess.mean=[1, .nan, 1]", "preprocess.mean must be three finite numbers"),
+        ("toy.threads=65", "toy.threads must be at most 64"),
+        ("toy.threads=-1", "config section 'toy': threads must not be negative"),
+        ("toy.device=gpu", "toy.device: must be one of cpu, npu"),
+        ("trian.epochs=3", "unknown config section 'trian'; did you mean 'train'?"),
+        ("train.epoch=3", "unknown config key 'train.epoch'; did you mean 'epochs'?"),
+        ("train.zzz=3", "unknown config key 'train.zzz'; known: accumulate, batch_size,"),
+        ("backends.toy=3", "unknown config section 'backends'"),
+        ("optimizer.lr=[1", "the value is not valid YAML"),
+        ("optimizer.lr=2026-99-99", "the value is not valid YAML"),
+        ("optimizer.lr", "--set takes section.key=value, got 'optimizer.lr'"),
+        ("lr=3", "--set takes section.key=value, got 'lr=3'"),
+        ("optimizer.=3", "--set takes section.key=value"),
+        ("=3", "--set takes section.key=value"),
+    ],
+)
+def test_a_wrong_assignment_is_one_line_that_names_it(assignment: str, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(assignment)
+    message = str(caught.value)
+    assert says in message
+    assert "\n" not in message
+    if not says.startswith(("toy.", "config section")):
+        assert assignment in message
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("train: [1, 2]", "section 'train' must be a mapping"),
+        ("- a\n- b", "a config file is a mapping of sections, not list"),
+        ("just words", "a config file is a mapping of sections, not str"),
+        ("train: {epochs: 3", "not valid YAML"),
+        ("train: {epochs: 2026-99-99}", "not valid YAML"),
+        ("a: &a [*a]\n", "unknown config section 'a'"),
+        ("[" * 3_000, "not valid YAML"),
+        ("1: {a: 2}", "unknown config section '1'"),
+        ("train: {1: 2}", "unknown config key 'train.1'"),
+        ("!!python/object/apply:os.system ['true']", "not valid YAML"),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_names_it(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        load_config([read_layer(path)])
+    assert says in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    for path, says in (
+        (tmp_path / "missing.yaml", "No such file"),
+        (tmp_path, "Is a directory"),
+        (tmp_path / "binary.yaml", "not a text file"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            read_layer(path)
+
+
+def test_an_empty_file_is_an_empty_layer(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("# nothing\n")
+    assert read_layer(tmp_path / "c.yaml").values == {}
+
+
+def test_sections_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().train.epochs = 1  # type: ignore[misc]

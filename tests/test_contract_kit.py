@@ -1,0 +1,410 @@
+"""The contract kit tested on itself: every planted mistake is caught by the test that is there for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import itertools
+import os
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import planted_bugs as bugs
+import pytest
+
+from resnext_core.errors import ResnextError
+from resnext_core.interfaces import Backend
+from resnext_core.testing import BackendContract
+from resnext_core.testing.base import REQUIRE
+
+HERE = Path(__file__).resolve().parent
+
+
+class TestSaneBackend(BackendContract):
+    """The frame of the planted mistakes, without a mistake, passes everything."""
+
+    backend = bugs.SANE
+    worker = "planted_bugs:SANE"
+
+    @pytest.fixture(autouse=True)
+    def _ranks_find_the_module(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        _reachable(monkeypatch, HERE)
+
+
+def _reachable(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+
+
+def _parameters(test: Any) -> Iterator[dict[str, Any]]:
+    """Yield the arguments of every case of a parametrized test."""
+    axes = []
+    for mark in getattr(test, "pytestmark", []):
+        if mark.name == "parametrize":
+            name, values = mark.args
+            axes.append([{name: value} for value in values])
+    for combination in itertools.product(*axes):
+        yield {name: value for part in combination for name, value in part.items()}
+
+
+def failures(contract: type[BackendContract], name: str, tmp_path: Path) -> list[str]:
+    """Run a test of the kit as pytest would, and return what its failing cases say."""
+    test, said, ran = getattr(contract, name), [], 0
+    for number, arguments in enumerate(_parameters(test)):
+        if "tmp_path" in inspect.signature(test).parameters:
+            arguments["tmp_path"] = tmp_path / str(number)
+            arguments["tmp_path"].mkdir()
+        try:
+            getattr(contract(), name)(**arguments)
+        except pytest.skip.Exception:
+            continue
+        except (AssertionError, ResnextError, pytest.fail.Exception) as failure:
+            said.append(str(failure))
+        ran += 1
+    assert ran, f"{name} was skipped"
+    return said
+
+
+def contract_of(record: Backend, worker: str | None = None) -> type[BackendContract]:
+    """Return the contract of a record."""
+    return type("Planted", (BackendContract,), {"backend": record, "worker": worker})
+
+
+def _of_trainer(trainer: Any) -> Backend:
+    return bugs.backend(trainer_class=trainer)
+
+
+def _of_predictor(predictor: Any) -> Backend:
+    return bugs.backend(predictor=predictor)
+
+
+def _of_exporter(exporter: Any) -> Backend:
+    return bugs.backend(exporter=exporter)
+
+
+#: What is wrong, the backend, the test that must notice, and words of what it says.
+PLANTED: dict[str, tuple[Backend, str, str]] = {
+    "colours reversed": (bugs.BGR, "test_logits_equal_the_reference", "logits of"),
+    "colours reversed, golden": (bugs.BGR, "test_golden_logits", "golden"),
+    "constants of ImageNet": (bugs.CONSTANTS, "test_logits_equal_the_reference", "logits of"),
+    "constants of ImageNet in training": (bugs.CONSTANTS, "test_losses_equal_the_reference", "losses"),
+    "bn eps 1e-3": (bugs.EPS, "test_logits_equal_the_reference", "logits of"),
+    "bn eps 1e-3 in training": (bugs.EPS, "test_losses_equal_the_reference", "losses"),
+    "stride on the 1x1": (bugs.STRIDE, "test_logits_equal_the_reference", "logits of"),
+    "groups interleaved": (bugs.GROUPS, "test_logits_equal_the_reference", "logits of"),
+    "pool paddings swapped": (bugs.POOL, "test_golden_logits", "golden"),
+    "pool paddings swapped in training": (bugs.POOL, "test_weights_equal_the_reference", "weights of"),
+    "batch statistics in evaluation": (
+        bugs.BATCH_STATISTICS,
+        "test_a_sample_does_not_depend_on_its_batch",
+        "alone",
+    ),
+    "running variance biased": (bugs.BIASED, "test_running_statistics_equal_the_reference", "running_var"),
+    "bn momentum the other way round": (
+        bugs.BN_MOMENTUM,
+        "test_running_statistics_equal_the_reference",
+        "running_mean",
+    ),
+    "smoothing over all classes": (bugs.SMOOTHING_UNIFORM, "test_losses_equal_the_reference", "plain"),
+    "smoothing over the others": (bugs.SMOOTHING_OTHERS, "test_losses_equal_the_reference", "everything"),
+    "decay on bn and bias": (
+        _of_trainer(bugs.DecayOnAll),
+        "test_weights_equal_the_reference",
+        "bn",
+    ),
+    "scale not divided out": (
+        _of_trainer(bugs.NeverDivided),
+        "test_weights_equal_the_reference",
+        "everything after step 1",
+    ),
+    "scale not multiplied in": (
+        _of_trainer(bugs.NeverMultiplied),
+        "test_weights_equal_the_reference",
+        "everything after step 1",
+    ),
+    "dampened momentum": (_of_trainer(bugs.Dampened), "test_weights_equal_the_reference", "weights of"),
+    "nesterov": (_of_trainer(bugs.Nesterov), "test_weights_equal_the_reference", "weights of"),
+    "gradient not clipped": (
+        _of_trainer(bugs.NoClip),
+        "test_momentum_equals_the_reference",
+        "everything after step 2",
+    ),
+    "scaled gradient clipped": (
+        _of_trainer(bugs.ClipsScaled),
+        "test_momentum_equals_the_reference",
+        "step 1",
+    ),
+    "micro-batches summed": (
+        _of_trainer(bugs.SumsMicroBatches),
+        "test_momentum_equals_the_reference",
+        "step 1",
+    ),
+    "statistics over all micro-batches": (
+        _of_trainer(bugs.OneBatchOfStatistics),
+        "test_losses_equal_the_reference",
+        "everything",
+    ),
+    "rate of the step before": (_of_trainer(bugs.PreviousRate), "test_weights_equal_the_reference", "step 2"),
+    "loss of after the step": (
+        _of_trainer(bugs.LossAfterTheStep),
+        "test_losses_equal_the_reference",
+        "losses",
+    ),
+    "overflow applied": (
+        _of_trainer(bugs.AppliesOverflow),
+        "test_overflow_leaves_parameters_and_momentum",
+        "moved",
+    ),
+    "scale grows at once": (
+        _of_trainer(bugs.ResetsOnGood),
+        "test_dynamic_scale_follows_its_rule",
+        "after step",
+    ),
+    "statistics stop on overflow": (
+        _of_trainer(bugs.StatisticsStopOnOverflow),
+        "test_overflow_keeps_the_loss_and_the_statistics",
+        "statistics of a skipped step",
+    ),
+    "ema of the weights before": (
+        _of_trainer(bugs.EmaOfOldWeights),
+        "test_ema_equals_the_reference",
+        "ema of",
+    ),
+    "ema without statistics": (
+        _of_trainer(bugs.EmaWithoutStatistics),
+        "test_ema_equals_the_reference",
+        "running",
+    ),
+    "noise without a seed": (
+        _of_trainer(bugs.Unrepeatable),
+        "test_chunks_do_not_matter_and_runs_repeat",
+        "",
+    ),
+    "momentum lost on overflow": (
+        _of_trainer(bugs.ForgetsMomentumOnOverflow),
+        "test_good_steps_between_overflows_are_ordinary_steps",
+        "skipped steps",
+    ),
+    "fixed scale moves": (_of_trainer(bugs.HalvesFixedScale), "test_fixed_scale_stays", ""),
+    "weights kept in float16": (
+        _of_trainer(bugs.KeepsHalves),
+        "test_low_precision_is_close_or_refused",
+        "must be float32",
+    ),
+    "gradient ascent": (_of_trainer(bugs.Ascends), "test_loss_falls", "the loss went from"),
+    "weights of the request ignored": (
+        _of_trainer(bugs.StartsAnew),
+        "test_training_starts_from_the_weights_given",
+        "conv1.weight",
+    ),
+    "micro-batches counted": (
+        _of_trainer(bugs.CountsMicroBatches),
+        "test_counters_equal_the_reference",
+        "step",
+    ),
+    "state in float64": (_of_trainer(bugs.DoubleState), "test_state_is_complete_and_neutral", "float64"),
+    "resume without momentum": (
+        _of_trainer(bugs.StateWithoutMomentum),
+        "test_resumed_run_is_the_uninterrupted_run",
+        "momentum",
+    ),
+    "resume without loss scale": (
+        _of_trainer(bugs.StateWithoutScale),
+        "test_resumed_run_is_the_uninterrupted_run",
+        "state just loaded",
+    ),
+    "state not copied": (_of_trainer(bugs.LiveState), "test_state_is_a_copy", ""),
+    "unfit state loaded": (_of_trainer(bugs.LenientState), "test_unfit_state_is_refused", "DID NOT RAISE"),
+    "request written into": (
+        _of_trainer(bugs.WritesIntoTheRequest),
+        "test_the_request_is_not_modified",
+        "wrote into",
+    ),
+    "predictor of old weights": (
+        _of_trainer(bugs.StalePredictor),
+        "test_predictor_follows_the_weights",
+        "logits of the trainer",
+    ),
+    "evaluation moves statistics": (
+        _of_trainer(bugs.EvaluatesInTrainingMode),
+        "test_evaluation_between_steps_changes_nothing",
+        "evaluated between",
+    ),
+    "result buffer reused": (_of_predictor(bugs.ReusedBuffer), "test_prediction_has_no_memory", "wrote over"),
+    "input overwritten": (_of_predictor(bugs.NormalizesInPlace), "test_input_is_not_modified", "images"),
+    "remainder dropped": (
+        _of_predictor(bugs.DropsTheRemainder),
+        "test_a_sample_does_not_depend_on_its_batch",
+        "sample",
+    ),
+    "tensor transposed": (
+        _of_predictor(bugs.SwappedTensor),
+        "test_logits_from_a_normalized_tensor",
+        "from a tensor",
+    ),
+    "stale graph exported": (
+        _of_exporter(bugs.FirstExportOnly()),
+        "test_artefact_computes_what_its_source_does",
+        "logits of .copy",
+    ),
+    "strides ignored": (_of_predictor(bugs.MemoryOrder), "test_strided_input", ""),
+    "half precision exported": (
+        _of_exporter(bugs._half_precision),
+        "test_artefact_computes_what_its_source_does",
+        "logits of .copy",
+    ),
+    "origin lost": (_of_exporter(bugs._forgets_origin), "test_artefact_carries_its_manifest", "made by"),
+    "private file": (
+        _of_exporter(bugs._private_file),
+        "test_artefact_is_an_ordinary_file_and_may_be_replaced",
+        "mode of the file",
+    ),
+    "export changes the source": (
+        _of_exporter(bugs._folds_in_place),
+        "test_export_does_not_modify_the_weights",
+        "wrote into",
+    ),
+    "mutable options": (
+        bugs.backend(options=bugs.MutableOptions),
+        "test_options_are_a_frozen_dataclass_with_defaults",
+        "frozen",
+    ),
+    "an option no file can say": (
+        bugs.backend(options=bugs.OptionsWithAPath),
+        "test_options_are_read_from_the_section_of_the_backend",
+        "cache",
+    ),
+    "probe in two lines": (bugs.backend(probe=lambda: "no\nway"), "test_probe_answers_in_one_sentence", ""),
+    "section's name as id": (bugs.backend(id="train"), "test_record_is_complete", "config section"),
+    "another api": (bugs.backend(api_version=0), "test_record_is_complete", "api_version"),
+}
+
+#: The same for what only several processes show; the worker finds the backend by its name.
+PLANTED_RANKS = {
+    "ranks on their own": ("UNAVERAGED", "test_ranks_end_with_the_same_parameters", "differ between ranks"),
+    "gradients summed over ranks": ("SUMMED", "test_two_ranks_equal_one_that_accumulates", "of rank 0"),
+    "statistics shared": ("SHARED", "test_running_statistics_are_a_ranks_own", "statistics of rank 0"),
+    "sums in float32": ("FLOAT32_SUMS", "test_sums_over_ranks_are_exact", "rank 0"),
+    "loss of one rank": ("OWN_LOSS", "test_losses_are_averaged_over_ranks", "losses of rank 0"),
+    "launcher keeps no logs": ("NO_LOGS", "test_every_rank_has_a_log", "no log holds"),
+    "launcher ignores failures": ("FORGETFUL", "test_a_failing_rank_fails_the_launch", ""),
+}
+
+
+@pytest.mark.parametrize("mistake", PLANTED)
+def test_planted_mistake_is_caught(mistake: str, tmp_path: Path) -> None:
+    record, test, words = PLANTED[mistake]
+    contract = contract_of(record)
+    said = failures(contract, test, tmp_path)
+    contract.teardown_class()
+    assert said, f"{test} did not notice: {mistake}"
+    assert any(words in text for text in said), said
+
+
+@pytest.mark.parametrize("mistake", PLANTED_RANKS)
+def test_planted_mistake_between_ranks_is_caught(
+    mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _reachable(monkeypatch, HERE)
+    name, test, words = PLANTED_RANKS[mistake]
+    contract = contract_of(getattr(bugs, name), worker=f"planted_bugs:{name}")
+    said = failures(contract, test, tmp_path)
+    contract.teardown_class()
+    assert said, f"{test} did not notice: {mistake}"
+    assert any(words in text for text in said), said
+
+
+def test_the_tests_that_catch_pass_without_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What catches is the mistake: run the same way, the same tests accept the sane backend."""
+    _reachable(monkeypatch, HERE)
+    contract = contract_of(bugs.SANE, worker="planted_bugs:SANE")
+    names = {test for _, test, _ in (*PLANTED.values(), *PLANTED_RANKS.values())}
+    for name in sorted(names):
+        folder = tmp_path / name
+        folder.mkdir()
+        assert failures(contract, name, folder) == [], name
+    contract.teardown_class()
+
+
+def test_a_plugin_that_imports_a_framework_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _reachable(monkeypatch, tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "torch.py").write_text("")  # stands for the framework: only its name matters here
+    source = """
+        {first}
+        from resnext_core.interfaces import Backend
+
+        def probe():
+            {second}
+            return None
+
+        def resnext_backends():
+            yield Backend(id="heavy", summary="imports too early", probe=probe, predictor=print)
+        """
+    for module, first, second, caught in (
+        ("light_plugin", "import json", "pass", False),
+        ("heavy_plugin", "import torch", "pass", True),
+        ("heavy_probe", "import json", "import torch", True),
+    ):
+        (tmp_path / f"{module}.py").write_text(textwrap.dedent(source).format(first=first, second=second))
+        record = next(iter(__import__(module).resnext_backends()))
+        said = failures(contract_of(record), "test_plugin_is_light", tmp_path)
+        assert bool(said) == caught, (module, said)
+        assert all("torch" in text for text in said)
+
+
+def test_options_without_default_are_caught(tmp_path: Path) -> None:
+    contract = contract_of(bugs.backend(options=bugs.OptionsWithoutDefault))
+    with pytest.raises(TypeError, match="threads"):
+        contract().test_options_are_a_frozen_dataclass_with_defaults()
+
+
+# -- the rules of the kit ------------------------------------------------------------------------
+
+
+def test_every_test_of_the_kit_has_a_planted_mistake() -> None:
+    """A test that nothing planted can fail may not be able to fail at all."""
+    caught = {test for _, test, _ in (*PLANTED.values(), *PLANTED_RANKS.values())}
+    elsewhere = {"test_plugin_is_light"}  # planted as files, above
+    # Whether unknown keys are refused is core's doing, which every backend shares.
+    without = {"test_unknown_option_is_refused"}
+    assert {name for name in dir(BackendContract) if name.startswith("test_")} == caught | elsewhere | without
+
+
+def test_overriding_needs_an_expected_failure() -> None:
+    def replaced(self: Any) -> None:
+        pass
+
+    with pytest.raises(TypeError, match="xfail"):
+        type("Sly", (BackendContract,), {"backend": bugs.SANE, "test_loss_falls": replaced})
+    with pytest.raises(TypeError, match="xfail"):
+        type("Sly", (BackendContract,), {"backend": bugs.SANE, "test_loss_falls": None})
+    with pytest.raises(TypeError, match="xfail"):
+        type(
+            "Sly",
+            (BackendContract,),
+            {"backend": bugs.SANE, "test_loss_falls": pytest.mark.xfail(replaced)},
+        )
+    marked = pytest.mark.xfail(reason="the device adds in no fixed order")(replaced)
+    honest = type("Honest", (BackendContract,), {"backend": bugs.SANE, "test_loss_falls": marked})
+    added = type("More", (honest,), {"test_of_its_own": replaced})
+    assert added.__test__
+
+
+def test_what_is_not_here_is_skipped_or_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = contract_of(dataclasses.replace(bugs.SANE, probe=lambda: "the device is not plugged in"))
+    monkeypatch.delenv(REQUIRE, raising=False)
+    with pytest.raises(pytest.skip.Exception, match="not plugged in"):
+        absent().test_loss_falls()
+    monkeypatch.setenv(REQUIRE, "other, planted")
+    with pytest.raises(pytest.fail.Exception, match="required here"):
+        absent().test_loss_falls()
+    incapable = contract_of(dataclasses.replace(bugs.SANE, trainer=None))
+    with pytest.raises(pytest.skip.Exception, match="offers no trainer"):
+        incapable().test_loss_falls()
+
+
+def test_the_kit_alone_collects_nothing() -> None:
+    assert not BackendContract.__test__
+    assert contract_of(bugs.SANE).__test__

@@ -1,0 +1,388 @@
+"""The loader: the same batches for any number of workers, bad images, dead workers, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from images import bad_images, class_tree, pixels
+
+from resnext_core.config import AugmentConfig
+from resnext_core.data.augment import load_eval
+from resnext_core.data.batch import Batch, Task
+from resnext_core.data.decode import BadImage
+from resnext_core.data.index import Index, image_folder, open_index
+from resnext_core.data.loader import Loader, default_workers
+from resnext_core.data.sampler import epoch_permutation, eval_batches, rank_slice
+from resnext_core.errors import DataError, UsageError
+from resnext_core.preprocess import PreprocessSpec
+
+SPEC = PreprocessSpec(size=24, resize=28)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    return open_index(class_tree(tmp_path_factory.mktemp("data") / "train", per_class=9))
+
+
+@pytest.fixture
+def with_bad(tmp_path: Path) -> Index:
+    """Three good images in a folder with bad ones, of every kind that is a file."""
+    root = tmp_path / "mixed"
+    class_tree(root, per_class=1)
+    bad_images(root / "ant" / "more")
+    return open_index(root)
+
+
+def train_tasks(index: Index, epoch: int, batch: int = 8) -> list[Task]:
+    order = epoch_permutation(len(index), 5, epoch)
+    return [Task.of(epoch, rank_slice(order, step, batch, 0, 1)) for step in range(len(index) // batch)]
+
+
+def eval_tasks(index: Index, batch: int = 5, rank: int = 0, world: int = 1) -> list[Task]:
+    return [Task(epoch=0, indices=i, valid=v) for i, v in eval_batches(len(index), batch, rank, world)]
+
+
+def collect(batches: Iterator[Batch]) -> list[np.ndarray]:
+    """Each batch as one array, all its fields side by side."""
+    return [np.concatenate([_flat(getattr(b, f)) for f in FIELDS], axis=1) for b in batches]
+
+
+def _flat(values: np.ndarray) -> np.ndarray:
+    return values.reshape(len(values), int(np.prod(values.shape[1:])))
+
+
+FIELDS = ("images", "labels", "index", "valid")
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return condition()
+
+
+def alive(pid: int) -> bool:
+    """True while a process runs; one that only waits for its end to be noticed does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_batches_do_not_depend_on_workers(index: Index) -> None:
+    tasks = train_tasks(index, 0) + train_tasks(index, 1) + eval_tasks(index)
+    results = []
+    for workers, prefetch in [(0, 4), (1, 1), (2, 4), (3, 2)]:
+        with Loader(index, SPEC, AugmentConfig(), seed=3, workers=workers, prefetch=prefetch) as loader:
+            results.append(collect(loader.batches(tasks)))
+            assert len(loader.worker_pids()) == workers
+    assert len(results[0]) == len(tasks)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert np.array_equal(a, b)
+
+
+def test_what_a_batch_holds(index: Index) -> None:
+    with Loader(index, SPEC, workers=1) as loader:
+        batches = list(loader.batches(eval_tasks(index, batch=8)))
+    assert [len(b) for b in batches] == [8, 8, 8, 8]
+    for batch in batches:
+        assert batch.images.shape == (8, 24, 24, 3)
+        kinds = (batch.images.dtype, batch.labels.dtype, batch.index.dtype, batch.valid.dtype)
+        assert kinds == (np.uint8, np.int32, np.int64, np.bool_)
+        for row in np.flatnonzero(batch.valid):
+            sample = batch.index[row]
+            assert np.array_equal(batch.images[row], load_eval(index.path(sample), SPEC))
+            assert batch.labels[row] == index.labels[sample]
+    last = batches[-1]
+    assert last.valid.tolist() == [True] * 3 + [False] * 5
+    assert (last.index[3:] == -1).all()
+    assert not last.images[3:].any()
+
+
+def test_augmentation_depends_on_seed_epoch_and_sample_only(index: Index) -> None:
+    def images(seed: int, epoch: int, order: list[int]) -> np.ndarray:
+        task = Task.of(epoch, np.array(order))
+        with Loader(index, SPEC, AugmentConfig(), seed=seed, workers=0) as loader:
+            return next(loader.batches([task])).images
+
+    first = images(1, 0, [0, 1, 2, 0])
+    assert np.array_equal(first[0], first[3])
+    assert np.array_equal(first[:3], images(1, 0, [2, 1, 0])[::-1])
+    for other in (images(1, 1, [0, 1, 2]), images(2, 0, [0, 1, 2])):
+        assert not any(np.array_equal(a, b) for a, b in zip(first[:3], other, strict=True))
+
+
+def test_batches_are_the_callers_to_keep(index: Index) -> None:
+    tasks = train_tasks(index, 0, batch=3) * 3
+    with Loader(index, SPEC, workers=2, prefetch=1) as loader:
+        held = list(loader.batches(tasks))
+        copies = [b.images.copy() for b in held]
+        list(loader.batches(tasks))
+        assert all(np.array_equal(b.images, c) for b, c in zip(held, copies, strict=True))
+        assert all(b.images.flags.writeable for b in held)
+
+
+def test_batches_may_change_in_size(index: Index) -> None:
+    order = np.arange(len(index))
+    tasks = [Task.of(0, order[:n]) for n in (2, 9, 1, 27, 27, 3, 0, 5)]
+    with Loader(index, SPEC, workers=2) as loader:
+        got = collect(loader.batches(tasks))
+    with Loader(index, SPEC, workers=0) as loader:
+        expected = collect(loader.batches(tasks))
+    assert [len(g) for g in got] == [2, 9, 1, 27, 27, 3, 0, 5]
+    assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_images_are_counted_and_never_replaced(with_bad: Index, workers: int) -> None:
+    tasks = eval_tasks(with_bad, batch=4)
+    with Loader(with_bad, SPEC, workers=workers) as loader:
+        # a full round first: rows of reused memory must not show an older image
+        list(loader.batches([Task.of(0, np.zeros(4, np.int64))] * 8))
+        batches = list(loader.batches(tasks))
+    good = [i for i in range(len(with_bad)) if "more" not in with_bad.paths[i]]
+    assert len(good) == 3
+    assert sorted(loader.failures) == sorted(set(range(len(with_bad))) - set(good))
+    assert len(loader.failures) >= 8
+    assert all(reason and "\n" not in reason for reason in loader.failures.values())
+    for batch, task in zip(batches, tasks, strict=True):
+        failed = task.valid & ~batch.valid
+        assert [int(i) in loader.failures for i in batch.index[failed]] == [True] * failed.sum()
+        assert not batch.images[~batch.valid].any()
+        assert np.array_equal(batch.labels[failed], with_bad.labels[batch.index[failed]])
+    assert sum(int(b.valid.sum()) for b in batches) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_policy_fail_names_the_image(with_bad: Index, workers: int) -> None:
+    good = next(i for i in range(len(with_bad)) if "more" not in with_bad.paths[i])
+    bad = next(i for i in range(len(with_bad)) if with_bad.paths[i].endswith("text.jpg"))
+    tasks = [
+        Task.of(0, np.array([good, good])),
+        Task.of(0, np.array([good, bad])),
+        Task.of(0, np.array([good])),
+    ]
+    with Loader(with_bad, SPEC, workers=workers, bad_images="fail") as loader:
+        batches = loader.batches(tasks)
+        next(batches)  # the bad one is due in the second batch, not before
+        with pytest.raises(BadImage, match=r"text\.jpg: not an image .*data\.bad_images=count"):
+            next(batches)
+        assert next(loader.batches(tasks)).valid.all()  # and the loader goes on
+
+
+def test_iterator_left_early_and_two_at_once(index: Index) -> None:
+    with Loader(index, SPEC, workers=2) as loader:
+        batches = loader.batches(train_tasks(index, 0, batch=4))
+        first = next(batches)
+        with pytest.raises(RuntimeError, match="already"):
+            next(loader.batches(train_tasks(index, 0)))
+        batches.close()
+        again = next(loader.batches(train_tasks(index, 0, batch=4)))
+        assert np.array_equal(first.images, again.images)
+
+
+def test_close_leaves_nothing(index: Index) -> None:
+    before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    descriptors = psutil.Process().num_fds()
+    loader = Loader(index, SPEC, workers=2)
+    batches = loader.batches(train_tasks(index, 0, batch=2))
+    next(batches)
+    pids = loader.worker_pids()
+    assert all(alive(pid) for pid in pids)
+    batches.close()
+    loader.close()
+    assert not any(alive(pid) for pid in pids)
+    assert psutil.Process().num_fds() == descriptors
+    if before:
+        assert set(os.listdir("/dev/shm")) - before == set()
+    assert len(collect(loader.batches(train_tasks(index, 0)))) == 3  # usable again
+    loader.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
+def test_a_killed_worker_is_named(index: Index, number: signal.Signals) -> None:
+    """The worker hangs in a pipe that nobody writes to, so which file it reads is certain."""
+    slow = Index(
+        root=index.root, paths=(*index.paths, "slow.jpg"), labels=np.append(index.labels, 0).astype(np.int32),
+        classes=index.classes,
+    )  # fmt: skip
+    fifo = index.root / "slow.jpg"
+    os.mkfifo(fifo)
+    try:
+        with Loader(slow, SPEC, workers=2) as loader:
+            batches = loader.batches([Task.of(0, np.array([0, 1])), Task.of(0, np.array([2, len(slow) - 1]))])
+            next(batches)
+            pids = loader.worker_pids()
+            stuck = pids[1]  # idle workers are taken in turn: the second batch is with the second
+            assert eventually(lambda: loader.reading() == [-1, len(slow) - 1])
+            started = time.monotonic()
+            os.kill(stuck, number)
+            with pytest.raises(DataError, match=rf"killed by {number.name}\) while reading .*slow\.jpg"):
+                next(batches)
+            assert time.monotonic() - started < 2
+            assert eventually(lambda: not any(alive(p) for p in pids))
+    finally:
+        fifo.unlink()
+
+
+def test_an_interrupt_is_the_parents_to_handle(index: Index) -> None:
+    with Loader(index, SPEC, workers=2) as loader:
+        batches = loader.batches(train_tasks(index, 0, batch=1))
+        next(batches)
+        for pid in loader.worker_pids():
+            os.kill(pid, signal.SIGINT)
+            assert os.getsid(pid) != os.getsid(0)  # Ctrl-C of the terminal does not reach it
+        assert len(list(batches)) == len(index) - 1
+
+
+PARENT = """
+import os, sys, time
+import numpy as np
+from resnext_core.data.index import open_index
+from resnext_core.data.loader import Loader, Task
+from resnext_core.preprocess import PreprocessSpec
+print("main module runs once", flush=True)  # no guard: a worker must not import this module
+index = open_index(sys.argv[1])
+loader = Loader(index, PreprocessSpec(size=8, resize=8), workers=2, prefetch=1)
+batches = loader.batches(Task.of(0, np.arange(4)) for _ in range(1000))
+next(batches)
+print(*loader.worker_pids(), flush=True)
+{then}
+"""
+
+
+@pytest.mark.parametrize("start", ["file", "stdin", "-c"])
+def test_any_main_module_will_do(index: Index, tmp_path: Path, start: str) -> None:
+    (tmp_path / "numpy.py").write_text("raise SystemExit('a file of the working folder was imported')")
+    code = PARENT.format(then="")
+    script = tmp_path / "deep" / "script.py"
+    script.parent.mkdir()
+    script.write_text(code)
+    flags = {
+        "file": [str(script)],
+        "stdin": ["-P" if sys.version_info >= (3, 11) else "-", "-"],
+        "-c": ["-c", code],
+    }
+    if start != "file" and sys.version_info < (3, 11):
+        pytest.skip("without -P Python itself imports from the working folder")
+    if start == "-c":
+        flags["-c"].insert(0, "-P")
+    done = subprocess.run(
+        [sys.executable, *flags[start], str(index.root)],
+        input=code, capture_output=True, text=True, timeout=60, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.count("runs once") == 1
+    pids = [int(p) for p in done.stdout.splitlines()[-1].split()]
+    assert len(pids) == 2
+    assert eventually(lambda: not any(alive(p) for p in pids))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_workers_end_with_their_parent(index: Index, number: signal.Signals) -> None:
+    then = "time.sleep(60)"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT.format(then=then), str(index.root)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert parent.stdout is not None
+    parent.stdout.readline()
+    pids = [int(p) for p in parent.stdout.readline().split()]
+    parent.send_signal(number)
+    assert parent.wait(timeout=5) != 0
+    assert len(pids) == 2
+    assert eventually(lambda: not any(alive(p) for p in pids), 3)
+    parent.communicate()
+
+
+def test_workers_end_though_a_fork_holds_their_link(index: Index) -> None:
+    then = "child = os.fork()\ntime.sleep(20 if child == 0 else print(child, flush=True) or 60)"
+    parent = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", PARENT.format(then=then), str(index.root)],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert parent.stdout is not None
+    parent.stdout.readline()
+    pids = [int(p) for p in parent.stdout.readline().split()]
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait(timeout=5)
+    try:
+        assert alive(child)
+        assert eventually(lambda: not any(alive(p) for p in pids), 4)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        parent.stdout.close()
+
+
+def test_a_bug_in_a_worker_is_not_a_bad_image(index: Index) -> None:
+    task = Task.of(0, np.array([0]))
+    broken = AugmentConfig(scale=(None, None))  # type: ignore[arg-type]
+    for workers, error in [(0, TypeError), (1, RuntimeError)]:
+        loader = Loader(index, SPEC, broken, workers=workers)
+        with loader, pytest.raises(error, match=r"NoneType"):
+            next(loader.batches([task]))
+        assert loader.failures == {}
+
+
+def test_workers_import_no_more_than_they_need() -> None:
+    code = (
+        "import sys, time; t = time.perf_counter(); import resnext_core.data.worker; "
+        "print(time.process_time(), sorted(m for m in sys.modules if m.startswith('resnext_core')))"
+        "; print(sorted({'torch', 'mindspore', 'scipy', 'rich', 'pluggy', 'safetensors'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    seconds, modules = done.stdout.splitlines()[0].split(" ", 1)
+    assert "cli" not in modules
+    assert "interfaces" not in modules
+    assert done.stdout.splitlines()[1] == "[]"
+    assert float(seconds) < 1.0  # of CPU time; 0.2 on an idle machine
+
+
+def test_waiting_is_counted(index: Index) -> None:
+    with Loader(index, SPEC, workers=0) as loader:
+        batches = loader.batches(train_tasks(index, 0))
+        assert loader.waited_s == 0
+        next(batches)
+        waited = loader.waited_s
+        assert waited > 0
+        time.sleep(0.2)  # the caller's own time
+        next(batches)
+        assert loader.waited_s < waited + 0.2
+
+
+def test_unlabelled_images(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(pixels(30, 40)).save(tmp_path / "x.png")
+    with Loader(image_folder(tmp_path), SPEC, workers=0) as loader:
+        assert next(loader.batches([Task.of(0, np.array([0]))])).labels.tolist() == [-1]
+
+
+def test_limits(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 1 <= default_workers() <= 8
+    assert Loader(index, SPEC).workers == default_workers()
+    loader = Loader(index, SPEC, workers=10_000)
+    with loader, pytest.raises(UsageError, match=r"data\.workers must be at most"):
+        next(loader.batches(train_tasks(index, 0)))
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    descriptors = psutil.Process().num_fds()
+    loader = Loader(index, SPEC, workers=2)
+    with loader, pytest.raises(DataError, match="cannot start a data worker"):
+        next(loader.batches(train_tasks(index, 0)))
+    assert psutil.Process().num_fds() == descriptors

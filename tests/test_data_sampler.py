@@ -1,0 +1,100 @@
+"""The data order: permutations, shares of ranks, evaluation batches, random streams."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resnext_core.data.sampler import (
+    epoch_permutation,
+    eval_batches,
+    rank_slice,
+    sample_rng,
+    steps_per_epoch,
+)
+from resnext_core.errors import UsageError
+
+
+@given(st.integers(0, 500), st.integers(0, 2**63), st.integers(0, 10_000))
+def test_a_permutation_has_every_index_once(n: int, seed: int, epoch: int) -> None:
+    order = epoch_permutation(n, seed, epoch)
+    assert order.dtype == np.int64
+    assert sorted(order.tolist()) == list(range(n))
+    assert np.array_equal(order, epoch_permutation(n, seed, epoch))
+
+
+def test_epochs_and_seeds_differ() -> None:
+    orders = {tuple(epoch_permutation(50, seed, epoch)) for seed in range(5) for epoch in range(5)}
+    assert len(orders) == 25
+
+
+def test_the_order_is_the_same_for_ever() -> None:
+    """These numbers may never change: resumed runs and published results rest on them."""
+    assert epoch_permutation(10, 1, 0).tolist() == [0, 6, 5, 3, 4, 9, 7, 8, 2, 1]
+    np.testing.assert_allclose(
+        sample_rng(1, 0, 5).random(3), [0.09919087, 0.61072121, 0.94596621], atol=1e-8, rtol=0
+    )
+
+
+def test_first_places_are_uniform() -> None:
+    first = np.bincount([epoch_permutation(8, 3, e)[0] for e in range(4000)], minlength=8)
+    assert abs(first / 500 - 1).max() < 0.2  # 4.7 standard deviations
+
+
+@given(st.integers(1, 60), st.integers(1, 6), st.integers(1, 8), st.integers(0, 3))
+def test_ranks_share_each_step(n: int, share: int, world: int, epoch: int) -> None:
+    batch = share * world
+    if n < batch:
+        with pytest.raises(UsageError, match=f"batch_size {batch} is larger than the {n} training images"):
+            steps_per_epoch(n, batch)
+        return
+    order, seen = epoch_permutation(n, 1, epoch), []
+    for step in range(steps_per_epoch(n, batch)):
+        parts = [rank_slice(order, step, batch, rank, world) for rank in range(world)]
+        assert {len(p) for p in parts} == {share}
+        together = np.concatenate(parts)
+        assert np.array_equal(together, rank_slice(order, step, batch, 0, 1))
+        seen += together.tolist()
+    assert seen == order[: len(seen)].tolist()
+    assert n - len(seen) < batch
+
+
+def test_batch_must_divide() -> None:
+    with pytest.raises(UsageError, match=r"train\.batch_size 10 must be a multiple of the 4 processes"):
+        rank_slice(np.arange(20), 0, 10, 0, 4)
+    with pytest.raises(ValueError, match="no step 2"):
+        rank_slice(np.arange(20), 2, 10, 0, 1)
+
+
+@given(st.integers(0, 70), st.integers(1, 17), st.integers(1, 9))
+def test_evaluation_scores_every_index_once(n: int, batch_size: int, world: int) -> None:
+    ranks = [list(eval_batches(n, batch_size, rank, world)) for rank in range(world)]
+    assert len({len(batches) for batches in ranks}) == 1
+    scored: list[int] = []
+    for batches in ranks:
+        for indices, valid in batches:
+            assert indices.dtype == np.int64
+            assert valid.dtype == np.bool_
+            assert indices.shape == valid.shape == (batch_size,)
+            assert (indices[~valid] == 0).all()
+            scored += indices[valid].tolist()
+    assert sorted(scored) == list(range(n))
+    assert sum(len(b) for b in ranks) * batch_size < n + batch_size * world + world
+
+
+def test_streams_of_samples_are_independent() -> None:
+    draws = {
+        tuple(sample_rng(seed, epoch, sample).random(4))
+        for seed in range(3)
+        for epoch in range(4)
+        for sample in range(50)
+    }
+    assert len(draws) == 600
+    # a stream is long: it must not run into the next sample's
+    long = sample_rng(0, 0, 0).random(10_000)
+    assert not np.isin(sample_rng(0, 0, 1).random(100), long).any()
+    values = np.array([sample_rng(7, 2, s).random(2) for s in range(3000)])
+    assert abs(values.mean(0) - 0.5).max() < 0.03
+    assert abs(np.corrcoef(values.T)[0, 1]) < 0.08

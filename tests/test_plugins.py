@@ -1,0 +1,303 @@
+"""Plugins found through fake distributions on disk: good ones work, every broken one is one line and no more."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import CommandLine, Outcome, environment, in_process, write_plugin
+
+from resnext_core import plugins
+from resnext_core.errors import BackendUnavailable, UsageError
+from resnext_core.interfaces import Backend
+from resnext_core.plugins import PluginSet, load_plugins
+
+GOOD = """
+from dataclasses import dataclass
+from resnext_core.hookspecs import hookimpl
+from resnext_core.interfaces import Backend, Command
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    threads: int = 2
+
+@hookimpl
+def resnext_backends():
+    yield Backend(id="{id}", summary="a good one", probe=lambda: {probe}, priority={priority}, options=Options)
+
+@hookimpl
+def resnext_commands():
+    yield Command(name="{id}-tool", summary="its tool", module="{module}")
+"""
+
+HEAD = "from resnext_core.hookspecs import hookimpl\nfrom resnext_core.interfaces import Backend, Command\n"
+BROKEN = {
+    "raises": "raise OSError('libfoo.so.7 not found')\n",
+    "syntax": "def (:\n",
+    "missing": "import a_module_that_nobody_has\n",
+    "garbage": HEAD + "@hookimpl\ndef resnext_backends():\n    yield 'a string'\n",
+    "nothing": HEAD + "@hookimpl\ndef resnext_backends():\n    return 5\n",
+    "throws": HEAD + "@hookimpl\ndef resnext_backends():\n    raise RuntimeError('two\\nlines')\n    yield\n",
+    "old": HEAD
+    + "@hookimpl\ndef resnext_backends():\n"
+    + "    yield Backend(id='old', summary='s', probe=lambda: None, api_version=99)\n",
+    "upper": HEAD
+    + "@hookimpl\ndef resnext_backends():\n    yield Backend(id='Upper', summary='s', probe=lambda: None)\n",
+    "section": HEAD
+    + "@hookimpl\ndef resnext_backends():\n    yield Backend(id='train', summary='s', probe=lambda: None)\n",
+    "options": HEAD
+    + "from dataclasses import dataclass\n@dataclass\nclass O:\n    needed: int\n"
+    + "@hookimpl\ndef resnext_backends():\n"
+    + "    yield Backend(id='options', summary='s', probe=lambda: None, options=O)\n",
+    "undefined": HEAD
+    + "@hookimpl\ndef resnext_backends():\n"
+    + "    yield Backend(id='undefined', summary='s', probe=lambda: None, options=int)\n",
+    "misspelt": HEAD + "@hookimpl\ndef resnext_backend():\n    yield\n",
+    "command": HEAD + "@hookimpl\ndef resnext_commands():\n    yield 3\n",
+}
+
+
+def good(id: str = "good", probe: str = "None", priority: int = -5, module: str = "nowhere") -> str:
+    return GOOD.format(id=id, probe=probe, priority=priority, module=module)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of fake distributions, the only ones that this process finds."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    find = plugins.metadata.entry_points
+    everything = {e.value for e in find(group="resnext")}
+    monkeypatch.setattr(
+        plugins.metadata,
+        "entry_points",
+        lambda group: [e for e in find(group=group) if e.value not in everything],
+    )
+    load_plugins.cache_clear()
+    yield folder
+    load_plugins.cache_clear()
+    for name in [n for n in sys.modules if n.startswith("plugin_")]:
+        del sys.modules[name]
+
+
+def loaded() -> PluginSet:
+    importlib.invalidate_caches()
+    load_plugins.cache_clear()
+    return load_plugins()
+
+
+def test_a_good_plugin_is_found_with_its_options_and_commands(site: Path) -> None:
+    write_plugin(site, "good", good())
+    found = loaded()
+    assert found.problems == ()
+    assert set(found.backends) == {"good", "reference"}
+    assert found.origins["good"] == "dist-good"
+    assert found.option_types()["good"]().threads == 2
+    assert "good-tool" in found.commands
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_plugin_is_one_line_and_the_others_work(site: Path, kind: str) -> None:
+    write_plugin(site, kind, BROKEN[kind])
+    write_plugin(site, "good", good())
+    found = loaded()
+    assert set(found.backends) == {"good", "reference"}
+    assert len(found.problems) == 1
+    assert f"plugin '{kind}' of dist-{kind} " in found.problems[0]
+    assert "\n" not in found.problems[0]
+    assert set(found.commands) >= {"train", "eval", "good-tool"}
+
+
+def test_what_is_wrong_is_said(site: Path) -> None:
+    for kind, source in BROKEN.items():
+        write_plugin(site, kind, source)
+    lines = {line.split("'")[1]: line for line in loaded().problems}
+    assert set(lines) == set(BROKEN)
+    assert lines["raises"].endswith("failed to load: OSError: libfoo.so.7 not found")
+    assert lines["garbage"].endswith("resnext_backends must yield Backend records, not str")
+    assert "'old' is written for API 99, this resnext-core has" in lines["old"]
+    assert lines["throws"].endswith("RuntimeError: two lines")
+    assert "'train' is the name of a config section" in lines["section"]
+    assert "must be lower-case" in lines["upper"]
+    assert "cannot be made without arguments" in lines["options"]
+    assert "options must be a dataclass" in lines["undefined"]
+    assert "resnext_backend" in lines["misspelt"]
+
+
+def test_a_clash_names_both_distributions(site: Path, cli_here: CommandLine) -> None:
+    write_plugin(site, "one", good("twin"), distribution="dist-one")
+    write_plugin(site, "two", good("twin"), distribution="dist-two")
+    found = loaded()
+    assert set(found.backends) == {"reference"}
+    line = "backend 'twin' is claimed by dist-one and dist-two; none of them is used"
+    assert line in found.problems
+    says = "backend 'twin' is claimed by dist-one and dist-two; uninstall one"
+    cli_here.refuses(2, "--backend", "twin", "train", says=says)
+
+
+def test_no_plugin_can_take_away_what_core_has(site: Path) -> None:
+    rude = good("reference").replace("reference-tool", "train")
+    write_plugin(site, "rude", rude)
+    found = loaded()
+    assert found.origins["reference"] == found.origins["train"] == "resnext-core"
+    assert found.backends["reference"].summary.startswith("NumPy")
+    assert found.problems == (
+        "backend 'reference' of dist-rude is not used: resnext-core has one of that name",
+        "command 'train' of dist-rude is not used: resnext-core has one of that name",
+    )
+
+
+@pytest.fixture
+def cli_here(capfd: pytest.CaptureFixture[str]) -> CommandLine:
+    """The command line in this process, with the plugins that are in `site` at the time of a call."""
+    inner = in_process(capfd)
+
+    def call(words: list[str]) -> Outcome:
+        importlib.invalidate_caches()
+        load_plugins.cache_clear()
+        return inner.call(words)
+
+    return CommandLine(call=call)
+
+
+def test_backends_command_shows_all_of_it(
+    site: Path, cli_here: CommandLine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_plugin(site, "fine", good("fine"))
+    write_plugin(site, "lacking", good("lacking", probe="'its driver is missing'"))
+    write_plugin(site, "probing", good("probing", probe="1 / 0"))
+    write_plugin(site, "raises", BROKEN["raises"])
+    result = cli_here.ok("backends", "--json").json()
+    reasons = {b["id"]: b["reason"] for b in result["backends"]}
+    assert reasons == {
+        "reference": None,
+        "fine": None,
+        "lacking": "its driver is missing",
+        "probing": "its probe failed: ZeroDivisionError: division by zero",
+    }
+    assert {b["id"]: b["available"] for b in result["backends"]} == {k: v is None for k, v in reasons.items()}
+    assert len(result["problems"]) == 1
+    text = cli_here.ok("backends").out
+    for words in ("fine", "dist-fine", "its driver is missing", "problem: plugin 'raises' of dist-raises"):
+        assert words in text
+    with pytest.raises(SystemExit, match="^0$"):
+        cli_here("--help")
+    assert "problem: plugin 'raises' of dist-raises" in capfd.readouterr().out
+
+
+def test_naming_a_backend_that_cannot_be_used_says_why(site: Path, cli_here: CommandLine) -> None:
+    write_plugin(site, "lacking", good("lacking", probe="'its driver is missing'"))
+    write_plugin(site, "probing", good("probing", probe="1 / 0"))
+    write_plugin(site, "raises", BROKEN["raises"])
+    write_plugin(site, "fine", good("fine"))
+    for backend, says in (
+        ("lacking", "backend 'lacking' is not available: its driver is missing"),
+        ("probing", "backend 'probing' is not available: its probe failed: ZeroDivisionError"),
+        ("raises", "plugin 'raises' of dist-raises failed to load: OSError: libfoo.so.7 not found"),
+    ):
+        cli_here.refuses(4, "--backend", backend, "train", says=says)
+    says = "backend 'fine' cannot train; these can: reference"
+    cli_here.refuses(2, "--backend", "fine", "train", says=says)
+
+
+def test_a_plugin_command_that_cannot_be_loaded(site: Path, cli_here: CommandLine) -> None:
+    write_plugin(site, "fine", good("fine"))
+    says = "command 'fine-tool' of dist-fine cannot be loaded: No module named 'nowhere'"
+    cli_here.refuses(4, "fine-tool", says=says)
+
+
+def test_a_plugin_command_runs(site: Path, cli_here: CommandLine) -> None:
+    (site / "my_tool.py").write_text(
+        "def configure(parser):\n    parser.add_argument('word')\n"
+        "def handle(args):\n    print(args.word.upper())\n    return 7\n"
+    )
+    write_plugin(site, "fine", good("fine", module="my_tool"))
+    outcome = cli_here("fine-tool", "hello")
+    assert (outcome.code, outcome.out) == (7, "HELLO\n")
+
+
+def test_options_of_a_plugin_are_a_config_section(site: Path, cli_here: CommandLine) -> None:
+    write_plugin(site, "fine", good("fine"))
+    out = cli_here.ok("train", "--set", "fine.threads=5", "--print-config").out
+    assert "threads: 5" in out
+    says = "unknown config key 'fine.thread'; did you mean 'threads'?"
+    cli_here.refuses(2, "train", "--set", "fine.thread=5", says=says)
+
+
+def test_choice_goes_by_priority_ability_and_probe() -> None:
+    def backend(id: str, priority: int, reason: str | None, able: bool) -> Backend:
+        return Backend(id=id, summary=str(able), priority=priority, probe=lambda: reason)
+
+    found = PluginSet(
+        backends={
+            b.id: b
+            for b in (
+                backend("lacks", 30, "no device", True),
+                backend("cannot", 20, None, False),
+                backend("second", 10, None, True),
+                backend("third", 10, None, True),
+            )
+        },
+        commands={}, origins={}, problems=(), clashes={},
+    )  # fmt: skip
+
+    def able(b: Backend) -> bool:
+        return b.summary == "True"
+
+    assert found.choose(None, "work", able).id == "second"
+    assert found.choose("third", "work", able).id == "third"
+    with pytest.raises(UsageError, match="backend 'cannot' cannot work; these can: lacks, second, third"):
+        found.choose("cannot", "work", able)
+    with pytest.raises(BackendUnavailable, match="no backend here can work: lacks: no device"):
+        found.choose(None, "work", lambda b: b.id == "lacks")
+    with pytest.raises(BackendUnavailable, match="no installed backend has that capability"):
+        found.choose(None, "fly", lambda b: False)
+
+
+# -- start-up ------------------------------------------------------------------------------------
+
+FRAMEWORKS = ("mindspore", "torch", "onnx", "onnxruntime", "tensorflow", "jax")
+LIGHT = """
+import sys
+from resnext_core.cli.main import main
+try:
+    code = main({words!r})
+except SystemExit as stop:
+    code = stop.code
+heavy = sorted(set(sys.modules) & set({heavy!r}))
+print("LOADED", code, *heavy, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["backends"], ["train", "--help"], ["recipes"]])
+def test_starting_imports_no_framework(words: list[str]) -> None:
+    """With every plugin of this environment installed."""
+    source = LIGHT.format(words=words, heavy=[*FRAMEWORKS, "numpy", "PIL", "rich"])
+    done = subprocess.run(
+        [sys.executable, "-c", source],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    loaded, code, *heavy = done.stderr.splitlines()[-1].split()
+    assert (loaded, code) == ("LOADED", "0")
+    if words == ["train", "--help"]:
+        assert set(heavy) <= {"numpy", "PIL"}
+    else:
+        assert heavy == []
+
+
+def test_json_of_backends_in_a_fresh_process(spawn: CommandLine, tmp_path: Path) -> None:
+    write_plugin(tmp_path / "site", "fine", good("fine"))
+    write_plugin(tmp_path / "site", "raises", BROKEN["raises"])
+    result = json.loads(spawn.ok("backends", "--json").out)
+    assert {"fine", "reference"} <= {b["id"] for b in result["backends"]}
+    assert any("plugin 'raises'" in p for p in result["problems"])

@@ -1,0 +1,447 @@
+"""The report: self-contained, well formed, safe against hostile text, whole with whatever is missing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnext_core.errors import DataError
+from resnext_core.report import ReportData, Sample, charts, render_report, text, write_report
+from resnext_core.report.charts import tag, ticks
+from resnext_core.report.series import MAX_POINTS, read_history, smooth, thin, time_slices
+
+VOID = {"meta", "img", "br"}
+EVIL = '<script>alert("1")</script>\'"&{{ 7 * 7 }}'
+
+
+class Page(HTMLParser):
+    """The elements and texts of a page; raises where tags are not balanced."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.texts: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), f"{tag} repeats an attribute"
+        self.elements.append((tag, {k: v or "" for k, v in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip() and self.open[-1] not in ("script", "style"):
+            self.texts.append(" ".join(data.split()))
+
+    def all(self, name: str, **attributes: str) -> list[dict[str, str]]:
+        wanted = {k.rstrip("_"): v for k, v in attributes.items()}
+        return [a for n, a in self.elements if n == name and wanted.items() <= a.items()]
+
+
+def train(step: int, **changes: Any) -> dict[str, Any]:
+    line = {
+        "kind": "train", "step": step, "epoch": (step - 1) // 20, "loss": 2.5 / (1 + step / 50), "lr": 0.1,
+        "images": 640, "seconds": 2.0, "wait_s": 0.5, "compute_s": 1.25, "images_per_s": 320.0,
+        "overflow_steps": 0, "loss_scale": 1.0, "time": 1000.0 + step,
+    }  # fmt: skip
+    return line | changes
+
+
+def evaluation_line(step: int, top1: float, **changes: Any) -> dict[str, Any]:
+    counts = {"expected": 100, "scored": 100, "failed": 0, "seconds": 3.0}
+    return {
+        "kind": "eval", "step": step, "epoch": step // 20, "split": "val", "top1": top1,
+        "top5": min(1.0, top1 + 0.2), **counts,
+    } | changes  # fmt: skip
+
+
+def records() -> list[dict[str, Any]]:
+    lines: list[dict[str, Any]] = [{"kind": "start", "step": 0, "time": 1000.0}]
+    for step in range(10, 201, 10):
+        lines.append(train(step))
+        if step % 20 == 0:
+            lines.append(evaluation_line(step, 0.5 + step / 500))
+            lines.append(
+                {"kind": "checkpoint", "step": step, "epoch": 0, "seconds": 0.5, "bytes": 9, "path": "p"}
+            )
+    return [*lines, {"kind": "end", "step": 200, "time": 1300.0}]
+
+
+def full(**changes: Any) -> ReportData:
+    confusion = np.array([[40, 9, 1], [2, 48, 0], [0, 0, 50]])
+    parts: dict[str, Any] = {
+        "title": "A run",
+        "summary": {"parameters": 114_971_944, "macs": 2294e7, "backend": "reference", "note": "demo"},
+        "records": records(),
+        "evaluation": {
+            "top1": 138 / 152, "top5": 150 / 152, "expected": 152, "scored": 150, "failed": 2,
+            "failures": {"val/broken.jpg": "cut off"}, "dataset_digest": "sha256:" + "ab" * 32,
+            "confusion": confusion, "classes": ["ant", "bee", "cat"],
+        },
+        "samples": [
+            Sample(thumbnail=Image.new("RGB", (8, 8), "red"), true="ant", predicted="ant", probability=0.9),
+            Sample(thumbnail=jpeg(300, 200), true="ant", predicted="bee", probability=0.6, path="val/x.jpg"),
+        ],
+        "config_yaml": "optimizer:\n  lr: 0.1\n",
+        "environment": {"python": "3.11", "cpu": {"name": "some", "cores": 2}},
+        "artefacts": [{"path": "m.onnx", "size": 460_000_000, "digest": "sha256:" + 64 * "c", "format": "o"}],
+        "validations": [
+            {
+                "name": "m.onnx", "backend": "onnx", "source_backend": "reference", "digest": "sha256:1",
+                "artefact": "/x/m.onnx", "same_weights": True, "nonfinite": 0, "images": 64, "passed": True,
+                "max_abs_diff": 3.1e-6, "max_rel_diff": 4.2e-7, "tolerance": 1e-5, "top1_agreement": 1.0,
+                "top1_artefact": 0.921, "top1_source": 0.922, "latency_source": {"image_p50": 20.04},
+                "latency_artefact": {"image_p50": 12.34, "image_p99": 15.0},
+            },
+            {"name": "q.onnx", "backend": "onnx", "passed": False, "nonfinite": 3, "reason": "too far off"},
+        ],
+    }  # fmt: skip
+    return ReportData(**(parts | changes))
+
+
+def jpeg(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), "teal").save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def test_whole_report(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    write_report(path, full())
+    html = path.read_text(encoding="utf-8")
+    assert html.startswith("<!doctype html>")
+    page = Page(html)
+    shown = "\n".join(page.texts)
+    for words in (
+        "A run", "115 M", "114 971 944", "22.9 G", "90.79 %", "320", "5 min 0 s", "reference", "demo",
+        "Training loss", "Validation accuracy", "best 90.00 %", "Learning rate", "Throughput",
+        "waiting for data", "150", "152", "val/broken.jpg: cut off", "Confusion matrix", "80.0 %",
+        "2 of 152 images could not be decoded",
+        "1 of 2 validations failed", "✓ passed", "✗ failed", "reason: too far off", "absolute 3.1e-6",
+        "438.7 MiB",
+        "cpu.cores", "is ant", "lr: 0.1", "4.2e-7", "allowed 1e-5", "12.3 / 15", "source 20 / –", "92.10 %",  # noqa: RUF001
+        "against reference", "nonfinite: 3",
+    ):  # fmt: skip
+        assert words in shown.replace("\u202f", " "), words
+    assert "Confusion matrix of 3 classes, 138 of 150 right." in html
+    assert "same weights" not in shown
+    assert "nonfinite: 0" not in shown
+
+
+def test_interval_is_wilsons_where_the_evaluation_gives_none() -> None:
+    assert "95 % interval 85.13 to 94.43" in "\n".join(Page(render_report(full())).texts).replace(
+        "\u202f", " "
+    )
+    given = full(evaluation={"top1": 0.5, "top1_interval": [0.4, 0.6]})
+    assert "interval 40.00 to 60.00" in render_report(given)
+    assert "interval" not in "".join(Page(render_report(full(evaluation={"top1": 0.5}))).texts[:9])
+
+
+def test_nothing_is_loaded_from_anywhere() -> None:
+    html = render_report(full())
+    assert not re.search(r"https?:|[\"'(]//", html)
+    page = Page(html)
+    for _, attributes in page.elements:
+        assert attributes.get("src", "data:image/").startswith("data:image/")
+        assert attributes.get("href", "#").startswith("#")
+        assert not any(name.startswith("on") for name in attributes)
+    assert "@import" not in html
+    assert "url(" not in html
+    assert not page.all("link")
+    assert {a["id"] for a in page.all("section")} == {a["href"][1:] for a in page.all("a")}
+
+
+def test_only_the_own_script_may_run() -> None:
+    html = render_report(full())
+    scripts = re.findall(r"<script>(.*?)</script>", html, re.S)
+    assert len(scripts) == 1
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    policy = next(a["content"] for _, a in Page(html).elements if "http-equiv" in a)
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+
+
+def test_all_text_is_escaped() -> None:
+    evil = full(
+        title=EVIL,
+        subtitle=EVIL,
+        summary={"backend": EVIL, EVIL: EVIL, "device": EVIL},
+        records=[*records(), {"kind": EVIL, "step": EVIL}],
+        evaluation={
+            "top1": 0.5, "expected": 2, "scored": 2, "failed": 1, "failures": {EVIL: EVIL}, EVIL: EVIL,
+            "confusion": [[1, 1], [1, 1]], "classes": [EVIL, "x" + EVIL],
+        },
+        samples=[Sample(thumbnail=jpeg(9, 9), true=EVIL, predicted="b" + EVIL, probability=0.5, path=EVIL)],
+        config_yaml=EVIL,
+        environment={EVIL: {EVIL: EVIL}},
+        artefacts=[{"path": EVIL, "size": EVIL, "digest": EVIL, "format": EVIL}],
+        validations=[{"name": EVIL, "backend": EVIL, "passed": True, EVIL: EVIL, "max_abs_diff": EVIL}],
+    )  # fmt: skip
+    html = render_report(evil)
+    assert html.count("<script") == 1
+    assert "alert(&#34;1&#34;)" in html
+    assert "{{ 7 * 7 }}" in html  # text is never taken for template
+    page = Page(html)
+    # Names from data may stand in texts for people, never in an attribute that means something.
+    for _, attributes in page.elements:
+        hostile = {k for k, v in attributes.items() if "alert" in v}
+        assert hostile <= {"alt", "title", "aria-label"}
+    assert any(EVIL in a.get("alt", "") for a in page.all("img"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"records": []},
+        {"records": [train(10)]},
+        {"records": [train(0, loss=math.nan, lr=None, images_per_s="?", seconds=0)]},
+        {"records": [{"kind": "train"}, {}, {"kind": "eval", "step": 3}, {"kind": "resume"}]},
+        {
+            "records": [
+                train(k, loss=math.nan if k == 20 else math.inf if k == 30 else 1.0) for k in (10, 20, 30, 40)
+            ]
+        },
+        {"records": [train(10, lr=0.0, loss=0.0), evaluation_line(10, math.nan), evaluation_line(20, 1.0)]},
+        {"evaluation": {}},
+        {"evaluation": {"top1": math.nan, "top5": None, "expected": 0, "scored": 0, "failed": 0}},
+        {"evaluation": {"confusion": np.zeros((2, 2), int), "classes": ["a", "b"]}},
+        {"evaluation": {"confusion": [[5]], "classes": ["only"]}},
+        {"validations": [{}]},
+        {"artefacts": [{}]},
+        {
+            "samples": [
+                Sample(thumbnail=Image.new("L", (2, 2)), true="a", predicted="a", probability=math.nan)
+            ]
+        },
+        {
+            "samples": [
+                Sample(thumbnail=Image.new("RGBA", (400, 2)), true="a", predicted="b", probability=2.0)
+            ]
+        },
+        {"environment": {"none": None, "list": [1, 2], "yes": True}},
+    ],
+)
+def test_missing_and_odd_parts(changes: dict[str, Any]) -> None:
+    for data in (full(**changes), ReportData(title="t", **changes)):
+        html = render_report(data)
+        Page(html)
+        for attributes in Page(html).all("polyline"):
+            assert "nan" not in attributes["points"]
+            assert "inf" not in attributes["points"]
+
+
+def test_empty_report_has_no_sections() -> None:
+    page = Page(render_report(ReportData(title="Nothing yet")))
+    assert page.all("section") == []
+    assert page.all("svg") == []
+    assert "Nothing yet" in page.texts
+
+
+def test_notes_tell_what_went_wrong() -> None:
+    lines = [{"kind": "start", "time": 1.0}, train(10, loss=math.nan), train(20, overflow_steps=3)]
+    notes = "\n".join(Page(render_report(ReportData(title="t", records=lines))).texts)
+    assert "not a finite number in 1 of 2 training records" in notes
+    assert "3 steps overflowed" in notes
+    assert "interrupted or is still going" in notes
+    assert "interrupted" not in render_report(full())
+
+
+def test_charts_have_text_alternatives_and_tooltips() -> None:
+    page = Page(render_report(full()))
+    charts = page.all("svg")
+    assert len(charts) == 6
+    for attributes in charts:
+        assert attributes["role"] == "img"
+        assert len(attributes["aria-label"]) > 20
+        width = float(attributes["viewbox"].split()[2])
+        for x, words in json.loads(attributes.get("data-hover", "[]")):
+            assert 0 <= x <= width
+            assert words
+    assert sum("data-hover" in a for a in charts) == 5
+    assert len(page.all("caption")) == len(page.all("table"))
+    assert all(a["alt"] for a in page.all("img"))
+
+
+def test_many_classes_become_a_table_of_pairs() -> None:
+    rng = np.random.default_rng(1)
+    confusion = rng.integers(0, 5, (40, 40))
+    confusion[7, 3] = 99
+    names = [f"class-{k}" for k in range(40)]
+    html = render_report(ReportData(title="t", evaluation={"confusion": confusion, "classes": names}))
+    page = Page(html)
+    assert page.all("svg") == []
+    assert "The other 10 classes" in page.texts
+    pairs = html[html.index("Most frequent mistakes") :]
+    assert pairs.count("<tr>") == 1 + 25
+    assert re.search(r"class-7</th>\s*<td>class-3</td>\s*<td class=\"num\">99<", pairs)
+
+
+def test_confusion_must_fit_its_classes() -> None:
+    with pytest.raises(DataError, match="does not fit 2 class names"):
+        render_report(full(evaluation={"confusion": np.zeros((3, 3)), "classes": ["a", "b"]}))
+
+
+def test_thumbnails() -> None:
+    page = Page(render_report(full()))
+    small, large = (io.BytesIO(base64.b64decode(a["src"].partition(",")[2])) for a in page.all("img"))
+    assert Image.open(small).format == "PNG"  # tiny images keep every pixel
+    assert Image.open(small).getpixel((3, 3)) == (255, 0, 0)
+    assert Image.open(large).size == (192, 128)
+    assert [a["class"] for a in page.all("li") if a.get("class") in ("right", "wrong")] == ["right", "wrong"]
+    for broken in (b"no image", jpeg(50, 50)[:-200]):
+        with pytest.raises(DataError, match=r"thumbnail of val/x\.jpg is not a readable image"):
+            render_report(
+                full(
+                    samples=[
+                        Sample(thumbnail=broken, true="a", predicted="a", probability=1, path="val/x.jpg")
+                    ]
+                )
+            )
+
+
+def test_report_of_a_long_run_stays_small() -> None:
+    lines = [train(k * 20, loss=1 + math.sin(k)) for k in range(1, 9_000)]
+    assert len(render_report(ReportData(title="t", records=lines))) < 400_000
+
+
+def test_resume_replaces_what_was_trained_again() -> None:
+    lines = [train(10), train(20), evaluation_line(20, 0.4), train(30, loss=9.0), evaluation_line(30, 0.9)]
+    lines += [{"kind": "resume", "step": 20, "epoch": 1}, train(30, loss=1.5), evaluation_line(40, 0.6)]
+    history = read_history(lines)
+    assert [r["step"] for r in history.train] == [10, 20, 30]
+    assert history.train[-1]["loss"] == 1.5
+    assert [r["top1"] for r in history.evals] == [0.4, 0.6]
+    assert history.resumes == [20]
+    assert history.train_s == 8.0  # the lost work took its time all the same
+    assert (history.wait_s, history.compute_s, history.other_s) == (2.0, 5.0, 1.0)
+    assert history.images_per_s == 4 * 640 / 8.0
+
+
+def test_smooth_is_centred_and_passes_over_nan() -> None:
+    line = [float(k) for k in range(20)]
+    assert smooth(line, 7) == pytest.approx(line)  # a straight line is not bent or shifted
+    assert smooth([1.0, 3.0, math.nan, 5.0, 9.0], 3) == pytest.approx([1, 2, math.nan, 7, 9], nan_ok=True)
+    assert smooth([], 5) == []
+
+
+def test_thin_keeps_ends_and_extremes() -> None:
+    x = [float(k) for k in range(5000)]
+    y = [math.sin(k / 90) for k in range(5000)]
+    y[1234], y[4321] = 50.0, -50.0
+    tx, ty = thin(x, y)
+    assert len(tx) <= MAX_POINTS + 2
+    assert tx == sorted(tx)
+    assert (tx[0], tx[-1]) == (0.0, 4999.0)
+    assert (1234.0, 50.0) in zip(tx, ty, strict=True)
+    assert (4321.0, -50.0) in zip(tx, ty, strict=True)
+
+
+def test_time_slices_cover_the_run_and_sum_to_one() -> None:
+    lines = [train(k * 10, wait_s=k / 100) for k in range(1, 131)]
+    slices = time_slices(lines)
+    assert len(slices) == 60
+    assert slices[0].start == 0
+    assert slices[-1].end == 1300
+    for before, after in pairwise(slices):
+        assert before.end == after.start
+    for part in slices:
+        assert part.wait + part.compute + part.other == pytest.approx(1)
+    assert time_slices([]) == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0.3, 2.5, [0.5, 1, 1.5, 2, 2.5]), (0, 3740, [0, 1000, 2000, 3000]),
+     (1, 1, []), (0, math.nan, [])],
+)  # fmt: skip
+def test_ticks(low: float, high: float, expected: list[float]) -> None:
+    assert ticks(low, high) == pytest.approx(expected)
+
+
+def test_tag_escapes_everything_but_markup() -> None:
+    inner = tag("b", "<&>")
+    assert tag("a", inner, "<", class_='"x"', data_y=1.50) == (
+        '<a class="&#34;x&#34;" data-y="1.5"><b>&lt;&amp;&gt;</b>&lt;</a>'
+    )
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        (text.percent(0.93421), "93.42 %"), (text.percent(math.nan), "–"), (text.percent(None), "–"),  # noqa: RUF001
+        (text.count(49984), "49 984"), (text.short(114_971_944), "115 M"), (text.short(22.94e9), "22.9 G"),
+        (text.short(999.7e3), "1 M"), (text.short(0), "0"), (text.sig(3.14e-6, 3), "3.14e-6"),
+        (text.sig(True), "–"), (text.size(459_887_776), "438.6 MiB"), (text.size(12), "12 B"),  # noqa: RUF001
+        (text.duration(8000), "2 h 13 min"), (text.duration(59.99), "1 min 0 s"),
+        (text.duration(8.34), "8.3 s"),
+        (text.duration(0.0124), "12 ms"), (text.fact([1, "a", None]), "1, a, –"),  # noqa: RUF001
+    ],
+)  # fmt: skip
+def test_numbers_as_text(made: str, expected: str) -> None:
+    assert made.replace("\u202f", " ") == expected
+
+
+def theme(css: str, name: str) -> dict[str, tuple[float, ...]]:
+    """Return the colours of a theme as sRGB 0..1; the dark one changes some of the light one's."""
+    light, dark = (
+        re.search(p, css, re.S) for p in (r":root \{(.*?)\n\}", r"dark\) \{\n  :root \{(.*?)\n  \}")
+    )
+    assert light
+    assert dark
+    text = light[1] + (dark[1] if name == "dark" else "")
+    return {
+        key: tuple(int(code[i : i + 2], 16) / 255 for i in (0, 2, 4))
+        for key, code in re.findall(r"--([\w-]+): #([0-9a-f]{6});", text)
+    }
+
+
+def contrast(one: tuple[float, ...], two: tuple[float, ...]) -> float:
+    """Return the contrast ratio of WCAG 2.2."""
+
+    def luminance(colour: tuple[float, ...]) -> float:
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(one), luminance(two)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("name", ["light", "dark"])
+def test_text_has_contrast(name: str) -> None:
+    css = (Path(charts.__file__).parent / "style.css").read_text(encoding="utf-8")
+    colours = theme(css, name)
+    for text_name in ("ink", "muted", "accent", "good", "bad"):
+        for ground in ("page", "surface"):
+            assert contrast(colours[text_name], colours[ground]) >= 4.5, (text_name, ground)
+    assert contrast(colours["warn-ink"], colours["warn"]) >= 4.5
+    for curve in ("c1", "c2", "c3"):
+        assert contrast(colours[curve], colours["surface"]) >= 3, curve
+    inks = {"ink": "ink", "ink-mid": "mid", "ink-over": "over"}
+    for right, fill in ((True, "hit"), (False, "miss")):
+        for step in range(101):
+            strength = step / 100
+            share = charts.cell_opacity(strength)
+            cell = tuple(
+                share * a + (1 - share) * b for a, b in zip(colours[fill], colours["empty"], strict=True)
+            )
+            ink = colours[inks[charts.ink_of(strength, right=right)]]
+            assert contrast(ink, cell) >= 3.8, (fill, strength)
