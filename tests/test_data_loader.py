@@ -211,7 +211,7 @@ def test_close_leaves_nothing(index: Index) -> None:
     loader.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_killed_worker_is_named(index: Index, number: signal.Signals) -> None:
     """The worker hangs in a pipe that nobody writes to, so which file it reads is certain."""
     slow = Index(

@@ -23,16 +23,8 @@ from numpy.typing import NDArray
 from resnext_core.data.worker import CELL, HEADER, Done, Job, Recipe
 from resnext_core.errors import DataError, UsageError
 
-#: One thread a worker, as there are many of them. glibc keeps the memory of an image for the next one: giving it
-#: back and faulting it in again costs up to a third of the throughput (in virtual machines most).
-_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
-    "MALLOC_TOP_PAD_": str(16 << 20),
-}
+#: One thread a worker: they are many, and decoding does not use more.
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 #: The child gets this process's sys.path before it imports anything that could be found elsewhere.
 _START = (
     "import sys; n, link, memory, parent = map(int, sys.argv[1:5]); sys.path[:] = sys.argv[5:]; "
@@ -131,8 +123,9 @@ class Pool:
         ours, theirs = Pipe()
         self._links.append(ours)
         arguments = [str(n) for n in (number, theirs.fileno(), self._memory, os.getpid())]
-        # Ctrl-C is the parent's to handle: the child inherits the blocked signal and never unblocks it.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # Stopping is the parent's to handle (a scheduler may signal every process of a job): the child inherits
+        # the blocked signals and never unblocks them. It ends when its parent does.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             self._processes.append(
                 subprocess.Popen(
@@ -140,7 +133,7 @@ class Pool:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,  # ours belongs to the results
                     pass_fds=(theirs.fileno(), self._memory),
-                    env={**os.environ, **_ENVIRONMENT},
+                    env={**os.environ, **dict.fromkeys(_ONE_THREAD, "1")},
                     start_new_session=True,  # signals of the terminal go to the parent alone
                 )
             )
