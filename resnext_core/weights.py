@@ -207,7 +207,9 @@ def parse_manifest(text: str, where: str) -> Manifest:
             raise ValueError("digest is not text")
         preprocess = PreprocessSpec.from_dict(data["preprocess"])
         if preprocess.size != spec.image_size:
-            raise ValueError(f"preprocessing crops {preprocess.size} pixels, the network takes {spec.image_size}")
+            raise ValueError(
+                f"preprocessing crops {preprocess.size} pixels, the network takes {spec.image_size}"
+            )
         return Manifest(
             spec=spec,
             preprocess=preprocess,

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from command_line import CLASSES, TRAIN, VAL, CommandLine, Outcome, environment, in_process
 from PIL import Image
 
 from resnext_core import plugins
@@ -22,10 +19,6 @@ from resnext_core.preprocess import preprocess_spec
 from resnext_core.spec import ModelSpec, model_spec
 from resnext_core.weights import Weights, random_weights, save_weights
 
-CLASSES = ("ant", "bee", "cat", "dog", "elk", "fox")
-#: Images of a class in train (48 in all) and in val (23 in all, which no batch and no world divides).
-TRAIN, VAL = (8, 8, 8, 8, 8, 8), (4, 4, 4, 4, 4, 3)
-
 TINY_RECIPE = """\
 model: {variant: resnext_tiny, image_size: 8}
 data: {workers: 0}
@@ -34,46 +27,6 @@ schedule: {warmup_epochs: 0}
 train: {epochs: 2, batch_size: 8, log_every: 1}
 eval: {batch_size: 8}
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a run of the command line ended."""
-
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        """Return the one JSON line on standard output."""
-        return json.loads(self.out)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CommandLine:
-    """``resnext-run`` as a function of its words, by `call`; every path may be given as it is."""
-
-    call: Callable[[list[str]], Outcome]
-
-    def __call__(self, *words: object) -> Outcome:
-        return self.call([str(word) for word in words])
-
-    def ok(self, *words: object) -> Outcome:
-        """Run; the exit code must be 0."""
-        outcome = self(*words)
-        assert outcome.code == 0, outcome
-        return outcome
-
-    def refuses(self, code: int, *words: object, says: tuple[str, ...] | str) -> Outcome:
-        """Run; it must end with `code` and one line on standard error that holds every text of `says`."""
-        outcome = self(*words)
-        assert outcome.code == code, outcome
-        lines = outcome.err.splitlines()
-        assert len(lines) == 1, outcome.err
-        assert lines[0].startswith("resnext-run: ")
-        for text in (says,) if isinstance(says, str) else says:
-            assert text in lines[0], lines[0]
-        return outcome
 
 
 @pytest.fixture
@@ -91,33 +44,24 @@ def cli(core_only: None, capfd: pytest.CaptureFixture[str]) -> CommandLine:
     return in_process(capfd)
 
 
-def in_process(capfd: pytest.CaptureFixture[str]) -> CommandLine:
-    """Return the command line in this process."""
-
-    def call(words: list[str]) -> Outcome:
-        capfd.readouterr()
-        code = main(words)
-        out, err = capfd.readouterr()
-        return Outcome(code=code, out=out, err=err)
-
-    return CommandLine(call=call)
-
-
-def environment(**changes: str) -> dict[str, str]:
-    """Return the environment of a fresh process: few threads, no rank of an outer launch."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RESNEXT_", "RANK", "WORLD_SIZE"))}
-    return kept | {"OMP_NUM_THREADS": "1"} | changes
-
-
-def write_plugin(site: Path, name: str, source: str, distribution: str | None = None) -> None:
-    """Put an installed distribution into `site`: a module and its entry point `name`."""
-    distribution = distribution or f"dist-{name}"
-    folder = site / f"{distribution.replace('-', '_')}-1.0.dist-info"
-    folder.mkdir(parents=True)
-    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
-    module = f"plugin_{name}_{distribution.replace('-', '_')}"
-    (folder / "entry_points.txt").write_text(f"[resnext]\n{name} = {module}\n")
-    (site / f"{module}.py").write_text(source)
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of fake distributions, the only plugins that this process finds beside core's own."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    find = plugins.metadata.entry_points
+    installed = {e.value for e in find(group="resnext")}
+    monkeypatch.setattr(
+        plugins.metadata,
+        "entry_points",
+        lambda group: [e for e in find(group=group) if e.value not in installed],
+    )
+    plugins.load_plugins.cache_clear()
+    yield folder
+    plugins.load_plugins.cache_clear()
+    for name in [n for n in sys.modules if n.startswith("plugin_")]:
+        del sys.modules[name]
 
 
 @pytest.fixture

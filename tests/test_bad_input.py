@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import CLASSES, CommandLine, environment
+from command_line import CLASSES, CommandLine, environment
 from images import bad_images, good_odd_images
 from PIL import Image
 

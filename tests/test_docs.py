@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import environment
+from command_line import environment
 
 from resnext_core import builtin, errors, hookspecs
 from resnext_core.cli.common import recipe_names, recipe_path

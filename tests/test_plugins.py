@@ -6,13 +6,11 @@ import importlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import CommandLine, Outcome, environment, in_process, write_plugin
+from command_line import CommandLine, Outcome, environment, in_process, write_plugin
 
-from resnext_core import plugins
 from resnext_core.errors import BackendUnavailable, UsageError
 from resnext_core.interfaces import Backend
 from resnext_core.plugins import PluginSet, load_plugins
@@ -64,26 +62,6 @@ BROKEN = {
 
 def good(id: str = "good", probe: str = "None", priority: int = -5, module: str = "nowhere") -> str:
     return GOOD.format(id=id, probe=probe, priority=priority, module=module)
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of fake distributions, the only ones that this process finds."""
-    folder = tmp_path / "site"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(str(folder))
-    find = plugins.metadata.entry_points
-    everything = {e.value for e in find(group="resnext")}
-    monkeypatch.setattr(
-        plugins.metadata,
-        "entry_points",
-        lambda group: [e for e in find(group=group) if e.value not in everything],
-    )
-    load_plugins.cache_clear()
-    yield folder
-    load_plugins.cache_clear()
-    for name in [n for n in sys.modules if n.startswith("plugin_")]:
-        del sys.modules[name]
 
 
 def loaded() -> PluginSet:
@@ -186,7 +164,7 @@ def test_backends_command_shows_all_of_it(
     text = cli_here.ok("backends").out
     for words in ("fine", "dist-fine", "its driver is missing", "problem: plugin 'raises' of dist-raises"):
         assert words in text
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         cli_here("--help")
     assert "problem: plugin 'raises' of dist-raises" in capfd.readouterr().out
 

@@ -138,7 +138,7 @@ def test_whole_report(tmp_path: Path) -> None:
         "2 of 152 images could not be decoded",
         "1 of 2 validations failed", "✓ passed", "✗ failed", "reason: too far off", "absolute 3.1e-6",
         "438.7 MiB",
-        "cpu.cores", "is ant", "lr: 0.1", "4.2e-7", "allowed 1e-5", "12.3 / 15", "source 20 / –", "92.10 %",  # noqa: RUF001
+        "cpu.cores", "is ant", "lr: 0.1", "4.2e-7", "allowed 1e-5", "12.3 / 15", "source 20 / –", "92.10 %",
         "against reference", "nonfinite: 3",
     ):  # fmt: skip
         assert words in shown.replace("\u202f", " "), words
@@ -387,13 +387,13 @@ def test_tag_escapes_everything_but_markup() -> None:
 @pytest.mark.parametrize(
     ("made", "expected"),
     [
-        (text.percent(0.93421), "93.42 %"), (text.percent(math.nan), "–"), (text.percent(None), "–"),  # noqa: RUF001
+        (text.percent(0.93421), "93.42 %"), (text.percent(math.nan), "–"), (text.percent(None), "–"),
         (text.count(49984), "49 984"), (text.short(114_971_944), "115 M"), (text.short(22.94e9), "22.9 G"),
         (text.short(999.7e3), "1 M"), (text.short(0), "0"), (text.sig(3.14e-6, 3), "3.14e-6"),
-        (text.sig(True), "–"), (text.size(459_887_776), "438.6 MiB"), (text.size(12), "12 B"),  # noqa: RUF001
+        (text.sig(True), "–"), (text.size(459_887_776), "438.6 MiB"), (text.size(12), "12 B"),
         (text.duration(8000), "2 h 13 min"), (text.duration(59.99), "1 min 0 s"),
         (text.duration(8.34), "8.3 s"),
-        (text.duration(0.0124), "12 ms"), (text.fact([1, "a", None]), "1, a, –"),  # noqa: RUF001
+        (text.duration(0.0124), "12 ms"), (text.fact([1, "a", None]), "1, a, –"),
     ],
 )  # fmt: skip
 def test_numbers_as_text(made: str, expected: str) -> None:

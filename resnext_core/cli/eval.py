@@ -96,7 +96,9 @@ def handle(args: argparse.Namespace) -> int:
         )
         index = open_split(config, args.split, served.classes)
         if index.classes != served.classes:
-            output.say(f"the weights name no classes: taking the {len(index.classes)} folders in sorted order")
+            output.say(
+                f"the weights name no classes: taking the {len(index.classes)} folders in sorted order"
+            )
         result, _ = evaluate_served(served, index, config, rank, collectives, output)
         served.predictor.close()
     finally:

@@ -56,7 +56,7 @@ def handle(args: argparse.Namespace) -> int:
     weights = read_weights(Path(args.weights), config, sources)
     target = Path(args.to)
     wanted = tuple(args.format) or config.export.formats
-    if not wanted and target.suffix:
+    if not wanted and target.suffix and not target.is_dir():
         wanted = (target.suffix[1:],)
     formats = exporters(plugins, wanted, args.backend)
     single = len(formats) == 1 and target.suffix == f".{next(iter(formats))}"

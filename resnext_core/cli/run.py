@@ -25,6 +25,7 @@ from resnext_core.cli.train import launch, prepare_run, train
 from resnext_core.cli.validate import compare_on, describe
 from resnext_core.config import Config
 from resnext_core.data.demo import write_digits
+from resnext_core.data.index import Index
 from resnext_core.distributed import RankInfo, SingleProcess
 from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import Backend
@@ -68,6 +69,7 @@ def handle(args: argparse.Namespace) -> int:
         output.say(f"no --data given: using scikit-learn's handwritten digits in {folder}")
         write_digits(folder)
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=str(folder)))
+    _scored_part(config)  # before the training
     started = time.perf_counter()
     run = _train(config, backend, args.devices, output)
     result = finish(run, config, backend, formats, plugins, output)
@@ -90,6 +92,16 @@ def _train(config: Config, backend: Backend, devices: int, output: Output) -> Ru
     return run
 
 
+def _scored_part(config: Config) -> tuple[str, Index]:
+    """Return name and index of the part that the finished network is evaluated on (UsageError when none)."""
+    splits = open_splits(config)
+    if splits.test is not None:
+        return "test", splits.test
+    if splits.val is not None:
+        return "val", splits.val
+    raise UsageError(f"{config.data.dir} has no val or test part to evaluate on; add one, or use 'train'")
+
+
 def finish(
     run: RunFolder,
     config: Config,
@@ -102,12 +114,7 @@ def finish(
     output.log = run.path / "log.txt"
     path = best_weights(run.checkpoints)
     weights = load_weights(path)
-    splits = open_splits(config)
-    index = splits.test or splits.val
-    if index is None:
-        raise UsageError(f"{config.data.dir} has no val or test part to evaluate on; add one, or use 'train'")
-    name = "test" if splits.test is not None else "val"
-
+    name, index = _scored_part(config)
     source = serve_weights(
         weights, config, plugins, backend_id=backend.id, batch_size=config.eval.batch_size, source=str(path)
     )

@@ -1,0 +1,67 @@
+"""Who may import whom: the contracts of pyproject.toml hold, and core knows no framework by any name."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOREIGN = {"mindspore", "torch", "torchvision", "onnx", "onnxruntime", "tensorflow", "jax", "acl", "tensorrt"}
+PLUGINS = {"resnext_mindspore", "resnext_onnx", "resnext_ascend", "resnext_gpu", "resnext_cpp_infer"}
+
+
+def test_the_contracts_hold() -> None:
+    pytest.importorskip("importlinter.cli")
+    pytest.importorskip("resnext_mindspore.plugin")
+    pytest.importorskip("resnext_onnx.plugin")
+    done = subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()", "--no-cache"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    assert "4 kept, 0 broken" in done.stdout
+
+
+def imported(path: Path) -> set[str]:
+    """Return the top names of every import in a file, also of those inside functions and conditions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_core_imports_only_what_it_declares() -> None:
+    declared = {
+        "resnext_core", "numpy", "PIL", "yaml", "pluggy", "safetensors", "jinja2", "rich",
+        "markupsafe",  # jinja2's own
+        "sklearn", "tensorboardX",  # extras, imported where they are asked for
+        "pytest",  # the contract kit
+    }  # fmt: skip
+    for path in sorted((ROOT / "resnext_core").rglob("*.py")):
+        strangers = imported(path) - declared - set(sys.stdlib_module_names)
+        assert not strangers, f"{path.relative_to(ROOT)} imports {', '.join(sorted(strangers))}"
+
+
+@pytest.mark.parametrize(
+    "plugin", sorted((ROOT / "plugins").glob("*/src/*/plugin.py")), ids=lambda p: p.parent.name
+)
+def test_a_plugin_module_is_light(plugin: Path) -> None:
+    tree = ast.parse(plugin.read_text(encoding="utf-8"))
+    top = ast.Module(
+        body=[n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))], type_ignores=[]
+    )
+    names = {a.name.split(".")[0] for n in top.body if isinstance(n, ast.Import) for a in n.names}
+    names |= {(n.module or "").split(".")[0] for n in top.body if isinstance(n, ast.ImportFrom)}
+    assert not names & FOREIGN
+
+
+def test_core_names_no_plugin() -> None:
+    for path in sorted((ROOT / "resnext_core").rglob("*.py")):
+        assert not imported(path) & (PLUGINS | FOREIGN), path
