@@ -56,7 +56,9 @@ def write_photographs(folder: Path, count: int) -> None:
         path = folder / str(i % 2) / f"{i:04d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         coarse = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
-        image = np.asarray(Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC)).astype(np.int16)
+        image = np.asarray(Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC)).astype(
+            np.int16
+        )
         noisy = np.clip(image + rng.integers(-18, 19, image.shape), 0, 255).astype(np.uint8)
         Image.fromarray(noisy).save(path, quality=85)
 

@@ -118,7 +118,8 @@ def _start(name: str, args: argparse.Namespace, data: Path) -> subprocess.Popen[
 
 def _ask(worker: subprocess.Popen[str], steps: int) -> dict[str, Any]:
     """Have a worker take some steps; returns their seconds and the last loss."""
-    assert worker.stdin is not None and worker.stdout is not None
+    assert worker.stdin is not None
+    assert worker.stdout is not None
     worker.stdin.write(f"{steps}\n")
     worker.stdin.flush()
     for line in worker.stdout:
@@ -164,7 +165,7 @@ def _serve(name: str, spec: ModelSpec, args: argparse.Namespace) -> int:
     with np.load(args.data) as stored:
         data = dict(stored)
     images, labels = data.pop("images"), data.pop("labels")
-    step = {"engine": _engine, "bare": _bare, "torch": _torch}[name](spec, data, images, labels, args)
+    step = {"engine": _engine, "bare": bare_loop, "torch": _torch}[name](spec, data, images, labels, args)
     for line in sys.stdin:
         seconds, loss = [], 0.0
         for _ in range(int(line)):
@@ -217,7 +218,7 @@ def _normalized(images: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(((images.astype(np.float32) - mean) / std).transpose(0, 3, 1, 2))
 
 
-def _bare(spec: ModelSpec, tensors: dict, images: np.ndarray, labels: np.ndarray, args) -> Any:
+def bare_loop(spec: ModelSpec, tensors: dict, images: np.ndarray, labels: np.ndarray, args) -> Any:
     """What one writes by hand with MindSpore's own layers: nn.Momentum and nn.TrainOneStepCell."""
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
     import mindspore as ms
@@ -346,7 +347,8 @@ def _torch(spec: ModelSpec, tensors: dict, images: np.ndarray, labels: np.ndarra
     missing, unexpected = net.load_state_dict(
         {name: torch.from_numpy(array) for name, array in tensors.items()}, strict=False
     )
-    assert not unexpected and all(name.endswith("num_batches_tracked") for name in missing)
+    assert not unexpected
+    assert all(name.endswith("num_batches_tracked") for name in missing)
     x, y = torch.from_numpy(_normalized(images)), torch.from_numpy(labels).long()
     if args.channels_last:
         net, x = net.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-DASH = "–"  # noqa: RUF001 - the typographic dash is meant
+DASH = "–"
 
 
 def number(value: Any) -> float:

@@ -145,9 +145,9 @@ def test_state_that_does_not_fit_is_refused() -> None:
     trainer = _trainer()
     state = trainer.state()
     tensors = {n: a for n, a in state.tensors.items() if n != "momentum/fc.bias"}
-    with pytest.raises(DataError, match="missing momentum/fc.bias"):
+    with pytest.raises(DataError, match=r"missing momentum/fc\.bias"):
         trainer.load_state(TrainState(tensors=tensors, scalars=state.scalars))
-    with pytest.raises(DataError, match="unexpected ema/fc.bias"):
+    with pytest.raises(DataError, match=r"unexpected ema/fc\.bias"):
         trainer.load_state(
             TrainState(
                 tensors={**state.tensors, "ema/fc.bias": state.tensors["weights/fc.bias"]},
