@@ -89,7 +89,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             waits.append(record["wait_s"] / args.steps)
         elif record["kind"] == "checkpoint":  # the epoch is over: now the other one
             if step is None:
-                step = bare_loop(job.weights.spec, dict(job.weights.tensors), images, labels, args)
+                step = bare_loop(job.weights.spec, dict(job.weights.tensors), images, labels)
                 step()
             started = time.perf_counter()
             for _ in range(args.steps):

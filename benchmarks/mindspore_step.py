@@ -165,7 +165,7 @@ def _serve(name: str, spec: ModelSpec, args: argparse.Namespace) -> int:
     with np.load(args.data) as stored:
         data = dict(stored)
     images, labels = data.pop("images"), data.pop("labels")
-    step = {"engine": _engine, "bare": bare_loop, "torch": _torch}[name](spec, data, images, labels, args)
+    step = {"engine": _engine, "bare": _bare, "torch": _torch}[name](spec, data, images, labels, args)
     for line in sys.stdin:
         seconds, loss = [], 0.0
         for _ in range(int(line)):
@@ -218,16 +218,22 @@ def _normalized(images: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(((images.astype(np.float32) - mean) / std).transpose(0, 3, 1, 2))
 
 
-def bare_loop(spec: ModelSpec, tensors: dict, images: np.ndarray, labels: np.ndarray, args) -> Any:
-    """What one writes by hand with MindSpore's own layers: nn.Momentum and nn.TrainOneStepCell."""
+def _bare(spec: ModelSpec, tensors: dict, images: np.ndarray, labels: np.ndarray, args) -> Any:
+    """The bare loop in a process of its own, with MindSpore's device set up as the engine does it."""
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
     import mindspore as ms
-    from mindspore import nn
 
     ms.set_device("CPU")
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.runtime.dispatch_threads_num(args.threads)
     ms.device_context.cpu.op_tuning.threads_num(args.threads)
+    return bare_loop(spec, tensors, images, labels)
+
+
+def bare_loop(spec: ModelSpec, tensors: dict, images: np.ndarray, labels: np.ndarray) -> Any:
+    """What one writes by hand with MindSpore's own layers: nn.Momentum and nn.TrainOneStepCell."""
+    import mindspore as ms
+    from mindspore import nn
 
     def conv(inside: int, outside: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
         return nn.Conv2d(

@@ -284,7 +284,17 @@ def _variants() -> Iterator[ModelSpec]:
         num_classes=10,
         image_size=96,
     )
-    yield ModelSpec(
+    yield ModelSpec(  # 20 layers of a sixteenth of the usual work: the demo's
+        variant="resnext20_4x16d_quarter",
+        depths=(2, 2, 2),
+        groups=4,
+        base_width=16,
+        stem="cifar",
+        stem_width=16,
+        num_classes=10,
+        image_size=16,
+    )
+    yield ModelSpec(  # the smallest with every kind of layer: for tests
         variant="resnext_tiny",
         depths=(1, 1, 1),
         groups=4,
