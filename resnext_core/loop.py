@@ -80,8 +80,7 @@ def fit(trainer: Trainer, job: Job, resume: Checkpoint | None = None) -> Progres
                     steps.close()  # writes the record of the last steps
                     _save(trainer, job, progress)
                     raise Interrupted(
-                        f"stopped after step {progress.step}; continue with: "
-                        f"resnext-run train --resume {job.run.path}"
+                        f"stopped after step {progress.step}; continue with --resume {job.run.path}"
                     )
             progress = _close_epoch(trainer, job, progress)
     return progress

@@ -101,7 +101,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
     run = RunFolder.open(tmp_path / "run")
     progress = load_latest(run.checkpoints, pytest.fail).progress
     assert 10 <= progress.step < STEPS
-    says = f"stopped after step {progress.step}; continue with: resnext-run train --resume {run.path}"
+    says = f"stopped after step {progress.step}; continue with --resume {run.path}"
     assert err == f"resnext-run: {says}\n"
     recorded = [r["step"] for r in run.read_records() if r["kind"] == "train"]
     assert recorded == list(range(1, progress.step + 1))

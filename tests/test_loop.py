@@ -189,7 +189,7 @@ def test_a_signal_at_any_step_saves_and_the_rest_follows(
 ) -> None:
     made = job(f"train.log_every={log_every}", steps_per_call=steps_per_call)
     first = Recorder(tiny_weights, lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == at else None)
-    with pytest.raises(Interrupted, match="continue with: resnext-run train --resume"):
+    with pytest.raises(Interrupted, match="continue with --resume"):
         fit(first, made)
     checkpoint = load_latest(made.run.checkpoints, pytest.fail)
     stopped = checkpoint.progress.step

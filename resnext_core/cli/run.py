@@ -15,13 +15,12 @@ from resnext_core.cli.common import (
     add_devices_flag,
     add_json_flag,
     print_config,
-    resolve_config,
 )  # fmt: skip
 from resnext_core.cli.eval import evaluate_served
 from resnext_core.cli.export import TOLERANCE, export, exporters, line
 from resnext_core.cli.output import Output, ProgressBar
 from resnext_core.cli.report import make_report
-from resnext_core.cli.train import launch, prepare_run, train
+from resnext_core.cli.train import add_resume_flag, launch, prepare_run, resumed_config, train
 from resnext_core.cli.validate import compare_on, describe
 from resnext_core.config import Config
 from resnext_core.data.demo import write_digits
@@ -43,25 +42,26 @@ EPILOG = """\
 examples:
   resnext-run                                     the built-in digits on the best backend here
   resnext-run run --data DIR --recipe photos-small
+  resnext-run run --resume runs/RUN               go on with a whole job that was interrupted
   resnext-run --backend reference run --epochs 3
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_config_flags(parser)
+    add_resume_flag(parser)
     add_devices_flag(parser)
     add_json_flag(parser)
 
 
 def handle(args: argparse.Namespace) -> int:
     plugins = load_plugins()
-    config, sources = resolve_config(
-        args, plugins, default_recipe=DEFAULT_RECIPE if args.data else DEMO_RECIPE
-    )
+    recipe = DEFAULT_RECIPE if args.data else DEMO_RECIPE
+    resumed, backend_id, config, sources = resumed_config(args, plugins, recipe)
     if args.print_config:
         print_config(config, sources)
         return 0
-    backend = plugins.choose(args.backend, "train", lambda b: b.trainer is not None)
+    backend = plugins.choose(backend_id, "train", lambda b: b.trainer is not None)
     formats = exporters(plugins, config.export.formats)  # an unknown format must not wait for the training
     output = Output(json_result=args.json)
     if config.data.dir is None:
@@ -71,7 +71,7 @@ def handle(args: argparse.Namespace) -> int:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=str(folder)))
     _scored_part(config)  # before the training
     started = time.perf_counter()
-    run = _train(config, backend, args.devices, output)
+    run = _train(config, backend, args.devices, output, resumed)
     result = finish(run, config, backend, formats, plugins, output)
     result["seconds"] = round(time.perf_counter() - started, 1)
     output.result(result, f"done in {result['seconds']:.0f} s; report: {run.report}")
@@ -80,11 +80,13 @@ def handle(args: argparse.Namespace) -> int:
     return 0
 
 
-def _train(config: Config, backend: Backend, devices: int, output: Output) -> RunFolder:
+def _train(
+    config: Config, backend: Backend, devices: int, output: Output, resumed: RunFolder | None
+) -> RunFolder:
     if devices == 1:
-        return train(config, backend, RankInfo(), output)
+        return train(config, backend, RankInfo(), output, resumed)
     per_rank(config, devices, len(open_splits(config).train))  # before a run folder is made
-    run = prepare_run(config, backend)
+    run = resumed or prepare_run(config, backend)
     words = ["train", "--resume", str(run.path), "--no-result"]
     code = launch(backend, config, run, devices, words, output.json_result)
     if code != 0:

@@ -45,27 +45,24 @@ examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_config_flags(parser)
-    parser.add_argument(
-        "--resume", metavar="RUN", nargs="?", const="", help="continue a run (the newest without RUN)"
-    )
+    add_resume_flag(parser)
     # for a rank of a whole job, whose parent prints the result
     parser.add_argument("--no-result", action="store_true", help=argparse.SUPPRESS)
     add_devices_flag(parser)
     add_json_flag(parser)
 
 
+def add_resume_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --resume."""
+    parser.add_argument(
+        "--resume", metavar="RUN", nargs="?", const="", help="continue a run (the newest without RUN)"
+    )
+
+
 def handle(args: argparse.Namespace) -> int:
     plugins = load_plugins()
     rank = rank_info()
-    resumed = _resumed_run(args)
-    base = None
-    if resumed is not None:
-        stored = read_layer(resumed.config)
-        base = Layer(source=f"run {resumed.path.name}", values=_known_sections(stored.values, plugins))
-        backend_id = args.backend or (resumed.read_result("run") or {}).get("backend")
-    else:
-        backend_id = args.backend
-    config, sources = resolve_config(args, plugins, default_recipe=DEFAULT_RECIPE, base=base)
+    resumed, backend_id, config, sources = resumed_config(args, plugins, DEFAULT_RECIPE)
     if args.print_config:
         print_config(config, sources)
         return 0
@@ -102,9 +99,10 @@ def train(
         if resumed is not None and rank.is_main:
             run.rewind(checkpoint.progress.step if checkpoint else -1)
         spec = splits.train
+        at = f", from step {checkpoint.progress.step}" if checkpoint else ""
         output.say(
             f"training {config.model.variant} on backend {backend.id}: {len(spec)} images, {len(spec.classes)} "
-            f"classes, batch {config.train.batch_size}, {config.train.epochs} epochs; run folder {run.path}"
+            f"classes, batch {config.train.batch_size}, {config.train.epochs} epochs{at}; run folder {run.path}"
         )
         with training_job(config, backend, splits, run, rank, collectives, emit) as job:
             started = time.time()
@@ -168,10 +166,22 @@ def environment() -> dict[str, Any]:
     } | {"resnext-core": __version__}
 
 
-def _resumed_run(args: argparse.Namespace) -> RunFolder | None:
+def resumed_config(
+    args: argparse.Namespace, plugins: PluginSet, default_recipe: str
+) -> tuple[RunFolder | None, str | None, Config, dict[str, str]]:
+    """Return the run of --resume (None without), the backend id to use, and the configuration.
+
+    A resumed run brings its own configuration, which stands in for the recipe, and its own backend.
+    """
     if args.resume is None:
-        return None
-    return RunFolder.open(Path(args.resume)) if args.resume else RunFolder.newest(Path(args.output or "runs"))
+        config, sources = resolve_config(args, plugins, default_recipe=default_recipe)
+        return None, args.backend, config, sources
+    path = Path(args.resume)
+    run = RunFolder.open(path) if args.resume else RunFolder.newest(Path(args.output or "runs"))
+    stored = _known_sections(read_layer(run.config).values, plugins)
+    base = Layer(source=f"run {run.path.name}", values=stored)
+    config, sources = resolve_config(args, plugins, base=base)
+    return run, args.backend or (run.read_result("run") or {}).get("backend"), config, sources
 
 
 def _known_sections(values: Mapping[str, Any], plugins: PluginSet) -> dict[str, Any]:
