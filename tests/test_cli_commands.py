@@ -188,7 +188,7 @@ def test_recipes(cli: CommandLine) -> None:
     recipes = cli.ok("recipes", "--json").json()["recipes"]
     assert "digits" in recipes
     assert recipes["digits"] in cli.ok("recipes").out
-    assert yaml.safe_load(cli.ok("recipes", "digits").out)["model"]["variant"] == "resnext_tiny"
+    assert yaml.safe_load(cli.ok("recipes", "digits").out)["model"]["variant"] == "resnext20_4x16d_quarter"
 
 
 def test_doctor(cli: CommandLine) -> None:

@@ -248,7 +248,8 @@ def test_an_interrupt_is_the_parents_to_handle(index: Index) -> None:
 
 
 PARENT = """
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
 import numpy as np
 from resnext_core.data.index import open_index
 from resnext_core.data.loader import Loader, Task

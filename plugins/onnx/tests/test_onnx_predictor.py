@@ -263,7 +263,7 @@ def test_no_manifest(edited):
         (lambda d: d.update(format=99), "manifest format 99"),
         (lambda d: d.pop("artefact"), "no artefact entry"),
         (lambda d: d["artefact"].update(input="bgr"), "no artefact entry"),
-        (lambda d: d["model"].update(image_size=37), "is damaged"),
+        (lambda d: d["model"].update(image_size=37), "preprocessing crops 36 pixels, the network takes 37"),
         (lambda d: (d["model"].update(num_classes=8), d["classes"].append("more")), "is damaged"),
     ],
 )
