@@ -1,4 +1,4 @@
-"""Every test but those of the plugin record needs MindSpore itself."""
+"""Lets the tests import the small networks of `mindspore_cases` that they share."""
 
 from __future__ import annotations
 

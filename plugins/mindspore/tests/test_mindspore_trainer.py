@@ -181,3 +181,6 @@ def test_impossible_batches_are_refused() -> None:
         trainer.run_steps([batch], LRS[:1])
     with pytest.raises(UsageError, match="EMA"):
         trainer.predictor(ema=True)
+    trainer.close()
+    with pytest.raises(UsageError, match="closed"):
+        trainer.run_steps(batches(1), LRS[:1])

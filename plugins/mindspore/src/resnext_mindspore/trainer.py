@@ -50,11 +50,13 @@ class MindsporeTrainer:
         gradients = step.Gradients(network, loss, self._table.trainable)
         update = step.Update(request, self._table)
         if request.accumulate == 1:
-            self._whole = step.Step(gradients, update)
+            self._graphs: dict[str, Any] = {"whole": step.Step(gradients, update)}
         else:
             totals = step.zeros(self._spec, "total/")
-            self._micro = step.Accumulate(gradients, totals)
-            self._finish = step.UpdateFromTotals(update, totals)
+            self._graphs = {
+                "micro": step.Accumulate(gradients, totals),
+                "finish": step.UpdateFromTotals(update, totals),
+            }
         self._predictors: dict[bool, Any] = {}
         self._step = self._overflow_steps = self._good_steps = 0
         self._loss_scale = 1.0 if request.precision.loss_scale == "none" else float(request.precision.scale)
@@ -64,6 +66,8 @@ class MindsporeTrainer:
 
         Raises UsageError on batches that are not of the size asked for, DataError on impossible labels.
         """
+        if not self._graphs:
+            raise UsageError("this trainer is closed")
         if len(batches) != len(lrs):
             raise UsageError(f"{len(batches)} batches need as many learning rates, not {len(lrs)}")
         for batch in batches:
@@ -83,7 +87,10 @@ class MindsporeTrainer:
         return means.astype(np.float32)
 
     def predictor(self, *, ema: bool = False) -> Any:
-        """Return a predictor that shares the current weights (or EMA) and follows them as training goes on."""
+        """Return a predictor that shares the current weights (or EMA) and follows them as training goes on.
+
+        It computes in the arithmetic of training. Raises UsageError where the run keeps no EMA.
+        """
         if ema and not self._table.averages:
             raise UsageError("this run keeps no EMA; set train.ema_decay")
         if ema not in self._predictors:
@@ -134,8 +141,7 @@ class MindsporeTrainer:
 
     def close(self) -> None:
         """Drop the graphs and predictors; the device stays open for the rest of the process."""
-        self._predictors = {}
-        self._whole = self._micro = self._finish = None
+        self._predictors, self._graphs = {}, {}
 
     def _run_step(self, batch: Batch, lr: float) -> tuple[list[Any], Any]:
         """Start one step; return the losses of its micro-batches and the flag `finite`, as Tensors."""
@@ -143,15 +149,17 @@ class MindsporeTrainer:
         rate, scale = tensor(np.float32(lr)), tensor(np.float32(self._loss_scale))
         count = self._request.accumulate
         if count == 1:
-            loss, finite = self._whole(tensor(batch.images), tensor(batch.labels), rate, scale)
+            loss, finite = self._graphs["whole"](tensor(batch.images), tensor(batch.labels), rate, scale)
             return [loss], finite
         size = self._request.batch_size // count
         share = tensor(np.float32(self._loss_scale / count))  # so that the sum over micro-batches is the mean
         losses = [
-            self._micro(tensor(batch.images[i : i + size]), tensor(batch.labels[i : i + size]), share)
+            self._graphs["micro"](
+                tensor(batch.images[i : i + size]), tensor(batch.labels[i : i + size]), share
+            )
             for i in range(0, len(batch), size)
         ]
-        return losses, self._finish(rate, scale)
+        return losses, self._graphs["finish"](rate, scale)
 
     def _settle(self, flags: list[Any]) -> None:
         """Count the steps that `flags` tell of and move the dynamic loss scale; empties `flags`."""
