@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TextIO
 
 from resnext_core.errors import EXIT_INTERRUPTED, EXIT_UNAVAILABLE, UsageError
 from resnext_core.interfaces import LaunchRequest
@@ -50,11 +50,16 @@ def launch(request: LaunchRequest, *, cluster_timeout: int) -> int:
                 ranks.append(
                     _start(command, shared, "MS_WORKER", rank, subprocess.PIPE if rank == 0 else log)
                 )
-        pump = threading.Thread(target=_tee, args=(ranks[0].stdout, _log(request.log_dir, 0)), daemon=True)
-        pump.start()
+        pumps = [
+            threading.Thread(target=_tee, args=(source, _log(request.log_dir, 0), terminal), daemon=True)
+            for source, terminal in ((ranks[0].stdout, sys.stdout), (ranks[0].stderr, sys.stderr))
+        ]
+        for pump in pumps:
+            pump.start()
         with _forwarded(ranks):
             code = _watch(ranks, scheduler, request.log_dir)
-        pump.join(timeout=5)
+        for pump in pumps:
+            pump.join(timeout=5)
         return code
     finally:
         for process in (*ranks, scheduler):
@@ -90,7 +95,7 @@ def _start(
         env={**shared, **own},
         stdin=subprocess.DEVNULL,
         stdout=output,
-        stderr=subprocess.STDOUT,
+        stderr=output if output == subprocess.PIPE else subprocess.STDOUT,
         start_new_session=True,  # a Ctrl+C reaches the ranks once, from here
     )
 
@@ -99,14 +104,18 @@ def _log(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank}.log"
 
 
-def _tee(source: IO[bytes], path: Path) -> None:
-    """Copy rank 0's output to its file and to the terminal as it comes."""
-    with path.open("wb") as file:
+def _tee(source: IO[bytes], path: Path, terminal: TextIO) -> None:
+    """Copy one stream of rank 0 to its file and to the terminal as it comes.
+
+    Output and errors stay apart on the terminal: a --json result is alone on standard output, whatever
+    MindSpore logs.
+    """
+    with path.open("ab") as file:
         while block := source.read1(1 << 16):  # type: ignore[attr-defined]
             file.write(block)
             file.flush()
-            sys.stdout.buffer.write(block)
-            sys.stdout.flush()
+            terminal.buffer.write(block)
+            terminal.flush()
 
 
 @contextmanager
