@@ -16,6 +16,9 @@ from resnext_core.interfaces import Batch, Predictor
 
 Array = NDArray[Any]
 
+#: Largest |difference| of an artefact's logits, relative to the largest |logit| of its source.
+TOLERANCE = 1e-4
+
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
@@ -92,7 +95,7 @@ def validate(
     source: Predictor,
     batches: Iterable[Batch],
     *,
-    tolerance: float = 1e-4,
+    tolerance: float = TOLERANCE,
     min_agreement: float = 1.0,
     progress: Callable[[int], None] | None = None,
 ) -> ValidationResult:

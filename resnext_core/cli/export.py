@@ -20,10 +20,8 @@ from resnext_core.files import file_digest
 from resnext_core.interfaces import Backend, ExportRequest
 from resnext_core.plugins import PluginSet, load_plugins, probe
 from resnext_core.serve import WEIGHTS_SUFFIX, read_weights, serve, serve_weights
+from resnext_core.validate import TOLERANCE
 from resnext_core.weights import Weights
-
-#: Largest |difference| an artefact's logits may have, relative to the largest |logit| of its source.
-TOLERANCE = 1e-4
 
 EPILOG = """\
 examples:

@@ -17,7 +17,7 @@ from resnext_core.cli.common import (
     print_config,
 )  # fmt: skip
 from resnext_core.cli.eval import evaluate_served
-from resnext_core.cli.export import TOLERANCE, export, exporters, line
+from resnext_core.cli.export import export, exporters, line
 from resnext_core.cli.output import Output, ProgressBar
 from resnext_core.cli.report import make_report
 from resnext_core.cli.train import add_resume_flag, launch, prepare_run, resumed_config, train
@@ -32,6 +32,7 @@ from resnext_core.jobs import open_splits, per_rank
 from resnext_core.plugins import PluginSet, load_plugins
 from resnext_core.runs import RunFolder
 from resnext_core.serve import serve, serve_weights
+from resnext_core.validate import TOLERANCE
 from resnext_core.weights import load_weights
 
 DEMO_RECIPE = "digits"

@@ -17,7 +17,7 @@ from resnext_core.errors import DataError
 from resnext_core.jobs import eval_loader
 from resnext_core.plugins import load_plugins
 from resnext_core.serve import Served, serve
-from resnext_core.validate import ValidationResult, validate
+from resnext_core.validate import TOLERANCE, ValidationResult, validate
 
 EPILOG = """\
 examples:
@@ -35,9 +35,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tolerance",
         type=float,
-        default=1e-4,
+        default=TOLERANCE,
         metavar="X",
-        help="largest logit difference relative to the largest logit (default 1e-4)",
+        help="largest logit difference relative to the largest logit (default %(default)g)",
     )
     parser.add_argument("--source-backend", metavar="ID", help="backend that computes the source's logits")
     add_config_flags(parser)
