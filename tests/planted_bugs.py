@@ -195,14 +195,14 @@ class NeverDivided(ReferenceTrainer):
     """The loss is multiplied by the scale, the gradient is not divided by it."""
 
     def _average_ranks(self, loss: float, gradients: Any) -> Any:
-        return loss, {name: gradient * self._loss_scale for name, gradient in gradients.items()}
+        return loss, {name: gradient * self._count.scale for name, gradient in gradients.items()}
 
 
 class NeverMultiplied(ReferenceTrainer):
     """The gradient is divided by a scale that nothing multiplied in: the ancestor on GPU."""
 
     def _average_ranks(self, loss: float, gradients: Any) -> Any:
-        return loss, {name: gradient / self._loss_scale for name, gradient in gradients.items()}
+        return loss, {name: gradient / self._count.scale for name, gradient in gradients.items()}
 
 
 class Dampened(ReferenceTrainer):
@@ -275,15 +275,15 @@ class ResetsOnGood(ReferenceTrainer):
     """The dynamic scale grows after every good step."""
 
     def _take(self, gradients: Mapping[str, Any]) -> bool:
-        self._good_steps = 1000
+        self._count.good_steps = 1000
         return super()._take(gradients)
 
 
 class StatisticsStopOnOverflow(ReferenceTrainer):
     def _run_step(self, batch: Batch, lr: float) -> float:
-        kept, count = dict(self._weights), self._overflow_steps
+        kept, count = dict(self._weights), self._count.overflow_steps
         loss = super()._run_step(batch, lr)
-        if self._overflow_steps > count:
+        if self._count.overflow_steps > count:
             self._weights.update(kept)
         return loss
 
@@ -303,7 +303,7 @@ class HalvesFixedScale(ReferenceTrainer):
     def _take(self, gradients: Mapping[str, Any]) -> bool:
         taken = super()._take(gradients)
         if not taken and self._request.precision.loss_scale == "fixed":
-            self._loss_scale /= 2
+            self._count.scale /= 2
         return taken
 
 
@@ -388,9 +388,9 @@ class StateWithoutMomentum(ReferenceTrainer):
 
 class StateWithoutScale(ReferenceTrainer):
     def load_state(self, state: TrainState) -> None:
-        scale, good = self._loss_scale, self._good_steps
+        scale, good = self._count.scale, self._count.good_steps
         super().load_state(state)
-        self._loss_scale, self._good_steps = scale, good
+        self._count.scale, self._count.good_steps = scale, good
 
 
 class DoubleState(ReferenceTrainer):

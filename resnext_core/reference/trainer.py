@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from resnext_core.errors import DataError, UsageError
+from resnext_core.errors import UsageError
 from resnext_core.interfaces import Batch, TrainRequest, TrainState
 from resnext_core.reference.network import normalize, train_pass
 from resnext_core.reference.ops import Array
 from resnext_core.reference.predictor import ReferencePredictor
+from resnext_core.trainer_state import StepCounter, check_state
 
-#: The dynamic loss scale stops doubling here, the largest power of two of float32.
-MAX_LOSS_SCALE = 2.0**127
 #: Added to the norm when clipping, as torch.nn.utils.clip_grad_norm_ does.
 CLIP_EPS = 1e-6
 
@@ -51,10 +50,7 @@ class ReferenceTrainer:
         self._momentum = {t.name: np.zeros(t.shape, self._dtype) for t in self._spec.tensors if t.trainable}
         self._decay = {t.name for t in self._spec.tensors if t.decay}
         self._ema = None if request.ema_decay is None else {n: a.copy() for n, a in self._weights.items()}
-        self._step = 0
-        self._overflow_steps = 0
-        self._good_steps = 0
-        self._loss_scale = 1.0 if request.precision.loss_scale == "none" else float(request.precision.scale)
+        self._count = StepCounter(request.precision)
 
     def run_steps(self, batches: Sequence[Batch], lrs: Array) -> Array:
         """Take one optimizer step a batch; see :class:`~resnext_core.interfaces.Trainer`.
@@ -91,35 +87,16 @@ class ReferenceTrainer:
     def load_state(self, state: TrainState) -> None:
         """Continue from `state`; DataError when tensors or scalars are missing, misshapen or too many."""
         groups = self._groups()
-        wanted = {f"{g}/{n}": a.shape for g, arrays in groups.items() for n, a in arrays.items()}
-        problems = [f"missing {n}" for n in wanted if n not in state.tensors]
-        problems += [f"unexpected {n}" for n in state.tensors if n not in wanted]
-        problems += [
-            f"{n} is {state.tensors[n].dtype} {state.tensors[n].shape}, not float32 {shape}"
-            for n, shape in wanted.items()
-            if n in state.tensors
-            and (state.tensors[n].shape != shape or state.tensors[n].dtype != np.float32)
-        ]
-        problems += [f"missing {n}" for n in self.counters() if n not in state.scalars]
-        if problems:
-            more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
-            raise DataError(f"this state does not fit {self._spec.variant}: {'; '.join(problems[:4])}{more}")
+        shapes = {f"{g}/{n}": a.shape for g, arrays in groups.items() for n, a in arrays.items()}
+        check_state(state, shapes, self._spec.variant)
         for group, arrays in groups.items():
             for name, array in arrays.items():
                 array[...] = state.tensors[f"{group}/{name}"]
-        self._step = int(state.scalars["step"])
-        self._overflow_steps = int(state.scalars["overflow_steps"])
-        self._good_steps = int(state.scalars["good_steps"])
-        self._loss_scale = float(state.scalars["loss_scale"])
+        self._count.load(state.scalars)
 
     def counters(self) -> Mapping[str, float | int]:
         """Return step, overflow_steps, loss_scale and good_steps."""
-        return {
-            "step": self._step,
-            "overflow_steps": self._overflow_steps,
-            "loss_scale": self._loss_scale,
-            "good_steps": self._good_steps,
-        }
+        return self._count.scalars()
 
     def close(self) -> None:
         """Nothing is held outside this object."""
@@ -138,11 +115,10 @@ class ReferenceTrainer:
             loss, gradients = self._accumulate(batch)
             loss, gradients = self._average_ranks(loss, gradients)
             for gradient in gradients.values():
-                gradient /= self._dtype.type(self._loss_scale)
+                gradient /= self._dtype.type(self._count.scale)
             if self._take(gradients):
                 self._update(gradients, lr)
             self._update_ema()
-        self._step += 1
         return loss
 
     def _accumulate(self, batch: Batch) -> tuple[float, dict[str, Array]]:
@@ -153,7 +129,7 @@ class ReferenceTrainer:
             part = slice(start, start + micro)
             x = normalize(batch.images[part], self._request.weights.preprocess, self._dtype)
             found = train_pass(
-                self._spec, self._weights, x, batch.labels[part], self._request.loss, self._loss_scale
+                self._spec, self._weights, x, batch.labels[part], self._request.loss, self._count.scale
             )
             self._weights |= found.running
             total += found.loss / self._request.accumulate
@@ -176,20 +152,9 @@ class ReferenceTrainer:
         return float(mean[0]), averaged
 
     def _take(self, gradients: Mapping[str, Array]) -> bool:
-        """Say whether to take the step, and move the dynamic loss scale."""
-        precision = self._request.precision
-        if precision.loss_scale == "none":
-            return True
-        finite = all(np.isfinite(g).all() for g in gradients.values())
-        self._overflow_steps += not finite
-        if precision.loss_scale == "dynamic":
-            self._good_steps = self._good_steps + 1 if finite else 0
-            if not finite:
-                self._loss_scale = max(self._loss_scale / 2, 1.0)
-            elif self._good_steps >= precision.growth_interval:
-                self._good_steps = 0
-                if self._loss_scale < MAX_LOSS_SCALE:
-                    self._loss_scale *= 2
+        """Count the step and say whether to take it."""
+        finite = not self._count.checks or all(np.isfinite(g).all() for g in gradients.values())
+        self._count.count(finite)
         return finite
 
     def _update(self, gradients: Mapping[str, Array], lr: float) -> None:

@@ -9,10 +9,8 @@ import numpy as np
 
 from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import Batch, TrainRequest, TrainState
+from resnext_core.trainer_state import StepCounter, check_state
 from resnext_mindspore.device import Device, open_device
-
-#: The dynamic loss scale stops doubling here, the largest power of two of float32.
-MAX_LOSS_SCALE = 2.0**127
 
 
 class MindsporeTrainer:
@@ -58,8 +56,7 @@ class MindsporeTrainer:
                 "finish": step.UpdateFromTotals(update, totals),
             }
         self._predictors: dict[bool, Any] = {}
-        self._step = self._overflow_steps = self._good_steps = 0
-        self._loss_scale = 1.0 if request.precision.loss_scale == "none" else float(request.precision.scale)
+        self._count = StepCounter(request.precision)
 
     def run_steps(self, batches: Sequence[Batch], lrs: np.ndarray) -> np.ndarray:
         """Take one optimizer step a batch; see :class:`~resnext_core.interfaces.Trainer`.
@@ -72,13 +69,12 @@ class MindsporeTrainer:
             raise UsageError(f"{len(batches)} batches need as many learning rates, not {len(lrs)}")
         for batch in batches:
             self._check_batch(batch)
-        dynamic = self._request.precision.loss_scale == "dynamic"
         losses, flags = [], []
         for batch, lr in zip(batches, lrs, strict=True):
             step_losses, finite = self._run_step(batch, float(lr))
             losses.append(step_losses)
             flags.append(finite)
-            if dynamic:  # the next step needs the scale that this one leaves: wait for it
+            if self._count.dynamic:  # the next step needs the scale that this one leaves: wait for it
                 self._settle(flags)
         self._settle(flags)
         means = np.array([np.mean([x.asnumpy() for x in parts], dtype=np.float64) for parts in losses])
@@ -113,31 +109,14 @@ class MindsporeTrainer:
     def load_state(self, state: TrainState) -> None:
         """Continue from `state`; DataError when tensors or scalars are missing, misshapen or too many."""
         named = self._named()
-        problems = [f"missing {n}" for n in named if n not in state.tensors]
-        problems += [f"unexpected {n}" for n in state.tensors if n not in named]
-        problems += [f"missing {n}" for n in self.counters() if n not in state.scalars]
-        for name, parameter in named.items():
-            array = state.tensors.get(name)
-            if array is not None and (array.shape != parameter.shape or array.dtype != np.float32):
-                problems.append(f"{name} is {array.dtype} {array.shape}, not float32 {parameter.shape}")
-        if problems:
-            more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
-            raise DataError(f"this state does not fit {self._spec.variant}: {'; '.join(problems[:4])}{more}")
+        check_state(state, {n: p.shape for n, p in named.items()}, self._spec.variant)
         for name, parameter in named.items():
             parameter.set_data(self._ms.Tensor(np.array(state.tensors[name])))
-        self._step = int(state.scalars["step"])
-        self._overflow_steps = int(state.scalars["overflow_steps"])
-        self._good_steps = int(state.scalars["good_steps"])
-        self._loss_scale = float(state.scalars["loss_scale"])
+        self._count.load(state.scalars)
 
     def counters(self) -> Mapping[str, float | int]:
         """Return step, overflow_steps, loss_scale and good_steps."""
-        return {
-            "step": self._step,
-            "overflow_steps": self._overflow_steps,
-            "loss_scale": self._loss_scale,
-            "good_steps": self._good_steps,
-        }
+        return self._count.scalars()
 
     def close(self) -> None:
         """Drop the graphs and predictors; the device stays open for the rest of the process."""
@@ -146,13 +125,15 @@ class MindsporeTrainer:
     def _run_step(self, batch: Batch, lr: float) -> tuple[list[Any], Any]:
         """Start one step; return the losses of its micro-batches and the flag `finite`, as Tensors."""
         tensor = self._ms.Tensor
-        rate, scale = tensor(np.float32(lr)), tensor(np.float32(self._loss_scale))
+        rate, scale = tensor(np.float32(lr)), tensor(np.float32(self._count.scale))
         count = self._request.accumulate
         if count == 1:
             loss, finite = self._graphs["whole"](tensor(batch.images), tensor(batch.labels), rate, scale)
             return [loss], finite
         size = self._request.batch_size // count
-        share = tensor(np.float32(self._loss_scale / count))  # so that the sum over micro-batches is the mean
+        share = tensor(
+            np.float32(self._count.scale / count)
+        )  # so that the sum over micro-batches is the mean
         losses = [
             self._graphs["micro"](
                 tensor(batch.images[i : i + size]), tensor(batch.labels[i : i + size]), share
@@ -163,20 +144,8 @@ class MindsporeTrainer:
 
     def _settle(self, flags: list[Any]) -> None:
         """Count the steps that `flags` tell of and move the dynamic loss scale; empties `flags`."""
-        precision = self._request.precision
         for flag in flags:
-            self._step += 1
-            if precision.loss_scale == "none":
-                continue
-            finite = bool(flag.asnumpy())
-            self._overflow_steps += not finite
-            if precision.loss_scale == "dynamic":
-                self._good_steps = self._good_steps + 1 if finite else 0
-                if not finite:
-                    self._loss_scale = max(self._loss_scale / 2, 1.0)
-                elif self._good_steps >= precision.growth_interval:
-                    self._good_steps = 0
-                    self._loss_scale = min(self._loss_scale * 2, MAX_LOSS_SCALE)
+            self._count.count(not self._count.checks or bool(flag.asnumpy()))
         flags.clear()
 
     def _check_batch(self, batch: Batch) -> None:
