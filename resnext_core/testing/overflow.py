@@ -20,7 +20,8 @@ from resnext_core.weights import Weights
 #: The largest power of two of float32: gradients above 2 overflow when multiplied by it.
 HUGE = 2.0**127
 GROWTH = 2
-STEPS = 10
+#: Enough for a good step, an overflow and a good step again, wherever an arithmetic overflows first.
+STEPS = 14
 
 
 def overflow_case(precision: PrecisionConfig) -> TrainCase:
@@ -107,6 +108,7 @@ class OverflowContract(TrainingBase):
         trace = self._trace("dynamic")
         good = [index for index, overflow in enumerate(trace.overflowed) if not overflow]
         assert good, "every step overflowed"
+        assert any(trace.overflowed[good[0] : good[-1]]), "no overflow between good steps: nothing was tested"
         _, expected = oracle_state(good)
         names = [f"weights/{n}" for n in cases.trainable(TRAIN_CASES["plain"])]
         when = f"after {len(good)} good and {STEPS - len(good)} skipped steps"
