@@ -18,6 +18,7 @@ _COMMANDS = {
     "data": "make the demo data, or look at a data set",
     "backends": "list backends and what each lacks",
     "doctor": "check this machine and every backend on it",
+    "runs": "list, show, verify and prune run folders",
     "recipes": "list and show recipes",
     "report": "write report.html of a run again",
 }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +22,12 @@ from resnext_core.files import file_digest, fsync, write_atomic
 from resnext_core.interfaces import TrainState
 from resnext_core.weights import Weights, load_weights, save_weights
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _STATE, _WEIGHTS, _TENSORS = "state.json", "weights.safetensors", "training.safetensors"
 #: Ending of a checkpoint that another one of the same step is about to replace.
 _REPLACED = ".replaced"
+#: Field of ``state.json`` with the digest of all its other fields.
+_SEAL = "sha256"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,29 @@ class Progress:
     best_step: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Saving:
+    """What it took: `bytes` of the tensors on disk, `seconds` to write them, `blocked_s` that training stood still.
+
+    `records` is the length in bytes of the run's ``records.jsonl`` when the state was taken (None: unknown).
+    """
+
+    bytes: int
+    seconds: float
+    blocked_s: float
+    records: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What ``state.json`` says of a checkpoint; `metrics` are those of the evaluation it closed, if any."""
+
+    name: str
+    progress: Progress
+    saving: Saving
+    metrics: Mapping[str, Any]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Checkpoint:
     """A checkpoint read back: `weights` are servable, `state` continues the training."""
@@ -44,6 +72,17 @@ class Checkpoint:
     state: TrainState
     progress: Progress
     run: Mapping[str, Any]
+    saving: Saving
+
+    @property
+    def summary(self) -> Summary:
+        """What :func:`read_summary` would return."""
+        return Summary(
+            name=self.path.name,
+            progress=self.progress,
+            saving=self.saving,
+            metrics=dict(self.weights.metrics),
+        )
 
 
 def save_checkpoint(
@@ -55,12 +94,16 @@ def save_checkpoint(
     run: Mapping[str, Any],
     best: bool,
     keep: int,
-) -> Path:
+    records: int | None = None,
+    blocked_s: float = 0.0,
+) -> Summary:
     """Write ``folder/step-XXXXXXXX``, then move the pointers, then remove what is beyond the newest `keep`.
 
     `weights` is what is served (the EMA where there is one). `run` are JSON facts that resume checks: they must
-    not change. Raises DataError when the disk refuses; nothing that was there before is lost.
+    not change. `records` and `blocked_s` are kept as they are, see :class:`Saving`. Raises DataError when the
+    disk refuses; nothing that was there before is lost.
     """
+    started = time.perf_counter()
     name = f"step-{progress.step:08d}"
     final, partial = folder / name, folder / f".{name}.partial"
     try:
@@ -70,14 +113,17 @@ def save_checkpoint(
         tensors = {k: np.ascontiguousarray(v) for k, v in state.tensors.items()}
         safetensors.numpy.save_file(tensors, partial / _TENSORS)
         fsync(partial / _TENSORS)
+        files = (_WEIGHTS, _TENSORS)
+        digests = {f: file_digest(partial / f) for f in files}
+        saving = Saving(
+            bytes=sum((partial / f).stat().st_size for f in files),
+            seconds=round(time.perf_counter() - started, 3), blocked_s=round(blocked_s, 3), records=records,
+        )  # fmt: skip
         record = {
-            "format": FORMAT_VERSION,
-            "progress": vars(progress),
-            "scalars": dict(state.scalars),
-            "run": dict(run),
-            "files": {f: file_digest(partial / f) for f in (_WEIGHTS, _TENSORS)},
-        }
-        write_atomic(partial / _STATE, json.dumps(record, indent=1))
+            "format": FORMAT_VERSION, "progress": vars(progress), "scalars": dict(state.scalars),
+            "run": dict(run), "files": digests, "saving": vars(saving), "metrics": dict(weights.metrics),
+        }  # fmt: skip
+        write_atomic(partial / _STATE, json.dumps({**record, _SEAL: _seal(record)}, indent=1))
         fsync(partial)
         if final.exists():  # the same step again, e.g. evaluated by now; the old one stays until then
             shutil.rmtree(folder / f"{name}{_REPLACED}", ignore_errors=True)
@@ -94,8 +140,8 @@ def save_checkpoint(
     write_atomic(folder / "latest", name)
     if best:
         write_atomic(folder / "best", name)
-    _prune(folder, keep)
-    return final
+    _sweep(folder, keep)
+    return Summary(name=name, progress=progress, saving=saving, metrics=dict(weights.metrics))
 
 
 def checkpoint_names(folder: Path) -> list[str]:
@@ -106,23 +152,29 @@ def checkpoint_names(folder: Path) -> list[str]:
 
 def best_weights(folder: Path) -> Path:
     """Return the weights file of the best checkpoint, or of the latest where none is best yet (DataError if none)."""
-    for name in (_pointed(folder, "best"), _pointed(folder, "latest"), *reversed(checkpoint_names(folder))):
-        path = folder / name / _WEIGHTS
+    for name in (pointed(folder, "best"), pointed(folder, "latest"), *reversed(checkpoint_names(folder))):
+        path = folder / (name or "-") / _WEIGHTS
         if path.is_file():
             return path
     raise DataError(f"no checkpoint in {folder}")
 
 
+def read_summary(path: Path) -> Summary:
+    """Return what a checkpoint's ``state.json`` says, without reading its tensors; DataError when it is damaged."""
+    with _readable(path):
+        record = _read_record(path)
+        return Summary(
+            name=path.name, progress=Progress(**record["progress"]), saving=Saving(**record["saving"]),
+            metrics=dict(record["metrics"]),
+        )  # fmt: skip
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read one checkpoint folder; DataError when a file is missing or does not have its digest."""
-    try:
-        record = json.loads((path / _STATE).read_text())
-        if record["format"] != FORMAT_VERSION:
-            raise DataError(
-                f"{path} has checkpoint format {record['format']}, this resnext reads {FORMAT_VERSION}"
-            )
-        for name, digest in record["files"].items():
-            if file_digest(path / name) != digest:
+    with _readable(path):
+        record = _read_record(path)
+        for name in (_WEIGHTS, _TENSORS):
+            if file_digest(path / name) != record["files"][name]:
                 raise DataError(f"{path / name} is damaged: it does not have the digest in {_STATE}")
         return Checkpoint(
             path=path,
@@ -132,11 +184,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             ),
             progress=Progress(**record["progress"]),
             run=dict(record["run"]),
+            saving=Saving(**record["saving"]),
         )
-    except DataError:
-        raise
-    except Exception as error:  # a damaged record can be any JSON at all
-        raise DataError(f"{path} is not a readable checkpoint: {' '.join(str(error).split())}") from error
 
 
 def load_latest(folder: Path, tell: Callable[[str], None]) -> Checkpoint:
@@ -150,20 +199,53 @@ def load_latest(folder: Path, tell: Callable[[str], None]) -> Checkpoint:
     raise DataError(f"no readable checkpoint in {folder}")
 
 
-def _pointed(folder: Path, pointer: str) -> str:
+def pointed(folder: Path, pointer: str) -> str | None:
+    """Return the name that the pointer ``latest`` or ``best`` holds, or None."""
     try:
-        return (folder / pointer).read_text().strip() or "-"
+        return (folder / pointer).read_text().strip() or None
     except OSError:
-        return "-"
+        return None
 
 
-def _prune(folder: Path, keep: int) -> None:
-    """Remove what is beyond the newest `keep`, what was replaced, and what a killed process left half written."""
-    keeping = {_pointed(folder, "best"), _pointed(folder, "latest")}
+def superfluous(folder: Path, keep: int) -> list[Path]:
+    """Return what may be removed: checkpoints beyond the newest `keep`, replaced ones, half-written ones.
+
+    What ``latest`` and ``best`` name stays, however old.
+    """
+    keeping = {pointed(folder, "best"), pointed(folder, "latest")}
     names = checkpoint_names(folder)
     replaced = [name for name in names if name.endswith(_REPLACED)]
     old = [name for name in names if name not in replaced][:-keep]
-    for path in [folder / name for name in replaced + old if name not in keeping]:
+    gone = [folder / name for name in replaced + old if name not in keeping]
+    return gone + sorted(folder.glob(".step-*.partial"))
+
+
+def _sweep(folder: Path, keep: int) -> None:
+    for path in superfluous(folder, keep):
         shutil.rmtree(path, ignore_errors=True)
-    for path in folder.glob(".step-*.partial"):
-        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged checkpoint does to its reader into a DataError."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # a damaged record can be any JSON at all
+        raise DataError(f"{path} is not a readable checkpoint: {' '.join(str(error).split())}") from error
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """Return ``state.json`` in the present format, its seal checked."""
+    record = json.loads((path / _STATE).read_text())
+    version = record["format"]
+    if version != FORMAT_VERSION:
+        raise DataError(f"{path} has checkpoint format {version}, this resnext reads {FORMAT_VERSION}")
+    if record.pop(_SEAL) != _seal(record):
+        raise DataError(f"{path / _STATE} is damaged: it does not have its own digest")
+    return dict(record)
+
+
+def _seal(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -124,7 +124,12 @@ class PrecisionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The run. `batch_size` is global: samples an optimizer step, over all ranks and accumulated micro-batches."""
+    """The run. `batch_size` is global: samples an optimizer step, over all ranks and accumulated micro-batches.
+
+    A checkpoint is saved every `checkpoint_every` epochs, and with `checkpoint_steps` also every so many steps;
+    `background_saving` writes it beside the training. A step whose loss is not a number ends the run (`nonfinite`
+    ``stop``), or is left out and counted (``skip``).
+    """
 
     epochs: int = 150
     batch_size: int = 256
@@ -134,16 +139,23 @@ class TrainConfig:
     eval_every: int = 1
     eval_start: int = 1
     checkpoint_every: int = 1
+    checkpoint_steps: int | None = None
+    background_saving: bool = True
     keep: int = 3
     best: Literal["top1", "top5"] = "top1"
+    nonfinite: Literal["stop", "skip"] = "stop"
     log_every: int = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """Evaluation batch (a rank's); the result does not depend on it."""
+    """Evaluation batch (a rank's); the result does not depend on it.
+
+    `self_check` computes a model's golden logits, where it carries some, before it is used.
+    """
 
     batch_size: int = 64
+    self_check: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,7 +372,14 @@ def _check(config: Config, sources: Mapping[str, str]) -> None:
             refuse(key, "between 0 and 1")
     if config.train.seed >= 2**63:
         refuse("train.seed", "below 2^63")
-    for key in ("export.batch_size", "optimizer.lr_batch", "optimizer.clip_norm", "schedule.t_max"):
+    optional = [
+        "export.batch_size",
+        "optimizer.lr_batch",
+        "optimizer.clip_norm",
+        "schedule.t_max",
+        "train.checkpoint_steps",
+    ]
+    for key in optional:
         if value(key) is not None and not value(key) > 0:
             refuse(key, "above 0, or null")
     low, high = config.augment.scale

@@ -30,7 +30,8 @@ class TrainRequest:
     `weights` hold the initial tensors, the ModelSpec and the PreprocessSpec (mean and std are applied on
     the device). `batch_size` is the number of samples a rank gives to one optimizer step; it is split in
     order into `accumulate` equal micro-batches, whose gradients are averaged and whose BN statistics stay
-    their own. `ema_decay` None means no EMA. `options` is the backend's own validated dataclass.
+    their own. `ema_decay` None means no EMA. With `skip_nonfinite` a step whose loss or gradients are not finite
+    changes nothing but the counters. `options` is the backend's own validated dataclass.
     """
 
     weights: Weights
@@ -40,6 +41,7 @@ class TrainRequest:
     batch_size: int
     accumulate: int = 1
     ema_decay: float | None = None
+    skip_nonfinite: bool = False
     seed: int = 1
     rank: RankInfo
     collectives: Collectives
@@ -89,7 +91,8 @@ class Trainer(Protocol):
 
         Returns float32 (len(batches),): the mean loss of each step over its samples and over all ranks,
         before that step's update and without the loss scale. A step whose gradients are not finite is
-        skipped and counted where a loss scale is in use; its loss is returned as computed.
+        skipped and counted where a loss scale is in use or `skip_nonfinite` asks for it; its loss is returned
+        as computed.
         """
         ...
 

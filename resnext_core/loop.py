@@ -6,12 +6,11 @@ import itertools
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
 
-from resnext_core.checkpoint import Checkpoint, Progress, save_checkpoint
+from resnext_core.checkpoint import Checkpoint, Progress, Summary, save_checkpoint
 from resnext_core.config import Config
 from resnext_core.data.batch import Task
 from resnext_core.data.index import Index
@@ -21,8 +20,12 @@ from resnext_core.distributed import Collectives, RankInfo
 from resnext_core.errors import DataError, Interrupted
 from resnext_core.evaluate import Evaluation, evaluate
 from resnext_core.interfaces import Batch, Trainer
+from resnext_core.meter import Meter
+from resnext_core.nonfinite import Nonfinite
 from resnext_core.runs import RunFolder
+from resnext_core.saver import Saver
 from resnext_core.schedule import lrs, scaled_lr
+from resnext_core.selfcheck import make_golden
 from resnext_core.signals import StopRequest
 from resnext_core.weights import Weights
 
@@ -49,6 +52,25 @@ class Job:
     def steps_per_epoch(self) -> int:
         return steps_per_epoch(len(self.train), self.config.train.batch_size)
 
+    @property
+    def tolerates_nonfinite(self) -> bool:
+        """True where a step whose loss is not a number is skipped: by policy, or as an overflow of the loss scale."""
+        return self.config.train.nonfinite == "skip" or self.config.precision.loss_scale != "none"
+
+    def saves_at(self, step: int) -> bool:
+        """True where a checkpoint is due within an epoch."""
+        every = self.config.train.checkpoint_steps
+        return every is not None and step % every == 0 and step % self.steps_per_epoch != 0
+
+    def chunk(self, step: int) -> int:
+        """Return how many steps to take in one call after `step`: as the backend likes, but not past a checkpoint."""
+        every = self.config.train.checkpoint_steps
+        return self.steps_per_call if every is None else min(self.steps_per_call, every - step % every)
+
+    def saved(self, summary: Summary) -> None:
+        """Write the record of a checkpoint."""
+        self.emit(checkpoint_record(summary, self.steps_per_epoch))
+
     def facts(self) -> dict[str, Any]:
         """What a resumed run must share with its checkpoint for the same images to be seen."""
         train = self.config.train
@@ -61,6 +83,17 @@ class Job:
         }
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Work:
+    """What the parts of the loop share."""
+
+    trainer: Trainer
+    job: Job
+    saver: Saver
+    stop: StopRequest
+    watch: Nonfinite
+
+
 def fit(trainer: Trainer, job: Job, resume: Checkpoint | None = None) -> Progress:
     """Train to the last epoch and return where it ended; raises Interrupted after saving on a signal."""
     per_epoch, epochs = job.steps_per_epoch, job.config.train.epochs
@@ -69,25 +102,28 @@ def fit(trainer: Trainer, job: Job, resume: Checkpoint | None = None) -> Progres
         _check_same(job, resume)
         trainer.load_state(resume.state)
         progress = resume.progress
-    with StopRequest() as stop:
+    with StopRequest() as stop, Saver(job.saved, background=job.config.train.background_saving) as saver:
+        watch = Nonfinite(job.run.path / "nonfinite", job.train, tolerant=job.tolerates_nonfinite)
+        work = _Work(trainer=trainer, job=job, saver=saver, stop=stop, watch=watch)
         if not progress.epoch_closed and progress.step % per_epoch == 0:
-            progress = _close_epoch(trainer, job, progress)
+            progress = _close_epoch(work, progress)
         for epoch in range(progress.step // per_epoch, epochs):
-            steps = _train_epoch(trainer, job, epoch, progress.step)
+            steps = _train_epoch(work, epoch, progress.step)
             for step in steps:
                 progress = replace(progress, step=step, epoch_closed=False)
+                saver.look()
                 if _agreed(stop.requested, job):
                     steps.close()  # writes the record of the last steps
-                    _save(trainer, job, progress)
-                    raise Interrupted(
-                        f"stopped after step {progress.step}; continue with --resume {job.run.path}"
-                    )
-            progress = _close_epoch(trainer, job, progress)
+                    _stop(work, progress)
+                if job.saves_at(step):
+                    _save(work, progress)
+            progress = _close_epoch(work, progress)
     return progress
 
 
-def _train_epoch(trainer: Trainer, job: Job, epoch: int, done: int) -> Generator[int, None, None]:
+def _train_epoch(work: _Work, epoch: int, done: int) -> Generator[int, None, None]:
     """Take the steps of `epoch` that are not `done` yet; yields the number of steps after each call."""
+    trainer, job = work.trainer, work.job
     config, rank, per_epoch = job.config, job.rank, job.steps_per_epoch
     order = epoch_permutation(len(job.train), config.train.seed, epoch)
     first = max(done - epoch * per_epoch, 0)
@@ -97,11 +133,12 @@ def _train_epoch(trainer: Trainer, job: Job, epoch: int, done: int) -> Generator
         Task.of(epoch, rank_slice(order, s, batch_size, rank.rank, rank.world))
         for s in range(first, per_epoch)
     )
-    meter, step = _Meter(job, epoch), epoch * per_epoch + first
+    meter = Meter(job.emit, batch_size=batch_size, total=per_epoch * config.train.epochs, epoch=epoch + 1)
+    step = epoch * per_epoch + first
     batches = job.train_loader.batches(tasks)
     while True:
         started = time.perf_counter()
-        chunk: list[Batch] = list(itertools.islice(batches, job.steps_per_call))
+        chunk: list[Batch] = list(itertools.islice(batches, job.chunk(step)))
         if not chunk:
             return
         loaded = time.perf_counter()
@@ -110,14 +147,18 @@ def _train_epoch(trainer: Trainer, job: Job, epoch: int, done: int) -> Generator
             epochs=config.train.epochs,
         )  # fmt: skip
         losses = trainer.run_steps(chunk, lr)
-        step += len(chunk)
-        meter.add(step, losses, float(lr[-1]), loaded - started, time.perf_counter() - loaded)
-        if not np.isfinite(losses).all() and config.precision.loss_scale == "none":
-            raise DataError(
-                f"loss is not a number at step {step}, lr {lr[-1]:.3g}; lower optimizer.lr or check the data. "
-                f"Checkpoints up to here are kept in {job.run.checkpoints}"
+        meter.add(step + len(chunk), losses, float(lr[-1]), loaded - started, time.perf_counter() - loaded)
+        for i in np.flatnonzero(~np.isfinite(losses)).tolist() or [len(losses) - 1]:
+            samples = rank_slice(order, step + i - epoch * per_epoch, batch_size, 0, 1)
+            record = work.watch.look(
+                step + i + 1, epoch + 1, float(losses[i]), float(lr[i]), samples.tolist(), write=rank.is_main
             )
-        if meter.steps >= config.train.log_every or step == (epoch + 1) * per_epoch:
+            if record is not None:
+                job.emit(record)
+        step += len(chunk)
+        for text in job.train_loader.take_notes():
+            job.emit({"kind": "note", "step": step, "text": text})
+        if meter.steps >= config.train.log_every or step == (epoch + 1) * per_epoch or job.saves_at(step):
             meter.write(trainer.counters())
         try:
             yield step
@@ -127,17 +168,19 @@ def _train_epoch(trainer: Trainer, job: Job, epoch: int, done: int) -> Generator
             raise
 
 
-def _close_epoch(trainer: Trainer, job: Job, progress: Progress) -> Progress:
+def _close_epoch(work: _Work, progress: Progress) -> Progress:
     """Evaluate and save as the configuration says, at the end of an epoch."""
+    job = work.job
     train = job.config.train
     epoch = progress.step // job.steps_per_epoch
     last, is_best = epoch == train.epochs, False
-    progress = replace(progress, epoch_closed=True)
     metrics: dict[str, Any] = {}
     if job.val is not None and (last or (epoch >= train.eval_start and epoch % train.eval_every == 0)):
-        result = _evaluate(trainer, job)
+        result = _evaluate(work, progress)
         score = getattr(result, train.best)
         metrics = {"split": "val", "top1": result.top1, "top5": result.top5}
+        if progress.best is None:
+            _warn_at_chance(job, progress.step, result)
         if progress.best is None or score > progress.best:
             progress, is_best = replace(progress, best=score, best_step=progress.step), True
         job.emit(
@@ -147,58 +190,85 @@ def _close_epoch(trainer: Trainer, job: Job, progress: Progress) -> Progress:
                 "best": is_best,
             }
         )  # fmt: skip
+    progress = replace(progress, epoch_closed=True)
     if last or is_best or epoch % train.checkpoint_every == 0:
-        _save(trainer, job, progress, best=is_best, metrics=metrics)
+        _save(work, progress, best=is_best, metrics=metrics)
     return progress
 
 
-def _evaluate(trainer: Trainer, job: Job) -> Evaluation:
+def _evaluate(work: _Work, progress: Progress) -> Evaluation:
+    """Evaluate on the validation part; a signal ends it at the next batch, and the epoch is closed on resuming."""
+    job = work.job
     assert job.val is not None
     assert job.val_loader is not None
-    _share_statistics(trainer, job)
+    _share_statistics(work.trainer, job)
+
+    def on_progress(done: int, total: int) -> None:
+        job.emit({"kind": "progress", "what": "eval", "done": done, "total": total})
+        if _agreed(work.stop.requested, job):
+            _stop(work, progress)
+
     return evaluate(
-        trainer.predictor(ema=job.config.train.ema_decay is not None),
-        job.val_loader,
-        job.val,
-        batch_size=job.config.eval.batch_size,
-        rank=job.rank,
-        collectives=job.collectives,
-        on_progress=lambda done, total: job.emit(
-            {"kind": "progress", "what": "eval", "done": done, "total": total}
-        ),
-    )
+        work.trainer.predictor(ema=job.config.train.ema_decay is not None), job.val_loader, job.val,
+        batch_size=job.config.eval.batch_size, rank=job.rank, collectives=job.collectives,
+        on_progress=on_progress,
+    )  # fmt: skip
+
+
+def _warn_at_chance(job: Job, step: int, result: Evaluation) -> None:
+    """Note a first accuracy that guessing would reach too."""
+    chance = 1 / len(result.classes)
+    if len(result.classes) > 1 and result.top1_interval[0] <= chance:
+        text = (
+            f"warning: the first evaluation has top-1 {100 * result.top1:.2f} %, no better than chance "
+            f"({100 * chance:.2f} %); if the next ones stay there, check labels, class folders and optimizer.lr"
+        )
+        job.emit({"kind": "note", "step": step, "text": text})
+
+
+def _stop(work: _Work, progress: Progress) -> NoReturn:
+    """Save where the run stands and end it."""
+    _save(work, progress)
+    work.saver.wait()
+    work.job.collectives.barrier()  # a rank that leaves early would have the launcher stop rank 0 while it writes
+    raise Interrupted(f"stopped after step {progress.step}; continue with --resume {work.job.run.path}")
 
 
 def _save(
-    trainer: Trainer,
-    job: Job,
-    progress: Progress,
-    *,
-    best: bool = False,
-    metrics: Mapping[str, Any] | None = None,
+    work: _Work, progress: Progress, *, best: bool = False, metrics: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a checkpoint on rank 0, then let every rank go on."""
-    if job.rank.is_main:
-        started = time.perf_counter()
-        state = trainer.state()
-        served = "ema/" if job.config.train.ema_decay is not None else "weights/"
-        weights = job.weights.replace(
-            tensors={t.name: state.tensors[served + t.name] for t in job.weights.spec.tensors},
-            origin={**job.weights.origin, "run": job.run.path.name, "step": progress.step},
-            metrics=dict(metrics or {}),
-        )
-        path = save_checkpoint(
-            job.run.checkpoints, weights, state, progress,
-            run=job.facts(), best=best, keep=job.config.train.keep,
-        )  # fmt: skip
-        job.emit(
-            {
-                "kind": "checkpoint", "step": progress.step, "epoch": progress.step // job.steps_per_epoch,
-                "seconds": round(time.perf_counter() - started, 3), "path": path.name,
-                "bytes": sum(f.stat().st_size for f in path.iterdir()),
-            }
-        )  # fmt: skip
-    job.collectives.barrier()
+    """Take the state and have it written, on rank 0; the other ranks go on."""
+    trainer, job = work.trainer, work.job
+    if not job.rank.is_main:
+        return
+    started = time.perf_counter()
+    ema = job.config.train.ema_decay is not None
+    state = trainer.state()
+    weights = job.weights.replace(
+        tensors={
+            t.name: state.tensors[("ema/" if ema else "weights/") + t.name] for t in job.weights.spec.tensors
+        },
+        origin={**job.weights.origin, "run": job.run.path.name, "step": progress.step},
+        metrics=dict(metrics or {}),
+        golden=make_golden(trainer.predictor(ema=ema), job.weights.spec, job.config.precision.compute),
+    )
+    records, facts = job.run.position(), job.facts()
+    work.saver.save(
+        lambda blocked_s: save_checkpoint(
+            job.run.checkpoints, weights, state, progress, run=facts, best=best, keep=job.config.train.keep,
+            records=records, blocked_s=blocked_s,
+        ),
+        since=started,
+    )  # fmt: skip
+
+
+def checkpoint_record(saved: Summary, steps_per_epoch: int) -> dict[str, Any]:
+    """Return the record of a checkpoint, the same when it was just written and when it is read again."""
+    return {
+        "kind": "checkpoint", "step": saved.progress.step, "epoch": saved.progress.step // steps_per_epoch,
+        "seconds": saved.saving.seconds, "blocked_s": saved.saving.blocked_s, "path": saved.name,
+        "bytes": saved.saving.bytes,
+    }  # fmt: skip
 
 
 def _share_statistics(trainer: Trainer, job: Job) -> None:
@@ -233,49 +303,3 @@ def _check_same(job: Job, resume: Checkpoint) -> None:
     changed = [f"{k} was {then.get(k)} and is {v}" for k, v in now.items() if then.get(k) != v]
     if changed:
         raise DataError(f"cannot resume {resume.path}: {'; '.join(changed)}")
-
-
-class _Meter:
-    """Sums what one training record says, and writes it."""
-
-    def __init__(self, job: Job, epoch: int) -> None:
-        self._job, self._epoch = job, epoch
-        self._reset()
-
-    def _reset(self) -> None:
-        self._losses: list[float] = []
-        self._wait = self._compute = 0.0
-        self._started = time.perf_counter()
-
-    @property
-    def steps(self) -> int:
-        """Steps since the last record."""
-        return len(self._losses)
-
-    def add(self, step: int, losses: NDArray[Any], lr: float, wait: float, compute: float) -> None:
-        self._losses += [float(x) for x in losses]
-        self._step, self._lr = step, lr
-        self._wait += wait
-        self._compute += compute
-        job = self._job
-        self._job.emit(
-            {
-                "kind": "progress", "what": "train", "done": step, "loss": float(losses[-1]), "lr": lr,
-                "total": job.steps_per_epoch * job.config.train.epochs, "epoch": self._epoch + 1,
-                "images": len(losses) * job.config.train.batch_size,
-            }
-        )  # fmt: skip
-
-    def write(self, counters: Mapping[str, float | int]) -> None:
-        seconds = time.perf_counter() - self._started
-        images = len(self._losses) * self._job.config.train.batch_size
-        self._job.emit(
-            {
-                "kind": "train", "step": self._step, "epoch": self._epoch + 1,
-                "loss": float(np.mean(self._losses)), "lr": self._lr, "images": images,
-                "seconds": round(seconds, 4), "wait_s": round(self._wait, 4),
-                "compute_s": round(self._compute, 4), "images_per_s": round(images / seconds, 2),
-                "overflow_steps": counters["overflow_steps"], "loss_scale": counters["loss_scale"],
-            }
-        )  # fmt: skip
-        self._reset()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from resnext_core.errors import DataError
+from resnext_core.errors import DataError, UsageError
 from resnext_core.files import write_atomic
 
 Record = Mapping[str, Any]
@@ -97,13 +99,56 @@ class RunFolder:
 
     def read_records(self) -> list[dict[str, Any]]:
         """Return all whole lines of ``records.jsonl``; a torn last line is left out."""
-        return list(_lines(self.records))
+        return [record for _, record in _lines(self.records) if record is not None]
 
-    def rewind(self, step: int) -> None:
-        """Drop the records beyond `step`, so that a resumed run has no line twice."""
+    def torn_records(self) -> list[int]:
+        """Return the numbers of the lines that are no records."""
+        return [number for number, record in _lines(self.records) if record is None]
+
+    def position(self) -> int:
+        """Return the length of ``records.jsonl`` in bytes: where the next record will stand."""
+        try:
+            return self.records.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def rewind(self, position: int) -> None:
+        """Drop the records from `position` on, so that a resumed run has no line twice.
+
+        What is kept ends with a whole line, also where the file was torn.
+        """
         if self.records.exists():
-            kept = [r for r in self.read_records() if r.get("step", 0) <= step]
-            write_atomic(self.records, "".join(json.dumps(r) + "\n" for r in kept))
+            kept = self.records.read_bytes()[:position]
+            write_atomic(self.records, kept[: kept.rfind(b"\n") + 1])
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Hold the run for a training; UsageError when another process trains it now.
+
+        The lock is the kernel's (``flock``): it goes with its process, however that ends. Network file systems
+        may not pass it on to other machines.
+        """
+        path = self.path / "lock"
+        try:
+            stream = path.open("a")
+        except OSError as error:
+            raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+        with stream:
+            for _ in range(10):  # someone who only looks (`runs list`) holds it for a moment
+                if _lock(stream):
+                    break
+                time.sleep(0.05)
+            else:
+                raise UsageError(f"{self.path} is being trained by another process; wait for it, or stop it")
+            yield
+
+    def is_training(self) -> bool:
+        """True while a process holds the run for a training."""
+        try:
+            with (self.path / "lock").open() as stream:
+                return not _lock(stream)
+        except OSError:
+            return False
 
     def write_result(self, name: str, value: Any) -> None:
         """Write ``<name>.json`` atomically."""
@@ -126,11 +171,28 @@ def check_writable(path: Path) -> None:
         raise DataError(f"cannot write in {existing}; choose another folder with --output")
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _lock(stream: IO[str]) -> bool:
+    """Take the lock of an open file; False when another open file has it."""
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Yield number and record of each line, None for one that is no record."""
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
-            yield json.loads(line)
+            record = json.loads(line)
         except ValueError:
-            continue
+            record = None
+        yield number, record if isinstance(record, dict) else None

@@ -1,7 +1,8 @@
 """Golden logits: does a backend, on this machine and today, still compute the numbers it should?
 
 Images and weights come from a raw random stream, so they need no file and never change; the logits were
-computed by the reference backend in float64 and confirmed with an independent PyTorch network.
+computed by the reference backend in float64 and confirmed with an independent PyTorch network. A trained model
+carries golden logits of its own in its manifest: whoever loads it can see that it computes the same network.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from numpy.typing import NDArray
 
 from resnext_core.distributed import RankInfo
 from resnext_core.errors import DataError, UsageError
-from resnext_core.interfaces import Backend, PredictRequest
+from resnext_core.interfaces import Backend, Predictor, PredictRequest
 from resnext_core.preprocess import PreprocessSpec
 from resnext_core.spec import ModelSpec, PoolPadding
-from resnext_core.weights import Weights
+from resnext_core.weights import Golden, Weights
 
 _IMAGE_KEY, _WEIGHT_KEY = 20261122, 20261125
 
@@ -41,16 +42,55 @@ GOLDEN_LOGITS: dict[PoolPadding, list[list[float]]] = {
 }
 
 
+#: A model's own golden logits: so many images.
+_OWN_IMAGES = 2
+#: Largest difference of a model's own golden logits, relative to the largest: where they were computed in
+#: float32 or float64, as for artefacts; where in fewer bits, enough to tell garbage.
+_OWN_TOLERANCE, _OWN_TOLERANCE_HALF = 1e-4, 5e-2
+
+
 def golden_images() -> NDArray[np.uint8]:
-    """Return uint8 (3, 36, 36, 3): coarse blocks under noise; over the full range, darker, and brighter."""
-    size = _SPEC.image_size
-    noise = _bytes(_IMAGE_KEY, (3, size, size, 3))
-    blocks = _bytes(_IMAGE_KEY + 1, (3, size // 6, size // 6, 3)).repeat(6, axis=1).repeat(6, axis=2)
-    images = (noise >> 1) + (blocks >> 1)
-    images[1] >>= 1
-    images[2] |= 128
+    """Return uint8 (3, 36, 36, 3), see :func:`synthetic_images`."""
+    return synthetic_images(3, _SPEC.image_size)
+
+
+def synthetic_images(count: int, size: int) -> NDArray[np.uint8]:
+    """Return uint8 (count, size, size, 3): coarse blocks under noise; over the full range, darker, and brighter."""
+    noise = _bytes(_IMAGE_KEY, (count, size, size, 3))
+    coarse = -(-size // 6)
+    blocks = _bytes(_IMAGE_KEY + 1, (count, coarse, coarse, 3)).repeat(6, axis=1).repeat(6, axis=2)
+    images = (noise >> 1) + (blocks[:, :size, :size] >> 1)
+    images[1:2] >>= 1
+    images[2:3] |= 128
     images[0, 0, 0] = (0, 255, 0)  # the ends of the range
     return images
+
+
+def make_golden(predictor: Predictor, spec: ModelSpec, compute: str) -> Golden | None:
+    """Return the logits by which a loader of this model can check itself; None where they are not finite."""
+    logits = predictor.logits(synthetic_images(_OWN_IMAGES, spec.image_size))
+    if not np.isfinite(logits).all():
+        return None
+    return Golden(compute=compute, logits=tuple(tuple(float(x) for x in row) for row in logits))
+
+
+def check_golden(predictor: Predictor, golden: Golden | None, spec: ModelSpec, source: str) -> float | None:
+    """Compare a loaded model's logits with its golden ones; returns the relative difference, None without golden.
+
+    Raises DataError when they are further apart than rounding explains.
+    """
+    if golden is None:
+        return None
+    expected = np.array(golden.logits)
+    logits = predictor.logits(synthetic_images(len(expected), spec.image_size)).astype(np.float64)
+    difference = float(np.abs(logits - expected).max() / max(np.abs(expected).max(), 1e-30))
+    allowed = _OWN_TOLERANCE if golden.compute in ("float32", "float64") else _OWN_TOLERANCE_HALF
+    if not difference <= allowed:  # also NaN
+        raise DataError(
+            f"{source} does not compute what it was saved with: its golden logits are off by {difference:.2g} of the "
+            f"largest (allowed {allowed:g}); do not use it here. eval.self_check=false skips this check"
+        )
+    return difference
 
 
 def golden_weights(pool_padding: PoolPadding = "same") -> Weights:

@@ -14,6 +14,7 @@ from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import Backend, Predictor, PredictRequest
 from resnext_core.plugins import PluginSet
 from resnext_core.preprocess import PreprocessSpec, preprocess_spec
+from resnext_core.selfcheck import check_golden
 from resnext_core.spec import ModelSpec, model_spec
 from resnext_core.weights import (
     Manifest,
@@ -94,8 +95,13 @@ def serve(
     batch_size: int = 32,
     tensor_input: bool = False,
     rank: RankInfo | None = None,
+    self_check: bool = True,
 ) -> Served:
-    """Load the model at `path` on the named backend, or on the best available one that can read it."""
+    """Load the model at `path` on the named backend, or on the best available one that can read it.
+
+    `self_check` False leaves out the golden logits (as ``eval.self_check`` can): for artefacts that are about to
+    be compared with their source.
+    """
     path = find_model(path)
     rank = rank or RankInfo()
     if path.suffix == WEIGHTS_SUFFIX:
@@ -127,6 +133,8 @@ def serve(
         )
     )  # fmt: skip
     manifest = artefact_manifest(path, predictor)
+    if self_check and config.eval.self_check:
+        check_golden(predictor, manifest.golden, manifest.spec, str(path))
     return Served(
         predictor=predictor, backend=backend, source=str(path), spec=manifest.spec,
         preprocess=manifest.preprocess, classes=manifest.classes, digest=manifest.digest,
@@ -154,6 +162,8 @@ def serve_weights(
             options=config.backends.get(backend.id),
         )
     )  # fmt: skip
+    if config.eval.self_check:
+        check_golden(predictor, weights.golden, weights.spec, source)
     return Served(
         predictor=predictor, backend=backend, source=source, spec=weights.spec,
         preprocess=weights.preprocess, classes=weights.classes, digest=weights.digest,

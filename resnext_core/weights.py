@@ -28,12 +28,35 @@ FORMAT_VERSION = 1
 _SEAL = "manifest_sha256"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """Logits (images, classes) of the synthetic images of :mod:`resnext_core.selfcheck`, computed in `compute`."""
+
+    compute: str
+    logits: tuple[tuple[float, ...], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types; :meth:`from_dict` takes them back."""
+        return {"compute": self.compute, "logits": [list(row) for row in self.logits]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], classes: int) -> Golden:
+        """Build from JSON types; ValueError, KeyError or TypeError on anything but rows of `classes` finite numbers."""
+        rows = tuple(tuple(float(x) for x in row) for row in data["logits"])
+        if not 1 <= len(rows) <= 8 or any(len(row) != classes or not np.isfinite(row).all() for row in rows):
+            raise ValueError(f"golden logits must be 1 to 8 rows of {classes} finite numbers")
+        if set(data) != {"compute", "logits"} or not isinstance(data["compute"], str):
+            raise ValueError("golden logits have the fields compute and logits")
+        return cls(compute=data["compute"], logits=rows)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Weights:
     """A network ready to serve: what it is, how its images are made, what its classes are called.
 
     `tensors` are float32 arrays under every name of ``spec.tensors``, shaped as there. `origin` says where
-    they came from, `metrics` what they reached; both are JSON values for people.
+    they came from, `metrics` what they reached; both are JSON values for people. `golden` are logits by which a
+    loader can tell that it computes this network, see :mod:`resnext_core.selfcheck`; it is for these `tensors` only.
     """
 
     spec: ModelSpec
@@ -42,6 +65,7 @@ class Weights:
     tensors: Mapping[str, NDArray[Any]]
     origin: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    golden: Golden | None = None
 
     def __post_init__(self) -> None:
         check_tensors(self.spec, self.tensors)
@@ -65,10 +89,13 @@ class Weights:
             "digest": self.digest,
             "origin": dict(self.origin),
             "metrics": dict(self.metrics),
+            **({"golden": self.golden.to_dict()} if self.golden is not None else {}),
         }
 
     def replace(self, **changes: Any) -> Weights:
-        """Return a copy with some fields changed."""
+        """Return a copy with some fields changed; other tensors, spec or preprocessing drop the golden logits."""
+        if changes.keys() & {"tensors", "spec", "preprocess"}:
+            changes = {"golden": None, **changes}
         return dataclasses.replace(self, **changes)
 
 
@@ -82,6 +109,7 @@ class Manifest:
     digest: str
     origin: Mapping[str, Any]
     metrics: Mapping[str, Any]
+    golden: Golden | None = None
 
 
 def check_tensors(spec: ModelSpec, tensors: Mapping[str, NDArray[Any]], where: str = "weights") -> None:
@@ -144,6 +172,7 @@ def load_weights(path: Path) -> Weights:
         tensors=tensors,
         origin=manifest.origin,
         metrics=manifest.metrics,
+        golden=manifest.golden,
     )
 
 
@@ -217,6 +246,7 @@ def parse_manifest(text: str, where: str) -> Manifest:
             digest=data["digest"],
             origin=dict(data["origin"]),
             metrics=dict(data["metrics"]),
+            golden=Golden.from_dict(data["golden"], spec.num_classes) if "golden" in data else None,
         )
     except DataError:
         raise

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# As in the processes that tests start: NumPy's BLAS may round differently with another number of threads, and
+# tests compare runs in this process with runs in those to the bit. It is read once, when NumPy is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import subprocess
 import sys
 from collections.abc import Iterator

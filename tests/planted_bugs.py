@@ -266,17 +266,17 @@ class LossAfterTheStep(ReferenceTrainer):
 
 
 class AppliesOverflow(ReferenceTrainer):
-    def _take(self, gradients: Mapping[str, Any]) -> bool:
-        super()._take(gradients)
+    def _take(self, loss: float, gradients: Mapping[str, Any]) -> bool:
+        super()._take(loss, gradients)
         return True
 
 
 class ResetsOnGood(ReferenceTrainer):
     """The dynamic scale grows after every good step."""
 
-    def _take(self, gradients: Mapping[str, Any]) -> bool:
+    def _take(self, loss: float, gradients: Mapping[str, Any]) -> bool:
         self._count.good_steps = 1000
-        return super()._take(gradients)
+        return super()._take(loss, gradients)
 
 
 class StatisticsStopOnOverflow(ReferenceTrainer):
@@ -289,8 +289,8 @@ class StatisticsStopOnOverflow(ReferenceTrainer):
 
 
 class ForgetsMomentumOnOverflow(ReferenceTrainer):
-    def _take(self, gradients: Mapping[str, Any]) -> bool:
-        taken = super()._take(gradients)
+    def _take(self, loss: float, gradients: Mapping[str, Any]) -> bool:
+        taken = super()._take(loss, gradients)
         if not taken:
             for array in self._momentum.values():
                 array[...] = 0
@@ -300,8 +300,8 @@ class ForgetsMomentumOnOverflow(ReferenceTrainer):
 class HalvesFixedScale(ReferenceTrainer):
     """A fixed scale is halved on overflow as a dynamic one is."""
 
-    def _take(self, gradients: Mapping[str, Any]) -> bool:
-        taken = super()._take(gradients)
+    def _take(self, loss: float, gradients: Mapping[str, Any]) -> bool:
+        taken = super()._take(loss, gradients)
         if not taken and self._request.precision.loss_scale == "fixed":
             self._count.scale /= 2
         return taken

@@ -22,6 +22,7 @@ from resnext_core.checkpoint import (
     checkpoint_names,
     load_checkpoint,
     load_latest,
+    read_summary,
     save_checkpoint,
 )
 from resnext_core.errors import DataError
@@ -29,6 +30,12 @@ from resnext_core.interfaces import TrainState
 from resnext_core.weights import Weights
 
 Save = Callable[..., Path]
+SAVING = {"bytes": 1, "seconds": 1.0, "blocked_s": 0.0, "records": None}
+
+
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the record with its digest, so that only its content can be what is wrong with it."""
+    return {**record, "sha256": checkpoint._seal(record)}
 
 
 @pytest.fixture
@@ -41,7 +48,21 @@ def save(tmp_path: Path, tiny_weights: Weights) -> Save:
         state = TrainState(tensors=tensors, scalars={"step": step, "loss_scale": 0.1, "good_steps": 2**40})
         progress = Progress(step=step, epoch_closed=closed, best=0.1 + 0.2, best_step=step)
         facts = {"seed": 1, "train_digest": "sha256:0"}
-        return save_checkpoint(tmp_path / "c", tiny_weights, state, progress, run=facts, best=best, keep=keep)
+        folder = tmp_path / "c"
+        return (
+            folder
+            / save_checkpoint(
+                folder,
+                tiny_weights,
+                state,
+                progress,
+                run=facts,
+                best=best,
+                keep=keep,
+                records=99,
+                blocked_s=0.5,
+            ).name
+        )
 
     return call
 
@@ -59,6 +80,11 @@ def test_round_trip_is_exact(save: Save, tiny_weights: Weights) -> None:
     assert read.progress == Progress(step=7, epoch_closed=True, best=0.1 + 0.2, best_step=7)
     assert read.state.scalars == {"step": 7, "loss_scale": 0.1, "good_steps": 2**40}
     assert read.run == {"seed": 1, "train_digest": "sha256:0"}
+    assert (read.saving.records, read.saving.blocked_s) == (99, 0.5)
+    tensors = [path / "weights.safetensors", path / "training.safetensors"]
+    assert read.saving.bytes == sum(p.stat().st_size for p in tensors)
+    assert read.summary == read_summary(path)
+    assert read.summary.metrics == {"top1": 0.5}
     assert set(read.state.tensors) == {f"weights/{n}" for n in tiny_weights.tensors} | {"momentum/fc.bias"}
     for name, array in tiny_weights.tensors.items():
         assert np.array_equal(read.state.tensors[f"weights/{name}"], array)
@@ -189,9 +215,22 @@ def test_a_damaged_newest_is_passed_over_and_named(save: Save, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "null", "3", '"x"', "{}", '{"format": 1}', '{"format": 2}', "[" * 5000, "\0"]
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "3",
+        '"x"',
+        "{}",
+        '{"format": 1}',
+        '{"format": 2}',
+        '{"format": 2, "sha256": "0"}',
+        "[" * 5000,
+        "\0",
+    ]
     + [
-        json.dumps({"format": 1, "progress": p, "scalars": s, "run": r, "files": f})
+        json.dumps(sealed({"format": 2, "progress": p, "scalars": s, "run": r, "files": f, "saving": SAVING}))
         for p, s, r, f in [
             ({}, {}, {}, {}),
             ([], {}, {}, {}),
@@ -209,6 +248,28 @@ def test_any_broken_record_is_a_data_error(save: Save, text: str) -> None:
     (path / "state.json").write_text(text)
     with pytest.raises(DataError, match="step-00000005"):
         load_checkpoint(path)
+
+
+def test_every_byte_of_the_record_is_guarded(save: Save) -> None:
+    path = save(5)
+    whole = (path / "state.json").read_bytes()
+    for position in range(len(whole)):
+        data = bytearray(whole)
+        data[position] ^= 1
+        (path / "state.json").write_bytes(data)
+        if data.isspace() or json_equal(bytes(data), whole):
+            continue
+        for read in (load_checkpoint, read_summary):
+            with pytest.raises(DataError, match="step-00000005"):
+                read(path)
+
+
+def json_equal(one: bytes, other: bytes) -> bool:
+    """True where two texts are the same JSON, as when blanks between its words were flipped."""
+    try:
+        return bool(json.loads(one) == json.loads(other))
+    except ValueError:
+        return False
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "training.safetensors"])
@@ -238,5 +299,5 @@ def test_format_of_another_release_is_said(save: Save, monkeypatch: pytest.Monke
     monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 9)
     path = save(5)
     monkeypatch.undo()
-    with pytest.raises(DataError, match="has checkpoint format 9, this resnext reads 1"):
+    with pytest.raises(DataError, match="has checkpoint format 9, this resnext reads 2"):
         load_checkpoint(path)

@@ -6,11 +6,13 @@ import errno
 import hashlib
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from resnext_core.errors import DataError
+from resnext_core.errors import DataError, UsageError
 from resnext_core.files import atomic_path, file_digest, write_atomic
 from resnext_core.runs import RunFolder
 
@@ -43,17 +45,60 @@ def test_records_survive_a_torn_line_and_rewind(tmp_path: Path) -> None:
         stream.write('{"kind": "train", "step": 7, "lo')
     assert [r.get("step") for r in run.read_records()] == [1, 2, 3, 4, 5, 6, None]
     assert run.read_records()[2]["loss"] == 1 / 3
-    run.rewind(4)
-    assert [r.get("step") for r in run.read_records()] == [1, 2, 3, 4, None]
+    assert run.torn_records() == [8]
+    whole = run.records.read_bytes().splitlines(keepends=True)
+    run.rewind(len(b"".join(whole[:4])))
+    assert run.records.read_bytes() == b"".join(whole[:4])
+    assert run.position() == len(b"".join(whole[:4]))
     run.append({"kind": "train", "step": 5})
-    assert [r.get("step") for r in run.read_records()] == [1, 2, 3, 4, None, 5]
-    run.rewind(-1)
+    assert [r.get("step") for r in run.read_records()] == [1, 2, 3, 4, 5]
+    run.rewind(run.position() - 3)
+    assert [r.get("step") for r in run.read_records()] == [1, 2, 3, 4], "no torn line is kept"
+    run.rewind(0)
     assert run.read_records() == []
+
+
+def test_a_clock_that_jumps_back_moves_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, clock = RunFolder(tmp_path), iter([2e9, 1e9, 1.5e9])
+    monkeypatch.setattr("resnext_core.runs.time.time", lambda: next(clock))
+    for step in (1, 2, 3):
+        run.append({"kind": "train", "step": step})
+    assert [(r["step"], r["time"]) for r in run.read_records()] == [(1, 2e9), (2, 1e9), (3, 1.5e9)]
+
+
+def test_one_process_at_a_time_trains_a_run(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert not run.is_training()
+    with run.training():
+        assert run.is_training()
+        with (
+            pytest.raises(UsageError, match="is being trained by another process"),
+            RunFolder(tmp_path).training(),
+        ):
+            pass
+    assert not run.is_training()
+    with run.training():
+        pass
+
+
+def test_the_lock_goes_with_its_process(tmp_path: Path) -> None:
+    body = (
+        "import sys, time; from pathlib import Path; from resnext_core.runs import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1])).training(): print('held', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", body, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    assert RunFolder(tmp_path).is_training()
+    process.kill()
+    process.wait()
+    assert not RunFolder(tmp_path).is_training()
 
 
 def test_no_records_yet(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.rewind(3)
+    assert run.position() == 0
     assert run.read_records() == []
     assert not run.records.exists()
 

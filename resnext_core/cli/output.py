@@ -108,7 +108,7 @@ def describe(record: Record) -> str | None:
     kind = record["kind"]
     if kind == "train":
         return (
-            f"epoch {record['epoch']:>3}  step {record['step']:>6}  loss {record['loss']:.4f}  "
+            f"epoch {record['epoch']:>3}  step {record['step']:>6}  loss {_loss(record['loss'])}  "
             f"lr {record['lr']:.4g}  {record['images_per_s']:.0f} images/s  "
             f"waiting {100 * record['wait_s'] / max(record['seconds'], 1e-9):.0f} %"
         )
@@ -118,9 +118,16 @@ def describe(record: Record) -> str | None:
             f"epoch {record['epoch']:>3}  {record['split']} top-1 {100 * record['top1']:.2f} %  "
             f"top-5 {100 * record['top5']:.2f} %  ({record['scored']} of {record['expected']} images){star}"
         )
+    if kind == "nonfinite":
+        where = f"; its samples: {record['path']}" if record["path"] else ""
+        return f"epoch {record['epoch']:>3}  step {record['step']:>6}  loss is {record['loss']}{where}"
     if kind == "note":
         return str(record["text"])
     return None
+
+
+def _loss(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
 
 
 def _rich_progress(output: Output) -> Any:

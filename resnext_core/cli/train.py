@@ -9,6 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from resnext_core.cli.common import (
     resolve_config,
 )  # fmt: skip
 from resnext_core.cli.output import Output, ProgressBar
-from resnext_core.config import Config, Layer, read_layer
+from resnext_core.config import Config, Layer, load_config, read_layer
 from resnext_core.distributed import RankInfo, launch_local, rank_info
 from resnext_core.errors import UsageError
 from resnext_core.files import write_atomic
@@ -87,40 +88,38 @@ def train(
     splits = open_splits(config)
     per_rank(config, rank.world, len(splits.train))
     collectives = connect(backend, config, rank)
-    try:
+    with ExitStack() as stack:
+        stack.callback(collectives.close)
         run = resumed or _shared_run(config, backend, rank, collectives)
         if rank.is_main:
+            stack.enter_context(run.training())
             output.log = run.path / "log.txt"
         bar = ProgressBar(output)
         emit = _sink(run, bar, config) if rank.is_main else _nowhere
         checkpoint = None
         if resumed is not None and any(run.checkpoints.glob("step-*")):
             checkpoint = load_latest(run.checkpoints, output.say)
-        if resumed is not None and rank.is_main:
-            run.rewind(checkpoint.progress.step if checkpoint else -1)
-        spec = splits.train
         at = f", from step {checkpoint.progress.step}" if checkpoint else ""
         output.say(
-            f"training {config.model.variant} on backend {backend.id}: {len(spec)} images, {len(spec.classes)} "
-            f"classes, batch {config.train.batch_size}, {config.train.epochs} epochs{at}; run folder {run.path}"
+            f"training {config.model.variant} on backend {backend.id}: {len(splits.train)} images, "
+            f"{len(splits.train.classes)} classes, batch {config.train.batch_size}, {config.train.epochs} "
+            f"epochs{at}; run folder {run.path}"
         )
-        with training_job(config, backend, splits, run, rank, collectives, emit) as job:
-            started = time.time()
-            emit(
-                {
-                    "kind": "resume" if checkpoint else "start",
-                    "step": checkpoint.progress.step if checkpoint else 0,
-                }
-            )
-            try:
-                progress = run_training(job, backend, checkpoint)
-                emit({"kind": "end", "step": progress.step, "seconds": round(time.time() - started, 3)})
-            finally:
-                bar.close()
-            if job.train_loader.failures and rank.is_main:
-                output.say(_failures(job.train_loader.failures))
-    finally:
-        collectives.close()
+        job = stack.enter_context(training_job(config, backend, splits, run, rank, collectives, emit))
+        started = time.perf_counter()
+        if resumed is not None and rank.is_main:  # what follows the checkpoint will be written again
+            run.rewind((checkpoint.saving.records or 0) if checkpoint else 0)
+        if checkpoint is not None:
+            job.saved(checkpoint.summary)
+            emit({"kind": "resume", "step": checkpoint.progress.step})
+        else:
+            emit({"kind": "start", "step": 0})
+        stack.callback(bar.close)
+        progress = run_training(job, backend, checkpoint)
+        emit({"kind": "end", "step": progress.step, "seconds": round(time.perf_counter() - started, 3)})
+        bar.close()
+        if job.train_loader.failures and rank.is_main:
+            output.say(_failures(job.train_loader.failures))
     return run
 
 
@@ -178,16 +177,21 @@ def resumed_config(
         return None, args.backend, config, sources
     path = Path(args.resume)
     run = RunFolder.open(path) if args.resume else RunFolder.newest(Path(args.output or "runs"))
-    stored = _known_sections(read_layer(run.config).values, plugins)
-    base = Layer(source=f"run {run.path.name}", values=stored)
-    config, sources = resolve_config(args, plugins, base=base)
+    config, sources = resolve_config(args, plugins, base=_stored_layer(run, plugins))
     return run, args.backend or (run.read_result("run") or {}).get("backend"), config, sources
 
 
-def _known_sections(values: Mapping[str, Any], plugins: PluginSet) -> dict[str, Any]:
-    """Drop the sections of backends that are not installed here, so that a run can move between machines."""
+def stored_config(run: RunFolder, plugins: PluginSet) -> Config:
+    """Return the configuration that a run was made with; UsageError when its file is damaged."""
+    return load_config([_stored_layer(run, plugins)], plugins.option_types())[0]
+
+
+def _stored_layer(run: RunFolder, plugins: PluginSet) -> Layer:
+    """Read a run's configuration without the sections of backends that are not here: a run may move on."""
     core = set(Config().to_dict())
-    return {k: v for k, v in values.items() if k in core or k in plugins.backends}
+    values = read_layer(run.config).values
+    known = {k: v for k, v in values.items() if k in core or k in plugins.backends}
+    return Layer(source=f"run {run.path.name}", values=known)
 
 
 def _shared_run(config: Config, backend: Backend, rank: RankInfo, collectives: Any) -> RunFolder:

@@ -52,7 +52,10 @@ def handle(args: argparse.Namespace) -> int:
         return 0
     output = Output(json_result=args.json)
     batch = config.eval.batch_size
-    artefact = serve(Path(args.artefact), config, sources, plugins, backend_id=args.backend, batch_size=batch)
+    artefact = serve(
+        Path(args.artefact), config, sources, plugins, backend_id=args.backend, batch_size=batch,
+        self_check=False,
+    )  # fmt: skip
     source = serve(
         Path(args.weights), config, sources, plugins, backend_id=args.source_backend, batch_size=batch
     )

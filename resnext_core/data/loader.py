@@ -60,6 +60,7 @@ class Loader:
         self.workers = default_workers() if workers is None else workers
         self.failures: dict[int, str] = {}
         self.waited_s = 0.0
+        self._notes: list[str] = []
         self._recipe = Recipe(preprocess=preprocess, augment=augment, seed=seed)
         self._root = os.path.abspath(index.root)  # a later chdir of this process must not matter
         self._prefetch = max(prefetch, 1)
@@ -89,6 +90,11 @@ class Loader:
                 yield batch
         finally:
             self._running = False
+
+    def take_notes(self) -> list[str]:
+        """Return what happened since the last call that someone should know, a line each."""
+        notes, self._notes = self._notes, []
+        return notes
 
     def close(self) -> None:
         """End the decoding processes; the loader may be used again, which starts new ones."""

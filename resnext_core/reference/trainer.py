@@ -50,7 +50,7 @@ class ReferenceTrainer:
         self._momentum = {t.name: np.zeros(t.shape, self._dtype) for t in self._spec.tensors if t.trainable}
         self._decay = {t.name for t in self._spec.tensors if t.decay}
         self._ema = None if request.ema_decay is None else {n: a.copy() for n, a in self._weights.items()}
-        self._count = StepCounter(request.precision)
+        self._count = StepCounter(request.precision, skip_nonfinite=request.skip_nonfinite)
 
     def run_steps(self, batches: Sequence[Batch], lrs: Array) -> Array:
         """Take one optimizer step a batch; see :class:`~resnext_core.interfaces.Trainer`.
@@ -111,13 +111,18 @@ class ReferenceTrainer:
                 f"a training step takes {self._request.batch_size} images a rank, not {len(batch.images)}"
             )
         # An overflow is an outcome here, seen by `_take` or by the caller in the loss, not a warning.
+        kept = self._running() if self._request.skip_nonfinite else {}
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             loss, gradients = self._accumulate(batch)
             loss, gradients = self._average_ranks(loss, gradients)
             for gradient in gradients.values():
                 gradient /= self._dtype.type(self._count.scale)
-            if self._take(gradients):
+            taken = self._take(loss, gradients)
+            if taken:
                 self._update(gradients, lr)
+            elif self._request.skip_nonfinite:  # statistics that are not numbers would never recover
+                self._weights |= kept
+                return loss
             self._update_ema()
         return loss
 
@@ -151,11 +156,17 @@ class ReferenceTrainer:
             start += gradient.size
         return float(mean[0]), averaged
 
-    def _take(self, gradients: Mapping[str, Array]) -> bool:
+    def _take(self, loss: float, gradients: Mapping[str, Array]) -> bool:
         """Count the step and say whether to take it."""
         finite = not self._count.checks or all(np.isfinite(g).all() for g in gradients.values())
+        if self._request.skip_nonfinite:
+            finite = finite and bool(np.isfinite(loss))
         self._count.count(finite)
         return finite
+
+    def _running(self) -> dict[str, Array]:
+        """Return the running statistics; a step puts new arrays in their place."""
+        return {t.name: self._weights[t.name] for t in self._spec.tensors if not t.trainable}
 
     def _update(self, gradients: Mapping[str, Array], lr: float) -> None:
         """Clip, then v = momentum · v + (g + weight_decay · p); p -= lr · v."""

@@ -146,11 +146,16 @@ def gradient_mean(weights: ParameterTuple, world: int) -> nn.Cell:
 
 
 class Gradients(nn.Cell):
-    """Loss and gradients of a micro-batch: (loss, tuple of gradients of `weights` times `scale`)."""
+    """Loss and gradients of a micro-batch: (loss, tuple of gradients of `weights` times `scale`).
 
-    def __init__(self, network: Network, loss: SmoothedLoss, weights: ParameterTuple) -> None:
+    With `with_loss` a loss that is not finite makes the last gradient so too, where all ranks will see it.
+    """
+
+    def __init__(
+        self, network: Network, loss: SmoothedLoss, weights: ParameterTuple, *, with_loss: bool = False
+    ) -> None:
         super().__init__(auto_prefix=False)
-        self.network, self.loss = network, loss
+        self.network, self.loss, self.with_loss = network, loss, with_loss
         self.weights = weights
         self.gradient = ops.value_and_grad(self.scaled_loss, None, weights, has_aux=True)
 
@@ -160,17 +165,19 @@ class Gradients(nn.Cell):
 
     def construct(self, images: Tensor, labels: Tensor, scale: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         (_, loss), gradients = self.gradient(images, labels, scale)
+        if self.with_loss:
+            gradients = (*gradients[:-1], gradients[-1] + loss * 0)
         return loss, gradients
 
 
 class Update(nn.Cell):
     """Apply gradients: average over ranks, unscale, check, clip, decay, momentum, EMA. Returns `finite`.
 
-    v = momentum·v + g + weight_decay·p; p −= lr·v. Where a gradient is not finite and a loss scale is in
-    use, parameters and momenta keep their values to the bit.
+    v = momentum·v + g + weight_decay·p; p −= lr·v. Where a gradient is not finite and steps may be skipped
+    (`checked`), parameters and momenta keep their values to the bit.
     """
 
-    def __init__(self, request: TrainRequest, table: Parameters) -> None:
+    def __init__(self, request: TrainRequest, table: Parameters, *, checked: bool) -> None:
         super().__init__(auto_prefix=False)
         config = request.optimizer
         self.weights, self.momenta = table.trainable, table.momenta
@@ -178,7 +185,7 @@ class Update(nn.Cell):
         self.decay, self.decayed = Tensor(config.weight_decay, ms.float32), table.decayed
         self.use_decay = config.weight_decay > 0
         self.momentum, self.one = Tensor(config.momentum, ms.float32), Tensor(1.0, ms.float32)
-        self.scaled = request.precision.loss_scale != "none"
+        self.checked = checked
         self.clipped = config.clip_norm is not None
         self.clip_norm = config.clip_norm or 0.0
         self.reduce = gradient_mean(table.trainable, request.rank.world)
@@ -191,7 +198,7 @@ class Update(nn.Cell):
     def construct(self, gradients: tuple[Tensor, ...], lr: Tensor, scale: Tensor) -> Tensor:
         gradients = self.reduce(gradients)
         finite, momentum = self.true, self.momentum
-        if self.scaled:
+        if self.checked:
             gradients = self.map(ops.partial(_divide, scale), gradients)
             finite = ops.logical_and(amp.all_finite(gradients), self.true)
             # A skipped step must leave weights and momenta as they are, inside one graph without
@@ -204,7 +211,7 @@ class Update(nn.Cell):
             factor = ops.minimum(self.clip_norm / (norm + _CLIP_EPS), self.one)
             gradients = self.map(ops.partial(_multiply, factor), gradients)
         if self.use_decay:
-            decay = ops.select(finite, self.decay, ops.zeros_like(self.decay)) if self.scaled else self.decay
+            decay = ops.select(finite, self.decay, ops.zeros_like(self.decay)) if self.checked else self.decay
             gradients = self.map(ops.partial(_add_decay, decay), self.decayed, gradients, self.weights)
         update = ops.partial(_momentum, self.apply_momentum, momentum, lr)
         done = self.map(update, gradients, self.weights, self.momenta)

@@ -45,8 +45,10 @@ class MindsporeTrainer:
             bn_float32=request.precision.bn_float32,
         )
         loss = step.SmoothedLoss(request.loss, self._spec.num_classes)
-        gradients = step.Gradients(network, loss, self._table.trainable)
-        update = step.Update(request, self._table)
+        skips = request.skip_nonfinite
+        self._count = StepCounter(request.precision, skip_nonfinite=skips)
+        gradients = step.Gradients(network, loss, self._table.trainable, with_loss=skips)
+        update = step.Update(request, self._table, checked=self._count.checks)
         if request.accumulate == 1:
             self._graphs: dict[str, Any] = {"whole": step.Step(gradients, update)}
         else:
@@ -56,7 +58,6 @@ class MindsporeTrainer:
                 "finish": step.UpdateFromTotals(update, totals),
             }
         self._predictors: dict[bool, Any] = {}
-        self._count = StepCounter(request.precision)
 
     def run_steps(self, batches: Sequence[Batch], lrs: np.ndarray) -> np.ndarray:
         """Take one optimizer step a batch; see :class:`~resnext_core.interfaces.Trainer`.
@@ -70,10 +71,15 @@ class MindsporeTrainer:
         for batch in batches:
             self._check_batch(batch)
         losses, flags = [], []
+        skips = self._request.skip_nonfinite
         for batch, lr in zip(batches, lrs, strict=True):
+            kept = self._untrained() if skips else {}
             step_losses, finite = self._run_step(batch, float(lr))
             losses.append(step_losses)
             flags.append(finite)
+            if skips and not bool(finite.asnumpy()):  # statistics that are not numbers would never recover
+                for parameter, value in kept.items():
+                    parameter.set_data(value)
             if self._count.dynamic:  # the next step needs the scale that this one leaves: wait for it
                 self._settle(flags)
         self._settle(flags)
@@ -147,6 +153,11 @@ class MindsporeTrainer:
         for flag in flags:
             self._count.count(not self._count.checks or bool(flag.asnumpy()))
         flags.clear()
+
+    def _untrained(self) -> dict[Any, Any]:
+        """Return copies of what a step moves beside weights and momenta: running statistics and EMA."""
+        running = [self._table.weights[t.name] for t in self._spec.tensors if not t.trainable]
+        return {p: self._ms.Tensor(p.asnumpy().copy()) for p in [*running, *self._table.averages.values()]}
 
     def _check_batch(self, batch: Batch) -> None:
         size, images, labels = self._request.batch_size, batch.images, batch.labels

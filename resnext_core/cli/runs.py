@@ -1,0 +1,244 @@
+"""``resnext-run runs``: list, show, verify and prune run folders."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+from resnext_core.checkpoint import (
+    Summary,
+    checkpoint_names,
+    load_checkpoint,
+    pointed,
+    read_summary,
+    superfluous,
+)
+from resnext_core.cli.common import add_json_flag
+from resnext_core.cli.output import Output, table
+from resnext_core.cli.train import stored_config
+from resnext_core.config import read_layer
+from resnext_core.errors import DataError, ResnextError, UsageError
+from resnext_core.plugins import load_plugins
+from resnext_core.runs import RunFolder
+
+EPILOG = """\
+examples:
+  resnext-run runs list                 every run in ./runs: how far, how good, how large
+  resnext-run runs show runs/RUN        its settings and checkpoints
+  resnext-run runs verify runs/RUN      read every file and compare it with its digest; exit 3 on damage
+  resnext-run runs prune runs --keep 1  keep latest, best and the newest one of each run
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="a line for each run in a folder", allow_abbrev=False)
+    listing.add_argument("folder", nargs="?", default="runs", metavar="DIR", help="default: runs")
+    for name, summary in (
+        ("show", "settings, progress and checkpoints of one run"),
+        ("verify", "check every checkpoint, digest and record of one run"),
+    ):
+        one = actions.add_parser(name, help=summary, allow_abbrev=False)
+        one.add_argument("folder", metavar="RUN")
+    prune = actions.add_parser("prune", help="remove checkpoints that are not needed", allow_abbrev=False)
+    prune.add_argument("folder", metavar="RUN|DIR", help="a run, or a folder of runs")
+    prune.add_argument(
+        "--keep",
+        type=int,
+        default=1,
+        metavar="N",
+        help="newest checkpoints to keep beside latest and best (default 1)",
+    )
+    prune.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    for action in actions.choices.values():
+        add_json_flag(action)
+
+
+def handle(args: argparse.Namespace) -> int:
+    output = Output(json_result=args.json)
+    folder = Path(args.folder)
+    if args.action == "list":
+        return _list(folder, output)
+    if args.action == "show":
+        return _show(RunFolder.open(folder), output)
+    if args.action == "verify":
+        return _verify(RunFolder.open(folder), output)
+    if args.keep < 1:
+        raise UsageError(f"--keep must be 1 or more, not {args.keep}")
+    return _prune(folder, args.keep, args.dry_run, output)
+
+
+def describe_run(run: RunFolder) -> dict[str, Any]:
+    """Return how far a run is and how good, as its records and its checkpoints say."""
+    records = run.read_records()
+    made = run.read_result("run") or {}
+    summaries = _summaries(run)
+    newest = next((s for _, s in reversed(summaries) if isinstance(s, Summary)), None)
+    step = max([r.get("step", 0) for r in records] + ([newest.progress.step] if newest else []), default=0)
+    return {
+        "run": run.path.name,
+        "backend": made.get("backend"),
+        "variant": _config_value(run, "model", "variant"),
+        "state": _state(run, records),
+        "step": step,
+        "epoch": max((r.get("epoch", 0) for r in records), default=0),
+        "epochs": _config_value(run, "train", "epochs"),
+        "best": newest.progress.best if newest else None,
+        "checkpoints": len(summaries),
+        "bytes": _size(run.path),
+    }
+
+
+def _list(folder: Path, output: Output) -> int:
+    runs = [RunFolder(p.parent) for p in sorted(folder.glob("*/config.yaml"))]
+    if not runs:
+        raise DataError(f"no run folder in {folder}")
+    found = [describe_run(run) for run in runs]
+    rows = [
+        [
+            r["run"], r["backend"] or "?", r["variant"] or "?", r["state"], f"{r['epoch']} of {r['epochs']}",
+            str(r["step"]), "" if r["best"] is None else f"{100 * r['best']:.2f} %", _amount(r["bytes"]),
+        ]
+        for r in found
+    ]  # fmt: skip
+    header = ["run", "backend", "variant", "state", "epoch", "step", "best", "size"]
+    output.result({"folder": str(folder), "runs": found}, table(rows, header))
+    return 0
+
+
+def _show(run: RunFolder, output: Output) -> int:
+    about = describe_run(run)
+    latest, best = pointed(run.checkpoints, "latest"), pointed(run.checkpoints, "best")
+    checkpoints = []
+    for name, summary in _summaries(run):
+        marks = [word for word, target in (("latest", latest), ("best", best)) if target == name]
+        entry: dict[str, Any] = {"name": name, "marks": marks}
+        if isinstance(summary, Summary):
+            entry |= {
+                "step": summary.progress.step, "bytes": summary.saving.bytes, "seconds": summary.saving.seconds,
+                "blocked_s": summary.saving.blocked_s, "metrics": dict(summary.metrics),
+            }  # fmt: skip
+        else:
+            entry["damage"] = summary
+        checkpoints.append(entry)
+    made = run.read_result("run") or {}
+    lines = [f"{key:<12} {about[key]}" for key in ("run", "backend", "variant", "state", "step", "best")]
+    lines.insert(5, f"{'epoch':<12} {about['epoch']} of {about['epochs']}")
+    lines.append(f"{'size':<12} {_amount(about['bytes'])}")
+    lines.append(f"{'command':<12} {made.get('environment', {}).get('command', '?')}")
+    rows = [
+        [
+            c["name"],
+            _amount(c["bytes"]) if "bytes" in c else "",
+            _accuracy(c),
+            " ".join(c["marks"]),
+            c.get("damage", ""),
+        ]
+        for c in checkpoints
+    ]
+    text = (
+        "\n".join(lines)
+        + "\n\n"
+        + (table(rows, ["checkpoint", "size", "top-1", "", ""]) if rows else "no checkpoint")
+    )
+    output.result({**about, "path": str(run.path), "checkpoints": checkpoints, "made_by": made}, text)
+    return 0
+
+
+def _verify(run: RunFolder, output: Output) -> int:
+    damages: list[str] = []
+    try:
+        stored_config(run, load_plugins())
+    except ResnextError as error:
+        damages.append(str(error))
+    torn = run.torn_records()
+    damages += [f"{run.records}:{number}: not a JSON record" for number in torn]
+    names = checkpoint_names(run.checkpoints)
+    for name in names:
+        try:
+            load_checkpoint(run.checkpoints / name)
+        except DataError as error:
+            damages.append(str(error))
+    for pointer in ("latest", "best"):
+        target = pointed(run.checkpoints, pointer)
+        if target is not None and target not in names:
+            damages.append(f"{run.checkpoints / pointer} names {target}, which is not there")
+    text = f"{run.path}: {len(names)} checkpoints, {len(run.read_records())} records"
+    output.result(
+        {"run": str(run.path), "checkpoints": len(names), "damages": damages},
+        "\n".join([*damages, f"{text}; {len(damages)} damages" if damages else f"{text}; all whole"]),
+    )
+    if damages:
+        raise DataError(f"{run.path} is damaged: {len(damages)} findings")
+    return 0
+
+
+def _prune(folder: Path, keep: int, dry_run: bool, output: Output) -> int:
+    runs = [RunFolder(folder)] if (folder / "config.yaml").is_file() else []
+    runs = runs or [RunFolder(p.parent) for p in sorted(folder.glob("*/config.yaml"))]
+    if not runs:
+        raise DataError(f"no run folder in {folder}")
+    removed, busy, freed = [], [], 0
+    for run in runs:
+        if run.is_training():
+            busy.append(str(run.path))
+            output.say(f"{run.path} is being trained: left alone")
+            continue
+        for path in superfluous(run.checkpoints, keep):
+            size = _size(path)
+            if not dry_run:
+                try:
+                    shutil.rmtree(path)
+                except OSError as error:
+                    raise DataError(f"cannot remove {path}: {error.strerror or error}") from error
+            freed += size
+            removed.append(str(path))
+            output.say(f"{'would remove' if dry_run else 'removed'} {path} ({_amount(size)})")
+    verb = "would free" if dry_run else "freed"
+    output.result(
+        {"removed": removed, "bytes": freed, "being_trained": busy, "dry_run": dry_run},
+        f"{verb} {_amount(freed)} in {len(removed)} folders",
+    )
+    return 0
+
+
+def _summaries(run: RunFolder) -> list[tuple[str, Summary | str]]:
+    """Return name and summary of every checkpoint, oldest first; the damage instead where there is some."""
+    found: list[tuple[str, Summary | str]] = []
+    for name in checkpoint_names(run.checkpoints):
+        try:
+            found.append((name, read_summary(run.checkpoints / name)))
+        except DataError as error:
+            found.append((name, str(error)))
+    return found
+
+
+def _state(run: RunFolder, records: list[dict[str, Any]]) -> str:
+    if run.is_training():
+        return "training"
+    kinds = [r["kind"] for r in records if r.get("kind") in ("start", "resume", "end")]
+    if not kinds:
+        return "new"
+    return "done" if kinds[-1] == "end" else "stopped"
+
+
+def _config_value(run: RunFolder, section: str, key: str) -> Any:
+    try:
+        return (read_layer(run.config).values.get(section) or {}).get(key)
+    except UsageError:
+        return None
+
+
+def _accuracy(entry: dict[str, Any]) -> str:
+    top1 = entry.get("metrics", {}).get("top1")
+    return f"{100 * top1:.2f} %" if isinstance(top1, float) else ""
+
+
+def _size(path: Path) -> int:
+    return sum(p.lstat().st_size for p in path.rglob("*") if p.is_file() and not p.is_symlink())
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -1,0 +1,79 @@
+"""Steps whose loss is not a number: which samples they saw, on disk, and when enough is enough."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnext_core.data.index import Index
+from resnext_core.errors import DataError
+from resnext_core.files import write_atomic
+
+#: So many steps without a finite loss one after the other end a run that skips them: nothing trains any more.
+MAX_CONSECUTIVE = 50
+#: So many steps of a run have their samples written down; the later ones are only counted.
+MAX_DUMPS = 20
+
+
+class Nonfinite:
+    """Watches the losses of a run and writes ``folder/step-XXXXXXXX.json`` for those that are not finite.
+
+    `tolerant` goes on after such a step, up to MAX_CONSECUTIVE in a row; otherwise the first one is the last.
+    """
+
+    def __init__(self, folder: Path, index: Index, *, tolerant: bool) -> None:
+        self._folder, self._index, self._tolerant = folder, index, tolerant
+        self._streak = 0
+
+    def look(
+        self, step: int, epoch: int, loss: float, lr: float, samples: Sequence[int], *, write: bool
+    ) -> dict[str, Any] | None:
+        """Look at the loss of `step` (from 1) on the global batch of `samples`; None when it is finite, else a record.
+
+        `epoch` counts from 1. The samples are written down where `write` (rank 0) says so. Raises DataError when
+        the run must end.
+        """
+        if np.isfinite(loss):
+            self._streak = 0
+            return None
+        self._streak += 1
+        path = self._dump(step, epoch, loss, lr, samples) if write else None
+        seen = f"; its samples are in {path}" if path else ""
+        if not self._tolerant:
+            raise DataError(
+                f"loss is not a number at step {step}, lr {lr:.3g}{seen}; lower optimizer.lr, check the data, "
+                "or leave such steps out with train.nonfinite=skip. Checkpoints before it are kept"
+            )
+        if self._streak >= MAX_CONSECUTIVE:
+            raise DataError(
+                f"the last {self._streak} losses up to step {step} were not numbers{seen}; nothing trains any "
+                "more: lower optimizer.lr and resume. Checkpoints before them are kept"
+            )
+        return {
+            "kind": "nonfinite", "step": step, "epoch": epoch, "loss": str(loss), "lr": lr,
+            "path": path.name if path else None,
+        }  # fmt: skip
+
+    def _dump(self, step: int, epoch: int, loss: float, lr: float, samples: Sequence[int]) -> Path | None:
+        path = self._folder / f"step-{step:08d}.json"
+        if not path.exists() and len(list(self._folder.glob("step-*.json"))) >= MAX_DUMPS:
+            return None
+        found = [
+            {"index": int(i), "path": self._index.paths[i], "label": int(self._index.labels[i])}
+            for i in samples
+        ]
+        value = {"step": step, "epoch": epoch, "loss": str(loss), "lr": lr, "samples": found}
+        write_atomic(path, json.dumps(value, indent=1))
+        return path
+
+
+def mean_of_finite(losses: Sequence[float] | NDArray[Any]) -> float | None:
+    """Return the mean of the finite ones, None when there is none."""
+    values = np.asarray(losses, np.float64)
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else None
