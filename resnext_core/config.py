@@ -18,12 +18,18 @@ from resnext_core.errors import UsageError, suggest
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which network. None means: the variant's own value, or for `num_classes` the data's."""
+    """Which network. None means: the variant's own value, or for `num_classes` the data's.
+
+    `pretrained` are weights to start from: a run, a checkpoint, a neutral file, or another program's. With
+    `pretrained_momentum` its optimizer state is taken along, from a checkpoint folder that has it.
+    """
 
     variant: str = "resnext50_32x4d"
     num_classes: int | None = None
     image_size: int | None = None
     pool_padding: Literal["same", "symmetric"] | None = None
+    pretrained: str | None = None
+    pretrained_momentum: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

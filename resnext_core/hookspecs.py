@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pluggy
 
-from resnext_core.interfaces import Backend, Command
+from resnext_core.interfaces import Backend, Command, WeightFile
 
 PROJECT = "resnext"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -41,4 +41,22 @@ def resnext_commands() -> Iterable[Command]:  # type: ignore[empty-body]
         @hookimpl
         def resnext_commands():
             yield Command(name="mine", summary="tools of my accelerator", module="resnext_mine.cli")
+    """
+
+
+@hookspec
+def resnext_weight_files() -> Iterable[WeightFile]:  # type: ignore[empty-body]
+    """Yield kinds of weight files that ``resnext-run convert`` reads and writes.
+
+    Example::
+
+        from resnext_core.hookspecs import hookimpl
+        from resnext_core.interfaces import WeightFile
+
+        @hookimpl
+        def resnext_weight_files():
+            yield WeightFile(
+                suffixes=(".mine",), summary="my own", probe=lambda: None, read=lambda path: {},
+                write=lambda path, tensors: None,
+            )
     """

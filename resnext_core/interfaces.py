@@ -199,6 +199,23 @@ class Backend:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightFile:
+    """A kind of file that holds named tensors, read and written by ``resnext-run convert``.
+
+    `suffixes` are its endings, each with its dot. `probe` returns None when it can be used here, or one sentence on
+    what is missing; it must be fast and must not import a framework. `read(path)` returns arrays by name and raises
+    DataError on a file that is damaged, or that could only be read by executing what is in it; `write(path,
+    tensors)` writes atomically. What the tensors mean is not this record's business.
+    """
+
+    suffixes: tuple[str, ...]
+    summary: str
+    probe: Callable[[], str | None]
+    read: Callable[[Path], Mapping[str, NDArray[Any]]]
+    write: Callable[[Path, Mapping[str, NDArray[Any]]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Command:
     """A subcommand of ``resnext-run``.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,10 @@ from resnext_core.data.loader import Loader, default_workers
 from resnext_core.data.sampler import steps_per_epoch
 from resnext_core.distributed import Collectives, RankInfo, connect_tcp
 from resnext_core.errors import UsageError
+from resnext_core.finetune import pretrained_weights, with_momentum
 from resnext_core.interfaces import Backend, TrainRequest
 from resnext_core.loop import Emit, Job, fit
+from resnext_core.plugins import load_plugins
 from resnext_core.preprocess import PreprocessSpec, preprocess_spec
 from resnext_core.runs import RunFolder
 from resnext_core.serve import build_spec
@@ -60,13 +62,22 @@ def eval_loader(index: Index, preprocess: PreprocessSpec, config: Config, world:
     )  # fmt: skip
 
 
-def initial_weights(config: Config, classes: Sequence[str]) -> Weights:
-    """Return freshly initialised weights for `classes`; UsageError when the configured class count differs."""
+def initial_weights(
+    config: Config, classes: Sequence[str], tell: Callable[[str], None] = lambda line: None
+) -> Weights:
+    """Return the weights that a training of `classes` starts from: ``model.pretrained``, or freshly initialised ones.
+
+    `tell` gets a line about pretrained ones. Raises UsageError when the configured class count is not the data's.
+    """
     configured = config.model.num_classes
     if configured is not None and configured != len(classes):
         raise UsageError(
             f"model.num_classes is {configured}, but the training data has {len(classes)} classes"
         )
+    if config.model.pretrained is not None:
+        weights, line = pretrained_weights(config, classes, load_plugins().weight_files)
+        tell(line)
+        return weights
     spec = build_spec(config, len(classes))
     return Weights(
         spec=spec,
@@ -105,9 +116,14 @@ def training_job(
     rank: RankInfo,
     collectives: Collectives,
     emit: Emit,
+    resume: Checkpoint | None = None,
 ) -> Iterator[Job]:
-    """Yield the job with its loaders running; they end with the block."""
-    weights = initial_weights(config, splits.train.classes)
+    """Yield the job with its loaders running; they end with the block. One that resumes needs no pretrained file."""
+    if resume is not None and resume.weights.spec.variant == config.model.variant:
+        weights = resume.weights
+    else:
+        tell = lambda line: emit({"kind": "note", "step": 0, "text": line})  # noqa: E731
+        weights = initial_weights(config, splits.train.classes, tell)
     per_rank(config, rank.world, len(splits.train))
     with ExitStack() as stack:
         train_loader = stack.enter_context(
@@ -145,6 +161,8 @@ def run_training(job: Job, backend: Backend, resume: Checkpoint | None) -> Progr
     assert backend.trainer is not None
     trainer = backend.trainer(train_request(job.config, job.weights, backend, job.rank, job.collectives))
     try:
+        if resume is None and job.config.model.pretrained_momentum:
+            trainer.load_state(with_momentum(job.config, job.weights, trainer.state()))
         return fit(trainer, job, resume)
     finally:
         trainer.close()

@@ -14,7 +14,7 @@ import pluggy
 
 from resnext_core import API_VERSION, builtin, hookspecs
 from resnext_core.errors import BackendUnavailable, UsageError, suggest
-from resnext_core.interfaces import Backend, Command
+from resnext_core.interfaces import Backend, Command, WeightFile
 from resnext_core.reference import plugin as reference
 
 CORE = "resnext-core"
@@ -43,12 +43,14 @@ _RESERVED = frozenset(
 class PluginSet:
     """What the installed plugins offer.
 
-    `origins` maps a backend id or command name to its distribution, `problems` are one line each about
-    plugins that could not be used, `clashes` maps an id that several distributions claim to their names.
+    `weight_files` maps a file ending to its kind. `origins` maps an id, name or ending to its distribution,
+    `problems` are one line each about plugins that could not be used, `clashes` maps an id that several
+    distributions claim to their names.
     """
 
     backends: Mapping[str, Backend]
     commands: Mapping[str, Command]
+    weight_files: Mapping[str, WeightFile]
     origins: Mapping[str, str]
     problems: tuple[str, ...]
     clashes: Mapping[str, tuple[str, ...]]
@@ -144,6 +146,7 @@ def collect(found: Iterable[tuple[str, str, Any]], problems: Iterable[str] = ())
     lines = list(problems)
     backends: dict[str, list[tuple[str, Backend]]] = {}
     commands: dict[str, list[tuple[str, Command]]] = {}
+    weight_files: dict[str, list[tuple[str, WeightFile]]] = {}
     for distribution, name, module in found:
         manager = pluggy.PluginManager(hookspecs.PROJECT)
         manager.add_hookspecs(hookspecs)
@@ -155,15 +158,26 @@ def collect(found: Iterable[tuple[str, str, Any]], problems: Iterable[str] = ())
                 backends.setdefault(backend.id, []).append((distribution, backend))
             for command in _flat(manager.hook.resnext_commands()):
                 commands.setdefault(command.name, []).append((distribution, command))
+            for kind in _flat(manager.hook.resnext_weight_files()):
+                if not isinstance(kind, WeightFile):
+                    raise TypeError(
+                        f"resnext_weight_files must yield WeightFile records, not {type(kind).__name__}"
+                    )
+                for suffix in kind.suffixes:
+                    weight_files.setdefault(suffix, []).append((distribution, kind))
         except Exception as error:
             lines.append(f"plugin '{name}' of {distribution} cannot be used: {_one_line(error)}")
     clashes: dict[str, tuple[str, ...]] = {}
     backend_of = _settle("backend", backends, lines, clashes)
     command_of = _settle("command", commands, lines, clashes)
+    weight_file_of = _settle("weight file", weight_files, lines, clashes)
     return PluginSet(
         backends={key: backend for key, (_, backend) in backend_of.items()},
         commands={key: command for key, (_, command) in command_of.items()},
-        origins={key: owner for t in (command_of, backend_of) for key, (owner, _) in t.items()},
+        weight_files={key: kind for key, (_, kind) in weight_file_of.items()},
+        origins={
+            key: owner for t in (weight_file_of, command_of, backend_of) for key, (owner, _) in t.items()
+        },
         problems=tuple(lines),
         clashes=clashes,
     )

@@ -9,21 +9,15 @@ from typing import Any
 
 from resnext_core.checkpoint import best_weights
 from resnext_core.config import Config
+from resnext_core.convert.reading import Stated, read_foreign
 from resnext_core.distributed import RankInfo
 from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import Backend, Predictor, PredictRequest
 from resnext_core.plugins import PluginSet
-from resnext_core.preprocess import PreprocessSpec, preprocess_spec
+from resnext_core.preprocess import PreprocessSpec
 from resnext_core.selfcheck import check_golden
 from resnext_core.spec import ModelSpec, model_spec
-from resnext_core.weights import (
-    Manifest,
-    Weights,
-    load_foreign,
-    load_weights,
-    parse_manifest,
-    read_manifest_text,
-)
+from resnext_core.weights import Manifest, Weights, load_weights, parse_manifest, read_manifest_text
 
 WEIGHTS_SUFFIX = ".safetensors"
 
@@ -56,26 +50,23 @@ def find_model(path: Path) -> Path:
     return path
 
 
-def read_weights(path: Path, config: Config, sources: Mapping[str, str]) -> Weights:
-    """Load weights of a run, a neutral file, or a torch-named safetensors whose model the configuration states."""
+def read_weights(path: Path, config: Config, sources: Mapping[str, str], plugins: PluginSet) -> Weights:
+    """Load weights of a run, a neutral file, or another world's file, whose model shapes and configuration tell."""
     path = find_model(path)
-    if path.suffix != WEIGHTS_SUFFIX:
-        raise UsageError(f"{path} is not a weights file; it must end in {WEIGHTS_SUFFIX} or be a run folder")
-    manifest = read_manifest_text(path)
-    stated = sources.get("model.variant", "default") != "default"
-    if manifest is not None or not stated:
+    if path.suffix == WEIGHTS_SUFFIX and read_manifest_text(path) is not None:
         return load_weights(path)
+    return read_foreign(path, stated_model(config, sources), plugins.weight_files)[0]
+
+
+def stated_model(config: Config, sources: Mapping[str, str]) -> Stated:
+    """Return what the configuration says, and not merely by default, of a file without manifest."""
+    stated = {key for key, source in sources.items() if source != "default"}
     model = config.model
-    missing = [k for k in ("num_classes", "pool_padding") if getattr(model, k) is None]
-    if missing:
-        raise UsageError(
-            f"{path} has no manifest: state {' and '.join(f'--set model.{k}=...' for k in missing)} too "
-            "(torchvision's and timm's pool padding is symmetric)"
-        )
-    assert model.num_classes is not None
-    spec = build_spec(config, model.num_classes)
-    classes = tuple(str(i) for i in range(spec.num_classes))
-    return load_foreign(path, spec, preprocess_spec(config.preprocess, spec.image_size), classes)
+    return Stated(
+        variant=model.variant if "model.variant" in stated else None,
+        image_size=model.image_size, pool_padding=model.pool_padding, num_classes=model.num_classes,
+        preprocess=config.preprocess if any(key.startswith("preprocess.") for key in stated) else None,
+    )  # fmt: skip
 
 
 def build_spec(config: Config, num_classes: int) -> ModelSpec:
@@ -105,7 +96,7 @@ def serve(
     path = find_model(path)
     rank = rank or RankInfo()
     if path.suffix == WEIGHTS_SUFFIX:
-        weights = read_weights(path, config, sources)
+        weights = read_weights(path, config, sources, plugins)
         return serve_weights(
             weights,
             config,

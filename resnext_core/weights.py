@@ -158,8 +158,7 @@ def load_weights(path: Path) -> Weights:
     tensors, text = read_safetensors(path)
     if text is None:
         raise DataError(
-            f"{path} has no resnext manifest; state its model, e.g. --set model.variant=resnext50_32x4d "
-            "--set model.num_classes=1000 --set model.pool_padding=symmetric"
+            f"{path} has no resnext manifest; weights of other programs are converted: resnext-run convert"
         )
     manifest = parse_manifest(text, where=str(path))
     check_tensors(manifest.spec, tensors, where=str(path))
@@ -173,21 +172,6 @@ def load_weights(path: Path) -> Weights:
         origin=manifest.origin,
         metrics=manifest.metrics,
         golden=manifest.golden,
-    )
-
-
-def load_foreign(
-    path: Path, spec: ModelSpec, preprocess: PreprocessSpec, classes: tuple[str, ...]
-) -> Weights:
-    """Read a safetensors file with torch's names (timm's, torchvision's) and no manifest, as `spec`.
-
-    ``num_batches_tracked`` counters are dropped, everything else must fit exactly (DataError).
-    """
-    tensors, _ = read_safetensors(path)
-    tensors = {n: a for n, a in tensors.items() if not n.endswith(".num_batches_tracked")}
-    check_tensors(spec, tensors, where=str(path))
-    return Weights(
-        spec=spec, preprocess=preprocess, classes=classes, tensors=tensors, origin={"file": path.name}
     )
 
 

@@ -21,6 +21,8 @@ _SHORT = {
     "epochs": ("train", "epochs"),
     "batch_size": ("train", "batch_size"),
     "seed": ("train", "seed"),
+    "pretrained": ("model", "pretrained"),
+    "num_classes": ("model", "num_classes"),
     "output": ("output", "dir"),
     "name": ("output", "name"),
 }
@@ -37,6 +39,15 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, metavar="N", help="global batch of a step (train.batch_size)"
     )
     group.add_argument("--seed", type=int, metavar="N", help="train.seed")
+    group.add_argument(
+        "--pretrained", metavar="FILE", help="weights to start a training from (model.pretrained)"
+    )
+    group.add_argument(
+        "--num-classes",
+        type=int,
+        metavar="K",
+        help="classes; replaces the head of --pretrained (model.num_classes)",
+    )
     group.add_argument("--output", metavar="DIR", help="parent of run folders (output.dir)")
     group.add_argument("--name", metavar="NAME", help="name of the run folder (output.name)")
     group.add_argument(

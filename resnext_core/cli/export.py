@@ -51,7 +51,7 @@ def handle(args: argparse.Namespace) -> int:
         print_config(config, sources)
         return 0
     output = Output(json_result=args.json)
-    weights = read_weights(Path(args.weights), config, sources)
+    weights = read_weights(Path(args.weights), config, sources, plugins)
     target = Path(args.to)
     wanted = tuple(args.format) or config.export.formats
     if not wanted and target.suffix and not target.is_dir():

@@ -105,7 +105,9 @@ def train(
             f"{len(splits.train.classes)} classes, batch {config.train.batch_size}, {config.train.epochs} "
             f"epochs{at}; run folder {run.path}"
         )
-        job = stack.enter_context(training_job(config, backend, splits, run, rank, collectives, emit))
+        job = stack.enter_context(
+            training_job(config, backend, splits, run, rank, collectives, emit, checkpoint)
+        )
         started = time.perf_counter()
         if resumed is not None and rank.is_main:  # what follows the checkpoint will be written again
             run.rewind((checkpoint.saving.records or 0) if checkpoint else 0)
@@ -126,9 +128,12 @@ def train(
 def prepare_run(config: Config, backend: Backend, name: str | None = None) -> RunFolder:
     """Make the run folder with its resolved config and what it is made with."""
     run = RunFolder.create(Path(config.output.dir), name or config.output.name, config.model.variant)
-    data = config.data
+    data, model = config.data, config.model
     if data.dir is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(data, dir=os.path.abspath(data.dir)))
+    if model.pretrained is not None:
+        pretrained = os.path.abspath(model.pretrained)
+        config = dataclasses.replace(config, model=dataclasses.replace(model, pretrained=pretrained))
     write_atomic(run.config, config.to_yaml())
     run.write_result("run", {"backend": backend.id, "environment": environment()})
     return run

@@ -1,0 +1,207 @@
+"""``resnext-run convert``: weights from and to other worlds, with an account of every tensor."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnext_core.checkpoint import Progress, load_checkpoint, save_checkpoint
+from resnext_core.cli.common import add_json_flag
+from resnext_core.cli.output import Output
+from resnext_core.convert.containers import Tensors, container, read_tensors
+from resnext_core.convert.names import NAMINGS
+from resnext_core.convert.reading import Stated, from_tensors, read_foreign
+from resnext_core.convert.report import Change, summary
+from resnext_core.convert.writing import to_tensors
+from resnext_core.errors import DataError, UsageError, suggest
+from resnext_core.files import write_atomic
+from resnext_core.interfaces import TrainState
+from resnext_core.plugins import PluginSet, load_plugins
+from resnext_core.serve import WEIGHTS_SUFFIX, find_model
+from resnext_core.spec import VARIANTS
+from resnext_core.weights import Weights, load_weights, read_manifest_text, save_weights, tensor_digest
+
+EPILOG = f"""\
+names: {", ".join(f"{n.id} ({n.summary})" for n in NAMINGS.values())}; and neutral, ours
+
+examples:
+  resnext-run convert resnext152.ckpt resnext152.safetensors        the ancestor's checkpoint to ours
+  resnext-run convert resnext50.pth resnext50.safetensors           torchvision's or timm's to ours
+  resnext-run convert runs/RUN model.ckpt --to ancestor-split       ours to what the old scripts load
+  resnext-run convert old.ckpt continued --moments keep             weights and momentum, as a checkpoint folder
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="weights file, run or checkpoint folder")
+    parser.add_argument(
+        "target",
+        metavar="TARGET",
+        help="new file (its ending says the format), or a folder with --moments keep",
+    )
+    names = sorted(NAMINGS)
+    parser.add_argument(
+        "--from", dest="source_names", choices=names, help="whose names SOURCE has (default: look)"
+    )
+    parser.add_argument(
+        "--to", dest="target_names", choices=["neutral", *names],
+        help="whose names TARGET gets (default: neutral; torch in a .pth)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--variant", metavar="NAME", help="the network, where shapes do not tell (default: look)"
+    )
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="default: the variant's")
+    parser.add_argument(
+        "--classes", metavar="FILE", help="text file with a class name a line (default: numbers)"
+    )
+    parser.add_argument(
+        "--moments",
+        choices=("drop", "keep"),
+        default="drop",
+        help="momentum of the optimizer (default: drop)",
+    )
+    parser.add_argument(
+        "--any-padding", action="store_true",
+        help="write for a world that pads its max-pool differently, where the network computes something else",
+    )  # fmt: skip
+    parser.add_argument("--report", metavar="FILE", help="write a JSON line for each tensor")
+    parser.add_argument("--force", action="store_true", help="replace TARGET if it is there")
+    add_json_flag(parser)
+
+
+def handle(args: argparse.Namespace) -> int:
+    output = Output(json_result=args.json)
+    plugins = load_plugins()
+    source, target = Path(args.source), Path(args.target)
+    if args.variant is not None and args.variant not in VARIANTS:
+        raise UsageError(f"unknown model variant '{args.variant}'{suggest(args.variant, VARIANTS)}")
+    if target.exists() and not args.force:
+        raise UsageError(f"{target} is there already; choose another name or use --force")
+    weights, momentum, step, changes = _read(source, args, plugins)
+    output.say(_about(source, weights))
+    changes += _write(target, weights, momentum, step, args, plugins)
+    for line in summary(changes):
+        output.say(f"  {line}")
+    if args.report:
+        write_atomic(Path(args.report), "".join(json.dumps(c.to_dict()) + "\n" for c in changes))
+    value = {
+        "source": str(source), "target": str(target), "variant": weights.spec.variant, "digest": weights.digest,
+        "pool_padding": weights.spec.pool_padding, "classes": weights.spec.num_classes,
+        "preprocess": weights.preprocess.to_dict(), "changes": [c.to_dict() for c in changes],
+    }  # fmt: skip
+    output.result(value, f"{target}: {len(weights.spec.tensors)} tensors, digest {weights.digest}")
+    return 0
+
+
+def _read(
+    source: Path, args: argparse.Namespace, plugins: PluginSet
+) -> tuple[Weights, Mapping[str, NDArray[Any]], int, list[Change]]:
+    """Return weights, momentum (empty unless kept), step and changes."""
+    keep = args.moments == "keep"
+    if keep and source.is_dir():
+        state = load_checkpoint(source if (source / "state.json").is_file() else find_model(source).parent)
+        prefix = "momentum/"
+        momentum = {k[len(prefix) :]: a for k, a in state.state.tensors.items() if k.startswith(prefix)}
+        return state.weights, momentum, state.progress.step, []
+    path = find_model(source)
+    stated = Stated(
+        naming=args.source_names, variant=args.variant, image_size=args.image_size,
+        classes=_class_names(args.classes) if args.classes else None,
+    )  # fmt: skip
+    if not keep or (path.suffix == WEIGHTS_SUFFIX and read_manifest_text(path) is not None):
+        if keep:
+            raise UsageError(
+                f"{path} holds no momentum; give the checkpoint folder, or leave --moments keep out"
+            )
+        weights, changes = read_foreign(path, stated, plugins.weight_files)
+        return weights, {}, 0, list(changes)
+    found = from_tensors(read_tensors(path, plugins.weight_files), path, stated, moments=True)
+    return found.weights, found.momentum, found.step, list(found.changes)
+
+
+def _write(
+    target: Path,
+    weights: Weights,
+    momentum: Mapping[str, NDArray[Any]],
+    step: int,
+    args: argparse.Namespace,
+    plugins: PluginSet,
+) -> list[Change]:
+    """Write `target`, read it back, and return what was changed; DataError when it does not hold the same bits."""
+    names = args.target_names or ("torch" if target.suffix in (".pth", ".pt") else "neutral")
+    if names == "neutral":
+        if args.moments == "keep":
+            return _write_checkpoint(target, weights, momentum, step)
+        if target.suffix != WEIGHTS_SUFFIX:
+            hint = f"; or say whose names {target.suffix} gets with --to" if target.suffix else ""
+            raise UsageError(f"neutral weights are {WEIGHTS_SUFFIX} files, not '{target.name}'{hint}")
+        save_weights(weights, target)
+        written = load_weights(target).digest
+        changes: tuple[Change, ...] = ()
+    else:
+        naming = NAMINGS[names]
+        if target.suffix not in naming.containers:
+            raise UsageError(f"{names} weights are {', '.join(naming.containers)} files, not '{target.name}'")
+        tensors, changes = to_tensors(weights, naming, momentum=momentum, any_padding=args.any_padding)
+        container(target, plugins.weight_files).write(target, tensors)
+        written = _digest_of(target, weights, names, read_tensors(target, plugins.weight_files))
+    if written != weights.digest:
+        raise DataError(f"{target} reads back as {written}, not {weights.digest}; do not use it")
+    return list(changes)
+
+
+def _digest_of(target: Path, weights: Weights, names: str, tensors: Tensors) -> str:
+    stated = Stated(naming=names, variant=None, classes=weights.classes, image_size=weights.spec.image_size)
+    if weights.spec.variant in VARIANTS:
+        stated = Stated(
+            naming=names,
+            variant=weights.spec.variant,
+            classes=weights.classes,
+            image_size=weights.spec.image_size,
+        )
+    found = from_tensors(tensors, target, stated)
+    return tensor_digest(found.weights.spec, found.weights.tensors)
+
+
+def _write_checkpoint(
+    target: Path, weights: Weights, momentum: Mapping[str, NDArray[Any]], step: int
+) -> list[Change]:
+    """Write a checkpoint folder into `target`, from which a training can start with its momentum."""
+    if target.suffix:
+        raise UsageError(
+            f"--moments keep writes a checkpoint folder: give a name without an ending, not '{target.name}'"
+        )
+    learned = [t for t in weights.spec.tensors if t.trainable]
+    missing = [t.name for t in learned if t.name not in momentum]
+    if missing:
+        raise DataError(f"the source has no momentum of {missing[0]} and {len(missing) - 1} others")
+    tensors = {f"weights/{n}": a for n, a in weights.tensors.items()}
+    tensors |= {f"momentum/{t.name}": np.asarray(momentum[t.name], np.float32) for t in learned}
+    scalars = {"step": step, "overflow_steps": 0, "loss_scale": 1.0, "good_steps": 0}
+    save_checkpoint(
+        target, weights, TrainState(tensors=tensors, scalars=scalars), Progress(step=step, epoch_closed=True),
+        run={}, best=False, keep=1,
+    )  # fmt: skip
+    return []
+
+
+def _class_names(path: str) -> tuple[str, ...]:
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the class names in {path}: {error}") from error
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _about(source: Path, weights: Weights) -> str:
+    spec, pre = weights.spec, weights.preprocess
+    return (
+        f"{source}: {spec.variant}, {spec.num_classes} classes, {spec.parameters:,} parameters; pool padding "
+        f"{spec.pool_padding}, images {pre.mode} {pre.resize} -> {pre.size} ({pre.filter})"
+    )

@@ -1,0 +1,191 @@
+"""MindSpore's ``.ckpt`` files, read and written without MindSpore.
+
+The file is a protobuf message (mindspore/train/checkpoint.proto): ``Checkpoint`` has `value` = 1 (repeated), a value
+has `tag` = 1 and `tensor` = 2, a tensor has `dims` = 1 (repeated int64), `tensor_type` = 2 and `tensor_content` = 3.
+A tensor larger than 512 MiB lies in several values of one tag, one after the other. A file saved with
+``crc_check`` ends with the text ``crc_num`` and ten bytes, the CRC-32 of what stands before. Encrypted files are
+refused. A scalar has no dims.
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnext_core.errors import DataError
+from resnext_core.files import atomic_path
+
+_DTYPES = {
+    "Float64": "<f8", "Float32": "<f4", "Float16": "<f2", "Int64": "<i8", "Int32": "<i4", "Int16": "<i2",
+    "Int8": "i1", "UInt64": "<u8", "UInt32": "<u4", "UInt16": "<u2", "UInt8": "u1", "Bool": "?",
+}  # fmt: skip
+_TYPES = {np.dtype(code): name for name, code in _DTYPES.items()}
+#: Text entries (``append_dict``) are arrays of 4-byte characters; they are no weights and are left out.
+_TEXT = "str"
+#: Read as float32: the upper half of its bits.
+_BFLOAT16 = "BFloat16"
+#: Bytes of a tensor in one value, as MindSpore writes.
+_SLICE = 512 << 20
+_CRC_MARK, _CRC_SIZE = b"crc_num", 10
+
+
+class _Broken(ValueError):
+    """The bytes are not this format; the message says where."""
+
+
+def read_ckpt(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the tensors by tag, in file order; DataError when the file is missing, cut short or something else."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        return _parse(memoryview(data))
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"{path} is not a readable MindSpore checkpoint: {error}") from error
+
+
+def write_ckpt(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Write `tensors` atomically as MindSpore does; DataError on a dtype that the format lacks or a full disk."""
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        for tag, array in tensors.items():
+            if array.dtype.newbyteorder("=") not in _TYPES:
+                raise DataError(f"{tag} is {array.dtype}, which MindSpore checkpoints lack")
+            kind = _TYPES[array.dtype.newbyteorder("=")]
+            content = np.ascontiguousarray(array, dtype=_DTYPES[kind]).tobytes()
+            dims = b"".join(b"\x08" + _varint(n) for n in array.shape)
+            for start in range(0, len(content), _SLICE):
+                piece = content[start : start + _SLICE]
+                tensor = dims + _field(2, kind.encode()) + _field(3, piece)
+                stream.write(_field(1, _field(1, tag.encode()) + _field(2, tensor)))
+
+
+def _parse(data: memoryview) -> dict[str, NDArray[Any]]:
+    data = _without_crc(data)
+    if not data:
+        raise _Broken("it is empty")
+    pieces: dict[str, list[tuple[tuple[int, ...], str, memoryview]]] = {}
+    last = None
+    for number, value in _fields(data):
+        if number != 1 or not isinstance(value, memoryview):
+            raise _Broken(f"unknown field {number} (is it encrypted, or another format?)")
+        tag, dims, kind, content = _value(value)
+        if tag in pieces and tag != last:
+            raise _Broken(f"{tag!r} is there twice")
+        pieces.setdefault(tag, []).append((dims, kind, content))
+        last = tag
+    return {tag: _join(tag, parts) for tag, parts in pieces.items() if parts[0][1] != _TEXT}
+
+
+def _without_crc(data: memoryview) -> memoryview:
+    """Check and cut off the CRC trailer, where there is one."""
+    length = len(_CRC_MARK) + _CRC_SIZE
+    if len(data) < length or bytes(data[-length:-_CRC_SIZE]) != _CRC_MARK:
+        return data
+    body, said = data[:-length], int.from_bytes(data[-_CRC_SIZE:], "big")
+    if binascii.crc32(body) != said:
+        raise _Broken("its bytes do not have the checksum at its end")
+    return body
+
+
+def _value(data: memoryview) -> tuple[str, tuple[int, ...], str, memoryview]:
+    tag, tensor = None, None
+    for number, value in _fields(data):
+        if number == 1 and isinstance(value, memoryview):
+            tag = str(value, "utf-8")
+        elif number == 2 and isinstance(value, memoryview):
+            tensor = value
+        else:
+            raise _Broken(f"a value with the unknown field {number}")
+    if tag is None or tensor is None:
+        raise _Broken("a value without a name or without a tensor")
+    dims: list[int] = []
+    kind, content = None, memoryview(b"")
+    for number, value in _fields(tensor):
+        if number == 1:
+            dims += [value] if isinstance(value, int) else list(_varints(value))
+        elif number == 2 and isinstance(value, memoryview):
+            kind = str(value, "utf-8")
+        elif number == 3 and isinstance(value, memoryview):
+            content = value
+        else:
+            raise _Broken(f"{tag!r} has the unknown field {number}")
+    if kind not in _DTYPES and kind not in (_TEXT, _BFLOAT16):
+        raise _Broken(f"{tag!r} has the unknown type {kind!r}")
+    return tag, tuple(dims), kind, content
+
+
+def _join(tag: str, parts: list[tuple[tuple[int, ...], str, memoryview]]) -> NDArray[Any]:
+    dims, kind, content = parts[0]
+    if any((d, k) != (dims, kind) for d, k, _ in parts):
+        raise _Broken(f"{tag!r} has parts of several shapes or types")
+    raw = content if len(parts) == 1 else memoryview(b"".join(c for _, _, c in parts))
+    dtype = np.dtype("<u2" if kind == _BFLOAT16 else _DTYPES[kind])
+    count = 1
+    for n in dims:
+        count *= n
+    if len(raw) != count * dtype.itemsize:
+        raise _Broken(
+            f"{tag!r} has {len(raw)} bytes, not the {count * dtype.itemsize} of its shape {list(dims)}"
+        )
+    array = np.frombuffer(raw, dtype).reshape(dims)
+    if kind == _BFLOAT16:
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(dtype.newbyteorder("="))
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Yield number and content of each field: an integer, or bytes."""
+    position = 0
+    while position < len(data):
+        key, position = _read_varint(data, position)
+        number, wire = key >> 3, key & 7
+        if wire == 0:
+            value, position = _read_varint(data, position)
+            yield number, value
+        elif wire == 2:
+            length, position = _read_varint(data, position)
+            if length > len(data) - position:
+                raise _Broken("it ends in the middle of a record")
+            yield number, data[position : position + length]
+            position += length
+        else:
+            raise _Broken(f"byte {position} is no field of it")
+
+
+def _varints(data: memoryview) -> Iterator[int]:
+    position = 0
+    while position < len(data):
+        value, position = _read_varint(data, position)
+        yield value
+
+
+def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 63, 7):
+        if position >= len(data):
+            raise _Broken("it ends in the middle of a record")
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise _Broken(f"byte {position} is no field of it")
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return bytes([number << 3 | 2]) + _varint(len(content)) + content

@@ -1,0 +1,148 @@
+"""What other worlds call the tensors of a ResNeXt, and how their networks differ from each other.
+
+A :class:`Naming` maps every tensor of a ModelSpec to its name there, or to the names of its pieces: the ancestor on
+Ascend and CPU keeps a grouped convolution as one convolution a group, which are the slices of the grouped
+weight along axis 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from resnext_core.config import PreprocessConfig
+from resnext_core.spec import ModelSpec, PoolPadding
+
+#: Batch normalisation in MindSpore's words.
+_MINDSPORE_BN = {
+    "weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Naming:
+    """One world: `id` on the command line, `rename` from a neutral name to its own.
+
+    `split` keeps conv2 as one tensor a group. `pool_padding` and `preprocess` are what its networks are trained
+    with. `prefixes` may stand before every name and are stripped; `extras` are patterns of tensors that are no
+    weights, with the reason why they are left out. `containers` are the file endings that it uses.
+    """
+
+    id: str
+    summary: str
+    rename: Callable[[str], str]
+    pool_padding: PoolPadding
+    preprocess: PreprocessConfig
+    containers: tuple[str, ...]
+    split: bool = False
+    prefixes: tuple[str, ...] = ()
+    extras: Mapping[str, str] = field(default_factory=dict)
+    moments: str | None = None
+
+    def pieces(self, spec: ModelSpec) -> dict[str, tuple[str, ...]]:
+        """Return the names here of every tensor of `spec`: one, or one for each group."""
+        found = {}
+        for tensor in spec.tensors:
+            name = self.rename(tensor.name)
+            if self.split and tensor.name.endswith(".conv2.weight"):
+                stem = name.removesuffix("weight")
+                found[tensor.name] = tuple(f"{stem}convs.{g}.weight" for g in range(spec.groups))
+            else:
+                found[tensor.name] = (name,)
+        return found
+
+    def strip(self, name: str) -> str:
+        """Return `name` without the prefixes that wrappers put before it."""
+        stripped = True
+        while stripped:
+            stripped = False
+            for prefix in self.prefixes:
+                if name.startswith(prefix):
+                    name, stripped = name[len(prefix) :], True
+        return name
+
+    def extra(self, name: str) -> str | None:
+        """Return why a tensor of this name is no weight, or None."""
+        return next((reason for pattern, reason in self.extras.items() if re.fullmatch(pattern, name)), None)
+
+
+def _torch(name: str) -> str:
+    return name
+
+
+def _mindspore_bn(name: str) -> str:
+    head, _, last = name.rpartition(".")
+    is_bn = re.search(r"(^|\.)(bn\d?|downsample\.1)$", head) is not None
+    return f"{head}.{_MINDSPORE_BN[last]}" if is_bn else name
+
+
+def _ancestor(name: str) -> str:
+    name = _mindspore_bn(name)
+    if name.startswith("fc."):
+        return f"head.{name}"
+    name = name.replace("downsample.0", "down_sample.conv").replace("downsample.1", "down_sample.bn")
+    name = re.sub(r"^conv1\.", "conv.", re.sub(r"^bn1\.", "bn.", name))
+    return f"backbone.{name}"
+
+
+def _mindcv(name: str) -> str:
+    name = _mindspore_bn(name).replace("downsample", "down_sample")
+    return f"classifier.{name[3:]}" if name.startswith("fc.") else name
+
+
+_OPTIMIZER = "state of MindSpore's optimizer or callbacks"
+#: What MindSpore's worlds have in common; `moments.` is what nn.Momentum puts before a weight's name.
+_MINDSPORE: Any = {
+    "pool_padding": "same",
+    "containers": (".ckpt", ".safetensors"),
+    "prefixes": ("network.",),
+    "moments": "moments.",
+    "extras": {
+        r"(global_step|learning_rate|momentum|loss_scale|scale_sense|epoch_num|step_num|lr)": _OPTIMIZER,
+        r"(current_iterator_step|last_overflow_iterator_step|good_step|train_network_factor)": _OPTIMIZER,
+        r"(accum|stat)\..*": _OPTIMIZER,
+    },
+}
+_SQUASH = PreprocessConfig(mode="squash", filter="plain")
+
+NAMINGS: Mapping[str, Naming] = {
+    naming.id: naming
+    for naming in (
+        Naming(
+            id="torch", summary="torchvision and timm", rename=_torch, pool_padding="symmetric",
+            preprocess=PreprocessConfig(mode="shorter-side", filter="antialias"),
+            containers=(".pth", ".pt", ".safetensors"), prefixes=("module.", "_orig_mod."),
+            extras={r".*\.num_batches_tracked": "a counter that nothing reads"},
+        ),
+        Naming(
+            id="ancestor", summary="the ModelZoo scripts on GPU: one grouped conv2", rename=_ancestor,
+            preprocess=_SQUASH, **_MINDSPORE,
+        ),
+        Naming(
+            id="ancestor-split", summary="the ModelZoo scripts on Ascend and CPU: a convolution for each group",
+            rename=_ancestor, split=True, preprocess=_SQUASH, **_MINDSPORE,
+        ),
+        Naming(
+            id="mindcv", summary="mindcv's ResNeXt", rename=_mindcv,
+            preprocess=PreprocessConfig(mode="shorter-side", filter="plain"), **_MINDSPORE,
+        ),
+    )
+}  # fmt: skip
+
+
+def detect(names: Iterable[str]) -> Naming | None:
+    """Return whose names these are, by tensors that only one world has; None where none of them fits."""
+    found = set(names)
+    for naming, marks in (
+        ("ancestor", {"backbone.conv.weight", "head.fc.weight"}),
+        ("mindcv", {"bn1.gamma", "classifier.weight"}),
+        ("torch", {"bn1.running_mean", "fc.weight"}),
+    ):
+        stripped = {NAMINGS[naming].strip(name) for name in found}
+        if marks <= stripped:
+            if naming == "ancestor" and any(".conv2.convs." in name for name in stripped):
+                naming = "ancestor-split"
+            return NAMINGS[naming]
+    return None

@@ -1,0 +1,263 @@
+"""From another world's tensors to neutral weights: strict, and with an account of every tensor."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnext_core.config import PreprocessConfig
+from resnext_core.convert.containers import read_tensors
+from resnext_core.convert.names import NAMINGS, Naming, detect
+from resnext_core.convert.report import Change
+from resnext_core.errors import DataError, UsageError
+from resnext_core.files import file_digest
+from resnext_core.interfaces import WeightFile
+from resnext_core.preprocess import preprocess_spec
+from resnext_core.spec import VARIANTS, ModelSpec, PoolPadding
+from resnext_core.weights import Weights, check_tensors, load_weights, read_manifest_text
+
+#: Floating-point types that float32 holds without a loss.
+_WIDENED = (np.dtype(np.float16),)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Converted:
+    """Neutral weights, the momentum found beside them (neutral names; empty without), and what was done."""
+
+    weights: Weights
+    naming: Naming
+    changes: tuple[Change, ...]
+    momentum: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    step: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stated:
+    """What the user says of a file that does not say it: None is taken from the tensors or the world's habits."""
+
+    naming: str | None = None
+    variant: str | None = None
+    num_classes: int | None = None
+    image_size: int | None = None
+    pool_padding: PoolPadding | None = None
+    classes: Sequence[str] | None = None
+    preprocess: PreprocessConfig | None = None
+
+
+def from_tensors(
+    tensors: Mapping[str, NDArray[Any]],
+    path: Path,
+    stated: Stated = Stated(),
+    *,
+    moments: bool = False,
+) -> Converted:
+    """Return `tensors` of the file `path` as neutral weights; with `moments` the optimizer's momentum too.
+
+    Raises UsageError where the user must say more, DataError listing what is missing, unexpected or misshapen.
+    """
+    naming = _naming(tensors, path, stated)
+    plain = _strip(tensors, naming, path)
+    dropped, kept, moved = _sort(plain, naming, moments)
+    spec = _spec(kept, naming, stated, path)
+    pieces = naming.pieces(spec)
+    changes, neutral = _gather(kept, pieces, plain, path)
+    momentum: dict[str, NDArray[Any]] = {}
+    if moments:
+        learned = {t.name: pieces[t.name] for t in spec.tensors if t.trainable}
+        moved_changes, momentum = _gather(moved, learned, plain, path, prefix=naming.moments or "")
+        changes += moved_changes
+    check_tensors(spec, neutral, where=str(path))
+    size = stated.image_size or spec.image_size
+    weights = Weights(
+        spec=spec,
+        preprocess=preprocess_spec(stated.preprocess or naming.preprocess, size),
+        classes=_classes(stated, spec),
+        tensors={t.name: neutral[t.name] for t in spec.tensors},
+        origin={"file": path.name, "file_digest": file_digest(path), "names": naming.id},
+    )
+    step = plain["global_step"][1] if "global_step" in plain else np.zeros(())
+    return Converted(
+        weights=weights, naming=naming, changes=tuple(changes + dropped), momentum=momentum,
+        step=int(step.ravel()[0]) if step.size == 1 and np.isfinite(step).all() else 0,
+    )  # fmt: skip
+
+
+def read_foreign(
+    path: Path, stated: Stated, plugins: Mapping[str, WeightFile]
+) -> tuple[Weights, tuple[Change, ...]]:
+    """Return the weights of a neutral file or of another world's, and what was changed on the way."""
+    if path.suffix == ".safetensors" and read_manifest_text(path) is not None:
+        return load_weights(path), ()
+    found = from_tensors(read_tensors(path, plugins), path, stated)
+    return found.weights, found.changes
+
+
+def _naming(tensors: Mapping[str, Any], path: Path, stated: Stated) -> Naming:
+    if stated.naming is not None:
+        return NAMINGS[stated.naming]
+    naming = detect(tensors)
+    if naming is None:
+        shown = ", ".join(sorted(tensors)[:3])
+        raise UsageError(
+            f"the tensors of {path} ({shown}, ...) are not a ResNeXt of {', '.join(NAMINGS)}; "
+            "where they are one of these all the same, say which with --from"
+        )
+    return naming
+
+
+_Plain = dict[str, tuple[str, NDArray[Any]]]
+
+
+def _strip(tensors: Mapping[str, NDArray[Any]], naming: Naming, path: Path) -> _Plain:
+    """Return original name and tensor by the name without prefixes."""
+    plain: _Plain = {}
+    moments = naming.moments or "\0"
+    for name, array in tensors.items():
+        head, rest = (moments, name[len(moments) :]) if name.startswith(moments) else ("", name)
+        short = head + naming.strip(rest)
+        if short.startswith(moments) and not head:  # the prefix stood before `moments.`
+            short = moments + naming.strip(short[len(moments) :])
+        if short in plain:
+            raise DataError(f"{path} holds {short} twice: as {plain[short][0]} and as {name}")
+        plain[short] = (name, array)
+    return plain
+
+
+def _sort(
+    plain: _Plain, naming: Naming, moments: bool
+) -> tuple[list[Change], dict[str, Any], dict[str, Any]]:
+    """Split into what is left out (with reasons), weights, and moments by their weight's name."""
+    dropped: list[Change] = []
+    kept: dict[str, NDArray[Any]] = {}
+    moved: dict[str, NDArray[Any]] = {}
+    for short, (name, array) in plain.items():
+        if naming.moments is not None and short.startswith(naming.moments):
+            if moments:
+                moved[short[len(naming.moments) :]] = array
+            else:
+                reason = "momentum of the optimizer; --moments keep takes it along"
+                dropped.append(Change(kind="dropped", source=(name,), target=(), reason=reason))
+            continue
+        why = naming.extra(short)
+        if why is not None:
+            dropped.append(Change(kind="dropped", source=(name,), target=(), reason=why))
+        else:
+            kept[short] = array
+    return dropped, kept, moved
+
+
+def _gather(
+    found: Mapping[str, NDArray[Any]],
+    pieces: Mapping[str, tuple[str, ...]],
+    plain: _Plain,
+    path: Path,
+    prefix: str = "",
+) -> tuple[list[Change], dict[str, NDArray[Any]]]:
+    """Return the changes and the tensors under neutral names; DataError listing names that do not match."""
+    wanted = [name for names in pieces.values() for name in names]
+    missing = [prefix + name for name in wanted if name not in found]
+    unexpected = [prefix + name for name in found if name not in set(wanted)]
+    if missing or unexpected:
+        problems = [f"missing {n}" for n in missing] + [f"unexpected {n}" for n in unexpected]
+        more = f"; and {len(problems) - 6} more" if len(problems) > 6 else ""
+        raise DataError(f"{path} does not fit: {'; '.join(problems[:6])}{more}")
+    changes, neutral = [], {}
+    for target, names in pieces.items():
+        originals = tuple(plain[prefix + name][0] for name in names)
+        arrays = [
+            _float32(found[name], original, path) for name, original in zip(names, originals, strict=True)
+        ]
+        if len({a.shape for a in arrays}) > 1:
+            raise DataError(f"{path}: the pieces of {target} have different shapes")
+        array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=0)
+        neutral[target] = np.ascontiguousarray(array)
+        narrow = found[names[0]].dtype
+        label = f"{'momentum/' if prefix else ''}{target}"
+        changes.append(
+            Change(
+                kind="merged" if len(names) > 1 else "same" if originals == (label,) else "renamed",
+                source=originals, target=(label,), dtype=None if narrow == np.float32 else narrow.name,
+                reason="grouped weight from its groups, along axis 0" if len(names) > 1 else "",
+            )
+        )  # fmt: skip
+    return changes, neutral
+
+
+def _float32(array: NDArray[Any], name: str, path: Path) -> NDArray[np.float32]:
+    if array.dtype == np.float32:
+        return array
+    if array.dtype in _WIDENED:
+        return array.astype(np.float32)
+    raise DataError(
+        f"{path}: {name} is {array.dtype}, which float32 does not hold without a loss; convert it first"
+    )
+
+
+def _spec(kept: Mapping[str, NDArray[Any]], naming: Naming, stated: Stated, path: Path) -> ModelSpec:
+    spec = _inferred(kept, naming, path) if stated.variant is None else VARIANTS[stated.variant]
+    changes: dict[str, Any] = {"pool_padding": stated.pool_padding or naming.pool_padding}
+    if stated.variant is not None:
+        head = next((a for n, a in kept.items() if n == naming.rename("fc.bias")), None)
+        if head is not None and head.ndim == 1 and head.size:
+            changes["num_classes"] = int(head.size)
+    if stated.num_classes is not None:
+        changes["num_classes"] = stated.num_classes
+    if stated.image_size is not None:
+        changes["image_size"] = stated.image_size
+    return spec.replace(**changes)
+
+
+def _inferred(kept: Mapping[str, NDArray[Any]], naming: Naming, path: Path) -> ModelSpec:
+    """Return the ModelSpec that the names and shapes tell: everything but the image size, which the variant has."""
+    back = {naming.rename(n): n for n in ("conv1.weight", "fc.bias")}
+    shape_of = {back[n]: a.shape for n, a in kept.items() if n in back}
+    blocks: dict[tuple[int, int], tuple[int, ...]] = {}
+    pattern = re.compile(r"(?:backbone\.)?layer(\d+)\.(\d+)\.conv1\.weight")
+    for name, array in kept.items():
+        if match := pattern.fullmatch(name):
+            blocks[int(match[1]), int(match[2])] = array.shape
+    try:
+        stem, classes = shape_of["conv1.weight"], shape_of["fc.bias"]
+        stages = sorted({stage for stage, _ in blocks})
+        depths = tuple(sum(s == stage for s, _ in blocks) for stage in stages)
+        width = blocks[1, 0][0]
+        head = naming.rename("layer1.0.conv2.weight")
+        pieces = sum(n.startswith(head.removesuffix("weight") + "convs.") for n in kept)
+        groups = pieces if naming.split else width // kept[head].shape[1]
+        widths = [blocks[stage, 0][0] // groups for stage in stages]
+        lowest = -(-(width // groups) * 64 // stem[0])
+        fits = (
+            base
+            for base in range(lowest, lowest + 65)
+            if all((stem[0] << i) * base // 64 == w for i, w in enumerate(widths))
+        )
+        base = next(fits, lowest)
+        known = VARIANTS.values()
+        match_ = next(
+            (v for v in known if (v.depths, v.groups, v.base_width, v.stem_width) == (depths, groups, base, stem[0])
+             and (v.stem == "imagenet") == (stem[2] == 7)),
+            None,
+        )  # fmt: skip
+        if match_ is not None:
+            return match_.replace(num_classes=classes[0])
+        return ModelSpec(
+            variant=f"resnext{3 * sum(depths) + 2}_{groups}x{base}d", depths=depths, groups=groups, base_width=base,
+            stem="imagenet" if stem[2] == 7 else "cifar", stem_width=stem[0], num_classes=classes[0],
+            image_size=224 if stem[2] == 7 else 32,
+        )  # fmt: skip
+    except (KeyError, IndexError, ZeroDivisionError, UsageError) as error:
+        raise DataError(
+            f"the tensors of {path} do not tell their network; name it with --variant ({error})"
+        ) from error
+
+
+def _classes(stated: Stated, spec: ModelSpec) -> tuple[str, ...]:
+    if stated.classes is None:
+        return tuple(str(i) for i in range(spec.num_classes))
+    return tuple(stated.classes)

@@ -1,0 +1,51 @@
+"""What a conversion did to every tensor, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Kind = Literal["same", "renamed", "merged", "split", "dropped", "replaced"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One tensor: its names before and after, what happened to it, and why where that is not plain.
+
+    `dtype` is what it was stored as, where that is not float32; such tensors are widened without a loss.
+    """
+
+    kind: Kind
+    source: tuple[str, ...]
+    target: tuple[str, ...]
+    reason: str = ""
+    dtype: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    def line(self) -> str:
+        """Return the change in one line for people."""
+        source, target = _some(self.source), _some(self.target)
+        arrow = f"{source} -> {target}" if target and source != target else source or target
+        notes = [n for n in (self.reason, f"{self.dtype} widened to float32" if self.dtype else "") if n]
+        return f"{self.kind:<8} {arrow}" + (f"  ({'; '.join(notes)})" if notes else "")
+
+
+def summary(changes: Iterable[Change]) -> list[str]:
+    """Return a line for each kind and reason: how many, and one of them as example."""
+    groups: dict[tuple[str, str, str | None], list[Change]] = {}
+    for change in changes:
+        groups.setdefault((change.kind, change.reason, change.dtype), []).append(change)
+    lines = []
+    for members in groups.values():
+        count = "" if len(members) == 1 else f"{len(members)} tensors, e.g. "
+        kind, rest = members[0].line().split(maxsplit=1)
+        lines.append(f"{kind:<8} {count}{rest}")
+    return lines
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names) if len(names) < 3 else f"{names[0]} ... {names[-1]} ({len(names)})"

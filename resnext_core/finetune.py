@@ -1,0 +1,103 @@
+"""Starting a training from weights that are there: the network must be the same, the head may be replaced."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from resnext_core.checkpoint import load_checkpoint
+from resnext_core.config import Config
+from resnext_core.convert.reading import Stated, read_foreign
+from resnext_core.errors import DataError, UsageError
+from resnext_core.interfaces import TrainState, WeightFile
+from resnext_core.preprocess import preprocess_spec
+from resnext_core.serve import find_model
+from resnext_core.spec import VARIANTS
+from resnext_core.weights import Weights, init_weights
+
+
+def pretrained_weights(
+    config: Config, classes: Sequence[str], weight_files: Mapping[str, WeightFile]
+) -> tuple[Weights, str]:
+    """Return the weights of ``model.pretrained`` for `classes`, and a line that says what was done to them.
+
+    The head is kept where the file's classes are those of the data (or mere numbers, as many), and initialised
+    anew where ``model.num_classes`` states the data's number. Everything else must be there. Raises UsageError
+    where the configuration contradicts the file, DataError where the file does not fit.
+    """
+    model = config.model
+    assert model.pretrained is not None
+    path = find_model(Path(model.pretrained))
+    known = model.variant if path.suffix != ".safetensors" and model.variant in VARIANTS else None
+    weights, _ = read_foreign(path, Stated(variant=known), weight_files)
+    spec = weights.spec
+    if spec.variant != model.variant:
+        raise UsageError(
+            f"{path} is a {spec.variant}, model.variant is {model.variant}; use --set model.variant={spec.variant}"
+        )
+    if model.pool_padding not in (None, spec.pool_padding):
+        raise UsageError(
+            f"{path} pads its max-pool {spec.pool_padding}, model.pool_padding is {model.pool_padding}: another "
+            "network; leave model.pool_padding out"
+        )
+    size = model.image_size or spec.image_size
+    preprocess = preprocess_spec(config.preprocess, size)
+    if (preprocess.mean, preprocess.std) != (weights.preprocess.mean, weights.preprocess.std):
+        raise UsageError(f"{path} was trained with another preprocess.mean or .std; set them to the file's")
+    same = tuple(classes) == weights.classes
+    numbered = weights.classes == tuple(str(i) for i in range(len(classes)))
+    line = f"starting from {path}, digest {weights.digest[:19]}"
+    if same or (numbered and model.num_classes is None):
+        line += "; its head is kept"
+        weights = weights.replace(classes=tuple(classes))
+    elif model.num_classes is None:
+        raise UsageError(
+            f"{path} knows {len(weights.classes)} classes, the data has {len(classes)} others; "
+            f"--num-classes {len(classes)} replaces its head"
+        )
+    else:
+        line += f"; its head of {spec.num_classes} classes is replaced by a new one of {len(classes)}"
+        weights = _with_new_head(weights, classes, config.train.seed)
+    return (
+        weights.replace(
+            spec=weights.spec.replace(image_size=size), preprocess=preprocess, metrics={},
+            origin={**weights.origin, "pretrained": path.name, "pretrained_digest": weights.digest},
+        ),
+        line,
+    )  # fmt: skip
+
+
+def with_momentum(config: Config, weights: Weights, state: TrainState) -> TrainState:
+    """Return the first state of a trainer with the momentum of ``model.pretrained``, but for a replaced head.
+
+    Raises DataError where it is no checkpoint folder, or has no momentum that fits.
+    """
+    assert config.model.pretrained is not None
+    path = Path(config.model.pretrained)
+    folder = path if (path / "state.json").is_file() else find_model(path).parent
+    found = load_checkpoint(folder).state.tensors
+    momentum: dict[str, NDArray[Any]] = {}
+    for tensor in weights.spec.tensors:
+        key = f"momentum/{tensor.name}"
+        array = found.get(key)
+        if not tensor.trainable or (
+            array is not None and array.shape != tensor.shape and "fc_" in tensor.role
+        ):
+            continue
+        if array is None or array.shape != tensor.shape:
+            raise DataError(
+                f"{folder} has no momentum of {tensor.name} that fits; leave model.pretrained_momentum out"
+            )
+        momentum[key] = array
+    return dataclasses.replace(state, tensors={**state.tensors, **momentum})
+
+
+def _with_new_head(weights: Weights, classes: Sequence[str], seed: int) -> Weights:
+    spec = weights.spec.replace(num_classes=len(classes))
+    fresh = init_weights(spec, seed)
+    head = {t.name: fresh[t.name] for t in spec.tensors if t.role in ("fc_weight", "fc_bias")}
+    return weights.replace(spec=spec, classes=tuple(classes), tensors={**weights.tensors, **head})

@@ -1,0 +1,1 @@
+"""ResNeXt on NVIDIA GPUs, and torch's weight files."""
