@@ -157,15 +157,7 @@ def _write(
 
 
 def _digest_of(target: Path, weights: Weights, names: str, tensors: Tensors) -> str:
-    stated = Stated(naming=names, variant=None, classes=weights.classes, image_size=weights.spec.image_size)
-    if weights.spec.variant in VARIANTS:
-        stated = Stated(
-            naming=names,
-            variant=weights.spec.variant,
-            classes=weights.classes,
-            image_size=weights.spec.image_size,
-        )
-    found = from_tensors(tensors, target, stated)
+    found = from_tensors(tensors, target, Stated(naming=names, spec=weights.spec, classes=weights.classes))
     return tensor_digest(found.weights.spec, found.weights.tensors)
 
 

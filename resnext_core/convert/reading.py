@@ -39,9 +39,13 @@ class Converted:
 
 @dataclass(frozen=True, kw_only=True)
 class Stated:
-    """What the user says of a file that does not say it: None is taken from the tensors or the world's habits."""
+    """What is known of a file that does not say it itself: None is taken from the tensors or the world's habits.
+
+    `spec` is the whole network, and leaves nothing to `variant` and the others.
+    """
 
     naming: str | None = None
+    spec: ModelSpec | None = None
     variant: str | None = None
     num_classes: int | None = None
     image_size: int | None = None
@@ -200,6 +204,8 @@ def _float32(array: NDArray[Any], name: str, path: Path) -> NDArray[np.float32]:
 
 
 def _spec(kept: Mapping[str, NDArray[Any]], naming: Naming, stated: Stated, path: Path) -> ModelSpec:
+    if stated.spec is not None:
+        return stated.spec
     spec = _inferred(kept, naming, path) if stated.variant is None else VARIANTS[stated.variant]
     changes: dict[str, Any] = {"pool_padding": stated.pool_padding or naming.pool_padding}
     if stated.variant is not None:

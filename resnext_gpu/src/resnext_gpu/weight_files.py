@@ -29,7 +29,9 @@ def read_pth(path: Path) -> dict[str, NDArray[Any]]:
     except Exception as error:  # on hostile bytes torch raises anything at all
         reason = " ".join(str(error).split())
         if "weights_only" in reason or "Unsupported global" in reason:
-            reason = "it holds more than tensors, and reading that would execute it; save its state_dict alone"
+            reason = (
+                "it holds more than tensors, and reading that would execute it; save its state_dict alone"
+            )
         raise DataError(f"{path} is not a readable torch file: {reason[:300]}") from error
     for wrapper in _WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
