@@ -37,7 +37,9 @@ class DataConfig:
     """Where the images are: folders of class folders, or text lists of ``path label`` lines.
 
     `train`, `val` and `test` are relative to `dir`; None looks for the usual names there.
-    `workers` None means one process a core, at most 8; 0 decodes in the main process.
+    `workers` None means one process a core, at most 8; 0 decodes in the main process. An image that cannot be read
+    ends the run (`bad_images` ``fail``), or keeps its place as a row that counts as wrong (``count``), or so and is
+    put on the run's list and not tried again (``quarantine``). `quarantine` is a list of files not to be tried.
     """
 
     dir: str | None = None
@@ -46,7 +48,8 @@ class DataConfig:
     test: str | None = None
     workers: int | None = None
     prefetch: int = 4
-    bad_images: Literal["fail", "count"] = "count"
+    bad_images: Literal["fail", "count", "quarantine"] = "count"
+    quarantine: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,7 @@ def file_digest(path: Path) -> str:
     """Return ``sha256:<hex>`` of the bytes of `path`."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
+        while block := stream.read(1 << 18):
             digest.update(block)
     return f"sha256:{digest.hexdigest()}"
 

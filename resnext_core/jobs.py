@@ -13,6 +13,7 @@ from resnext_core.checkpoint import Checkpoint, Progress
 from resnext_core.config import Config
 from resnext_core.data.index import Index, find_splits, open_index
 from resnext_core.data.loader import Loader, default_workers
+from resnext_core.data.quarantine import Quarantine
 from resnext_core.data.sampler import steps_per_epoch
 from resnext_core.distributed import Collectives, RankInfo, connect_tcp
 from resnext_core.errors import UsageError
@@ -54,11 +55,23 @@ def loader_workers(config: Config, world: int = 1) -> int:
     return max(1, default_workers() // world)
 
 
-def eval_loader(index: Index, preprocess: PreprocessSpec, config: Config, world: int = 1) -> Loader:
+def quarantine(config: Config, run: RunFolder | None = None) -> Quarantine | None:
+    """Return the list of unreadable files: of ``data.quarantine``, and of `run` where the policy keeps one."""
+    data = config.data
+    if data.dir is None or (data.quarantine is None and data.bad_images != "quarantine"):
+        return None
+    own = run.path / "quarantine.txt" if run is not None and data.bad_images == "quarantine" else None
+    known = Path(data.quarantine) if data.quarantine is not None else None
+    return Quarantine(Path(data.dir), known=known, own=own)
+
+
+def eval_loader(
+    index: Index, preprocess: PreprocessSpec, config: Config, world: int = 1, run: RunFolder | None = None
+) -> Loader:
     """Return a loader of evaluation pixels."""
     return Loader(
         index, preprocess, None, seed=config.train.seed, workers=loader_workers(config, world),
-        prefetch=config.data.prefetch, bad_images=config.data.bad_images,
+        prefetch=config.data.prefetch, bad_images=config.data.bad_images, quarantine=quarantine(config, run),
     )  # fmt: skip
 
 
@@ -131,11 +144,14 @@ def training_job(
                 splits.train, weights.preprocess, config.augment, seed=config.train.seed,
                 workers=loader_workers(config, rank.world),
                 prefetch=max(config.data.prefetch, 2 * backend.steps_per_call), bad_images=config.data.bad_images,
+                quarantine=quarantine(config, run),
             )
         )  # fmt: skip
         val_loader = None
         if splits.val is not None:
-            val_loader = stack.enter_context(eval_loader(splits.val, weights.preprocess, config, rank.world))
+            val_loader = stack.enter_context(
+                eval_loader(splits.val, weights.preprocess, config, rank.world, run)
+            )
         yield Job(
             config=config, weights=weights, train=splits.train, train_loader=train_loader, val=splits.val,
             val_loader=val_loader, rank=rank, collectives=collectives, run=run,

@@ -116,7 +116,7 @@ def check_tensors(spec: ModelSpec, tensors: Mapping[str, NDArray[Any]], where: s
     """Raise DataError listing what is missing, unexpected, misshapen or not finite."""
     wanted = {t.name: t.shape for t in spec.tensors}
     problems = [f"missing {n}" for n in wanted if n not in tensors]
-    problems += [f"unexpected {n}" for n in tensors if n not in wanted]
+    problems += [f"unexpected {printable(n)}" for n in tensors if n not in wanted]
     for name, shape in wanted.items():
         if name not in tensors:
             continue
@@ -130,6 +130,12 @@ def check_tensors(spec: ModelSpec, tensors: Mapping[str, NDArray[Any]], where: s
     if problems:
         shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
         raise DataError(f"{where} do not fit {spec.variant} with {spec.num_classes} classes: {shown}")
+
+
+def printable(name: str) -> str:
+    """Return a tensor's name as it may stand in a message: one line, not long."""
+    text = name if name.isprintable() else repr(name)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def tensor_digest(spec: ModelSpec, tensors: Mapping[str, NDArray[Any]]) -> str:

@@ -40,7 +40,7 @@ def train(photos: Path, recipe: Path, tmp_path: Path) -> list[object]:
     ("words", "says"),
     [
         (["trian"], "unknown command 'trian'; did you mean 'train'?"),
-        (["frobnicate"], "unknown command 'frobnicate'; known: backends, bench, data,"),
+        (["frobnicate"], "unknown command 'frobnicate'; known: backends, bench, convert, data,"),
         (["train", "--epoch", "3"], "unknown flag '--epoch'; did you mean '--epochs'?"),
         (["eval", "--weigths", "x"], "unknown flag '--weigths'; did you mean '--weights'?"),
         (["--bakend", "reference"], "unknown flag '--bakend'; did you mean '--backend'?"),
@@ -365,7 +365,7 @@ def test_wrong_weights_files(
     cli.refuses(EXIT_DATA, *evaluate, "--weights", "w.bin", says="no model at w.bin")
 
 
-def test_foreign_weights_need_their_model_stated(
+def test_foreign_weights_serve_by_what_they_and_the_configuration_say(
     cli: CommandLine, weights_file: Path, photos: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "torch.safetensors"
@@ -373,23 +373,20 @@ def test_foreign_weights_need_their_model_stated(
     counter = {"bn1.num_batches_tracked": np.array(1, np.int64)}
     safetensors.numpy.save_file({**tensors, **counter}, path)
     infer = ["infer", photos / "val" / "bee", "--set", "data.workers=0", "--weights", path]
-    says = ("has no resnext manifest; state its model, e.g. --set model.variant=resnext50_32x4d",)
-    cli.refuses(EXIT_DATA, *infer, says=says)
-    infer += ["--set", "model.variant=resnext_tiny", "--set", "model.image_size=8"]
-    says = ("state --set model.num_classes=... and --set model.pool_padding=... too", "symmetric")
-    cli.refuses(EXIT_USAGE, *infer, says=says)
-    infer += ["--set", "model.pool_padding=same"]
+    infer += ["--set", "model.image_size=8", "--set", "preprocess.mode=squash"]
     says = ("do not fit resnext_tiny with 7 classes: fc.weight is (6, 256), not (7, 256)",)
     cli.refuses(EXIT_DATA, *infer, "--set", "model.num_classes=7", says=says)
+    says = ("torch.safetensors does not fit: missing",)
+    cli.refuses(EXIT_DATA, *infer, "--set", "model.variant=resnext50_32x4d", says=says)
 
-    stated = cli.ok(*infer, "--set", "model.num_classes=6").out
+    foreign = cli.ok(*infer).out
     named = cli.ok(*infer[:4], "--weights", weights_file).out
-    for ours, theirs in zip(named.splitlines(), stated.splitlines(), strict=True):
+    for ours, theirs in zip(named.splitlines(), foreign.splitlines(), strict=True):
         expected = [(t["id"], t["probability"]) for t in json.loads(ours)["top"]]
         assert [(t["id"], t["probability"]) for t in json.loads(theirs)["top"]] == expected
 
     evaluate = ["eval", "--data", photos, "--set", "data.workers=0", "--json", "--weights"]
-    outcome = cli.ok(*evaluate, path, *infer[6:], "--set", "model.num_classes=6")
+    outcome = cli.ok(*evaluate, path, *infer[6:])
     assert outcome.err == "the weights name no classes: taking the 6 folders in sorted order\n"
     ours, theirs = cli.ok(*evaluate, weights_file).json(), outcome.json()
     assert (ours["confusion"], ours["classes"]) == (theirs["confusion"], theirs["classes"])

@@ -194,7 +194,7 @@ def test_missing_unexpected_and_misshapen_are_listed(small: Weights, tmp_path: P
     split, _ = to_tensors(small, NAMINGS["ancestor-split"])
     with pytest.raises(DataError, match=r"missing backbone\.layer2\.0\.conv2\.convs\.3\.weight"):
         from_tensors({n: a for n, a in split.items() if "layer2.0.conv2.convs.3" not in n}, path)
-    with pytest.raises(UsageError, match="are not a ResNeXt of torch, ancestor"):
+    with pytest.raises(DataError, match="are not a ResNeXt of torch, ancestor"):
         from_tensors({"what": np.zeros(1, np.float32)}, path)
     with pytest.raises(DataError, match="twice"):
         from_tensors({**tensors, "module.fc.bias": tensors["fc.bias"]}, path)
@@ -270,7 +270,7 @@ def test_a_ckpt_cut_anywhere_is_noticed(tmp_path: Path) -> None:
         (b"\x12\x00", "unknown field 2"),
         (b"\xff" * 20, "is no field of it"),
         (b"\x0a\x00", "a value without a name"),
-        (b"\x0a\x0c\x0a\x01a\x12\x07\x12\x05Float", "unknown type"),
+        (b"\x0a\x0c\x0a\x01a\x12\x07\x12\x05Float", "an unknown type"),
         (b"\x0a\x12\x0a\x01a\x12\x0d\x08\x02\x12\x07Float32\x1a\x00", "0 bytes, not the 8 of its shape"),
     ],
 )

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ from resnext_core.data.batch import Batch, Task
 from resnext_core.data.decode import BadImage
 from resnext_core.data.index import Index, image_folder, open_index
 from resnext_core.data.loader import Loader, default_workers
+from resnext_core.data.pool import MAX_RESTARTS
+from resnext_core.data.quarantine import Quarantine, read_list, write_list
 from resnext_core.data.sampler import epoch_permutation, eval_batches, rank_slice
 from resnext_core.errors import DataError, UsageError
 from resnext_core.preprocess import PreprocessSpec
@@ -211,30 +214,145 @@ def test_close_leaves_nothing(index: Index) -> None:
     loader.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_killed_worker_is_named(index: Index, number: signal.Signals) -> None:
-    """The worker hangs in a pipe that nobody writes to, so which file it reads is certain."""
-    slow = Index(
+@pytest.fixture
+def slow(index: Index) -> Iterator[Index]:
+    """`index` and a pipe that nobody writes to: who reads it hangs, so that which file it reads is certain."""
+    fifo = index.root / "slow.jpg"
+    os.mkfifo(fifo)
+    yield Index(
         root=index.root, paths=(*index.paths, "slow.jpg"), labels=np.append(index.labels, 0).astype(np.int32),
         classes=index.classes,
     )  # fmt: skip
-    fifo = index.root / "slow.jpg"
-    os.mkfifo(fifo)
-    try:
-        with Loader(slow, SPEC, workers=2) as loader:
-            batches = loader.batches([Task.of(0, np.array([0, 1])), Task.of(0, np.array([2, len(slow) - 1]))])
+    fifo.unlink()
+
+
+def killing_twice(loader: Loader, sample: int, number: signal.Signals) -> threading.Thread:
+    """Start a thread that kills the reader of `sample`, and the one that takes its place."""
+
+    def reader() -> int | None:
+        reading = loader.reading()
+        return loader.worker_pids()[reading.index(sample)] if sample in reading else None
+
+    def kill() -> None:
+        killed: set[int | None] = {None}
+        for _ in range(2):
+            assert eventually(lambda: reader() not in killed, 20)
+            pid = reader()
+            assert pid is not None
+            killed.add(pid)
+            os.kill(pid, number)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_file_that_kills_its_reader_twice_is_left_out_and_named(
+    slow: Index, number: signal.Signals
+) -> None:
+    last = len(slow) - 1
+    with Loader(slow, SPEC, workers=2) as loader:
+        batches = loader.batches([Task.of(0, np.array([0, 1])), Task.of(0, np.array([2, last]))])
+        first = next(batches)
+        killing = killing_twice(loader, last, number)
+        second = next(batches)
+        killing.join()
+        assert (first.valid.tolist(), second.valid.tolist()) == ([True, True], [True, False])
+        assert second.index.tolist() == [2, last]
+        assert not second.images[1].any()
+        assert loader.failures == {last: "reading it ended two decoding processes"}
+        notes = loader.take_notes()
+        assert len(notes) == 2
+        assert all(f"killed by {number.name}); it was started again" in note for note in notes)
+        assert "slow.jpg" in notes[-1]
+        assert loader.take_notes() == []
+
+
+def test_such_a_file_ends_a_run_that_wants_no_bad_images(slow: Index) -> None:
+    last = len(slow) - 1
+    with Loader(slow, SPEC, workers=1, bad_images="fail") as loader:
+        batches = loader.batches([Task.of(0, np.array([0, last]))])
+        killing = killing_twice(loader, last, signal.SIGKILL)
+        with pytest.raises(BadImage, match=r"slow\.jpg: reading it ended two decoding processes"):
             next(batches)
-            pids = loader.worker_pids()
-            stuck = pids[1]  # idle workers are taken in turn: the second batch is with the second
-            assert eventually(lambda: loader.reading() == [-1, len(slow) - 1])
-            started = time.monotonic()
-            os.kill(stuck, number)
-            with pytest.raises(DataError, match=rf"killed by {number.name}\) while reading .*slow\.jpg"):
-                next(batches)
-            assert time.monotonic() - started < 2
-            assert eventually(lambda: not any(alive(p) for p in pids))
-    finally:
-        fifo.unlink()
+        killing.join()
+
+
+def test_workers_that_die_change_no_bit(index: Index) -> None:
+    tasks = train_tasks(index, 0, batch=2) * 20
+    with Loader(index, SPEC, AugmentConfig(), workers=0) as loader:
+        expected = [batch.images for batch in loader.batches(tasks)]
+    rng = np.random.default_rng(0)
+    with Loader(index, SPEC, AugmentConfig(), workers=2) as loader:
+        kills = 0
+        for number, batch in enumerate(loader.batches(tasks)):
+            assert np.array_equal(batch.images, expected[number]), number
+            assert batch.valid.all()
+            if number % 25 == 0:
+                os.kill(int(rng.choice(loader.worker_pids())), signal.SIGKILL)
+                kills += 1
+        assert 5 <= kills < MAX_RESTARTS
+        assert len(loader.take_notes()) >= kills - 1  # of the last one it may not have heard
+
+
+def test_a_machine_that_kills_every_worker_is_said(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resnext_core.data.pool.MAX_RESTARTS", 3)
+    monkeypatch.setattr("resnext_core.data.pool._START", "import sys; sys.exit(9)")
+    with Loader(index, SPEC, workers=2) as loader:
+        with pytest.raises(
+            DataError, match=r"died \(exit code 9\); look at .* free memory, or set data.workers=0"
+        ):
+            next(loader.batches(train_tasks(index, 0)))
+        assert loader.worker_pids() == []
+
+
+# -- the quarantine list ---------------------------------------------------------------------------
+
+
+def test_a_bad_image_is_listed_once_and_not_tried_again(tmp_path: Path) -> None:
+    index = open_index(class_tree(tmp_path / "data" / "train", per_class=2))
+    bad = index.root / index.paths[1]
+    bad.write_bytes(b"junk")
+    own = tmp_path / "quarantine.txt"
+    tasks = [Task.of(e, np.arange(len(index))) for e in range(2)]
+
+    def load(workers: int) -> Loader:
+        loader = Loader(
+            index,
+            SPEC,
+            workers=workers,
+            bad_images="quarantine",
+            quarantine=Quarantine(index.root.parent, own=own),
+        )
+        with loader:
+            for batch in loader.batches(tasks):
+                assert batch.valid.tolist() == [i != 1 for i in range(len(index))]
+                assert len(batch) == len(index), "the denominator stays"
+        return loader
+
+    for workers in (0, 1):
+        own.unlink(missing_ok=True)
+        assert "not an image" in load(workers).failures[1]
+        assert own.read_text() == f"{index.root.name}/{index.paths[1]}\n"
+    bad.unlink()
+    os.mkfifo(bad)  # who tried to read it would hang
+    assert load(1).failures == {1: "it is on the quarantine list"}
+    assert own.read_text().count("\n") == 1
+
+
+def test_a_list_is_obeyed_under_every_policy(index: Index, tmp_path: Path) -> None:
+    listed = tmp_path / "list.txt"
+    write_list(listed, [f"{index.root.name}/{index.paths[2]}", "elsewhere/x.jpg"], header="made by\na test")
+    assert read_list(listed) == ("elsewhere/x.jpg", f"{index.root.name}/{index.paths[2]}")
+    for policy in ("fail", "count", "quarantine"):
+        quarantine = Quarantine(index.root.parent, known=listed)
+        with Loader(index, SPEC, workers=0, bad_images=policy, quarantine=quarantine) as loader:  # type: ignore[arg-type]
+            (batch,) = loader.batches([Task.of(0, np.arange(len(index)))])
+        assert np.flatnonzero(~batch.valid).tolist() == [2]
+        assert loader.failures == {2: "it is on the quarantine list"}
+    with pytest.raises(UsageError, match="cannot read the quarantine list"):
+        Quarantine(index.root, known=tmp_path / "gone.txt")
 
 
 def test_an_interrupt_is_the_parents_to_handle(index: Index) -> None:

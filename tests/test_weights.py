@@ -19,10 +19,10 @@ from resnext_core.preprocess import PreprocessSpec, preprocess_spec
 from resnext_core.spec import ModelSpec, model_spec
 from resnext_core.weights import (
     MANIFEST_KEY,
+    Golden,
     Weights,
     check_tensors,
     init_weights,
-    load_foreign,
     load_weights,
     parse_manifest,
     random_weights,
@@ -295,23 +295,35 @@ def test_a_damaged_file_never_loads_as_something_else(tmp_path: Path, weights_fi
     assert refused > 350
 
 
-# -- other people's files ------------------------------------------------------------------------
-
-
-def test_foreign_file_loads_under_a_stated_model(
-    tmp_path: Path, weights_file: Path, tiny_weights: Weights
-) -> None:
-    counters = {"bn1.num_batches_tracked": np.array(7, np.int64)}
-    path = rewritten(weights_file, tmp_path / "foreign.safetensors", drop=True, **counters)
-    with pytest.raises(DataError, match="has no resnext manifest; state its model"):
+def test_a_file_without_manifest_says_what_to_do(tmp_path: Path, weights_file: Path) -> None:
+    path = rewritten(weights_file, tmp_path / "foreign.safetensors", drop=True)
+    with pytest.raises(DataError, match="has no resnext manifest; weights of other programs are converted"):
         load_weights(path)
-    loaded = load_foreign(path, tiny_weights.spec, tiny_weights.preprocess, tuple("abcdef"))
-    assert loaded.digest == tiny_weights.digest
-    assert loaded.origin == {"file": "foreign.safetensors"}
-    with pytest.raises(DataError, match=r"fc\.weight is \(6, 256\), not \(7, 256\)"):
-        load_foreign(
-            path, tiny_weights.spec.replace(num_classes=7), tiny_weights.preprocess, tuple("abcdefg")
-        )
+
+
+def test_golden_logits_travel_with_their_tensors_alone(tmp_path: Path, tiny_weights: Weights) -> None:
+    golden = Golden(compute="float32", logits=(tuple(range(6)), tuple(range(6))))  # type: ignore[arg-type]
+    made = tiny_weights.replace(golden=golden)
+    save_weights(made, tmp_path / "w.safetensors")
+    assert load_weights(tmp_path / "w.safetensors").golden == golden
+    other = {**tiny_weights.tensors, "fc.bias": tiny_weights.tensors["fc.bias"] + 1}
+    assert made.replace(tensors=other).golden is None
+    assert made.replace(metrics={}).golden == golden
+
+
+@pytest.mark.parametrize(
+    "golden",
+    [
+        {}, [], 3, {"compute": "float32", "logits": []}, {"compute": "float32", "logits": [[1, 2]]},
+        {"compute": "float32", "logits": [[1, 2, 3, 4, 5, None]]}, {"compute": 3, "logits": [[1, 2, 3, 4, 5, 6]]},
+        {"compute": "float32", "logits": [[1, 2, 3, 4, 5, float("inf")]]},
+        {"compute": "float32", "logits": [[1, 2, 3, 4, 5, 6]], "more": 1},
+    ],
+)  # fmt: skip
+def test_broken_golden_logits_are_a_broken_manifest(tiny_weights: Weights, golden: object) -> None:
+    text = json.dumps({**tiny_weights.manifest(), "golden": golden})
+    with pytest.raises(DataError, match="has a broken manifest"):
+        parse_manifest(text, where="w")
 
 
 def test_saving_where_one_cannot(tmp_path: Path, tiny_weights: Weights) -> None:

@@ -131,6 +131,9 @@ def prepare_run(config: Config, backend: Backend, name: str | None = None) -> Ru
     data, model = config.data, config.model
     if data.dir is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(data, dir=os.path.abspath(data.dir)))
+    if data.quarantine is not None:
+        listed = os.path.abspath(data.quarantine)
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, quarantine=listed))
     if model.pretrained is not None:
         pretrained = os.path.abspath(model.pretrained)
         config = dataclasses.replace(config, model=dataclasses.replace(model, pretrained=pretrained))

@@ -31,6 +31,8 @@ _TEXT = "str"
 _BFLOAT16 = "BFloat16"
 #: Bytes of a tensor in one value, as MindSpore writes.
 _SLICE = 512 << 20
+#: No tensor has more dimensions, no name more characters: what does is not this format.
+_MOST_DIMS, _LONGEST_NAME = 16, 300
 _CRC_MARK, _CRC_SIZE = b"crc_num", 10
 
 
@@ -104,11 +106,16 @@ def _value(data: memoryview) -> tuple[str, tuple[int, ...], str, memoryview]:
             raise _Broken(f"a value with the unknown field {number}")
     if tag is None or tensor is None:
         raise _Broken("a value without a name or without a tensor")
+    if len(tag) > _LONGEST_NAME or not tag.isprintable():
+        raise _Broken("a tensor whose name is no text")
     dims: list[int] = []
     kind, content = None, memoryview(b"")
     for number, value in _fields(tensor):
         if number == 1:
-            dims += [value] if isinstance(value, int) else list(_varints(value))
+            for n in [value] if isinstance(value, int) else _varints(value):
+                dims.append(n)
+                if len(dims) > _MOST_DIMS:
+                    raise _Broken(f"{tag!r} has more than {_MOST_DIMS} dimensions")
         elif number == 2 and isinstance(value, memoryview):
             kind = str(value, "utf-8")
         elif number == 3 and isinstance(value, memoryview):
@@ -116,7 +123,7 @@ def _value(data: memoryview) -> tuple[str, tuple[int, ...], str, memoryview]:
         else:
             raise _Broken(f"{tag!r} has the unknown field {number}")
     if kind not in _DTYPES and kind not in (_TEXT, _BFLOAT16):
-        raise _Broken(f"{tag!r} has the unknown type {kind!r}")
+        raise _Broken(f"{tag!r} has an unknown type")
     return tag, tuple(dims), kind, content
 
 
@@ -136,7 +143,7 @@ def _join(tag: str, parts: list[tuple[tuple[int, ...], str, memoryview]]) -> NDA
     array = np.frombuffer(raw, dtype).reshape(dims)
     if kind == _BFLOAT16:
         return (array.astype(np.uint32) << 16).view(np.float32)
-    return array.astype(dtype.newbyteorder("="))
+    return array.astype(dtype.newbyteorder("="), copy=False)
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:

@@ -18,9 +18,13 @@ from resnext_core.data.batch import Task as Task
 from resnext_core.data.decode import BadImage
 from resnext_core.data.index import Index
 from resnext_core.data.pool import Pool, WorkerDied
+from resnext_core.data.quarantine import Quarantine
 from resnext_core.data.worker import Recipe
 from resnext_core.errors import DataError
 from resnext_core.preprocess import PreprocessSpec
+
+#: Why an image is left out that nobody tried to read.
+_LISTED, _KILLS = "it is on the quarantine list", "reading it ended two decoding processes"
 
 
 def default_workers() -> int:
@@ -40,7 +44,9 @@ class Loader:
 
     An image that cannot be read is never replaced. With `bad_images` ``count`` its row has pixels 0, its
     label and index, and `valid` False, in training as in evaluation, and :attr:`failures` says why; with
-    ``fail`` BadImage is raised when its batch is due.
+    ``quarantine`` it is also put on the list of `quarantine`; with ``fail`` BadImage is raised when its batch is
+    due. What is on that list already is not tried again, under any policy. An image that ends two decoding
+    processes counts as one that cannot be read.
 
     A context manager; :meth:`close` ends the processes. They also end when this process does.
     """
@@ -54,13 +60,16 @@ class Loader:
         seed: int = 0,
         workers: int | None = None,
         prefetch: int = 4,
-        bad_images: Literal["count", "fail"] = "count",
+        bad_images: Literal["count", "fail", "quarantine"] = "count",
+        quarantine: Quarantine | None = None,
     ) -> None:
         self.index = index
         self.workers = default_workers() if workers is None else workers
         self.failures: dict[int, str] = {}
         self.waited_s = 0.0
         self._notes: list[str] = []
+        self._quarantine = quarantine
+        self._listed = quarantine.indices(index) if quarantine is not None else set()
         self._recipe = Recipe(preprocess=preprocess, augment=augment, seed=seed)
         self._root = os.path.abspath(index.root)  # a later chdir of this process must not matter
         self._prefetch = max(prefetch, 1)
@@ -73,8 +82,8 @@ class Loader:
 
         `tasks` is read ahead. Rows with `valid` False are padding and are not decoded. Left early, the
         iterator may be followed by another; two at a time raise RuntimeError. Seconds that the caller
-        waited add up in :attr:`waited_s`. Raises BadImage (policy ``fail``) and, within two
-        seconds, DataError when a worker has died, naming the file it was reading.
+        waited add up in :attr:`waited_s`. Raises BadImage (policy ``fail``), and DataError when workers die again
+        and again, naming the file that the last one was reading.
         """
         source = self._in_process(tasks) if self.workers == 0 else self._in_workers(tasks)
         if self._running:
@@ -118,6 +127,11 @@ class Loader:
         """Return the index of the image that each decoding process reads now, -1 for one that is idle."""
         return self._pool.reading() if self._pool is not None else []
 
+    def _named(self, note: str, pool: Pool) -> str:
+        """Return a note about a dead worker with the files that are left out from now on."""
+        left_out = [str(self.index.path(sample)) for sample in pool.killers()]
+        return f"{note}; left out: {', '.join(left_out)}" if left_out else note
+
     def _in_process(self, tasks: Iterable[Task]) -> Iterator[Batch]:
         size = self._recipe.preprocess.size
         for task in tasks:
@@ -152,12 +166,18 @@ class Loader:
                 upcoming = next(source, None)
             ticket, task = waiting.popleft()
             images, done = pool.result(ticket, len(task))
+            self._notes += [self._named(note, pool) for note in pool.notes]
+            pool.notes.clear()
             if upcoming is not None:  # the slot is free again: fill it before the caller computes
                 ticket = pool.submit(upcoming.epoch, len(upcoming), self._rows(upcoming))
                 if ticket is not None:
                     waiting.append((ticket, upcoming))
                     upcoming = next(source, None)
-            yield self._batch(task, images, done.bad)
+            killers = set(pool.killers())
+            killed = (
+                [(row, _KILLS) for row, sample, _ in self._rows(task) if sample in killers] if killers else []
+            )
+            yield self._batch(task, images, [*done.bad, *killed])
 
     def _ready_pool(self) -> Pool:
         if self._pool is None:
@@ -172,6 +192,7 @@ class Loader:
         return [
             (row, samples[row], os.path.join(self._root, names[samples[row]]))
             for row in np.flatnonzero(task.valid).tolist()
+            if samples[row] not in self._listed
         ]
 
     def _batch(self, task: Task, images: NDArray[np.uint8], bad: Iterable[tuple[int, str]]) -> Batch:
@@ -182,8 +203,16 @@ class Loader:
                 raise BadImage(
                     self.index.path(sample), f"{reason}; repair or remove it, or set data.bad_images=count"
                 )
+            if self._bad_images == "quarantine" and self._quarantine is not None:
+                self._quarantine.add(self.index, sample)
+                self._listed.add(sample)
             self.failures[sample] = reason
             valid[row] = False
+        for row in np.flatnonzero(valid).tolist() if self._listed else ():
+            sample = int(task.indices[row])
+            if sample in self._listed:
+                self.failures.setdefault(sample, _LISTED)
+                valid[row] = False
         images[~valid] = 0
         return Batch(
             images=images,

@@ -14,7 +14,9 @@ import sys
 import tempfile
 import time
 import weakref
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection, Pipe, wait
 
 import numpy as np
@@ -25,6 +27,10 @@ from resnext_core.errors import DataError, UsageError
 
 #: One thread a worker: they are many, and decoding does not use more.
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+#: So many workers of a pool may die and be replaced: a machine that kills more has too little memory.
+MAX_RESTARTS = 20
+#: A file that a worker was reading when it died is tried once more; after that it is the file.
+_TRIES = 2
 #: The child gets this process's sys.path before it imports anything that could be found elsewhere.
 _START = (
     "import sys; n, link, memory, parent = map(int, sys.argv[1:5]); sys.path[:] = sys.argv[5:]; "
@@ -34,6 +40,10 @@ _START = (
 
 class Pool:
     """`workers` processes and `slots` batches of shared memory.
+
+    A worker that dies is replaced, and what it had to do is done again: a batch is a function of its job, so no bit
+    changes. An image that kills two of them is left out, as one that cannot be read. :attr:`notes` has a line
+    about each death.
 
     Raises UsageError where such processes cannot be started.
     """
@@ -54,11 +64,16 @@ class Pool:
         self._free = list(range(slots))
         self._slot_of: dict[int, int] = {}
         self._done: dict[int, Done] = {}
+        self._jobs: dict[int, Job] = {}
+        self._recipe = recipe
+        self._deaths: Counter[int] = Counter()
+        self._restarts = 0
+        self.notes: list[str] = []
         self._stride = 0
         self._row_shape = (recipe.preprocess.size, recipe.preprocess.size, 3)
         self._tickets = 0
         for number in range(workers):
-            self._start(number, recipe)
+            self._start(number)
 
     @property
     def pids(self) -> list[int]:
@@ -82,11 +97,10 @@ class Pool:
         self._slot_of[ticket] = slot
         worker = min(range(len(self._queued)), key=lambda w: len(self._queued[w]))
         self._queued[worker].add(ticket)
-        job = Job(ticket=ticket, offset=HEADER + slot * self._stride, epoch=epoch, rows=rows)
-        try:
-            self._links[worker].send(job)
-        except OSError:
-            self._died(worker)
+        self._jobs[ticket] = Job(
+            ticket=ticket, offset=HEADER + slot * self._stride, epoch=epoch, rows=self._harmless(rows)
+        )
+        self._send(worker, ticket)
         return ticket
 
     def result(self, ticket: int, length: int) -> tuple[NDArray[np.uint8], Done]:
@@ -98,6 +112,7 @@ class Pool:
         while ticket not in self._done:
             self._receive()
         done, slot = self._done.pop(ticket), self._slot_of.pop(ticket)
+        self._jobs.pop(ticket)
         if done.bug is not None:
             raise RuntimeError(f"a data worker failed:\n{done.bug}")
         images = np.empty((length, *self._row_shape), np.uint8)
@@ -117,26 +132,45 @@ class Pool:
             while ticket not in self._done:
                 self._receive()
             self._done.pop(ticket)
+            self._jobs.pop(ticket)
             self._free.append(self._slot_of.pop(ticket))
 
-    def _start(self, number: int, recipe: Recipe) -> None:
+    def killers(self) -> list[int]:
+        """Return the images that are left out because reading them ended two workers."""
+        return [sample for sample, deaths in self._deaths.items() if sample >= 0 and deaths >= _TRIES]
+
+    def _harmless(self, rows: Sequence[tuple[int, int, str]]) -> Sequence[tuple[int, int, str]]:
+        killers = self.killers()
+        return [row for row in rows if row[1] not in killers] if killers else rows
+
+    def _send(self, worker: int, ticket: int) -> None:
+        try:
+            self._links[worker].send(self._jobs[ticket])
+        except OSError:
+            self._died(worker)
+
+    def _start(self, number: int) -> None:
+        """Start worker `number`, in the place of a dead one where there was one."""
         ours, theirs = Pipe()
-        self._links.append(ours)
+        if number < len(self._links):
+            self._links[number].close()
+            self._links[number] = ours
+        else:
+            self._links.append(ours)
         arguments = [str(n) for n in (number, theirs.fileno(), self._memory, os.getpid())]
         # Stopping is the parent's to handle (a scheduler may signal every process of a job): the child inherits
         # the blocked signals and never unblocks them. It ends when its parent does.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
-            self._processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-c", _START, *arguments, *sys.path],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,  # ours belongs to the results
-                    pass_fds=(theirs.fileno(), self._memory),
-                    env={**os.environ, **dict.fromkeys(_ONE_THREAD, "1")},
-                    start_new_session=True,  # signals of the terminal go to the parent alone
-                )
+            process = subprocess.Popen(
+                [sys.executable, "-c", _START, *arguments, *sys.path],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # ours belongs to the results
+                pass_fds=(theirs.fileno(), self._memory),
+                env={**os.environ, **dict.fromkeys(_ONE_THREAD, "1")},
+                start_new_session=True,  # signals of the terminal go to the parent alone
             )
+            self._processes[number:] = [process, *self._processes[number + 1 :]]
         except OSError as error:
             self.stop()
             raise DataError(
@@ -146,7 +180,7 @@ class Pool:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             theirs.close()
         try:
-            ours.send(recipe)
+            ours.send(self._recipe)
         except OSError:
             self._died(number)
 
@@ -159,12 +193,21 @@ class Pool:
                     done: Done = link.recv()
                 except (EOFError, OSError):
                     self._died(worker)
+                    continue
                 self._queued[worker].discard(done.ticket)
                 self._done[done.ticket] = done
+                if self._deaths:
+                    self._acquit(self._jobs[done.ticket])
             elif not ready and self._processes[worker].poll() is not None:
                 self._died(worker)
 
+    def _acquit(self, job: Job) -> None:
+        """Forget the death of a worker that was reading an image of `job`: another one has read it."""
+        for _, sample, _ in job.rows:
+            self._deaths.pop(sample, None)
+
     def _died(self, worker: int) -> None:
+        """Replace a dead worker and have its jobs done again; raises WorkerDied when that happens too often."""
         process = self._processes[worker]
         try:
             code = process.wait(timeout=1.0)
@@ -172,8 +215,19 @@ class Pool:
             process.kill()
             code = process.wait()
         sample = self.reading()[worker]
-        self.stop()
-        raise WorkerDied(worker, code, sample)
+        self._deaths[sample] += 1
+        self._restarts += 1
+        death = WorkerDied(worker, code, sample)
+        if self._restarts > MAX_RESTARTS:
+            self.stop()
+            raise death
+        self.notes.append(f"{death}; it was started again")
+        os.pwrite(self._memory, np.int64(0).tobytes(), worker * CELL)
+        self._start(worker)
+        for ticket in sorted(self._queued[worker]):
+            job = self._jobs[ticket]
+            self._jobs[ticket] = replace(job, rows=self._harmless(job.rows))
+            self._send(worker, ticket)
 
 
 class WorkerDied(DataError):

@@ -1,0 +1,71 @@
+"""Lists of image files that cannot be read, so that nobody tries them again.
+
+A UTF-8 text file: a path a line, with forward slashes, relative to the data folder (absolute where it lies outside);
+empty lines and lines that begin with # say nothing. ``resnext-run data scan --list`` writes one, and a
+run with ``data.bad_images: quarantine`` keeps one of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from resnext_core.data.index import Index
+from resnext_core.errors import DataError, UsageError
+from resnext_core.files import write_atomic
+
+
+def read_list(path: Path) -> tuple[str, ...]:
+    """Return the paths of a list; UsageError when it cannot be read."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"cannot read the quarantine list {path}: {reason}") from error
+    return tuple(line for line in (raw.strip("\r") for raw in lines) if line and not line.startswith("#"))
+
+
+def write_list(path: Path, names: Iterable[str], header: str = "") -> None:
+    """Write the sorted `names` atomically, under `header` as comments; DataError when it cannot be written."""
+    comments = "".join(f"# {line}\n" for line in header.splitlines())
+    write_atomic(path, comments + "".join(f"{name}\n" for name in sorted(set(names))))
+
+
+class Quarantine:
+    """The unreadable files of the data in `folder`: those of the list `known`, and those that this run meets.
+
+    With `own` the latter are added to that file at once, a line each, and read back by whoever resumes the run.
+    """
+
+    def __init__(self, folder: Path, *, known: Path | None = None, own: Path | None = None) -> None:
+        self._folder, self._own = os.path.abspath(folder), own
+        self._names = set(read_list(known)) if known is not None else set()
+        if own is not None and own.exists():
+            self._names |= set(read_list(own))
+
+    def indices(self, index: Index) -> set[int]:
+        """Return which images of `index` are listed."""
+        if not self._names:
+            return set()
+        return {i for i in range(len(index)) if self.name(index, i) in self._names}
+
+    def add(self, index: Index, sample: int) -> None:
+        """Add an image that could not be read; DataError when the list cannot be written."""
+        name = self.name(index, sample)
+        if name in self._names:
+            return
+        self._names.add(name)
+        if self._own is None or "\n" in name:
+            return
+        try:
+            with self._own.open("ab") as stream:  # one short write, whole also beside those of other ranks
+                stream.write(os.fsencode(f"{name}\n"))
+        except OSError as error:
+            raise DataError(f"cannot write {self._own}: {error.strerror or error}") from error
+
+    def name(self, index: Index, sample: int) -> str:
+        """Return how an image is called in a list."""
+        path = os.path.abspath(index.path(sample))
+        relative = os.path.relpath(path, self._folder)
+        return Path(path if relative.startswith("..") else relative).as_posix()

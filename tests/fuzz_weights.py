@@ -1,0 +1,190 @@
+"""Mutated weights files through every reader: no crash, no hang, no memory, one line and exit code 3.
+
+    python tests/fuzz_weights.py --count 100000
+
+A mutated neutral file may only load where it still says the same. A MindSpore checkpoint has no digest: one whose
+numbers were changed loads as those numbers, so there only the strict check against the network is asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from resnext_core.convert.ckpt import read_ckpt, write_ckpt
+from resnext_core.convert.names import NAMINGS
+from resnext_core.convert.reading import from_tensors
+from resnext_core.convert.writing import to_tensors
+from resnext_core.errors import EXIT_DATA, ResnextError
+from resnext_core.preprocess import PreprocessSpec
+from resnext_core.spec import ModelSpec
+from resnext_core.weights import (
+    Golden,
+    Weights,
+    load_weights,
+    parse_manifest,
+    random_weights,
+    read_manifest_text,
+    save_weights,
+)
+
+#: Beside the file's own size: what Python needs to parse a manifest and to say what is wrong.
+OVERHEAD = 768 << 10
+#: Seconds that no file may take.
+LONGEST = 5.0
+#: Every so manieth file is read under tracemalloc, which is slow.
+MEASURED = 50
+
+
+_WORDS = (b"9999999999", b"-1", b"1e999", b"null", b"[[[[[[", b'"', b"{}")
+
+
+def small_weights() -> Weights:
+    """Return a network of some 100 KB with everything that a manifest can hold."""
+    spec = ModelSpec(
+        variant="small",
+        depths=(1, 1),
+        groups=2,
+        base_width=32,
+        stem="cifar",
+        stem_width=8,
+        num_classes=3,
+        image_size=8,
+    )
+    return Weights(
+        spec=spec, preprocess=PreprocessSpec(size=8, resize=8), classes=("ant", "bee", "ç\n"),
+        tensors=random_weights(spec, 1), origin={"made_by": "a fuzzer", "n": 1}, metrics={"top1": 0.5},
+        golden=Golden(compute="float32", logits=((1.0, 2.0, 3.0),)),
+    )  # fmt: skip
+
+
+def mutate(data: bytes, rng: np.random.Generator) -> bytes:
+    """Return `data` with bits flipped, bytes set, cut, doubled, inserted or a number made huge."""
+    out = bytearray(data)
+    head = min(len(out), 6000) if rng.random() < 0.7 else len(out)  # most of the structure is in front
+    for _ in range(int(rng.integers(1, 4))):
+        if not out:
+            break
+        at = int(rng.integers(0, max(min(head, len(out)), 1)))
+        span = int(rng.integers(1, 40))
+        choice = int(rng.integers(0, 8))
+        if choice == 0:
+            out[at] ^= 1 << int(rng.integers(0, 8))
+        elif choice == 1:
+            out[at] = int(rng.integers(0, 256))
+        elif choice == 2:
+            del out[at:]
+        elif choice == 3:
+            del out[at : at + span]
+        elif choice == 4:
+            out[at:at] = out[at : at + span]
+        elif choice == 5:
+            out[at:at] = rng.integers(0, 256, span, dtype=np.uint8).tobytes()
+        elif choice == 6:
+            out[at : at + 8] = b"\xff" * 8
+        else:
+            out[at : at + 1] = [b"9999999999", b"-1", b"1e999", b"null", b"[[[[[[", b'"', b"{}"][
+                int(rng.integers(0, 7))
+            ]
+    return bytes(out)
+
+
+class Fuzz:
+    """Feeds mutated files to the readers and counts what came of it."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.weights = small_weights()
+        self.folder, self.rng = folder, np.random.default_rng(seed)
+        self.outcomes: collections.Counter[str] = collections.Counter()
+        self.slowest, self.most = 0.0, 0.0
+        neutral, ckpt = folder / "n.safetensors", folder / "c.ckpt"
+        save_weights(self.weights, neutral)
+        write_ckpt(ckpt, to_tensors(self.weights, NAMINGS["ancestor"])[0])
+        manifest = (read_manifest_text(neutral) or "").encode()
+        self.kinds: list[tuple[str, bytes, Callable[[bytes], None]]] = [
+            ("neutral", neutral.read_bytes(), self.neutral),
+            ("manifest", manifest, self.manifest),
+            ("ckpt", ckpt.read_bytes(), self.ckpt),
+        ]
+
+    def neutral(self, data: bytes) -> None:
+        path = self.folder / "m.safetensors"
+        path.write_bytes(data)
+        loaded = load_weights(path)
+        assert loaded.manifest() == self.weights.manifest(), "a changed file passed for the original"
+
+    def manifest(self, data: bytes) -> None:
+        found = parse_manifest(data.decode(errors="replace"), where="m")
+        assert json.dumps(found.classes)
+        assert len(found.classes) == found.spec.num_classes
+
+    def ckpt(self, data: bytes) -> None:
+        path = self.folder / "m.ckpt"
+        path.write_bytes(data)
+        found = from_tensors(read_ckpt(path), path)
+        assert found.weights.spec.tensors
+
+    def refused(self, name: str, error: ResnextError) -> None:
+        line = str(error)
+        assert error.exit_code == EXIT_DATA, line
+        assert "\n" not in line, repr(line)
+        assert len(line) < 2000, len(line)
+        self.outcomes[f"{name}: {type(error).__name__}"] += 1
+
+    def run(self, count: int) -> None:
+        """Read `count` files, in turn of every kind; AssertionError on anything that must not be."""
+        for number in range(count):
+            name, data, read = self.kinds[number % len(self.kinds)]
+            mutated = mutate(data, self.rng)
+            measured = number % MEASURED < len(self.kinds)
+            if measured:
+                tracemalloc.start()
+            started = time.perf_counter()
+            try:
+                read(mutated)
+                self.outcomes[f"{name}: loads"] += 1
+            except ResnextError as error:
+                self.refused(name, error)
+            except Exception as error:
+                kept = self.folder / f"crash-{number}-{name}"
+                kept.write_bytes(mutated)
+                raise AssertionError(f"{type(error).__name__}: {error}") from error
+            self.slowest = max(self.slowest, time.perf_counter() - started)
+            if measured:
+                peak = tracemalloc.get_traced_memory()[1] - len(mutated)  # the copy that this function holds
+                tracemalloc.stop()
+                self.most = max(self.most, peak / max(len(mutated), 1))
+                assert peak <= 2 * len(mutated) + OVERHEAD, (
+                    f"{name}: {peak} bytes for a file of {len(mutated)}"
+                )
+            assert self.slowest < LONGEST, f"{name} took {self.slowest} s"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        fuzz = Fuzz(Path(folder), args.seed)
+        fuzz.run(args.count)
+    print(
+        f"{args.count} files in {time.perf_counter() - started:.0f} s, slowest {1000 * fuzz.slowest:.0f} ms"
+    )
+    for outcome, count in sorted(fuzz.outcomes.items()):
+        print(f"{count:8} {outcome}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
