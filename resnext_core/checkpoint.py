@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ FORMAT_VERSION = 2
 _STATE, _WEIGHTS, _TENSORS = "state.json", "weights.safetensors", "training.safetensors"
 #: Ending of a checkpoint that another one of the same step is about to replace.
 _REPLACED = ".replaced"
+#: What a killed process leaves in the folder of the checkpoints.
+_HALF_WRITTEN = (".step-*.partial", ".latest.*", ".best.*")
 #: Field of ``state.json`` with the digest of all its other fields.
 _SEAL = "sha256"
 
@@ -107,8 +109,11 @@ def save_checkpoint(
     name = f"step-{progress.step:08d}"
     final, partial = folder / name, folder / f".{name}.partial"
     try:
+        folder.mkdir(
+            exist_ok=True
+        )  # but not the run around it: one that was moved away must not come back half
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        partial.mkdir()
         save_weights(weights, partial / _WEIGHTS)
         tensors = {k: np.ascontiguousarray(v) for k, v in state.tensors.items()}
         safetensors.numpy.save_file(tensors, partial / _TENSORS)
@@ -137,9 +142,8 @@ def save_checkpoint(
     except DataError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    write_atomic(folder / "latest", name)
-    if best:
-        write_atomic(folder / "best", name)
+    for pointer in ("latest", "best") if best else ("latest",):
+        write_atomic(folder / pointer, name, parents=False)
     _sweep(folder, keep)
     return Summary(name=name, progress=progress, saving=saving, metrics=dict(weights.metrics))
 
@@ -208,21 +212,30 @@ def pointed(folder: Path, pointer: str) -> str | None:
 
 
 def superfluous(folder: Path, keep: int) -> list[Path]:
-    """Return what may be removed: checkpoints beyond the newest `keep`, replaced ones, half-written ones.
+    """Return what may be removed: checkpoints beyond the newest `keep`, replaced ones, half-written ones and pointers.
 
-    What ``latest`` and ``best`` name stays, however old.
+    What ``latest`` and ``best`` name stays, however old. For the process that writes into `folder` alone.
     """
     keeping = {pointed(folder, "best"), pointed(folder, "latest")}
     names = checkpoint_names(folder)
     replaced = [name for name in names if name.endswith(_REPLACED)]
     old = [name for name in names if name not in replaced][:-keep]
     gone = [folder / name for name in replaced + old if name not in keeping]
-    return gone + sorted(folder.glob(".step-*.partial"))
+    return gone + [path for part in _HALF_WRITTEN for path in sorted(folder.glob(part))]
+
+
+def remove(path: Path) -> None:
+    """Remove one of the superfluous: a folder or a file; OSError where it cannot be."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sweep(folder: Path, keep: int) -> None:
     for path in superfluous(folder, keep):
-        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            remove(path)
 
 
 @contextmanager

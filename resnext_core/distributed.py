@@ -32,6 +32,9 @@ class RankInfo:
         return self.rank == 0
 
 
+#: Environment variable with the process id of the launcher that started this rank on this machine.
+LAUNCHER = "RESNEXT_LAUNCHER"
+
 #: launcher, then the variables of rank, world size and local rank; the first complete one wins.
 _LAUNCHERS = (
     ("resnext", "RESNEXT_RANK", "RESNEXT_WORLD_SIZE", "RESNEXT_LOCAL_RANK"),

@@ -13,15 +13,18 @@ from resnext_core.errors import DataError
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, parents: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well it is fsynced and renamed to `path`.
+
+    Missing folders above it are made, unless `parents` is False.
 
     On any error the temporary file is removed and an old `path` stays as it was. Operating-system errors
     (disk full, read-only folder) become a DataError that names the path.
     """
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
@@ -38,9 +41,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write `data` (text as UTF-8) to `path` atomically; raises DataError when it cannot be written."""
-    with atomic_path(path) as temporary:
+def write_atomic(path: Path, data: str | bytes, *, parents: bool = True) -> None:
+    """Write `data` (text as UTF-8) to `path` as :func:`atomic_path` does; DataError when it cannot be written."""
+    with atomic_path(path, parents=parents) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from resnext_core.distributed import LAUNCHER
 from resnext_core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNAVAILABLE, DataError, UsageError
 
 if TYPE_CHECKING:
@@ -227,6 +228,7 @@ def _shared_environment(devices: int) -> dict[str, str]:
         "RESNEXT_WORLD_SIZE": str(devices),
         "RESNEXT_MASTER": f"127.0.0.1:{port}",
         "RESNEXT_JOB": secrets.token_hex(8),
+        LAUNCHER: str(os.getpid()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(_processors() // devices, 1)),
         "PYTHONUNBUFFERED": "1",  # what a rank says last must reach its log
     }

@@ -242,6 +242,7 @@ def _save(
     if not job.rank.is_main:
         return
     started = time.perf_counter()
+    work.saver.wait()  # the record of the one before belongs before the position that this one keeps
     ema = job.config.train.ema_decay is not None
     state = trainer.state()
     weights = job.weights.replace(

@@ -68,7 +68,11 @@ class Nonfinite:
             for i in samples
         ]
         value = {"step": step, "epoch": epoch, "loss": str(loss), "lr": lr, "samples": found}
-        write_atomic(path, json.dumps(value, indent=1))
+        try:
+            self._folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+        write_atomic(path, json.dumps(value, indent=1), parents=False)
         return path
 
 

@@ -117,9 +117,11 @@ class RunFolder:
 
         What is kept ends with a whole line, also where the file was torn.
         """
+        for leftover in self.path.glob(f".{self.records.name}.*"):  # of a process killed right here
+            leftover.unlink(missing_ok=True)
         if self.records.exists():
             kept = self.records.read_bytes()[:position]
-            write_atomic(self.records, kept[: kept.rfind(b"\n") + 1])
+            write_atomic(self.records, kept[: kept.rfind(b"\n") + 1], parents=False)
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -152,7 +154,7 @@ class RunFolder:
 
     def write_result(self, name: str, value: Any) -> None:
         """Write ``<name>.json`` atomically."""
-        write_atomic(self.path / f"{name}.json", json.dumps(value, indent=1))
+        write_atomic(self.path / f"{name}.json", json.dumps(value, indent=1), parents=False)
 
     def read_result(self, name: str) -> Any:
         """Return the content of ``<name>.json``, or None when there is none."""

@@ -176,6 +176,10 @@ def _write_checkpoint(
     tensors = {f"weights/{n}": a for n, a in weights.tensors.items()}
     tensors |= {f"momentum/{t.name}": np.asarray(momentum[t.name], np.float32) for t in learned}
     scalars = {"step": step, "overflow_steps": 0, "loss_scale": 1.0, "good_steps": 0}
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot write {target}: {error.strerror or error}") from error
     save_checkpoint(
         target, weights, TrainState(tensors=tensors, scalars=scalars), Progress(step=step, epoch_closed=True),
         run={}, best=False, keep=1,

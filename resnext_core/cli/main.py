@@ -23,6 +23,7 @@ from resnext_core.errors import (
 )
 from resnext_core.interfaces import Command
 from resnext_core.plugins import PluginSet, load_plugins
+from resnext_core.signals import follow_launcher
 
 _EPILOG = """\
 Without a command the whole job runs: train, evaluate, export, validate, report; on --data DIR, or on
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file name need not be text that the terminal can show
         sys.stdout.reconfigure(errors="backslashreplace")
+    follow_launcher(os.environ)
     try:
         return _run(words)
     except ResnextError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -13,7 +14,10 @@ from resnext_core.runs import Record
 
 
 class Output:
-    """Lines for people on standard output, or on standard error when --json owns standard output."""
+    """Lines for people on standard output, or on standard error when --json owns standard output.
+
+    Where they also go to a `log` file, nobody needs to be there to read them: a closed terminal or pipe ends nothing.
+    """
 
     def __init__(self, *, json_result: bool = False, quiet: bool = False, log: Path | None = None) -> None:
         self.json_result, self.quiet, self.log = json_result, quiet, log
@@ -22,7 +26,15 @@ class Output:
     def say(self, text: str) -> None:
         """Print a line for people, and add it to the log file if there is one."""
         if not self.quiet:
-            print(text, file=self._stream, flush=True)
+            try:
+                print(text, file=self._stream, flush=True)
+            except BrokenPipeError:
+                if self.log is None:
+                    raise
+                self.quiet = True
+                os.dup2(
+                    os.open(os.devnull, os.O_WRONLY), self._stream.fileno()
+                )  # what is buffered goes there
         self.note(text)
 
     def note(self, text: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from resnext_core.checkpoint import (
     load_checkpoint,
     pointed,
     read_summary,
+    remove,
     superfluous,
 )
 from resnext_core.cli.common import add_json_flag
@@ -190,7 +190,7 @@ def _prune(folder: Path, keep: int, dry_run: bool, output: Output) -> int:
             size = _size(path)
             if not dry_run:
                 try:
-                    shutil.rmtree(path)
+                    remove(path)
                 except OSError as error:
                     raise DataError(f"cannot remove {path}: {error.strerror or error}") from error
             freed += size
@@ -237,7 +237,8 @@ def _accuracy(entry: dict[str, Any]) -> str:
 
 
 def _size(path: Path) -> int:
-    return sum(p.lstat().st_size for p in path.rglob("*") if p.is_file() and not p.is_symlink())
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file() and not p.is_symlink()]
+    return sum(p.lstat().st_size for p in files)
 
 
 def _amount(size: int) -> str:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TextIO
 
+from resnext_core.distributed import LAUNCHER
 from resnext_core.errors import EXIT_INTERRUPTED, EXIT_UNAVAILABLE, UsageError
 from resnext_core.interfaces import LaunchRequest
 from resnext_mindspore.device import cores
@@ -80,6 +81,7 @@ def _cluster(world: int, timeout: int) -> dict[str, str]:
         "MS_SCHED_PORT": str(port),
         "MS_TOPO_TIMEOUT": str(timeout),
         "RANK_SIZE": str(world),
+        LAUNCHER: str(os.getpid()),
         "PYTHONUNBUFFERED": "1",
     }
 

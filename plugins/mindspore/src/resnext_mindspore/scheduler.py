@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+from resnext_core.signals import follow_launcher
 from resnext_mindspore.device import Device, open_device
 
 if __name__ == "__main__":
+    follow_launcher(os.environ)
     open_device(Device()).communication.init()  # serves until every rank has left

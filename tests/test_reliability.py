@@ -1,0 +1,288 @@
+"""Runs that are killed, stopped, and moved between processes end as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from command_line import environment, write_plugin
+
+from resnext_core.checkpoint import load_latest
+from resnext_core.data.sampler import epoch_permutation, rank_slice
+from resnext_core.errors import EXIT_DATA, EXIT_INTERRUPTED, EXIT_OK
+from resnext_core.runs import RunFolder
+
+#: Fields of a record that a clock makes.
+CLOCKED = {"time", "seconds", "wait_s", "compute_s", "images_per_s", "blocked_s"}
+KILLS = 30
+EPOCHS, PER_EPOCH = 150, 6
+
+
+def words(photos: Path, recipe: Path, parent: Path, *more: object) -> list[str]:
+    """A training of 900 small steps with an EMA, saved every fourth step."""
+    sets = ["train.ema_decay=0.9", "train.checkpoint_steps=4", "train.eval_every=3", "data.workers=0"]
+    flags = [f"--set={value}" for value in sets]
+    fixed = ["--backend", "reference", "train", "--recipe", recipe, "--data", photos, "--output", parent]
+    return [str(w) for w in [*fixed, "--name", "run", "--epochs", EPOCHS, *flags, *more]]
+
+
+def start(argv: list[str], **env: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "resnext_core.cli", *argv], env=environment(**env),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str]:
+    """Wait for a process; return its exit code and what it wrote to standard error."""
+    try:
+        _, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return process.returncode, err
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(photos: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The run that nobody touches."""
+    parent = tmp_path_factory.mktemp("uninterrupted")
+    assert finish(start(words(photos, recipe, parent))) == (EXIT_OK, "")
+    return RunFolder(parent / "run")
+
+
+def lines(run: RunFolder) -> dict[str, list[dict[str, Any]]]:
+    """Return the records by kind, without what a clock made, and without those about starting and resuming."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for record in run.read_records():
+        if record["kind"] not in ("start", "resume"):
+            kept = {k: v for k, v in record.items() if k not in CLOCKED}
+            found.setdefault(record["kind"], []).append(kept)
+    return found
+
+
+def same_end(run: RunFolder, other: RunFolder, *, saved_more: bool = False) -> None:
+    """Every bit of the state, the progress and every record are equal.
+
+    With `saved_more` there may be checkpoints beside those of `other`: a run that is told to stop makes one.
+    """
+    ours, theirs = (load_latest(r.checkpoints, pytest.fail) for r in (run, other))
+    assert ours.progress == theirs.progress
+    assert ours.state.scalars == theirs.state.scalars
+    assert ours.weights.digest == theirs.weights.digest
+    for name, tensor in theirs.state.tensors.items():
+        assert ours.state.tensors[name].tobytes() == tensor.tobytes(), name
+    found, expected = lines(run), lines(other)
+    assert found.keys() == expected.keys()
+    if saved_more:
+        steps, needed = ({r["step"] for r in f.pop("checkpoint")} for f in (found, expected))
+        assert needed <= steps
+    for kind, records in expected.items():
+        assert found[kind] == records, kind
+    assert [r["step"] for r in found["train"]] == list(range(1, EPOCHS * PER_EPOCH + 1))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_thirty_ends_at_random_moments_change_nothing(
+    photos: Path, recipe: Path, tmp_path: Path, uninterrupted: RunFolder, number: signal.Signals
+) -> None:
+    """Some come before the training has begun, some while it saves, evaluates or computes."""
+    rng = np.random.default_rng(int(number))
+    run = RunFolder(tmp_path / "run")
+    steps = []
+    for _ in range(KILLS):
+        resuming = run.config.is_file()
+        argv = ["train", "--resume", str(run.path)] if resuming else words(photos, recipe, tmp_path)
+        process = start(argv)
+        wait_for_life(process, run, rng.uniform(-0.1, 0.25))
+        process.send_signal(number)
+        code, err = finish(process)
+        assert code in ({-signal.SIGKILL} if number == signal.SIGKILL else {-number, EXIT_INTERRUPTED}), err
+        records = run.read_records()
+        steps.append(max((r["step"] for r in records if r["kind"] == "train"), default=0))
+    assert len({s for s in steps if s}) > KILLS // 3, "the run was hardly ever interrupted while it trained"
+    assert steps[-1] < EPOCHS * PER_EPOCH, "it was over before the last kill"
+    assert finish(start(["train", "--resume", str(run.path)])) == (EXIT_OK, "")
+    same_end(run, uninterrupted, saved_more=number == signal.SIGTERM)
+    assert [r["kind"] for r in run.read_records()].count("start") == 1
+    assert not list(run.checkpoints.glob(".*"))
+
+
+def wait_for_life(process: subprocess.Popen[str], run: RunFolder, seconds: float) -> None:
+    """Wait until `seconds` after the process has said that it trains (before it, where they are negative)."""
+    assert process.stdout is not None
+    if seconds < 0:
+        time.sleep(0.6 + seconds)
+        return
+    for line in process.stdout:
+        if line.startswith("training "):
+            break
+    time.sleep(seconds)
+
+
+# -- several processes -------------------------------------------------------------------------------
+
+SPY = """
+import json, os
+from pathlib import Path
+from resnext_core.hookspecs import hookimpl
+from resnext_core.interfaces import Backend
+from resnext_core.reference.trainer import ReferenceTrainer
+
+class Spy(ReferenceTrainer):
+    def run_steps(self, batches, lrs):
+        rank = self._request.rank
+        with Path(os.environ["SPY"]).open("a") as stream:
+            for i, batch in enumerate(batches):
+                line = [self.counters()["step"] + i, rank.rank, rank.world, batch.index.tolist()]
+                stream.write(json.dumps(line) + "\\n")
+        return super().run_steps(batches, lrs)
+
+@hookimpl
+def resnext_backends():
+    yield Backend(id="spy", summary="writes down what it sees", probe=lambda: None, trainer=Spy)
+"""
+
+
+def test_two_processes_go_on_as_one_and_as_three(photos: Path, recipe: Path, tmp_path: Path) -> None:
+    """The images keep their order, and with as many micro-batches a step the weights are those of one process."""
+    write_plugin(tmp_path / "site", "spy", SPY)
+    seen = tmp_path / "seen.jsonl"
+    env = {"PYTHONPATH": str(tmp_path / "site"), "SPY": str(seen)}
+    run, epochs, batch = RunFolder(tmp_path / "run"), 6, 12
+    sets = ["--set=train.checkpoint_steps=1", "--set=train.keep=99", "--set=data.workers=0"]
+    first = [
+        "--backend",
+        "spy",
+        "train",
+        "--recipe",
+        recipe,
+        "--data",
+        photos,
+        "--output",
+        tmp_path,
+        "--name",
+        "run",
+    ]
+    first += ["--epochs", epochs, "--batch-size", batch, *sets]
+    for argv, world, until in [
+        (first, 2, 6),
+        (["train", "--resume", run.path], 1, 14),
+        (["train", "--resume", run.path], 3, None),
+    ]:
+        process = start(
+            [*map(str, argv), "--devices", str(world), "--set", f"train.accumulate={6 // world}"], **env
+        )
+        if until is not None:
+            assert eventually(lambda until=until: len(list(run.checkpoints.glob("step-*"))) >= until)  # type: ignore[misc]
+            process.terminate()
+        code, err = finish(process)
+        assert code == (EXIT_OK if until is None else EXIT_INTERRUPTED), err
+    worlds = set()
+    done: dict[int, dict[int, list[int]]] = {}
+    for line in seen.read_text().splitlines():
+        step, rank, world, indices = json.loads(line)
+        worlds.add(world)
+        order = epoch_permutation(48, 1, step // 4)
+        assert indices == rank_slice(order, step % 4, batch, rank, world).tolist()
+        done.setdefault(step, {})[rank] = indices
+    assert worlds == {1, 2, 3}
+    assert sorted(done) == list(range(4 * epochs))
+
+    alone = tmp_path / "alone"
+    argv = [*map(str, first), "--output", str(alone), "--set", "train.accumulate=6"]
+    assert finish(start(argv, **env))[0] == EXIT_OK
+    ours, theirs = (load_latest(f / "run" / "checkpoints", pytest.fail) for f in (tmp_path, alone))
+    for tensor in ours.weights.spec.tensors:
+        if tensor.trainable:  # running statistics are those of rank 0's micro-batches, see decision 0008
+            a, b = ours.weights.tensors[tensor.name], theirs.weights.tensors[tensor.name]
+            assert np.abs(a - b).max() <= 1e-3 * np.abs(b).max(), tensor.name
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return condition()
+
+
+def test_ranks_end_with_a_launcher_that_is_killed(photos: Path, recipe: Path, tmp_path: Path) -> None:
+    process = start(words(photos, recipe, tmp_path, "--devices", 2))
+    run = RunFolder(tmp_path / "run")
+    assert eventually(lambda: len(run.read_records()) > 3)
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    assert len(ranks) >= 2
+    process.kill()
+    process.wait()
+    started = time.monotonic()
+    assert eventually(lambda: not any(p.is_running() and p.status() != "zombie" for p in ranks), 30)
+    assert time.monotonic() - started < 30
+    assert not run.is_training()
+    saved = load_latest(run.checkpoints, pytest.fail).progress.step
+    assert saved > 2
+    assert saved == [r["step"] for r in run.read_records() if r["kind"] == "train"][-1], "they did not save"
+
+
+def test_a_closed_terminal_ends_no_training(photos: Path, recipe: Path, tmp_path: Path) -> None:
+    process = start(words(photos, recipe, tmp_path, "--epochs", 4))
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    process.stdout = None
+    assert finish(process) == (EXIT_OK, "")
+    assert RunFolder(tmp_path / "run").read_records()[-1]["kind"] == "end"
+
+
+# -- disks --------------------------------------------------------------------------------------------
+
+
+def test_a_run_folder_that_vanishes_is_one_line(photos: Path, recipe: Path, tmp_path: Path) -> None:
+    process = start(words(photos, recipe, tmp_path))
+    run = RunFolder(tmp_path / "run")
+    assert eventually(lambda: any(run.checkpoints.glob("step-*")))
+    os.rename(run.path, tmp_path / "elsewhere")
+    code, err = finish(process)
+    assert code == EXIT_DATA
+    assert len(err.splitlines()) == 1
+    assert "cannot write" in err
+    load_latest(tmp_path / "elsewhere" / "checkpoints", pytest.fail)  # what was there is whole
+    assert not run.checkpoints.exists(), "it made a folder of its own again"
+
+
+FULL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+import signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from resnext_core.cli.main import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("background", ["true", "false"])
+def test_a_disk_that_takes_no_more_is_one_line_and_keeps_what_it_has(
+    photos: Path, recipe: Path, tmp_path: Path, background: str
+) -> None:
+    """A limit on the size of files stands for the disk: larger checkpoints than the first ones do not fit."""
+    argv = words(photos, recipe, tmp_path, f"--set=train.background_saving={background}")
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, "40000", *argv], env=environment(), capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == EXIT_DATA, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "File too large" in done.stderr
+    run = RunFolder(tmp_path / "run")
+    assert not list(run.checkpoints.glob(".step-*")), "what was half written was left"
+    assert run.read_records()[0]["kind"] == "start"
