@@ -114,7 +114,7 @@ def save_checkpoint(
         )  # but not the run around it: one that was moved away must not come back half
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        save_weights(weights, partial / _WEIGHTS)
+        save_weights(weights, partial / _WEIGHTS, parents=False)
         tensors = {k: np.ascontiguousarray(v) for k, v in state.tensors.items()}
         safetensors.numpy.save_file(tensors, partial / _TENSORS)
         fsync(partial / _TENSORS)
@@ -128,7 +128,7 @@ def save_checkpoint(
             "format": FORMAT_VERSION, "progress": vars(progress), "scalars": dict(state.scalars),
             "run": dict(run), "files": digests, "saving": vars(saving), "metrics": dict(weights.metrics),
         }  # fmt: skip
-        write_atomic(partial / _STATE, json.dumps({**record, _SEAL: _seal(record)}, indent=1))
+        write_atomic(partial / _STATE, json.dumps({**record, _SEAL: _seal(record)}, indent=1), parents=False)
         fsync(partial)
         if final.exists():  # the same step again, e.g. evaluated by now; the old one stays until then
             shutil.rmtree(folder / f"{name}{_REPLACED}", ignore_errors=True)

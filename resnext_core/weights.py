@@ -147,12 +147,15 @@ def tensor_digest(spec: ModelSpec, tensors: Mapping[str, NDArray[Any]]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def save_weights(weights: Weights, path: Path) -> None:
-    """Write the neutral file atomically; raises DataError when the disk refuses."""
+def save_weights(weights: Weights, path: Path, *, parents: bool = True) -> None:
+    """Write the neutral file atomically; raises DataError when the disk refuses.
+
+    Missing folders above it are made, unless `parents` is False.
+    """
     data = {t.name: np.ascontiguousarray(weights.tensors[t.name]) for t in weights.spec.tensors}
     manifest = weights.manifest()
     metadata = {MANIFEST_KEY: json.dumps({**manifest, _SEAL: _seal(manifest)})}
-    with atomic_path(path) as temporary:
+    with atomic_path(path, parents=parents) as temporary:
         try:
             safetensors.numpy.save_file(data, temporary, metadata=metadata)
         except safetensors.SafetensorError as error:
