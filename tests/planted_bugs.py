@@ -297,6 +297,28 @@ class ForgetsMomentumOnOverflow(ReferenceTrainer):
         return taken
 
 
+class AppliesNonfinite(ReferenceTrainer):
+    """What is no number is skipped where a loss scale is in use, and nowhere else."""
+
+    def _take(self, loss: float, gradients: Mapping[str, Any]) -> bool:
+        return super()._take(loss, gradients) or self._request.precision.loss_scale == "none"
+
+
+class PoisonsStatistics(ReferenceTrainer):
+    """A skipped step leaves its running statistics behind."""
+
+    def _running(self) -> dict[str, Any]:
+        return {}
+
+
+class WithoutAverageWhenSkipping(ReferenceTrainer):
+    """The EMA stays where steps may be skipped."""
+
+    def _update_ema(self) -> None:
+        if not self._request.skip_nonfinite:
+            super()._update_ema()
+
+
 class HalvesFixedScale(ReferenceTrainer):
     """A fixed scale is halved on overflow as a dynamic one is."""
 

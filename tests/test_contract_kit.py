@@ -186,6 +186,21 @@ PLANTED: dict[str, tuple[Backend, str, str]] = {
         "test_good_steps_between_overflows_are_ordinary_steps",
         "skipped steps",
     ),
+    "what is no number is applied": (
+        _of_trainer(bugs.AppliesNonfinite),
+        "test_a_step_that_is_no_number_changes_nothing_when_skipped",
+        "moved on a skipped step",
+    ),
+    "statistics of what is no number": (
+        _of_trainer(bugs.PoisonsStatistics),
+        "test_a_step_that_is_no_number_changes_nothing_when_skipped",
+        "running_",
+    ),
+    "no average where steps may be skipped": (
+        _of_trainer(bugs.WithoutAverageWhenSkipping),
+        "test_skipping_what_is_no_number_leaves_other_steps_alone",
+        "ema/",
+    ),
     "fixed scale moves": (_of_trainer(bugs.HalvesFixedScale), "test_fixed_scale_stays", ""),
     "weights kept in float16": (
         _of_trainer(bugs.KeepsHalves),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -221,18 +222,155 @@ def test_records_of_a_stopped_and_resumed_run_miss_no_step(
     assert records(made, "eval", "epoch") == [(1,), (2,), (3,)]
 
 
-def test_a_loss_that_is_not_a_number_stops(job: Callable[..., Job], tiny_weights: Weights) -> None:
-    class Diverges(Recorder):
-        def run_steps(self, batches: Sequence[Batch], lrs: NDArray[Any]) -> NDArray[Any]:
-            losses = super().run_steps(batches, lrs)
-            return np.where(losses < 9, losses, np.nan).astype(np.float32)
+class Diverges(Recorder):
+    """The loss is not a number at the steps `at`."""
 
-    made = job()
+    at: range = range(9, 10)
+
+    def run_steps(self, batches: Sequence[Batch], lrs: NDArray[Any]) -> NDArray[Any]:
+        losses = super().run_steps(batches, lrs)
+        return np.where(np.isin(losses, self.at), np.nan, losses).astype(np.float32)
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 4])
+def test_a_loss_that_is_not_a_number_stops(
+    job: Callable[..., Job], tiny_weights: Weights, steps_per_call: int
+) -> None:
+    made = job(steps_per_call=steps_per_call)
     with pytest.raises(DataError, match=r"loss is not a number at step 9, lr .*; lower optimizer.lr"):
         fit(Diverges(tiny_weights), made)
+    assert load_latest(made.run.checkpoints, pytest.fail).progress.step == 6, "what came after is not saved"
+    dumped = json.loads((made.run.path / "nonfinite" / "step-00000009.json").read_text())
+    assert (dumped["step"], dumped["epoch"], dumped["loss"]) == (9, 2, "nan")
+    expected = epoch_permutation(48, 1, 1)[16:24].tolist()
+    assert [s["index"] for s in dumped["samples"]] == expected
+    assert [s["path"] for s in dumped["samples"]] == [made.train.paths[i] for i in expected]
+    assert [s["label"] for s in dumped["samples"]] == made.train.labels[expected].tolist()
+
+
+@pytest.mark.parametrize("policy", ["train.nonfinite=skip", "precision.loss_scale=dynamic"])
+def test_steps_that_are_not_numbers_are_counted_and_left_out_of_the_mean(
+    job: Callable[..., Job], tiny_weights: Weights, policy: str
+) -> None:
+    made = job(policy, "train.log_every=3")
+    assert fit(Diverges(tiny_weights), made).step == 18
+    assert records(made, "nonfinite", "step", "epoch", "loss", "path") == [
+        (9, 2, "nan", "step-00000009.json")
+    ]
+    rows = records(made, "train", "step", "loss", "nonfinite_steps")
+    assert rows[2] == (9, 7.5, 1)
+    assert [n for _, _, n in rows] == [0, 0, 1, 0, 0, 0]
+
+
+def test_a_run_of_nothing_but_skipped_steps_ends(
+    job: Callable[..., Job], tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resnext_core.nonfinite.MAX_CONSECUTIVE", 5)
+    monkeypatch.setattr("resnext_core.nonfinite.MAX_DUMPS", 3)
+    made = job("train.nonfinite=skip", "train.log_every=1")
+    trainer = Diverges(tiny_weights)
+    trainer.at = range(4, 99)  # over the end of an epoch
+    with pytest.raises(DataError, match="the last 5 losses up to step 8 were not numbers"):
+        fit(trainer, made)
+    assert records(made, "train", "loss")[3] == (None,)
+    paths = [p for (p,) in records(made, "nonfinite", "path")]
+    assert paths == ["step-00000004.json", "step-00000005.json", "step-00000006.json", None]
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 4])
+def test_checkpoints_come_within_an_epoch_when_asked(
+    job: Callable[..., Job], tiny_weights: Weights, steps_per_call: int
+) -> None:
+    made = job(
+        "train.checkpoint_steps=4", "train.log_every=100", "train.keep=99", steps_per_call=steps_per_call
+    )
+    trainer = Recorder(tiny_weights)
+    fit(trainer, made)
+    assert records(made, "checkpoint", "step", "epoch") == [
+        (4, 0), (6, 1), (8, 1), (12, 2), (16, 2), (18, 3),
+    ]  # fmt: skip
+    assert [s for (s,) in records(made, "train", "step")] == [4, 6, 8, 12, 16, 18], (
+        "each record ends at a checkpoint"
+    )
+    assert max(trainer.calls) <= steps_per_call
+    for (path,) in records(made, "checkpoint", "path"):
+        assert load_checkpoint(made.run.checkpoints / path).progress.step == int(path[5:])
+
+
+@pytest.mark.parametrize("background", ["true", "false"])
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(
+    job: Callable[..., Job], tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch, background: str
+) -> None:
+    made = job(f"train.background_saving={background}")
+
+    def full(step: int) -> None:
+        if step == 7:
+            monkeypatch.setattr("resnext_core.checkpoint.fsync", fails)
+
+    def fails(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(
+        DataError, match=r"cannot write checkpoint .*No space left on device; older checkpoints"
+    ):
+        fit(Recorder(tiny_weights, full), made)
     assert load_latest(made.run.checkpoints, pytest.fail).progress.step == 6
-    scaled = job("precision.loss_scale=dynamic")
-    assert fit(Diverges(tiny_weights), scaled).step == 18, "a loss scale may meet infinities and go on"
+
+
+def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
+    job: Callable[..., Job], tiny_weights: Weights
+) -> None:
+    made, batches = job(), []
+
+    class Slow(Constant):
+        def logits(self, images: NDArray[Any]) -> NDArray[Any]:
+            batches.append(len(images))
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().logits(images)
+
+    class Evaluates(Recorder):
+        def predictor(self, *, ema: bool = False) -> Predictor:
+            return Slow(6, self.step) if not batches else Constant(6, self.step)
+
+    with pytest.raises(Interrupted, match="stopped after step 6"):
+        fit(Evaluates(tiny_weights), made)
+    assert len(batches) == 1, "of five"
+    checkpoint = load_latest(made.run.checkpoints, pytest.fail)
+    assert (checkpoint.progress.step, checkpoint.progress.epoch_closed) == (6, False)
+    assert records(made, "eval", "epoch") == []
+    fit(Recorder(tiny_weights), made, checkpoint)
+    assert records(made, "eval", "epoch") == [(1,), (2,), (3,)]
+
+
+@pytest.mark.parametrize(("right", "warned"), [(0, True), (23, False)])
+def test_a_first_accuracy_at_chance_is_said(
+    job: Callable[..., Job], tiny_weights: Weights, right: int, warned: bool
+) -> None:
+    made = job()
+    labels = made.val.labels if made.val is not None else None
+    assert labels is not None
+
+    class Knows(Recorder):
+        def predictor(self, *, ema: bool = False) -> Predictor:
+            return Oracle(iter(((labels + (right == 0)) % 6).tolist() * 9))
+
+    fit(Knows(tiny_weights), made)
+    notes = [t for (t,) in records(made, "note", "text")]
+    assert len(notes) == warned
+    if warned:
+        assert "no better than chance (16.67 %)" in notes[0]
+
+
+class Oracle(Constant):
+    """Predicts what it is told, image by image; nothing of that for golden images."""
+
+    def __init__(self, answers: Iterator[int]) -> None:
+        self.answers = answers
+
+    def logits(self, images: NDArray[Any]) -> NDArray[Any]:
+        if len(images) == 2:
+            return np.zeros((2, 6), np.float32)
+        return np.eye(6, dtype=np.float32)[[next(self.answers) for _ in images]]
 
 
 def test_resuming_with_other_images_is_refused(job: Callable[..., Job], tiny_weights: Weights) -> None:

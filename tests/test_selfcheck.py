@@ -5,17 +5,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from command_line import CommandLine
 
 from resnext_core import selfcheck
-from resnext_core.errors import DataError, UsageError
+from resnext_core.checkpoint import best_weights
+from resnext_core.errors import EXIT_DATA, DataError, UsageError
 from resnext_core.interfaces import Backend, Predictor, PredictRequest
 from resnext_core.reference.network import evaluate, normalize
 from resnext_core.reference.plugin import ReferenceOptions, resnext_backends
-from resnext_core.spec import PoolPadding
+from resnext_core.selfcheck import check_golden, golden_images, make_golden, synthetic_images
+from resnext_core.spec import PoolPadding, model_spec
+from resnext_core.weights import Golden, load_weights, save_weights
 
 PADDINGS: tuple[PoolPadding, ...] = ("same", "symmetric")
 
@@ -139,3 +145,60 @@ def test_a_backend_without_predictor_is_refused(reference: Backend) -> None:
         selfcheck.check_backend(dataclasses.replace(reference, predictor=None))
     with pytest.raises(UsageError, match="golden"):
         selfcheck.check_backend(dataclasses.replace(reference, formats=(".onnx",)))
+
+
+# -- a model's own golden logits ---------------------------------------------------------------------
+
+
+def test_the_images_are_those_of_the_golden_check() -> None:
+    assert np.array_equal(synthetic_images(3, 36), golden_images())
+    for size in (1, 7, 64):
+        images = synthetic_images(2, size)
+        assert (images.shape, images.dtype) == ((2, size, size, 3), np.uint8)
+        assert np.array_equal(images, synthetic_images(2, size)), "the same every time"
+
+
+def test_a_model_tells_whether_it_is_computed_rightly(
+    cli: CommandLine, finished_run: Path, tmp_path: Path
+) -> None:
+    """A trained run carries golden logits; whoever computes others refuses to serve it, unless told to."""
+    weights = load_weights(best_weights(finished_run / "checkpoints"))
+    assert weights.golden is not None
+    assert len(weights.golden.logits) == 2
+    path = tmp_path / "w.safetensors"
+    save_weights(weights, path)
+    image = next((Path(cli_data(finished_run)) / "val" / "ant").iterdir())
+    words = ["infer", "--weights", path, image, "--set", "data.workers=0"]
+    cli.ok(*words)
+    off = tuple(tuple(x * 1.01 for x in row) for row in weights.golden.logits)
+    save_weights(weights.replace(golden=Golden(compute="float32", logits=off)), path)
+    says = ("does not compute what it was saved with", "off by 0.0099", "eval.self_check=false")
+    cli.refuses(EXIT_DATA, *words, says=says)
+    cli.ok(*words, "--set", "eval.self_check=false")
+    save_weights(weights.replace(golden=Golden(compute="bfloat16", logits=off)), path)
+    cli.ok(*words)
+
+
+def cli_data(run: Path) -> str:
+    return str(yaml.safe_load((run / "config.yaml").read_text())["data"]["dir"])
+
+
+class Answers:
+    """A predictor of fixed logits."""
+
+    def __init__(self, logits: object) -> None:
+        self.answer = np.array(logits, np.float32)
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        return self.answer
+
+
+def test_golden_logits_that_are_no_numbers_are_not_kept() -> None:
+    spec = model_spec("resnext_tiny", num_classes=2)
+    assert make_golden(Answers([[1, 2], [3, np.inf]]), spec, "float16") is None  # type: ignore[arg-type]
+    golden = make_golden(Answers([[1, 2], [3, 4]]), spec, "float16")  # type: ignore[arg-type]
+    assert golden == Golden(compute="float16", logits=((1.0, 2.0), (3.0, 4.0)))
+    assert check_golden(Answers([[1, 2], [3, 4]]), golden, spec, "it") == 0  # type: ignore[arg-type]
+    assert check_golden(Answers([[1, 2], [3, 4]]), None, spec, "it") is None  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="it does not compute"):
+        check_golden(Answers([[1, 2], [3, np.nan]]), golden, spec, "it")  # type: ignore[arg-type]

@@ -114,6 +114,37 @@ class OverflowContract(TrainingBase):
         when = f"after {len(good)} good and {STEPS - len(good)} skipped steps"
         cases.assert_tensors_close(trace.states[-1], expected, names, cases.TOLERANCE, when)
 
+    @pytest.mark.parametrize("case", ["plain", "everything"])
+    def test_a_step_that_is_no_number_changes_nothing_when_skipped(self, case: str) -> None:
+        """With `skip_nonfinite` not even the statistics and the EMA move: what is no number would stay in them."""
+        given = TRAIN_CASES[case]
+        trainer = self.trainer(replace(given.request(precision=PrecisionConfig()), skip_nonfinite=True))
+        batches, lrs = given.batches(), given.lr_array()
+        trainer.run_steps(batches[:1], lrs[:1])
+        state = trainer.state()
+        broken = {**state.tensors, "weights/fc.weight": _overflowing(state.tensors["weights/fc.weight"])}
+        trainer.load_state(replace(state, tensors=broken))
+        losses = trainer.run_steps(batches[1:3], lrs[1:3])
+        after = trainer.state()
+        trainer.close()
+        assert not np.isfinite(losses).any(), f"losses {losses} of logits beyond float32"
+        for key, array in broken.items():
+            assert after.tensors[key].tobytes() == array.tobytes(), f"{key} moved on a skipped step"
+        skipped = {k: after.scalars[k] - state.scalars[k] for k in ("step", "overflow_steps", "good_steps")}
+        assert skipped == {"step": 2, "overflow_steps": 2, "good_steps": 0}
+
+    def test_skipping_what_is_no_number_leaves_other_steps_alone(self) -> None:
+        """A run without such steps is the same, asked to skip them or not."""
+        states = []
+        for skip in (False, True):
+            given = TRAIN_CASES["everything"]
+            trainer = self.trainer(replace(given.request(precision=PrecisionConfig()), skip_nonfinite=skip))
+            trainer.run_steps(given.batches(), given.lr_array())
+            states.append(trainer.state())
+            trainer.close()
+        keys = list(states[0].tensors)
+        cases.assert_tensors_close(states[1], states[0], keys, cases.TOLERANCE, "with skip_nonfinite")
+
     def _trace(self, loss_scale: str) -> Trace:
         trace: Trace = self.keep(("overflow", loss_scale), lambda: self._make_trace(loss_scale))
         return trace
@@ -130,6 +161,12 @@ class OverflowContract(TrainingBase):
             states.append(trainer.state())
         trainer.close()
         return Trace(states=tuple(states), losses=tuple(losses))
+
+
+def _overflowing(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return finite classifier weights whose logits are not: infinities of both signs."""
+    signs = np.where(np.arange(weight.shape[0]) % 2 == 0, 1, -1).astype(np.float32)[:, None]
+    return np.broadcast_to(signs * np.float32(3e38), weight.shape).copy()
 
 
 def _next(scalars: Mapping[str, float | int], overflow: bool) -> tuple[float, int]:
