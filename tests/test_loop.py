@@ -305,6 +305,8 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(
 
     def full(step: int) -> None:
         if step == 7:
+            while not (made.run.checkpoints / "best").exists():  # until the one of step 6 is written
+                time.sleep(0.001)
             monkeypatch.setattr("resnext_core.checkpoint.fsync", fails)
 
     def fails(path: Path) -> None:
