@@ -114,6 +114,12 @@ class Manifest:
 
 def check_tensors(spec: ModelSpec, tensors: Mapping[str, NDArray[Any]], where: str = "weights") -> None:
     """Raise DataError listing what is missing, unexpected, misshapen or not finite."""
+    if (
+        sum(spec.depths) > 4 * len(tensors) + 16
+    ):  # before a table is made of a network that no such file can hold
+        raise DataError(
+            f"{where} do not fit {spec.variant}: {len(tensors)} tensors for {sum(spec.depths)} blocks"
+        )
     wanted = {t.name: t.shape for t in spec.tensors}
     problems = [f"missing {n}" for n in wanted if n not in tensors]
     problems += [f"unexpected {printable(n)}" for n in tensors if n not in wanted]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from resnext_core.errors import EXIT_DATA, EXIT_USAGE, DataError, UsageError
 from resnext_core.interfaces import TrainState
 from resnext_core.preprocess import PreprocessSpec
 from resnext_core.spec import VARIANTS, ModelSpec, model_spec
-from resnext_core.weights import Weights, load_weights, random_weights, save_weights
+from resnext_core.weights import MANIFEST_KEY, Weights, load_weights, random_weights, save_weights
 
 ENDINGS = [(n.id, c) for n in NAMINGS.values() for c in n.containers if c in (".safetensors", ".ckpt")]
 
@@ -343,6 +344,26 @@ def test_a_manifest_beside_a_file_must_be_its_own(
     assert not target.exists()
 
 
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_a_manifest_of_a_monstrous_network_costs_nothing(
+    cli: CommandLine, small: Weights, tmp_path: Path, naming: str
+) -> None:
+    """4096 blocks of 4096 groups would be 17 million names."""
+    manifest = small.manifest()
+    manifest["model"] |= {"depths": [512] * 8, "groups": 4096}
+    path = tmp_path / "w.safetensors"
+    safetensors.numpy.save_file(to_tensors(small, NAMINGS[naming], any_padding=True)[0], path)
+    (tmp_path / "w.safetensors.json").write_text(json.dumps(manifest))
+    tracemalloc.start()
+    cli.refuses(EXIT_DATA, "convert", path, tmp_path / "x.safetensors", says="for 4096 blocks of 4096 groups")
+    own = tmp_path / "own.safetensors"
+    safetensors.numpy.save_file(dict(small.tensors), own, metadata={MANIFEST_KEY: json.dumps(manifest)})
+    cli.refuses(EXIT_DATA, "convert", own, tmp_path / "x.safetensors", says="tensors for 4096 blocks")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * path.stat().st_size + (1 << 20)
+
+
 def test_padding_and_preprocessing_can_be_stated_and_nothing_else_changes(
     cli: CommandLine, small: Weights, tmp_path: Path
 ) -> None:
@@ -358,6 +379,11 @@ def test_padding_and_preprocessing_can_be_stated_and_nothing_else_changes(
         "preprocess.mean=[1, 2, 3]",
     ]
     cli.ok("convert", tmp_path / "t.safetensors", stated, *words)
+    out = cli.ok("convert", tmp_path / "t.safetensors", stated, *words, "--force").out
+    assert (
+        "names of torch, told by names and shapes, and where those are silent by what is usual in torch and what you"
+        in out
+    )
     one, two = load_weights(usual), load_weights(stated)
     assert two.spec == one.spec.replace(pool_padding="same")
     assert one.spec.pool_padding == "symmetric"
@@ -592,9 +618,25 @@ def test_a_checkpoint_of_the_ancestor_is_trained_on_with_its_momentum(
     ],
 )
 def test_a_configuration_that_contradicts_the_file_is_refused(
-    cli: CommandLine, weights_file: Path, tiny_train: list[object], change: list[str], says: str
+    cli: CommandLine,
+    weights_file: Path,
+    tiny_train: list[object],
+    change: list[str],
+    says: str,
+    tmp_path: Path,
 ) -> None:
     cli.refuses(EXIT_USAGE, *tiny_train, "--pretrained", weights_file, *change, says=says)
+    assert not (tmp_path / "run").exists()
+
+
+def test_preprocessing_that_differs_from_the_files_is_said(
+    cli: CommandLine, weights_file: Path, tiny_train: list[object], tmp_path: Path
+) -> None:
+    same = cli.ok(*tiny_train, "--pretrained", weights_file).out
+    assert "preprocessing by the configuration" not in same
+    words = [*tiny_train[:-1], "other", "--set", "preprocess.mode=shorter-side"]
+    out = cli.ok(*words, "--pretrained", weights_file).out
+    assert "preprocessing by the configuration: mode shorter-side where the file has squash" in out
 
 
 def test_a_resumed_run_needs_its_pretrained_file_no_more(

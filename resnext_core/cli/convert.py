@@ -18,7 +18,7 @@ from resnext_core.cli.output import Output
 from resnext_core.config import load_config, parse_set
 from resnext_core.convert.containers import container, read_tensors
 from resnext_core.convert.names import NAMINGS
-from resnext_core.convert.reading import Stated, from_tensors, read_converted, read_foreign
+from resnext_core.convert.reading import Stated, from_tensors, read_converted
 from resnext_core.convert.report import Change, Kind, summary
 from resnext_core.convert.sidecar import sidecar_path, write_sidecar
 from resnext_core.convert.writing import to_tensors
@@ -94,8 +94,8 @@ def handle(args: argparse.Namespace) -> int:
             raise UsageError(f"{there} is there already; choose another name or use --force")
     if source.exists() and target.exists() and source.samefile(target):
         raise UsageError(f"{target} is SOURCE itself; choose another name")
-    weights, momentum, step, changes = _read(source, args, plugins)
-    output.say(_about(source, weights))
+    weights, momentum, step, changes, known = _read(source, args, plugins)
+    output.say(f"{_about(source, weights)}; {known}")
     changes = _joined(changes, _write(target, weights, momentum, step, args, plugins))
     for line in summary(changes):
         output.say(f"  {line}")
@@ -103,7 +103,7 @@ def handle(args: argparse.Namespace) -> int:
         write_atomic(Path(args.report), "".join(json.dumps(c.to_dict()) + "\n" for c in changes))
     value = {
         "source": str(source), "target": str(target), "variant": weights.spec.variant, "digest": weights.digest,
-        "pool_padding": weights.spec.pool_padding, "classes": weights.spec.num_classes,
+        "pool_padding": weights.spec.pool_padding, "known": known, "classes": weights.spec.num_classes,
         "preprocess": weights.preprocess.to_dict(), "changes": [c.to_dict() for c in changes],
     }  # fmt: skip
     done = f"{target} was not written (dry run)" if args.dry_run else f"{target}"
@@ -113,8 +113,9 @@ def handle(args: argparse.Namespace) -> int:
 
 def _read(
     source: Path, args: argparse.Namespace, plugins: PluginSet
-) -> tuple[Weights, Mapping[str, NDArray[Any]], int, list[Change]]:
-    """Return weights, momentum (empty unless kept), step and changes."""
+) -> tuple[Weights, Mapping[str, NDArray[Any]], int, list[Change], str]:
+    """Return weights, momentum (empty unless kept), step, changes, and how it is known what the source is."""
+    told = "told by its manifest"
     keep = args.moments == "keep"
     if keep and source.is_dir():
         state = load_checkpoint(source if (source / "state.json").is_file() else find_model(source).parent)
@@ -122,22 +123,24 @@ def _read(
         momentum = {k[len(prefix) :]: a for k, a in state.state.tensors.items() if k.startswith(prefix)}
         # what the momentum belongs to: not the moving average, where there is one
         trained = {t.name: state.state.tensors[f"weights/{t.name}"] for t in state.weights.spec.tensors}
-        return state.weights.replace(tensors=trained), momentum, state.progress.step, []
+        return state.weights.replace(tensors=trained), momentum, state.progress.step, [], told
     path = find_model(source)
     stated = _stated(args)
     own = path.suffix == WEIGHTS_SUFFIX and read_manifest_text(path) is not None
     if stated != Stated(naming=None if own else stated.naming) and (own or sidecar_path(path).exists()):
         beside = "" if own else f", in {sidecar_path(path).name} beside it,"
         raise UsageError(f"{path} says{beside} what it is; leave out what you say of it")
-    if not keep or (path.suffix == WEIGHTS_SUFFIX and read_manifest_text(path) is not None):
-        if keep:
-            raise UsageError(
-                f"{path} holds no momentum; give the checkpoint folder, or leave --moments keep out"
-            )
-        weights, changes = read_foreign(path, stated, plugins.weight_files)
-        return weights, {}, 0, list(changes)
-    found = read_converted(path, stated, plugins.weight_files, moments=True)
-    return found.weights, found.momentum, found.step, list(found.changes)
+    if own and keep:
+        raise UsageError(f"{path} holds no momentum; give the checkpoint folder, or leave --moments keep out")
+    if own:
+        return load_weights(path), {}, 0, [], told
+    found = read_converted(path, stated, plugins.weight_files, moments=keep)
+    if not sidecar_path(path).exists():
+        told = f"told by names and shapes, and where those are silent by what is usual in {found.naming.id}"
+        if stated != Stated():
+            told += " and what you say"
+    told = f"names of {found.naming.id}, {told}"
+    return found.weights, found.momentum, found.step, list(found.changes), told
 
 
 def _write(

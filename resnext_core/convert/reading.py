@@ -71,6 +71,11 @@ def from_tensors(
     plain = _strip(stored.tensors, naming, path)
     dropped, kept, moved = _sort(plain, naming, moments)
     spec = _spec(kept, naming, stated, path)
+    # before tables are made of a network that no such file can hold: a manifest may state 4096 blocks of 4096 groups
+    if sum(spec.depths) * (spec.groups if naming.split else 1) > 4 * len(kept):
+        raise DataError(
+            f"{path} does not fit: {len(kept)} weights for {sum(spec.depths)} blocks of {spec.groups} groups"
+        )
     pieces = naming.pieces(spec)
     dropped += [
         Change(kind="dropped", source=(n,), target=(), reason=why) for n, why in stored.others.items()
