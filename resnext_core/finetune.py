@@ -62,6 +62,12 @@ def pretrained_weights(
     else:
         line += f"; its head of {spec.num_classes} classes is replaced by a new one of {len(classes)}"
         weights = _with_new_head(weights, classes, config.train.seed)
+    before, now = weights.preprocess.to_dict(), preprocess.to_dict()
+    changed = [f"{key} {now[key]} where the file has {before[key]}" for key in now if now[key] != before[key]]
+    if model.pretrained_momentum:
+        line += "; with its momentum, while schedule and order of the data begin anew"
+    if changed:
+        line += f"; preprocessing by the configuration: {', '.join(changed)}"
     return (
         weights.replace(
             spec=weights.spec.replace(image_size=size), preprocess=preprocess, metrics={},

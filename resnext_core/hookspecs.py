@@ -46,17 +46,27 @@ def resnext_commands() -> Iterable[Command]:  # type: ignore[empty-body]
 
 @hookspec
 def resnext_weight_files() -> Iterable[WeightFile]:  # type: ignore[empty-body]
-    """Yield kinds of weight files that ``resnext-run convert`` reads and writes.
+    """Yield kinds of weight files that ``resnext-run convert`` and ``--pretrained`` read.
 
     Example::
 
+        import numpy as np
+
+        from resnext_core.files import atomic_path
         from resnext_core.hookspecs import hookimpl
-        from resnext_core.interfaces import WeightFile
+        from resnext_core.interfaces import StoredTensors, WeightFile
+
+        def read(path):
+            with np.load(path, allow_pickle=False) as arrays:
+                return StoredTensors(tensors=dict(arrays))
+
+        def write(path, tensors, tag):
+            with atomic_path(path) as temporary, temporary.open("wb") as stream:
+                np.savez(stream, **tensors)
 
         @hookimpl
         def resnext_weight_files():
             yield WeightFile(
-                suffixes=(".mine",), summary="my own", probe=lambda: None, read=lambda path: {},
-                write=lambda path, tensors: None,
+                suffixes=(".npz",), summary="NumPy archive", probe=lambda: None, read=read, write=write
             )
     """

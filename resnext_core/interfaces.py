@@ -198,21 +198,36 @@ class Backend:
     launch: Callable[[LaunchRequest], int] | None = None
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StoredTensors:
+    """What a weight file of another program holds, under its own names.
+
+    `tensors` are arrays by name, in the file's order and types. `widened` names the stored type of those that NumPy
+    lacks and that became float32 without a loss (bfloat16). `others` says of every entry that is no tensor to be
+    taken what it is.
+    """
+
+    tensors: Mapping[str, NDArray[Any]]
+    widened: Mapping[str, str] = field(default_factory=dict)
+    others: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True)
 class WeightFile:
     """A kind of file that holds named tensors, read and written by ``resnext-run convert``.
 
     `suffixes` are its endings, each with its dot. `probe` returns None when it can be used here, or one sentence on
-    what is missing; it must be fast and must not import a framework. `read(path)` returns arrays by name and raises
-    DataError on a file that is damaged, or that could only be read by executing what is in it; `write(path,
-    tensors)` writes atomically. What the tensors mean is not this record's business.
+    what is missing; it must be fast and must not import a framework. `read(path)` raises DataError on a file that is
+    damaged, or that could only be read by executing what is in it; `write(path, tensors, tag)` writes atomically,
+    the same bytes each time; `tag` is the ``format`` that a header may carry, ``pt`` or ``ms``. What the tensors
+    mean is not this record's business.
     """
 
     suffixes: tuple[str, ...]
     summary: str
     probe: Callable[[], str | None]
-    read: Callable[[Path], Mapping[str, NDArray[Any]]]
-    write: Callable[[Path, Mapping[str, NDArray[Any]]], None]
+    read: Callable[[Path], StoredTensors]
+    write: Callable[[Path, Mapping[str, NDArray[Any]], str], None]
 
 
 @dataclass(frozen=True, kw_only=True)

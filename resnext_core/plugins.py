@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, TypeVar
 
@@ -18,6 +18,8 @@ from resnext_core.interfaces import Backend, Command, WeightFile
 from resnext_core.reference import plugin as reference
 
 CORE = "resnext-core"
+#: Weight files that core reads itself; no plugin can take them away.
+CORE_ENDINGS = (".safetensors", ".ckpt")
 _T = TypeVar("_T")
 #: Sections of the configuration that no backend may be named after.
 _RESERVED = frozenset(
@@ -50,10 +52,10 @@ class PluginSet:
 
     backends: Mapping[str, Backend]
     commands: Mapping[str, Command]
-    weight_files: Mapping[str, WeightFile]
     origins: Mapping[str, str]
     problems: tuple[str, ...]
     clashes: Mapping[str, tuple[str, ...]]
+    weight_files: Mapping[str, WeightFile] = field(default_factory=dict)
 
     def option_types(self) -> dict[str, type]:
         """Return the option dataclass of every backend that has one, by id."""
@@ -163,6 +165,8 @@ def collect(found: Iterable[tuple[str, str, Any]], problems: Iterable[str] = ())
                     raise TypeError(
                         f"resnext_weight_files must yield WeightFile records, not {type(kind).__name__}"
                     )
+                if set(kind.suffixes) & set(CORE_ENDINGS):
+                    raise ValueError(f"weight files {', '.join(CORE_ENDINGS)} are resnext-core's own")
                 for suffix in kind.suffixes:
                     weight_files.setdefault(suffix, []).append((distribution, kind))
         except Exception as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 from resnext_core.checkpoint import best_weights
 from resnext_core.config import Config
+from resnext_core.convert.containers import readable
 from resnext_core.convert.reading import Stated, read_foreign
 from resnext_core.distributed import RankInfo
 from resnext_core.errors import DataError, UsageError
@@ -58,6 +59,14 @@ def read_weights(path: Path, config: Config, sources: Mapping[str, str], plugins
     return read_foreign(path, stated_model(config, sources), plugins.weight_files)[0]
 
 
+def is_weights(path: Path, plugins: PluginSet) -> bool:
+    """Return whether `path` holds weights, ours or another world's, and is no artefact that a backend serves."""
+    if path.suffix == WEIGHTS_SUFFIX:
+        return True
+    served = {s for b in plugins.backends.values() if b.predictor for s in b.formats}
+    return path.suffix not in served and readable(path, plugins.weight_files)
+
+
 def stated_model(config: Config, sources: Mapping[str, str]) -> Stated:
     """Return what the configuration says, and not merely by default, of a file without manifest."""
     stated = {key for key, source in sources.items() if source != "default"}
@@ -65,7 +74,9 @@ def stated_model(config: Config, sources: Mapping[str, str]) -> Stated:
     return Stated(
         variant=model.variant if "model.variant" in stated else None,
         image_size=model.image_size, pool_padding=model.pool_padding, num_classes=model.num_classes,
-        preprocess=config.preprocess if any(key.startswith("preprocess.") for key in stated) else None,
+        preprocess={
+            key: value for key, value in vars(config.preprocess).items() if f"preprocess.{key}" in stated
+        },
     )  # fmt: skip
 
 
@@ -95,7 +106,7 @@ def serve(
     """
     path = find_model(path)
     rank = rank or RankInfo()
-    if path.suffix == WEIGHTS_SUFFIX:
+    if is_weights(path, plugins):
         weights = read_weights(path, config, sources, plugins)
         return serve_weights(
             weights,

@@ -114,6 +114,12 @@ class Manifest:
 
 def check_tensors(spec: ModelSpec, tensors: Mapping[str, NDArray[Any]], where: str = "weights") -> None:
     """Raise DataError listing what is missing, unexpected, misshapen or not finite."""
+    if (
+        sum(spec.depths) > 4 * len(tensors) + 16
+    ):  # before a table is made of a network that no such file can hold
+        raise DataError(
+            f"{where} do not fit {spec.variant}: {len(tensors)} tensors for {sum(spec.depths)} blocks"
+        )
     wanted = {t.name: t.shape for t in spec.tensors}
     problems = [f"missing {n}" for n in wanted if n not in tensors]
     problems += [f"unexpected {printable(n)}" for n in tensors if n not in wanted]
@@ -186,19 +192,20 @@ def load_weights(path: Path) -> Weights:
 
 def read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], str | None]:
     """Return the tensors and the manifest text (None without one); DataError when the file is damaged."""
-    with _reading(path), safetensors.safe_open(path, framework="np") as stream:
+    with reading(path), safetensors.safe_open(path, framework="np") as stream:
         text = (stream.metadata() or {}).get(MANIFEST_KEY)
         return {name: stream.get_tensor(name) for name in list(stream.keys())}, text
 
 
 def read_manifest_text(path: Path) -> str | None:
     """Return the manifest of a safetensors file without reading its tensors; None when it has none."""
-    with _reading(path), safetensors.safe_open(path, framework="np") as stream:
+    with reading(path), safetensors.safe_open(path, framework="np") as stream:
         return (stream.metadata() or {}).get(MANIFEST_KEY)
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged safetensors file does to its reader into a DataError."""
     if not path.is_file():
         raise DataError(f"no weights file {path}")
     try:

@@ -2,6 +2,7 @@
 
     python tests/fuzz_weights.py --count 100000
 
+Every kind of file also goes through ``resnext-run convert``, with the manifest beside it and without.
 A mutated neutral file may only load where it still says the same. A MindSpore checkpoint has no digest: one whose
 numbers were changed loads as those numbers, so there only the strict check against the network is asked for.
 """
@@ -10,21 +11,29 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
+import io
 import json
+import resource
 import sys
 import tempfile
 import time
 import tracemalloc
+import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from resnext_core.cli.main import main as command_line
 from resnext_core.convert.ckpt import read_ckpt, write_ckpt
+from resnext_core.convert.containers import BUILTIN
 from resnext_core.convert.names import NAMINGS
 from resnext_core.convert.reading import from_tensors
+from resnext_core.convert.sidecar import sidecar_path
 from resnext_core.convert.writing import to_tensors
-from resnext_core.errors import EXIT_DATA, ResnextError
+from resnext_core.errors import EXIT_DATA, DataError, ResnextError
 from resnext_core.preprocess import PreprocessSpec
 from resnext_core.spec import ModelSpec
 from resnext_core.weights import (
@@ -105,7 +114,7 @@ class Fuzz:
         self.weights = small_weights()
         self.folder, self.rng = folder, np.random.default_rng(seed)
         self.outcomes: collections.Counter[str] = collections.Counter()
-        self.slowest, self.most = 0.0, 0.0
+        self.slowest, self.beyond = 0.0, 0
         neutral, ckpt = folder / "n.safetensors", folder / "c.ckpt"
         save_weights(self.weights, neutral)
         write_ckpt(ckpt, to_tensors(self.weights, NAMINGS["ancestor"])[0])
@@ -114,7 +123,31 @@ class Fuzz:
             ("neutral", neutral.read_bytes(), self.neutral),
             ("manifest", manifest, self.manifest),
             ("ckpt", ckpt.read_bytes(), self.ckpt),
+            ("convert neutral", neutral.read_bytes(), partial(self.convert, ".safetensors")),
         ]
+        self.convert(".safetensors", neutral.read_bytes())  # imports what no later file shall be charged with
+        beside = json.dumps(self.weights.manifest()).encode()
+        for naming in NAMINGS.values():
+            tensors = to_tensors(self.weights, naming, any_padding=True)[0]
+            for container in BUILTIN:
+                ending = container.suffixes[0]
+                if ending not in naming.containers:
+                    continue
+                path = folder / f"seed{ending}"
+                if naming.moments is not None:
+                    trained = {n: a for n, a in tensors.items() if "moving" not in n}
+                    momentum = {naming.moments + n: a * np.float32(0.5) for n, a in trained.items()}
+                    tensors = {**tensors, **momentum, "global_step": np.array([7], np.int32)}
+                container.write(path, tensors, naming.tag)
+                data, name = path.read_bytes(), f"convert {naming.id}{ending}"
+                self.kinds += [
+                    (name, data, partial(self.convert, ending)),
+                    (f"{name}, manifest", data, partial(self.convert, ending, beside=beside)),
+                    (f"{name}, mutated manifest", beside, partial(self.convert, ending, file=data)),
+                ]
+                if ending == ".ckpt":
+                    summed = data + b"crc_num" + zlib.crc32(data).to_bytes(10, "big")
+                    self.kinds.append((f"{name}, checksum", summed, partial(self.convert, ending)))
 
     def neutral(self, data: bytes) -> None:
         path = self.folder / "m.safetensors"
@@ -133,6 +166,28 @@ class Fuzz:
         found = from_tensors(read_ckpt(path), path)
         assert found.weights.spec.tensors
 
+    def convert(
+        self, ending: str, data: bytes, *, beside: bytes | None = None, file: bytes | None = None
+    ) -> None:
+        """Convert `data`; with `file` that is the mutated manifest beside the file."""
+        path = self.folder / f"m{ending}"
+        path.write_bytes(data if file is None else file)
+        if beside is not None or file is not None:
+            sidecar_path(path).write_bytes(data if file is not None else beside or b"")
+        out, err = io.StringIO(), io.StringIO()
+        words = ["convert", str(path), str(self.folder / "target.safetensors"), "--dry-run", "--json"]
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                code = command_line(words)
+        finally:
+            sidecar_path(path).unlink(missing_ok=True)
+        if code == EXIT_DATA:
+            raise DataError(err.getvalue().removesuffix("\n").removeprefix("resnext-run: "))
+        assert code == 0, (code, err.getvalue())
+        if beside is not None or file is not None:
+            digest = json.loads(out.getvalue())["digest"]
+            assert digest == self.weights.digest, "other tensors passed for those of the manifest"
+
     def refused(self, name: str, error: ResnextError) -> None:
         line = str(error)
         assert error.exit_code == EXIT_DATA, line
@@ -145,7 +200,7 @@ class Fuzz:
         for number in range(count):
             name, data, read = self.kinds[number % len(self.kinds)]
             mutated = mutate(data, self.rng)
-            measured = number % MEASURED < len(self.kinds)
+            measured = number // len(self.kinds) % MEASURED == 0
             if measured:
                 tracemalloc.start()
             started = time.perf_counter()
@@ -162,7 +217,7 @@ class Fuzz:
             if measured:
                 peak = tracemalloc.get_traced_memory()[1] - len(mutated)  # the copy that this function holds
                 tracemalloc.stop()
-                self.most = max(self.most, peak / max(len(mutated), 1))
+                self.beyond = max(self.beyond, peak - 2 * len(mutated))
                 assert peak <= 2 * len(mutated) + OVERHEAD, (
                     f"{name}: {peak} bytes for a file of {len(mutated)}"
                 )
@@ -178,8 +233,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         fuzz = Fuzz(Path(folder), args.seed)
         fuzz.run(args.count)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
-        f"{args.count} files in {time.perf_counter() - started:.0f} s, slowest {1000 * fuzz.slowest:.0f} ms"
+        f"{args.count} files in {time.perf_counter() - started:.0f} s, slowest {1000 * fuzz.slowest:.0f} ms, "
+        f"allocations at most 2 × file + {fuzz.beyond / 1024:.0f} KiB, resident at most {peak:.0f} MiB"
     )
     for outcome, count in sorted(fuzz.outcomes.items()):
         print(f"{count:8} {outcome}")

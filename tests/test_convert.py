@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from resnext_core.errors import EXIT_DATA, EXIT_USAGE, DataError, UsageError
 from resnext_core.interfaces import TrainState
 from resnext_core.preprocess import PreprocessSpec
 from resnext_core.spec import VARIANTS, ModelSpec, model_spec
-from resnext_core.weights import Weights, load_weights, random_weights, save_weights
+from resnext_core.weights import MANIFEST_KEY, Weights, load_weights, random_weights, save_weights
 
 ENDINGS = [(n.id, c) for n in NAMINGS.values() for c in n.containers if c in (".safetensors", ".ckpt")]
 
@@ -60,8 +63,8 @@ def test_neutral_to_any_format_and_back_is_the_identity(
     tensors, written = to_tensors(weights, naming)
     path = tmp_path / f"w{ending}"
     container = next(c for c in BUILTIN if ending in c.suffixes)
-    container.write(path, tensors)
-    found = from_tensors(dict(container.read(path)), path, Stated(naming=naming.id, image_size=32))
+    container.write(path, tensors, naming.tag)
+    found = from_tensors(container.read(path), path, Stated(naming=naming.id, image_size=32))
     assert found.weights.digest == weights.digest
     for name, array in weights.tensors.items():
         assert found.weights.tensors[name].tobytes() == array.tobytes()
@@ -297,6 +300,9 @@ def test_there_and_back_prints_one_digest(
     out = cli.ok("convert", neutral, tmp_path / "a.ckpt", "--to", "ancestor-split").out
     assert small.digest in out
     assert "split    3 tensors" in out
+    cli.ok("convert", tmp_path / "a.ckpt", tmp_path / "same.safetensors")
+    assert (tmp_path / "same.safetensors").read_bytes() == neutral.read_bytes()  # by the manifest beside it
+    (tmp_path / "a.ckpt.json").unlink()
     report = tmp_path / "report.jsonl"
     result = cli.ok(
         "convert", tmp_path / "a.ckpt", tmp_path / "b.safetensors", "--report", report, "--json"
@@ -312,11 +318,145 @@ def test_there_and_back_prints_one_digest(
 
 def test_class_names_and_size_can_be_given(cli: CommandLine, neutral: Path, tmp_path: Path) -> None:
     cli.ok("convert", neutral, tmp_path / "a.ckpt", "--to", "mindcv")
+    (tmp_path / "a.ckpt.json").unlink()
     (tmp_path / "names.txt").write_text("ant\nbee\ncat\n")
     words = ["--classes", tmp_path / "names.txt", "--image-size", 48]
     cli.ok("convert", tmp_path / "a.ckpt", tmp_path / "b.safetensors", *words)
     made = load_weights(tmp_path / "b.safetensors")
     assert (made.classes, made.spec.image_size, made.preprocess.size) == (("ant", "bee", "cat"), 48, 48)
+
+
+def test_a_manifest_beside_a_file_must_be_its_own(
+    cli: CommandLine, neutral: Path, small: Weights, tmp_path: Path
+) -> None:
+    path, target = tmp_path / "a.ckpt", tmp_path / "b.safetensors"
+    cli.ok("convert", neutral, path, "--to", "ancestor")
+    cli.refuses(
+        EXIT_USAGE, "convert", path, target, "--image-size", 48, says="in a.ckpt.json beside it, what it is"
+    )
+    beside = (tmp_path / "a.ckpt.json").read_text()
+    other = weights_of(small.spec, seed=9)
+    write_ckpt(path, to_tensors(other, NAMINGS["ancestor"])[0])
+    says = "a.ckpt does not hold the tensors of a.ckpt.json beside it"
+    cli.refuses(EXIT_DATA, "convert", path, target, says=says)
+    (tmp_path / "a.ckpt.json").write_text(beside[:-40])
+    cli.refuses(EXIT_DATA, "convert", path, target, says="a.ckpt.json has a broken manifest")
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_a_manifest_of_a_monstrous_network_costs_nothing(
+    cli: CommandLine, small: Weights, tmp_path: Path, naming: str
+) -> None:
+    """4096 blocks of 4096 groups would be 17 million names."""
+    manifest = small.manifest()
+    manifest["model"] |= {"depths": [512] * 8, "groups": 4096}
+    path = tmp_path / "w.safetensors"
+    safetensors.numpy.save_file(to_tensors(small, NAMINGS[naming], any_padding=True)[0], path)
+    (tmp_path / "w.safetensors.json").write_text(json.dumps(manifest))
+    tracemalloc.start()
+    cli.refuses(EXIT_DATA, "convert", path, tmp_path / "x.safetensors", says="for 4096 blocks of 4096 groups")
+    own = tmp_path / "own.safetensors"
+    safetensors.numpy.save_file(dict(small.tensors), own, metadata={MANIFEST_KEY: json.dumps(manifest)})
+    cli.refuses(EXIT_DATA, "convert", own, tmp_path / "x.safetensors", says="tensors for 4096 blocks")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * path.stat().st_size + (1 << 20)
+
+
+def test_padding_and_preprocessing_can_be_stated_and_nothing_else_changes(
+    cli: CommandLine, small: Weights, tmp_path: Path
+) -> None:
+    safetensors.numpy.save_file(dict(small.tensors), tmp_path / "t.safetensors")
+    usual, stated = tmp_path / "usual.safetensors", tmp_path / "stated.safetensors"
+    cli.ok("convert", tmp_path / "t.safetensors", usual)
+    words = [
+        "--set",
+        "model.pool_padding=same",
+        "--set",
+        "preprocess.resize=300",
+        "--set",
+        "preprocess.mean=[1, 2, 3]",
+    ]
+    cli.ok("convert", tmp_path / "t.safetensors", stated, *words)
+    out = cli.ok("convert", tmp_path / "t.safetensors", stated, *words, "--force").out
+    assert (
+        "names of torch, told by names and shapes, and where those are silent by what is usual in torch and what you"
+        in out
+    )
+    one, two = load_weights(usual), load_weights(stated)
+    assert two.spec == one.spec.replace(pool_padding="same")
+    assert one.spec.pool_padding == "symmetric"
+    assert two.preprocess == dataclasses.replace(one.preprocess, resize=300, mean=(1, 2, 3))
+
+
+def test_a_dry_run_writes_nothing(cli: CommandLine, neutral: Path, small: Weights, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    for target in ("a.ckpt", "b.safetensors"):
+        words = ["convert", neutral, tmp_path / target, "--to", "mindcv", "--dry-run"]
+        assert f"was not written (dry run): {len(small.spec.tensors)} tensors" in cli.ok(*words).out
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_report_of_a_way_between_two_worlds_names_both(
+    cli: CommandLine, small: Weights, tmp_path: Path
+) -> None:
+    split = to_tensors(small, NAMINGS["ancestor-split"])[0]
+    write_ckpt(tmp_path / "split.ckpt", {**split, "global_step": np.array([3], np.int32)})
+    result = cli.ok(
+        "convert", tmp_path / "split.ckpt", tmp_path / "m.ckpt", "--to", "mindcv", "--json"
+    ).json()
+    changes = {c["source"][0]: c for c in result["changes"]}
+    assert set(changes) >= {"global_step", "head.fc.bias"}
+    assert sorted(n for c in result["changes"] for n in c["source"]) == sorted([*split, "global_step"])
+    assert changes["head.fc.bias"]["target"] == ["classifier.bias"]
+    assert changes["global_step"]["kind"] == "dropped"
+    merged = [c for c in result["changes"] if c["kind"] == "merged"]
+    assert {len(c["source"]) for c in merged} == {small.spec.groups}
+    assert {c["target"][0] for c in merged} == {f"{b.name}.conv2.weight" for b in small.spec.blocks}
+    result = cli.ok(
+        "convert", tmp_path / "split.ckpt", tmp_path / "s.ckpt", "--to", "ancestor-split", "--json"
+    ).json()
+    assert {c["kind"] for c in result["changes"]} == {"same", "dropped"}
+
+
+def test_bfloat16_in_safetensors_is_widened_and_said(
+    cli: CommandLine, small: Weights, tmp_path: Path
+) -> None:
+    """Written by hand, as NumPy has no such type."""
+    header, data = {}, b""
+    for name, array in small.tensors.items():
+        half = (array.view(np.uint32) >> 16).astype("<u2").tobytes()
+        offsets = [len(data), len(data) + len(half)]
+        header[name] = {"dtype": "BF16", "shape": list(array.shape), "data_offsets": offsets}
+        data += half
+    text = json.dumps(header).encode()
+    (tmp_path / "t.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
+    result = cli.ok("convert", tmp_path / "t.safetensors", tmp_path / "n.safetensors", "--json").json()
+    assert {c["dtype"] for c in result["changes"]} == {"bfloat16"}
+    made = load_weights(tmp_path / "n.safetensors")
+    for name, array in small.tensors.items():
+        assert np.array_equal(made.tensors[name].view(np.uint32), array.view(np.uint32) & 0xFFFF0000), name
+
+
+def test_momentum_belongs_to_the_weights_and_not_to_their_average(
+    cli: CommandLine, small: Weights, tmp_path: Path
+) -> None:
+    trained, average = small, weights_of(small.spec, seed=8)
+    learned = {t.name: trained.tensors[t.name] * 2 for t in small.spec.tensors if t.trainable}
+    tensors = {f"weights/{n}": a for n, a in trained.tensors.items()}
+    tensors |= {f"ema/{n}": a for n, a in average.tensors.items()}
+    tensors |= {f"momentum/{n}": a for n, a in learned.items()}
+    save_checkpoint(
+        tmp_path / "c", average, TrainState(tensors=tensors, scalars={}), Progress(step=5, epoch_closed=True), run={},
+        best=False, keep=1,
+    )  # fmt: skip
+    folder = tmp_path / "c" / "step-00000005"
+    kept = cli.ok(
+        "convert", folder, tmp_path / "k.ckpt", "--to", "ancestor", "--moments", "keep", "--json"
+    ).json()
+    served = cli.ok("convert", folder, tmp_path / "d.ckpt", "--to", "ancestor", "--json").json()
+    assert (kept["digest"], served["digest"]) == (trained.digest, average.digest)
 
 
 def test_moments_go_into_a_checkpoint_and_out_of_it(cli: CommandLine, small: Weights, tmp_path: Path) -> None:
@@ -342,6 +482,22 @@ def test_moments_go_into_a_checkpoint_and_out_of_it(cli: CommandLine, small: Wei
         (["{neutral}", "{dir}/x.safetensors", "--to", "torch"], EXIT_USAGE, "--any-padding"),
         (["{neutral}", "{dir}/x.safetensors", "--moments", "keep"], EXIT_USAGE, "holds no momentum"),
         (["{neutral}", "{neutral}"], EXIT_USAGE, "is there already; choose another name or use --force"),
+        (["{neutral}", "{neutral}", "--force"], EXIT_USAGE, "is SOURCE itself; choose another name"),
+        (
+            ["{neutral}", "{dir}/x.safetensors", "--variant", "resnext_tiny"],
+            EXIT_USAGE,
+            "says what it is; leave out",
+        ),
+        (
+            ["{dir}/old.ckpt", "{dir}/x.safetensors", "--set", "train.epochs=3"],
+            EXIT_USAGE,
+            "--set train.epochs=3: ",
+        ),
+        (
+            ["{dir}/old.ckpt", "{dir}/x.safetensors", "--set", "preprocess.resize=3"],
+            EXIT_USAGE,
+            "is below the crop",
+        ),
         (["{dir}/gone.ckpt", "{dir}/x.safetensors"], EXIT_DATA, "no model at"),
         (["{dir}/junk.ckpt", "{dir}/x.safetensors"], EXIT_DATA, "not a readable MindSpore checkpoint"),
         (["{dir}/junk.h5", "{dir}/x.safetensors"], EXIT_USAGE, "'junk.h5' has no known ending for weights"),
@@ -462,9 +618,25 @@ def test_a_checkpoint_of_the_ancestor_is_trained_on_with_its_momentum(
     ],
 )
 def test_a_configuration_that_contradicts_the_file_is_refused(
-    cli: CommandLine, weights_file: Path, tiny_train: list[object], change: list[str], says: str
+    cli: CommandLine,
+    weights_file: Path,
+    tiny_train: list[object],
+    change: list[str],
+    says: str,
+    tmp_path: Path,
 ) -> None:
     cli.refuses(EXIT_USAGE, *tiny_train, "--pretrained", weights_file, *change, says=says)
+    assert not (tmp_path / "run").exists()
+
+
+def test_preprocessing_that_differs_from_the_files_is_said(
+    cli: CommandLine, weights_file: Path, tiny_train: list[object], tmp_path: Path
+) -> None:
+    same = cli.ok(*tiny_train, "--pretrained", weights_file).out
+    assert "preprocessing by the configuration" not in same
+    words = [*tiny_train[:-1], "other", "--set", "preprocess.mode=shorter-side"]
+    out = cli.ok(*words, "--pretrained", weights_file).out
+    assert "preprocessing by the configuration: mode shorter-side where the file has squash" in out
 
 
 def test_a_resumed_run_needs_its_pretrained_file_no_more(

@@ -29,7 +29,7 @@ from resnext_core.jobs import connect, eval_loader
 from resnext_core.metrics import softmax
 from resnext_core.plugins import load_plugins
 from resnext_core.runs import RunFolder
-from resnext_core.serve import Served, find_model, serve
+from resnext_core.serve import WEIGHTS_SUFFIX, Served, find_model, is_weights, serve
 
 #: Wrong and right predictions that a report shows, of each at most.
 SAMPLES = 12
@@ -53,7 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def add_weights_flag(parser: argparse.ArgumentParser) -> None:
     """Add --weights."""
     parser.add_argument(
-        "--weights", metavar="FILE", required=True, help="run folder, weights file (.safetensors) or artefact"
+        "--weights", metavar="FILE", required=True, help="run folder, weights file or artefact"
     )
 
 
@@ -71,7 +71,8 @@ def handle(args: argparse.Namespace) -> int:
     if args.print_config:
         print_config(config, sources)
         return 0
-    suffix = find_model(Path(args.weights)).suffix
+    model = find_model(Path(args.weights))
+    suffix = WEIGHTS_SUFFIX if is_weights(model, plugins) else model.suffix
     backend = plugins.choose(
         args.backend, f"evaluate {suffix} files", lambda b: b.predictor is not None and suffix in b.formats
     )

@@ -20,7 +20,14 @@ from resnext_core.cli.eval import evaluate_served
 from resnext_core.cli.export import export, exporters, line
 from resnext_core.cli.output import Output, ProgressBar
 from resnext_core.cli.report import make_report
-from resnext_core.cli.train import add_resume_flag, launch, prepare_run, resumed_config, train
+from resnext_core.cli.train import (
+    add_resume_flag,
+    check_pretrained,
+    launch,
+    prepare_run,
+    resumed_config,
+    train,
+)
 from resnext_core.cli.validate import compare_on, describe
 from resnext_core.config import Config
 from resnext_core.data.demo import write_digits
@@ -86,7 +93,9 @@ def _train(
 ) -> RunFolder:
     if devices == 1:
         return train(config, backend, RankInfo(), output, resumed)
-    per_rank(config, devices, len(open_splits(config).train))  # before a run folder is made
+    splits = open_splits(config)
+    per_rank(config, devices, len(splits.train))  # before a run folder is made
+    check_pretrained(config, splits.train.classes, resumed)
     run = resumed or prepare_run(config, backend)
     words = ["train", "--resume", str(run.path), "--no-result"]
     code = launch(backend, config, run, devices, words, output.json_result)

@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from resnext_core.distributed import RankInfo, launch_local, rank_info
 from resnext_core.errors import UsageError
 from resnext_core.files import write_atomic
 from resnext_core.interfaces import Backend, LaunchRequest
-from resnext_core.jobs import connect, open_splits, per_rank, run_training, training_job
+from resnext_core.jobs import connect, initial_weights, open_splits, per_rank, run_training, training_job
 from resnext_core.loop import Emit
 from resnext_core.plugins import PluginSet, load_plugins
 from resnext_core.runs import Record, RunFolder
@@ -70,7 +70,9 @@ def handle(args: argparse.Namespace) -> int:
     backend = plugins.choose(backend_id, "train", lambda b: b.trainer is not None)
     output = Output(json_result=args.json, quiet=not rank.is_main)
     if args.devices > 1 and rank.world == 1:
-        per_rank(config, args.devices, len(open_splits(config).train))  # before a run folder is made
+        splits = open_splits(config)
+        per_rank(config, args.devices, len(splits.train))  # before a run folder is made
+        check_pretrained(config, splits.train.classes, resumed)
         run = resumed or prepare_run(config, backend)
         words = ["train", "--resume", str(run.path), *(config_words(args) if resumed else [])]
         return launch(backend, config, run, args.devices, words, args.json)
@@ -87,6 +89,7 @@ def train(
     """Train on this process, as one of `rank.world`; returns the run folder."""
     splits = open_splits(config)
     per_rank(config, rank.world, len(splits.train))
+    check_pretrained(config, splits.train.classes, resumed)
     collectives = connect(backend, config, rank)
     with ExitStack() as stack:
         stack.callback(collectives.close)
@@ -123,6 +126,12 @@ def train(
         if job.train_loader.failures and rank.is_main:
             output.say(_failures(job.train_loader.failures))
     return run
+
+
+def check_pretrained(config: Config, classes: Sequence[str], resumed: RunFolder | None) -> None:
+    """Refuse pretrained weights that do not fit before a run folder is made."""
+    if resumed is None and config.model.pretrained is not None:
+        initial_weights(config, classes)
 
 
 def prepare_run(config: Config, backend: Backend, name: str | None = None) -> RunFolder:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from resnext_core.errors import DataError
 from resnext_core.files import atomic_path
+from resnext_core.interfaces import StoredTensors
 
 _DTYPES = {
     "Float64": "<f8", "Float32": "<f4", "Float16": "<f2", "Int64": "<i8", "Int32": "<i4", "Int16": "<i2",
@@ -33,6 +34,8 @@ _BFLOAT16 = "BFloat16"
 _SLICE = 512 << 20
 #: No tensor has more dimensions, no name more characters: what does is not this format.
 _MOST_DIMS, _LONGEST_NAME = 16, 300
+#: First bytes of each block that MindSpore has encrypted.
+_ENCRYPTED = bytes.fromhex("d85e3a7f")
 _CRC_MARK, _CRC_SIZE = b"crc_num", 10
 
 
@@ -41,6 +44,11 @@ class _Broken(ValueError):
 
 
 def read_ckpt(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the tensors of :func:`read_stored` alone."""
+    return dict(read_stored(path).tensors)
+
+
+def read_stored(path: Path) -> StoredTensors:
     """Return the tensors by tag, in file order; DataError when the file is missing, cut short or something else."""
     try:
         data = path.read_bytes()
@@ -67,7 +75,9 @@ def write_ckpt(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
                 stream.write(_field(1, _field(1, tag.encode()) + _field(2, tensor)))
 
 
-def _parse(data: memoryview) -> dict[str, NDArray[Any]]:
+def _parse(data: memoryview) -> StoredTensors:
+    if bytes(data[:4]) == _ENCRYPTED:
+        raise _Broken("it is encrypted; load it in MindSpore with its key, and save it without one")
     data = _without_crc(data)
     if not data:
         raise _Broken("it is empty")
@@ -75,13 +85,17 @@ def _parse(data: memoryview) -> dict[str, NDArray[Any]]:
     last = None
     for number, value in _fields(data):
         if number != 1 or not isinstance(value, memoryview):
-            raise _Broken(f"unknown field {number} (is it encrypted, or another format?)")
+            raise _Broken(f"unknown field {number} (is it another format?)")
         tag, dims, kind, content = _value(value)
         if tag in pieces and tag != last:
             raise _Broken(f"{tag!r} is there twice")
         pieces.setdefault(tag, []).append((dims, kind, content))
         last = tag
-    return {tag: _join(tag, parts) for tag, parts in pieces.items() if parts[0][1] != _TEXT}
+    return StoredTensors(
+        tensors={tag: _join(tag, parts) for tag, parts in pieces.items() if parts[0][1] != _TEXT},
+        widened={tag: "bfloat16" for tag, parts in pieces.items() if parts[0][1] == _BFLOAT16},
+        others={tag: "text, not a tensor" for tag, parts in pieces.items() if parts[0][1] == _TEXT},
+    )
 
 
 def _without_crc(data: memoryview) -> memoryview:
@@ -133,6 +147,8 @@ def _join(tag: str, parts: list[tuple[tuple[int, ...], str, memoryview]]) -> NDA
         raise _Broken(f"{tag!r} has parts of several shapes or types")
     raw = content if len(parts) == 1 else memoryview(b"".join(c for _, _, c in parts))
     dtype = np.dtype("<u2" if kind == _BFLOAT16 else _DTYPES[kind])
+    if dims == (0,) and len(raw) == dtype.itemsize:  # how older versions write a scalar
+        dims = ()
     count = 1
     for n in dims:
         count *= n

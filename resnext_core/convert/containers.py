@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import struct
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +13,56 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from resnext_core.convert.ckpt import read_ckpt, write_ckpt
+from resnext_core.convert.ckpt import read_stored, write_ckpt
 from resnext_core.errors import BackendUnavailable, DataError, UsageError
 from resnext_core.files import atomic_path
-from resnext_core.interfaces import WeightFile
-from resnext_core.weights import read_safetensors
+from resnext_core.interfaces import StoredTensors, WeightFile
+from resnext_core.weights import reading
 
 Tensors = Mapping[str, NDArray[Any]]
+#: What plugins read, by ending.
+PluginFiles = Mapping[str, WeightFile]
 
 
-def _read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
-    return read_safetensors(path)[0]
+def _read_safetensors(path: Path) -> StoredTensors:
+    """Read a safetensors file; bfloat16, which NumPy lacks, becomes float32."""
+    tensors: dict[str, NDArray[Any]] = {}
+    widened = {}
+    with reading(path), safetensors.safe_open(path, framework="np") as stream:
+        for name in list(stream.keys()):
+            if stream.get_slice(name).get_dtype() == "BF16":
+                tensors[name], widened[name] = _bfloat16(path, name), "bfloat16"
+            else:
+                tensors[name] = stream.get_tensor(name)
+    return StoredTensors(tensors=tensors, widened=widened)
 
 
-def _write_safetensors(path: Path, tensors: Tensors) -> None:
+def _bfloat16(path: Path, name: str) -> NDArray[Any]:
+    """Return a bfloat16 tensor as float32; the library has checked the header before."""
+    with path.open("rb") as stream:
+        length = struct.unpack("<Q", stream.read(8))[0]
+        entry = json.loads(stream.read(length))[name]
+        begin, end = entry["data_offsets"]
+        stream.seek(8 + length + begin)
+        half = np.frombuffer(stream.read(end - begin), "<u2")
+    return (half.astype(np.uint32) << np.uint32(16)).view(np.float32).reshape(entry["shape"])
+
+
+def _write_safetensors(path: Path, tensors: Tensors, tag: str) -> None:
     with atomic_path(path) as temporary:
         data = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
         try:
-            safetensors.numpy.save_file(data, temporary)
+            safetensors.numpy.save_file(data, temporary, metadata={"format": tag})
         except safetensors.SafetensorError as error:
             raise OSError(None, str(error)) from error
+
+
+def _read_ckpt(path: Path) -> StoredTensors:
+    return read_stored(path)
+
+
+def _write_ckpt(path: Path, tensors: Tensors, tag: str) -> None:
+    write_ckpt(path, tensors)
 
 
 #: What core reads by itself.
@@ -40,41 +72,53 @@ BUILTIN = (
         write=_write_safetensors,
     ),
     WeightFile(
-        suffixes=(".ckpt",), summary="MindSpore checkpoint", probe=lambda: None, read=read_ckpt, write=write_ckpt
+        suffixes=(".ckpt",), summary="MindSpore checkpoint", probe=lambda: None, read=_read_ckpt,
+        write=_write_ckpt,
     ),
 )  # fmt: skip
 
 #: Which extra of resnext-core brings the reader of an ending.
-_EXTRAS = {".pth": "gpu", ".pt": "gpu"}
+_EXTRAS = {".pth": "gpu", ".pt": "gpu", ".bin": "gpu", ".pth.tar": "gpu"}
 
 
-def container(path: Path, plugins: Mapping[str, WeightFile]) -> WeightFile:
-    """Return how files with the ending of `path` are read and written.
+def container(path: Path, plugins: PluginFiles) -> WeightFile:
+    """Return how files with the ending of `path` are read and written; the longest ending that is known decides.
 
     Raises UsageError on an unknown ending, naming the known ones or the extra that brings it, BackendUnavailable
     with the reason where its library is missing.
     """
-    known = {suffix: kind for kind in BUILTIN for suffix in kind.suffixes} | dict(plugins)
-    kind = known.get(path.suffix)
-    if kind is None:
-        if path.suffix in _EXTRAS:
+    known = {**plugins, **{suffix: kind for kind in BUILTIN for suffix in kind.suffixes}}
+    ending = _ending(path, known)
+    if ending is None:
+        wanted = _ending(path, _EXTRAS)
+        if wanted is not None:
             raise UsageError(
-                f"{path.suffix} files need a plugin that is not installed: "
-                f"pip install 'resnext-core[{_EXTRAS[path.suffix]}]'"
+                f"{wanted} files need a plugin that is not installed: pip install 'resnext-core[{_EXTRAS[wanted]}]'"
             )
         raise UsageError(f"'{path.name}' has no known ending for weights; known: {', '.join(sorted(known))}")
-    reason = kind.probe()
+    reason = known[ending].probe()
     if reason is not None:
-        raise BackendUnavailable(f"{path.suffix} files cannot be read or written here: {reason}")
-    return kind
+        raise BackendUnavailable(f"{ending} files cannot be read or written here: {reason}")
+    return known[ending]
 
 
-def read_tensors(path: Path, plugins: Mapping[str, WeightFile]) -> dict[str, NDArray[Any]]:
-    """Return the tensors of any known file by name; DataError when it is missing, damaged or empty."""
+def readable(path: Path, plugins: PluginFiles) -> bool:
+    """Return whether the ending of `path` is that of a weight file of another program, readable here or not."""
+    return (
+        _ending(path, {**plugins, **dict.fromkeys(s for kind in BUILTIN for s in kind.suffixes)}) is not None
+    )
+
+
+def read_tensors(path: Path, plugins: PluginFiles) -> StoredTensors:
+    """Return what any known file holds; DataError when it is missing, damaged or without tensors."""
     kind = container(path, plugins)
     if not path.is_file():
         raise DataError(f"no weights file {path}")
-    tensors = dict(kind.read(path))
-    if not tensors:
+    stored = kind.read(path)
+    if not stored.tensors:
         raise DataError(f"{path} holds no tensors")
-    return tensors
+    return stored
+
+
+def _ending(path: Path, known: Iterable[str]) -> str | None:
+    return max((suffix for suffix in known if path.name.endswith(suffix)), key=len, default=None)

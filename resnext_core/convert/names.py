@@ -27,7 +27,8 @@ class Naming:
 
     `split` keeps conv2 as one tensor a group. `pool_padding` and `preprocess` are what its networks are trained
     with. `prefixes` may stand before every name and are stripped; `extras` are patterns of tensors that are no
-    weights, with the reason why they are left out. `containers` are the file endings that it uses.
+    weights, with the reason why they are left out. `containers` are the file endings that it uses, `tag` is the
+    ``format`` in the header of its safetensors files.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Naming:
     prefixes: tuple[str, ...] = ()
     extras: Mapping[str, str] = field(default_factory=dict)
     moments: str | None = None
+    tag: str = "pt"
 
     def pieces(self, spec: ModelSpec) -> dict[str, tuple[str, ...]]:
         """Return the names here of every tensor of `spec`: one, or one for each group."""
@@ -96,6 +98,7 @@ _OPTIMIZER = "state of MindSpore's optimizer or callbacks"
 #: What MindSpore's worlds have in common; `moments.` is what nn.Momentum puts before a weight's name.
 _MINDSPORE: Any = {
     "pool_padding": "same",
+    "tag": "ms",
     "containers": (".ckpt", ".safetensors"),
     "prefixes": ("network.",),
     "moments": "moments.",
@@ -113,8 +116,11 @@ NAMINGS: Mapping[str, Naming] = {
         Naming(
             id="torch", summary="torchvision and timm", rename=_torch, pool_padding="symmetric",
             preprocess=PreprocessConfig(mode="shorter-side", filter="antialias"),
-            containers=(".pth", ".pt", ".safetensors"), prefixes=("module.", "_orig_mod."),
-            extras={r".*\.num_batches_tracked": "a counter that nothing reads"},
+            containers=(".pth", ".pt", ".bin", ".safetensors"), prefixes=("module.", "_orig_mod."),
+            extras={
+                r".*\.num_batches_tracked": "a counter that nothing reads",
+                "n_averaged": "number of updates of the moving average",
+            },
         ),
         Naming(
             id="ancestor", summary="the ModelZoo scripts on GPU: one grouped conv2", rename=_ancestor,

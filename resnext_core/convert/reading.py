@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnext_core.config import PreprocessConfig
 from resnext_core.convert.containers import read_tensors
 from resnext_core.convert.names import NAMINGS, Naming, detect
 from resnext_core.convert.report import Change
+from resnext_core.convert.sidecar import from_manifest, read_sidecar
 from resnext_core.errors import DataError, UsageError
 from resnext_core.files import file_digest
-from resnext_core.interfaces import WeightFile
+from resnext_core.interfaces import StoredTensors, WeightFile
 from resnext_core.preprocess import preprocess_spec
 from resnext_core.spec import VARIANTS, ModelSpec, PoolPadding
 from resnext_core.weights import Weights, check_tensors, load_weights, printable, read_manifest_text
@@ -41,7 +41,8 @@ class Converted:
 class Stated:
     """What is known of a file that does not say it itself: None is taken from the tensors or the world's habits.
 
-    `spec` is the whole network, and leaves nothing to `variant` and the others.
+    `spec` is the whole network, and leaves nothing to `variant` and the others. `preprocess` are settings of the
+    configuration's section that differ from the world's habits.
     """
 
     naming: str | None = None
@@ -51,11 +52,11 @@ class Stated:
     image_size: int | None = None
     pool_padding: PoolPadding | None = None
     classes: Sequence[str] | None = None
-    preprocess: PreprocessConfig | None = None
+    preprocess: Mapping[str, Any] = field(default_factory=dict)
 
 
 def from_tensors(
-    tensors: Mapping[str, NDArray[Any]],
+    tensors: Mapping[str, NDArray[Any]] | StoredTensors,
     path: Path,
     stated: Stated = Stated(),
     *,
@@ -65,22 +66,33 @@ def from_tensors(
 
     Raises UsageError where the user must say more, DataError listing what is missing, unexpected or misshapen.
     """
-    naming = _naming(tensors, path, stated)
-    plain = _strip(tensors, naming, path)
+    stored = tensors if isinstance(tensors, StoredTensors) else StoredTensors(tensors=tensors)
+    naming = _naming(stored.tensors, path, stated)
+    plain = _strip(stored.tensors, naming, path)
     dropped, kept, moved = _sort(plain, naming, moments)
     spec = _spec(kept, naming, stated, path)
+    # before tables are made of a network that no such file can hold: a manifest may state 4096 blocks of 4096 groups
+    if sum(spec.depths) * (spec.groups if naming.split else 1) > 4 * len(kept):
+        raise DataError(
+            f"{path} does not fit: {len(kept)} weights for {sum(spec.depths)} blocks of {spec.groups} groups"
+        )
     pieces = naming.pieces(spec)
-    changes, neutral = _gather(kept, pieces, plain, path)
+    dropped += [
+        Change(kind="dropped", source=(n,), target=(), reason=why) for n, why in stored.others.items()
+    ]
+    changes, neutral = _gather(kept, pieces, plain, path, stored.widened)
     momentum: dict[str, NDArray[Any]] = {}
     if moments:
         learned = {t.name: pieces[t.name] for t in spec.tensors if t.trainable}
-        moved_changes, momentum = _gather(moved, learned, plain, path, prefix=naming.moments or "")
+        moved_changes, momentum = _gather(
+            moved, learned, plain, path, stored.widened, prefix=naming.moments or ""
+        )
         changes += moved_changes
     check_tensors(spec, neutral, where=str(path))
     size = stated.image_size or spec.image_size
     weights = Weights(
         spec=spec,
-        preprocess=preprocess_spec(stated.preprocess or naming.preprocess, size),
+        preprocess=preprocess_spec(replace(naming.preprocess, **stated.preprocess), size),
         classes=_classes(stated, spec),
         tensors={t.name: neutral[t.name] for t in spec.tensors},
         origin={"file": path.name, "file_digest": file_digest(path), "names": naming.id},
@@ -98,8 +110,24 @@ def read_foreign(
     """Return the weights of a neutral file or of another world's, and what was changed on the way."""
     if path.suffix == ".safetensors" and read_manifest_text(path) is not None:
         return load_weights(path), ()
-    found = from_tensors(read_tensors(path, plugins), path, stated)
+    found = read_converted(path, stated, plugins)
     return found.weights, found.changes
+
+
+def read_converted(
+    path: Path, stated: Stated, plugins: Mapping[str, WeightFile], *, moments: bool = False
+) -> Converted:
+    """Return what a file of another world holds. A manifest beside it says what `stated` would, and wins."""
+    manifest = read_sidecar(path)
+    if manifest is not None:
+        stated = Stated(
+            naming=stated.naming, spec=manifest.spec, classes=manifest.classes,
+            image_size=manifest.spec.image_size,
+        )  # fmt: skip
+    found = from_tensors(read_tensors(path, plugins), path, stated, moments=moments)
+    if manifest is None:
+        return found
+    return replace(found, weights=from_manifest(found.weights, manifest, path))
 
 
 def _naming(tensors: Mapping[str, Any], path: Path, stated: Stated) -> Naming:
@@ -161,6 +189,7 @@ def _gather(
     pieces: Mapping[str, tuple[str, ...]],
     plain: _Plain,
     path: Path,
+    widened: Mapping[str, str],
     prefix: str = "",
 ) -> tuple[list[Change], dict[str, NDArray[Any]]]:
     """Return the changes and the tensors under neutral names; DataError listing names that do not match."""
@@ -181,12 +210,13 @@ def _gather(
             raise DataError(f"{path}: the pieces of {target} have different shapes")
         array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=0)
         neutral[target] = np.ascontiguousarray(array)
-        narrow = found[names[0]].dtype
+        types = {widened.get(o, found[n].dtype.name) for n, o in zip(names, originals, strict=True)}
+        narrow = ", ".join(sorted(types - {"float32"}))
         label = f"{'momentum/' if prefix else ''}{target}"
         changes.append(
             Change(
                 kind="merged" if len(names) > 1 else "same" if originals == (label,) else "renamed",
-                source=originals, target=(label,), dtype=None if narrow == np.float32 else narrow.name,
+                source=originals, target=(label,), dtype=narrow or None,
                 reason="grouped weight from its groups, along axis 0" if len(names) > 1 else "",
             )
         )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -56,7 +58,9 @@ def test_torch_files_become_neutral_to_the_bit(
 def test_the_average_is_taken_where_there_is_one(weights: Weights, tmp_path: Path) -> None:
     plain, average = {"a": torch.zeros(2)}, {"a": torch.ones(2)}
     torch.save({"state_dict": plain, "state_dict_ema": average}, tmp_path / "t.pth")
-    assert read_pth(tmp_path / "t.pth")["a"].tolist() == [1, 1]
+    stored = read_pth(tmp_path / "t.pth")
+    assert stored.tensors["a"].tolist() == [1, 1]
+    assert stored.others == {"state_dict": "other weights of the checkpoint; 'state_dict_ema' was taken"}
 
 
 def test_neutral_becomes_what_torch_loads(weights: Weights, tmp_path: Path) -> None:
@@ -70,7 +74,7 @@ def test_neutral_becomes_what_torch_loads(weights: Weights, tmp_path: Path) -> N
 
 def test_bfloat16_is_widened(tmp_path: Path) -> None:
     torch.save({"a": torch.tensor([1.5, -2.0], dtype=torch.bfloat16)}, tmp_path / "t.pth")
-    array = read_pth(tmp_path / "t.pth")["a"]
+    array = read_pth(tmp_path / "t.pth").tensors["a"]
     assert (array.dtype, array.tolist()) == (np.float32, [1.5, -2.0])
 
 
@@ -86,7 +90,10 @@ class Harmful:
 
 def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
     torch.save({"state_dict": Harmful(tmp_path / "executed")}, tmp_path / "t.pth")
-    with pytest.raises(DataError, match="would execute it; save its state_dict alone") as caught:
+    with pytest.raises(
+        DataError,
+        match=r"it holds \w+\.mkdir beside tensors, and reading that would execute",
+    ) as caught:
         read_pth(tmp_path / "t.pth")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "executed").exists()
@@ -108,9 +115,85 @@ def test_other_things_than_tensors_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_truncated_file_is_refused_at_every_tenth(weights: Weights, tmp_path: Path) -> None:
-    write_pth(tmp_path / "t.pth", {"a": np.arange(500, dtype=np.float32)})
+    write_pth(tmp_path / "t.pth", {"a": np.arange(500, dtype=np.float32)}, "pt")
     whole = (tmp_path / "t.pth").read_bytes()
     for tenth in range(10):
         (tmp_path / "t.pth").write_bytes(whole[: len(whole) * tenth // 10])
         with pytest.raises(DataError):
             read_pth(tmp_path / "t.pth")
+
+
+def test_checkpoints_of_timm_and_torchvision_are_looked_into(weights: Weights, tmp_path: Path) -> None:
+    """With the flags that timm trained with, and torchvision's counter of the moving average."""
+    state = state_dict(weights)
+    timm = {
+        "state_dict": state,
+        "args": argparse.Namespace(lr=0.1, opt="sgd"),
+        "metric": 0.5,
+        "optimizer": {"state": {}},
+    }
+    average = {f"module.{n}": t for n, t in state.items()} | {"n_averaged": torch.tensor(9)}
+    for name, content in (("m.pth.tar", timm), ("v.bin", {"model_ema": average, "model": {}, "epoch": 3})):
+        torch.save(content, tmp_path / name)
+        words = ["convert", str(tmp_path / name), str(tmp_path / f"{name}.safetensors")]
+        assert main([*words, "--report", str(tmp_path / "report")]) == 0
+        assert load_weights(tmp_path / f"{name}.safetensors").digest == weights.digest
+        changes = [json.loads(line) for line in (tmp_path / "report").read_text().splitlines()]
+        dropped = {c["source"][0]: c["reason"] for c in changes if c["kind"] == "dropped"}
+        dropped = {n: why for n, why in dropped.items() if "batches" not in n}
+        if content is timm:
+            assert dropped == {
+                "args": "not weights: Namespace", "metric": "not weights: float",
+                "optimizer": "state of torch's optimizer"
+            }  # fmt: skip
+        else:
+            assert dropped == {
+                "model": "other weights of the checkpoint; 'model_ema' was taken", "epoch": "not weights: int",
+                "n_averaged": "number of updates of the moving average",
+            }  # fmt: skip
+
+
+def test_there_and_back_gives_the_same_bytes(weights: Weights, tmp_path: Path) -> None:
+    """The files too, not only the tensors."""
+    save_weights(weights, tmp_path / "n.safetensors")
+    for name in ("a.pth", "b.pth"):
+        assert main(["convert", str(tmp_path / "n.safetensors"), str(tmp_path / name)]) == 0
+    assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
+    assert main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "again.safetensors")]) == 0
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "n.safetensors").read_bytes()
+
+
+def test_quantised_and_sparse_tensors_are_refused(tmp_path: Path) -> None:
+    for tensor in (torch.eye(3).to_sparse(), torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)):
+        torch.save({"conv1.weight": tensor}, tmp_path / "t.pth")
+        with pytest.raises(DataError, match=r"t\.pth"):
+            read_pth(tmp_path / "t.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damaged_files_are_refused_or_readable(tmp_path: Path, zipped: bool) -> None:
+    spec = model_spec("resnext_tiny")
+    state = {n: torch.from_numpy(a) for n, a in random_weights(spec, 1).items()}
+    path = tmp_path / "t.pth"
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(5)
+    refused = 0
+    for trial in range(200):
+        data = bytearray(whole)
+        for _ in range(int(rng.integers(1, 4))):
+            at = int(rng.integers(len(data))) if trial % 2 else int(rng.integers(min(len(data), 3000)))
+            if trial % 5 == 4:
+                del data[at + 1 :]
+            else:
+                data[at] = int(rng.integers(256))
+        path.write_bytes(data)
+        line = ""
+        try:
+            read_pth(path)
+        except DataError as error:
+            line = str(error)
+            refused += 1
+        assert "\n" not in line
+        assert len(line) < 1000
+    assert refused > 60

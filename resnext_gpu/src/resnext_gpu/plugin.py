@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from resnext_core.hookspecs import hookimpl
-from resnext_core.interfaces import WeightFile
+from resnext_core.interfaces import StoredTensors, WeightFile
 
 
 @hookimpl
 def resnext_weight_files() -> Iterator[WeightFile]:
     yield WeightFile(
-        suffixes=(".pth", ".pt"), summary="torch state dict", probe=_probe, read=_read, write=_write
+        suffixes=(".pth", ".pt", ".bin", ".pth.tar"),
+        summary="torch state dict",
+        probe=_probe,
+        read=_read,
+        write=_write,
     )
 
 
@@ -24,13 +28,13 @@ def _probe() -> str | None:
     return None
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: Path) -> StoredTensors:
     from resnext_gpu.weight_files import read_pth
 
     return read_pth(path)
 
 
-def _write(path: Path, tensors: Mapping[str, Any]) -> None:
+def _write(path: Path, tensors: Mapping[str, Any], tag: str) -> None:
     from resnext_gpu.weight_files import write_pth
 
-    write_pth(path, tensors)
+    write_pth(path, tensors, tag)
