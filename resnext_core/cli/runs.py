@@ -25,10 +25,10 @@ from resnext_core.runs import RunFolder
 
 EPILOG = """\
 examples:
-  resnext-run runs list                 every run in ./runs: how far, how good, how large
-  resnext-run runs show runs/RUN        its settings and checkpoints
-  resnext-run runs verify runs/RUN      read every file and compare it with its digest; exit 3 on damage
-  resnext-run runs prune runs --keep 1  keep latest, best and the newest one of each run
+  resnext-run runs list                   every run in ./runs: how far, how good, how large
+  resnext-run runs show runs/RUN          its settings and checkpoints
+  resnext-run runs verify runs/RUN        read every file and compare it with its digest; exit 3 on damage
+  resnext-run runs prune runs --keep 1    keep latest, best and the newest one of each run
 """
 
 
