@@ -1,11 +1,12 @@
 # Every target builds what it needs in .venv. PYTHON names the interpreter it is made with (3.10 or newer).
 PYTHON ?= python3
-TORCH ?= torch
+# PyTorch for the tests of resnext_gpu, which need no GPU; name another build, or a wheel, with TORCH=...
+TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 PROJECTS := $(wildcard pyproject.toml plugins/*/pyproject.toml resnext_*/pyproject.toml)
-DISTRIBUTIONS := . plugins/mindspore plugins/onnx plugins/example
-FORMATTED := resnext_core plugins tests benchmarks
+DISTRIBUTIONS := . resnext_gpu plugins/mindspore plugins/onnx plugins/example
+FORMATTED := resnext_core resnext_gpu plugins tests benchmarks
 
 .PHONY: demo test lint format wheels bench clean help
 
@@ -31,14 +32,13 @@ format: $(VENV)/.ready-dev  ## rewrite the code in the project's style
 wheels: $(VENV)/.ready-dev  ## a wheel of every distribution in dist/
 	for d in $(DISTRIBUTIONS); do $(BIN)/python -m build --wheel --outdir dist $$d || exit 1; done
 
-bench: $(VENV)/.ready-dev  ## ours against hand-written MindSpore and PyTorch, in one run (installs PyTorch in .venv-torch)
-	test -x .venv-torch/bin/python || $(PYTHON) -m venv .venv-torch
-	.venv-torch/bin/python -c 'import torch' 2>/dev/null || .venv-torch/bin/pip install $(TORCH) numpy
-	$(BIN)/python benchmarks/mindspore_step.py --torch-python .venv-torch/bin/python
+bench: $(VENV)/.ready-dev  ## ours against hand-written MindSpore and PyTorch, in one run
+	$(BIN)/python benchmarks/mindspore_step.py --torch-python $(BIN)/python
 	$(BIN)/python benchmarks/loop_overhead.py
+	$(BIN)/python benchmarks/checkpoint_saving.py
 
 clean:           ## remove what was built, but no runs
-	rm -rf $(VENV) .venv-torch dist build *.egg-info plugins/*/src/*.egg-info
+	rm -rf $(VENV) dist build *.egg-info */src/*.egg-info plugins/*/src/*.egg-info
 
 $(VENV)/.made:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "resnext needs Python 3.10 or newer: make PYTHON=python3.11")'
@@ -51,5 +51,5 @@ $(VENV)/.ready: $(VENV)/.made $(PROJECTS)
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready $(PROJECTS)
-	$(BIN)/pip install --quiet -e ".[dev,demo,tensorboard]"
+	$(BIN)/pip install --quiet "$(TORCH)" -e ".[dev,demo,tensorboard]" -e resnext_gpu
 	touch $@
