@@ -65,11 +65,12 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
 def add_devices_flag(parser: argparse.ArgumentParser) -> None:
     """Add --devices."""
     parser.add_argument(
-        "--devices", type=_count, default=1, metavar="N", help="processes to start, one a device"
+        "--devices", type=positive, default=1, metavar="N", help="processes to start, one a device"
     )
 
 
-def _count(text: str) -> int:
+def positive(text: str) -> int:
+    """Parse an integer from 1 on, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be an integer from 1, not '{text}'")
     return int(text)

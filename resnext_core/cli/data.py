@@ -1,23 +1,24 @@
-"""``resnext-run data``: write the demo data, or say what a data folder holds."""
+"""``resnext-run data``: write the demo data, say what a data folder holds, look at every file of it."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-import numpy as np
-
+from resnext_core.cli import scan
 from resnext_core.cli.common import add_json_flag
 from resnext_core.cli.eval import part_paths
 from resnext_core.cli.output import Output, table
 from resnext_core.config import DataConfig
 from resnext_core.data.demo import write_digits
+from resnext_core.data.findings import class_counts
 from resnext_core.data.index import Index, open_index
 
 EPILOG = """\
 examples:
   resnext-run data demo digits      write train/, val/ and test/ of handwritten digits into ./digits
   resnext-run data info digits      classes and images of each part
+  resnext-run data scan digits      decode every file: corrupt ones, the same picture twice, leaks between parts
 """
 
 
@@ -35,15 +36,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "folder", metavar="DIR", help="folder with train/ and val/, a folder of class folders, or a list"
     )
     add_json_flag(info)
+    scan.configure(
+        actions.add_parser(
+            "scan", help="decode every file and report what would spoil a training", allow_abbrev=False,
+            description=scan.DESCRIPTION,
+        )
+    )  # fmt: skip
 
 
 def handle(args: argparse.Namespace) -> int:
     output = Output(json_result=args.json)
     folder = Path(args.folder)
+    if args.action == "scan":
+        return scan.handle(args, folder, _parts(folder), output)
     if args.action == "demo":
         write_digits(folder)
     parts = _parts(folder)
-    counts = {name: _class_counts(index) for name, index in parts.items()}
+    counts = {name: class_counts(index) for name, index in parts.items()}
     value = {
         name: {"images": len(index), "digest": index.dataset_digest, "classes": counts[name]}
         for name, index in parts.items()
@@ -53,11 +62,6 @@ def handle(args: argparse.Namespace) -> int:
     rows.append(["all", *(str(len(index)) for index in parts.values())])
     output.result({"folder": str(folder), "parts": value}, table(rows, ["class", *parts]))
     return 0
-
-
-def _class_counts(index: Index) -> dict[str, int]:
-    counts = np.bincount(index.labels[index.labels >= 0], minlength=len(index.classes))
-    return dict(zip(index.classes, counts.tolist(), strict=True))
 
 
 def _parts(folder: Path) -> dict[str, Index]:

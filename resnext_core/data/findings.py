@@ -1,0 +1,125 @@
+"""What a scan tells about a data set: files that cannot be read, the same picture twice, balance, sizes."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from resnext_core.data.index import Index
+from resnext_core.data.quarantine import Quarantine
+from resnext_core.data.scan import Facts
+
+#: Lower ends of the classes of the histogram, in pixels of the shorter side; 224 is what most networks see.
+SIDES = (0, 32, 64, 128, 224, 256, 384, 512, 1024, 2048)
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """A file of a data set: its part, its name from the data folder on, its class (None: it has none)."""
+
+    part: str
+    name: str
+    label: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bad:
+    """A file that cannot be decoded, and why."""
+
+    file: File
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """Groups of files hold one picture, pixel for pixel.
+
+    `contradictions` are those with more than one class, `leaks` those in more than one part, `duplicates` all others.
+    A group may be a contradiction and a leak. `classes` counts images by part, then by class. `sides` counts images by
+    the lower end of their class of :data:`SIDES`; `widths` and `heights` are (least, median, largest) in pixels.
+    """
+
+    images: Mapping[str, int]
+    bytes: int
+    bad: Sequence[Bad]
+    contradictions: Sequence[Sequence[File]]
+    leaks: Sequence[Sequence[File]]
+    duplicates: Sequence[Sequence[File]]
+    classes: Mapping[str, Mapping[str, int]]
+    empty: Sequence[tuple[str, str]]
+    sides: Mapping[int, int]
+    widths: tuple[int, int, int]
+    heights: tuple[int, int, int]
+    formats: Mapping[str, int]
+
+    @property
+    def wrong(self) -> bool:
+        """True where something spoils a training or an accuracy."""
+        return bool(self.bad or self.contradictions or self.leaks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return asdict(self)
+
+
+def find(parts: Mapping[str, Index], facts: Mapping[str, Facts], names: Quarantine) -> Findings:
+    """Return the findings for `parts`, given the facts of every file by absolute path."""
+    bad, groups = [], defaultdict(list)
+    sizes, sides, formats = [], Counter[int](), Counter[str]()
+    for part, index in parts.items():
+        for i in range(len(index)):
+            label = index.classes[index.labels[i]] if index.labels[i] >= 0 else None
+            file = File(part=part, name=names.name(index, i), label=label)
+            fact = facts[absolute(index, i)]
+            if fact.pixels is None:
+                bad.append(Bad(file=file, reason=fact.error or "unknown"))
+                continue
+            groups[fact.pixels].append(file)
+            sizes.append((fact.width, fact.height))
+            sides[max(s for s in SIDES if s <= min(fact.width, fact.height))] += 1
+            formats[fact.format or "?"] += 1
+    same = [group for group in groups.values() if len(group) > 1]
+    counts = {part: class_counts(index) for part, index in parts.items()}
+    return Findings(
+        images={part: len(index) for part, index in parts.items()},
+        bytes=sum(max(f.size, 0) for f in facts.values()),
+        bad=bad,
+        contradictions=[g for g in same if _disagree(g)],
+        leaks=[g for g in same if _spans(g)],
+        duplicates=[g for g in same if not (_disagree(g) or _spans(g))],
+        classes=counts,
+        empty=[(part, name) for part, found in counts.items() for name, n in found.items() if n == 0],
+        sides=dict(sorted(sides.items())),
+        widths=_spread(w for w, _ in sizes),
+        heights=_spread(h for _, h in sizes),
+        formats=dict(formats.most_common()),
+    )
+
+
+def absolute(index: Index, i: int) -> str:
+    """Return the absolute path of an image, links on the way to it kept."""
+    return os.path.abspath(index.path(i))
+
+
+def class_counts(index: Index) -> dict[str, int]:
+    """Return how many images of an index each class has."""
+    counts = np.bincount(index.labels[index.labels >= 0], minlength=len(index.classes))
+    return dict(zip(index.classes, counts.tolist(), strict=True))
+
+
+def _disagree(group: Sequence[File]) -> bool:
+    return len({f.label for f in group} - {None}) > 1
+
+
+def _spans(group: Sequence[File]) -> bool:
+    return len({f.part for f in group}) > 1
+
+
+def _spread(values: Iterable[int]) -> tuple[int, int, int]:
+    ordered = sorted(values)
+    return (ordered[0], ordered[len(ordered) // 2], ordered[-1]) if ordered else (0, 0, 0)
