@@ -28,10 +28,13 @@ _SHORT = {
 }
 
 
-def add_config_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that make up the configuration."""
+def add_config_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) -> None:
+    """Add the flags that make up the configuration; `recipe` False where another flag gives it."""
     group = parser.add_argument_group("configuration (later ones win)")
-    group.add_argument("--recipe", metavar="NAME", help="a recipe of 'resnext-run recipes', or a YAML file")
+    if recipe:
+        group.add_argument(
+            "--recipe", metavar="NAME", help="a recipe of 'resnext-run recipes', or a YAML file"
+        )
     group.add_argument("--config", metavar="FILE", action="append", default=[], help="YAML over the recipe")
     group.add_argument("--data", metavar="DIR", help="folder with train/ and val/ (data.dir)")
     group.add_argument("--epochs", type=int, metavar="N", help="train.epochs")

@@ -194,16 +194,16 @@ def resumed_config(
         return None, args.backend, config, sources
     path = Path(args.resume)
     run = RunFolder.open(path) if args.resume else RunFolder.newest(Path(args.output or "runs"))
-    config, sources = resolve_config(args, plugins, base=_stored_layer(run, plugins))
+    config, sources = resolve_config(args, plugins, base=stored_layer(run, plugins))
     return run, args.backend or (run.read_result("run") or {}).get("backend"), config, sources
 
 
 def stored_config(run: RunFolder, plugins: PluginSet) -> Config:
     """Return the configuration that a run was made with; UsageError when its file is damaged."""
-    return load_config([_stored_layer(run, plugins)], plugins.option_types())[0]
+    return load_config([stored_layer(run, plugins)], plugins.option_types())[0]
 
 
-def _stored_layer(run: RunFolder, plugins: PluginSet) -> Layer:
+def stored_layer(run: RunFolder, plugins: PluginSet) -> Layer:
     """Read a run's configuration without the sections of backends that are not here: a run may move on."""
     core = set(Config().to_dict())
     values = read_layer(run.config).values
