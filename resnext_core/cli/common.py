@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from resnext_core.config import Config, Layer, load_config, parse_set, read_layer
-from resnext_core.errors import UsageError, suggest
+from resnext_core.errors import EXIT_OK, UsageError, suggest
 from resnext_core.interfaces import Backend
 from resnext_core.plugins import PluginSet
 
@@ -102,7 +102,10 @@ def resolve_config(
     default_recipe: str | None = None,
     base: Layer | None = None,
 ) -> tuple[Config, dict[str, str]]:
-    """Merge recipe, config files and flags; `base` (a run's own config) stands in for the recipe."""
+    """Merge recipe, config files and flags; `base` (a run's own config) stands in for the recipe.
+
+    With --print-config the result is printed and the command ends, as after --help.
+    """
     layers: list[Layer] = []
     if base is not None:
         layers.append(base)
@@ -116,7 +119,11 @@ def resolve_config(
             source = f"--{flag.replace('_', '-')} {value}"
             layers.append(Layer(source=source, values={section: {key: value}}))
     layers += parse_set(args.set)
-    return load_config(layers, plugins.option_types())
+    config, sources = load_config(layers, plugins.option_types())
+    if args.print_config:
+        _print_config(config, sources)
+        raise SystemExit(EXIT_OK)
+    return config, sources
 
 
 def recipe_names() -> list[str]:
@@ -140,7 +147,7 @@ def read_recipe(name: str) -> Layer:
     return Layer(source=f"recipe {name}", values=layer.values)
 
 
-def print_config(config: Config, sources: dict[str, str]) -> None:
+def _print_config(config: Config, sources: dict[str, str]) -> None:
     """Print the resolved configuration as YAML with the source of each value as a comment."""
     import yaml
 

@@ -18,7 +18,6 @@ from resnext_core.cli.common import (
     add_devices_flag,
     add_json_flag,
     config_words,
-    print_config,
     resolve_config,
 )
 from resnext_core.cli.output import Output, table
@@ -102,10 +101,7 @@ def _preflight(args: argparse.Namespace, plugins: PluginSet, output: Output) -> 
         base = stored_layer(RunFolder.open(Path(args.run)), plugins)
     else:
         args.recipe = args.run
-    config, sources = resolve_config(args, plugins, base=base)
-    if args.print_config:
-        print_config(config, sources)
-        return 0
+    config, _ = resolve_config(args, plugins, base=base)
     splits = open_splits(config)
     notes = [_trains(args.backend, plugins), *preflight(config, splits, args.devices)]
     rows = [[n.topic, "" if n.level == "ok" else n.level, n.text] for n in notes]
