@@ -40,6 +40,7 @@ _LAUNCHERS = (
     ("resnext", "RESNEXT_RANK", "RESNEXT_WORLD_SIZE", "RESNEXT_LOCAL_RANK"),
     ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK"),
     ("msrun", "RANK_ID", "RANK_SIZE", "DEVICE_ID"),
+    ("dynamic cluster", "MS_NODE_ID", "MS_WORKER_NUM", "DEVICE_ID"),
     ("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
     ("slurm", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
 )

@@ -24,7 +24,8 @@ ISA_VARIABLE = "ONEDNN_MAX_CPU_ISA"
 class Device:
     """Where MindSpore computes: `target` and `device_id`, how (`mode`), and on CPU with how many `threads`.
 
-    `bfloat16` says whether the device can compute in it.
+    `bfloat16` says whether the device can compute in it. `jit_level` is how far graph mode compiles, None leaves it
+    to MindSpore.
     """
 
     target: Literal["CPU", "GPU", "Ascend"] = "CPU"
@@ -32,6 +33,7 @@ class Device:
     mode: Literal["graph", "pynative"] = "graph"
     threads: int | None = None
     bfloat16: bool = False
+    jit_level: Literal["O0", "O1"] | None = None
 
 
 _opened: Device | None = None
@@ -104,6 +106,8 @@ def _import_on(device: Device) -> ModuleType:
             reason = " ".join(str(error).split())[:200]
             raise BackendUnavailable(f"MindSpore has no device {device.target}: {reason}") from error
         ms.set_context(mode=ms.PYNATIVE_MODE if device.mode == "pynative" else ms.GRAPH_MODE)
+        if device.jit_level is not None:
+            ms.set_context(jit_config={"jit_level": device.jit_level})
         if device.threads is not None and device.target == "CPU":
             # Not ms.runtime.dispatch_threads_num: to set it at all makes a step 1.5 times as much work.
             ms.device_context.cpu.op_tuning.threads_num(device.threads)

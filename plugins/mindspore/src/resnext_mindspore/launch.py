@@ -14,8 +14,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TextIO
 
@@ -29,72 +30,112 @@ _GRACE_FAILED, _GRACE_STOPPED = 5.0, 120.0
 _POLL = 0.1
 
 
-def launch(request: LaunchRequest, *, cluster_timeout: int) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The ranks of one launch among all of a job, for backends whose devices are not the only ones.
+
+    The job has `world` ranks, those here begin with `first`. `environment` is what all processes share besides;
+    with ``MS_SCHED_HOST`` in it they are a dynamic cluster, whose scheduler runs here where `scheduler` says so.
+    `own` gives the environment of a rank by its place on this machine, and `started` learns its process id.
+    `suspect` is asked all the time; once it names a rank and what is wrong with it, the job is ended.
+    """
+
+    world: int
+    first: int = 0
+    scheduler: bool = True
+    environment: Mapping[str, str] = field(default_factory=dict)
+    own: Callable[[int], Mapping[str, str]] = lambda local: {}
+    started: Callable[[int, int], None] = lambda local, process_id: None
+    suspect: Callable[[], tuple[int, str] | None] = lambda: None
+
+
+def launch(request: LaunchRequest, *, cluster_timeout: int, group: Group | None = None) -> int:
     """Run `request.devices` ranks to their end and return the exit code of the first that failed, or 0.
 
-    Rank r writes to ``rank-<r>.log`` in `request.log_dir`, rank 0 to the terminal too, the scheduler to
+    Rank r writes to ``rank-<r>.log`` in `request.log_dir`, the first one to the terminal too, the scheduler to
     ``scheduler.log``. When a rank fails the others are ended at once, and its last lines go to standard
     error. SIGTERM and SIGINT are passed on to the ranks, which may save before they exit. `cluster_timeout`
-    is how long the ranks wait for each other, in seconds.
+    is how long the ranks wait for each other, in seconds. Without `group` these are all ranks of the job.
     """
     if request.devices < 1:
         raise UsageError(f"the number of devices must be 1 or more, not {request.devices}")
     request.log_dir.mkdir(parents=True, exist_ok=True)
-    shared = _cluster(request.devices, cluster_timeout)
+    if group is None:
+        group = Group(world=request.devices, environment=local_cluster(request.devices, cluster_timeout))
+    shared = _shared(group, request.devices)
     ranks: list[subprocess.Popen[bytes]] = []
+    scheduler = None
     command = [sys.executable, "-m", request.module, *request.argv]
-    with (request.log_dir / "scheduler.log").open("wb") as log:
-        scheduler = _start([sys.executable, "-m", "resnext_mindspore.scheduler"], shared, "MS_SCHED", 0, log)
+    logs = [_log(request.log_dir, group.first + local) for local in range(request.devices)]
+    if group.scheduler:
+        with (request.log_dir / "scheduler.log").open("wb") as log:
+            scheduling = [sys.executable, "-m", "resnext_mindspore.scheduler"]
+            own = {"MS_ROLE": "MS_SCHED", "RANK_ID": "0", "DEVICE_ID": "0"}
+            scheduler = _start(scheduling, {**shared, **own}, log)
     try:
-        for rank in range(request.devices):
-            with _log(request.log_dir, rank).open("wb") as log:
-                ranks.append(
-                    _start(command, shared, "MS_WORKER", rank, subprocess.PIPE if rank == 0 else log)
+        for local, path in enumerate(logs):
+            rank = str(group.first + local)
+            own = {"RANK_ID": rank, "DEVICE_ID": str(local)}
+            if "MS_SCHED_HOST" in shared:
+                own |= {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": rank}
+            with path.open("wb") as log:
+                process = _start(
+                    command, {**shared, **own, **group.own(local)}, subprocess.PIPE if local == 0 else log
                 )
+            ranks.append(process)
+            group.started(local, process.pid)
         pumps = [
-            threading.Thread(target=_tee, args=(source, _log(request.log_dir, 0), terminal), daemon=True)
+            threading.Thread(target=_tee, args=(source, logs[0], terminal), daemon=True)
             for source, terminal in ((ranks[0].stdout, sys.stdout), (ranks[0].stderr, sys.stderr))
         ]
         for pump in pumps:
             pump.start()
         with _forwarded(ranks):
-            code = _watch(ranks, scheduler, request.log_dir)
+            code = _watch(ranks, scheduler, request.log_dir, group)
         for pump in pumps:
             pump.join(timeout=5)
         return code
     finally:
-        for process in (*ranks, scheduler):
+        for process in ranks if scheduler is None else (*ranks, scheduler):
             _kill(process)
 
 
-def _cluster(world: int, timeout: int) -> dict[str, str]:
-    """Return the environment that all processes of a cluster share."""
+def local_cluster(world: int, timeout: int) -> dict[str, str]:
+    """Return the environment of a dynamic cluster that meets on this machine, at a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    threads = str(max(1, cores() // world))
+    return cluster(world, timeout, "127.0.0.1", port)
+
+
+def cluster(world: int, timeout: int, host: str, port: int) -> dict[str, str]:
+    """Return the environment of a dynamic cluster that meets at `host`:`port`."""
     return {
-        "OMP_NUM_THREADS": threads,
-        **os.environ,
         "MS_WORKER_NUM": str(world),
-        "MS_SCHED_HOST": "127.0.0.1",
+        "MS_SCHED_HOST": host,
         "MS_SCHED_PORT": str(port),
         "MS_TOPO_TIMEOUT": str(timeout),
-        "RANK_SIZE": str(world),
+    }
+
+
+def _shared(group: Group, here: int) -> dict[str, str]:
+    """Return the environment that all processes of a launch share."""
+    return {
+        "OMP_NUM_THREADS": str(max(1, cores() // here)),
+        **os.environ,
+        "RANK_SIZE": str(group.world),
         LAUNCHER: str(os.getpid()),
         "PYTHONUNBUFFERED": "1",
+        **group.environment,
     }
 
 
 def _start(
-    command: list[str], shared: Mapping[str, str], role: str, rank: int, output: IO[bytes] | int
+    command: list[str], environment: Mapping[str, str], output: IO[bytes] | int
 ) -> subprocess.Popen[bytes]:
-    own = {"MS_ROLE": role, "RANK_ID": str(rank), "DEVICE_ID": str(rank)}
-    if role == "MS_WORKER":
-        own["MS_NODE_ID"] = str(rank)
     return subprocess.Popen(
         command,
-        env={**shared, **own},
+        env=dict(environment),
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output if output == subprocess.PIPE else subprocess.STDOUT,
@@ -140,7 +181,12 @@ def _forwarded(ranks: list[subprocess.Popen[bytes]]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _watch(ranks: list[subprocess.Popen[bytes]], scheduler: subprocess.Popen[bytes], log_dir: Path) -> int:
+def _watch(
+    ranks: list[subprocess.Popen[bytes]],
+    scheduler: subprocess.Popen[bytes] | None,
+    log_dir: Path,
+    group: Group,
+) -> int:
     """Wait for all ranks; on the first failure end the others. Returns the exit code of the job."""
     while True:
         codes = [process.poll() for process in ranks]
@@ -149,8 +195,14 @@ def _watch(ranks: list[subprocess.Popen[bytes]], scheduler: subprocess.Popen[byt
             break
         if all(code == 0 for code in codes):
             return 0
-        if scheduler.poll() not in (None, 0):
+        if scheduler is not None and scheduler.poll() not in (None, 0):
             print(f"the scheduler failed: see {log_dir / 'scheduler.log'}", file=sys.stderr)
+            _end(ranks, _GRACE_FAILED)
+            return EXIT_UNAVAILABLE
+        suspect = group.suspect()
+        if suspect is not None:
+            rank, reason = suspect
+            _blame(rank, reason, log_dir)
             _end(ranks, _GRACE_FAILED)
             return EXIT_UNAVAILABLE
         time.sleep(_POLL)
@@ -160,13 +212,14 @@ def _watch(ranks: list[subprocess.Popen[bytes]], scheduler: subprocess.Popen[byt
     if code == EXIT_INTERRUPTED:  # an orderly stop: the others are saving too
         _wait(ranks, _GRACE_STOPPED)
     else:
-        print(
-            f"rank {failed} ended with exit code {code}; stopping the others. Its last lines:",
-            file=sys.stderr,
-        )
-        sys.stderr.write(_tail(_log(log_dir, failed)))
+        _blame(group.first + failed, f"ended with exit code {code}", log_dir)
     _end(ranks, _GRACE_FAILED)
     return code
+
+
+def _blame(rank: int, reason: str, log_dir: Path) -> None:
+    print(f"rank {rank} {reason}; stopping the others. Its last lines:", file=sys.stderr)
+    sys.stderr.write(_tail(_log(log_dir, rank)))
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]], seconds: float) -> None:

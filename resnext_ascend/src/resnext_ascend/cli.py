@@ -1,0 +1,175 @@
+"""``resnext-run ascend``: launch ranks on several servers, make and check rank tables, export for Ascend."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from resnext_ascend import rank_table
+from resnext_ascend.launch import Servers, launch, parse_master
+from resnext_ascend.options import AscendOptions
+from resnext_core.cli.common import backend_options, positive, resolve_config
+from resnext_core.cli.main import Parser
+from resnext_core.cli.output import Output
+from resnext_core.cli.train import resumed_config
+from resnext_core.config import Config
+from resnext_core.errors import UsageError, suggest
+from resnext_core.files import write_atomic
+from resnext_core.interfaces import LaunchRequest
+from resnext_core.plugins import load_plugins
+
+EPILOG = """\
+examples:
+  resnext-run ascend rank-table make --to table.json
+  resnext-run ascend rank-table make --server 10.0.0.1=hccn-1.conf --server 10.0.0.2=hccn-2.conf --to table.json
+  resnext-run ascend rank-table check table.json
+  resnext-run ascend launch --devices 8 --servers 2 --server 0 --master 10.0.0.1:8118 -- train \\
+    --recipe imagenet-150e --data IMAGENET
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="what", metavar="launch | rank-table", required=True)
+    _configure_launch(
+        commands.add_parser("launch", help="start the ranks of this server", allow_abbrev=False)
+    )
+    table = commands.add_parser("rank-table", help="make or check a rank table", allow_abbrev=False)
+    actions = table.add_subparsers(dest="action", metavar="make | check", required=True)
+    made = actions.add_parser("make", help="write a table from device addresses", allow_abbrev=False)
+    made.add_argument(
+        "--server", action="append", default=[], metavar="ID=SOURCE",
+        help="a server's address and its devices: an hccn.conf, or their addresses with commas between "
+        "(default: this machine and /etc/hccn.conf)",
+    )  # fmt: skip
+    made.add_argument("--devices", metavar="LIST", help="only these, e.g. 0,1,2,3 or 0-3 (default: all)")
+    made.add_argument("--to", metavar="FILE", help="where to write it (default: standard output)")
+    checked = actions.add_parser("check", help="check a table", allow_abbrev=False)
+    checked.add_argument("file", metavar="FILE", help="rank table of version 1.0 or 0.1")
+
+
+def _configure_launch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--devices", type=positive, required=True, metavar="N", help="ranks on this server")
+    parser.add_argument("--servers", type=positive, default=1, metavar="N", help="servers in all")
+    parser.add_argument(
+        "--server", type=int, default=0, metavar="I", help="this one, from 0 (default: 0, the first)"
+    )
+    parser.add_argument("--master", metavar="HOST:PORT", help="where ranks meet: a free port of the first")
+    parser.add_argument("--server-id", metavar="ID", help="this one in the rank table (default: look)")
+    parser.add_argument("--logs", metavar="DIR", help="logs of the ranks (default: runs/ascend-<time>)")
+    parser.add_argument(
+        "words", nargs="+", metavar="-- COMMAND", help="what each rank runs: train, eval, ..."
+    )
+
+
+def handle(args: argparse.Namespace) -> int:
+    if args.what == "launch":
+        return _launch(args)
+    return _make(args) if args.action == "make" else _check(args)
+
+
+def _launch(args: argparse.Namespace) -> int:
+    config, options = command_config(args.words)
+    logs = args.logs or str(Path(config.output.dir) / time.strftime("ascend-%Y%m%d-%H%M%S"))
+    request = LaunchRequest(
+        module="resnext_core.cli", argv=["--backend", "ascend", *args.words], devices=args.devices,
+        log_dir=Path(logs), options=options,
+    )  # fmt: skip
+    master = parse_master(args.master) if args.master else None
+    servers = Servers(count=args.servers, number=args.server, master=master, server_id=args.server_id)
+    return launch(request, options, servers)
+
+
+def command_config(words: Sequence[str]) -> tuple[Config, AscendOptions]:
+    """Return the configuration that a command line of resnext-run comes to, and Ascend's part of it.
+
+    So that what the ranks would refuse is refused before they are started. Raises UsageError.
+    """
+    plugins = load_plugins()
+    name = words[0]
+    if name not in plugins.commands or name not in ("train", "eval"):
+        known = [n for n in ("train", "eval") if n in plugins.commands]
+        raise UsageError(f"several ranks run train or eval, not '{name}'{suggest(name, known)}")
+    module: Any = importlib.import_module(plugins.commands[name].module)
+    parser = Parser(prog=f"resnext-run {name}", allow_abbrev=False)
+    parser.add_argument("--backend", default="ascend")
+    module.configure(parser)
+    given = parser.parse_args(list(words[1:]))
+    if getattr(given, "devices", 1) != 1:
+        raise UsageError("say how many devices before the --, not after it")
+    if getattr(given, "resume", None) is not None:
+        config = resumed_config(given, plugins, "")[2]
+    else:
+        config, _ = resolve_config(given, plugins)
+    return config, backend_options(config, plugins.get("ascend"))
+
+
+def _make(args: argparse.Namespace) -> int:
+    wanted = _numbers(args.devices) if args.devices else None
+    servers: dict[str, dict[int, str]] = {}
+    for text in args.server or [f"{_own_address()}=/etc/hccn.conf"]:
+        server_id, equals, source = text.partition("=")
+        if not equals or not server_id or not source:
+            raise UsageError(f"--server takes ID=FILE or ID=ADDRESS,ADDRESS..., not '{text}'")
+        if server_id in servers:
+            raise UsageError(f"--server {server_id} is given twice")
+        found = _addresses(source)
+        lacking = sorted(set(wanted or ()) - set(found))
+        if lacking:
+            raise UsageError(f"server {server_id} has no device {lacking[0]}; it has {_joined(found)}")
+        servers[server_id] = {d: a for d, a in found.items() if wanted is None or d in wanted}
+    text = rank_table.make(servers)
+    if args.to is None:
+        print(text, end="")
+        return 0
+    write_atomic(Path(args.to), text)
+    table = rank_table.check(text)
+    Output().say(f"{args.to}: {table.world} ranks on {len(table.servers)} servers")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    table = rank_table.load(Path(args.file))
+    each = table.world // len(table.servers)
+    Output().say(
+        f"{args.file}: version {table.version}, {table.world} ranks, {len(table.servers)} servers of {each} devices"
+    )
+    return 0
+
+
+def _addresses(source: str) -> dict[int, str]:
+    """Return the addresses by device of an hccn file, or of a list with commas."""
+    if "/" in source or Path(source).exists():
+        return rank_table.read_hccn(Path(source))
+    return dict(enumerate(word.strip() for word in source.split(",")))
+
+
+def _numbers(text: str) -> list[int]:
+    found: list[int] = []
+    for part in text.split(","):
+        low, dash, high = part.partition("-")
+        if not low.isdecimal() or (dash and not high.isdecimal()):
+            raise UsageError(f"--devices must be like 0,1,2,3 or 0-3, not '{text}'")
+        found += range(int(low), int(high or low) + 1)
+    return found
+
+
+def _joined(numbers: dict[int, str]) -> str:
+    return ", ".join(map(str, sorted(numbers)))
+
+
+def _own_address() -> str:
+    """Return the address of this machine that faces the network; nothing is sent."""
+    import socket
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+            return str(probe.getsockname()[0])
+        except OSError as error:
+            raise UsageError(
+                f"this machine's address is not known ({error.strerror}): give it with --server ID=FILE"
+            ) from error

@@ -1,0 +1,87 @@
+"""What an Ascend needs and this machine lacks, in one sentence, without importing MindSpore or touching a device."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from importlib import metadata, util
+from pathlib import Path
+
+INSTALL = "pip install 'resnext-core[ascend]'"
+#: Versions of CANN that a version of MindSpore checks for (its run_check/_check_version.py).
+CANN: Mapping[str, tuple[str, ...]] = {"2.10": ("8.2", "8.3", "8.5", "9.0", "9.1")}
+_HOMES = ("usr/local/Ascend/ascend-toolkit/latest", "usr/local/Ascend/cann", "usr/local/Ascend/latest")
+_DRIVER = ("usr/local/Ascend/driver/version.info", "usr/local/Ascend/driver/lib64/driver/libascend_hal.so")
+
+
+def software() -> str | None:
+    """Return why MindSpore cannot run here on any device, or None; reads metadata only."""
+    if util.find_spec("mindspore") is None:
+        return f"MindSpore is not installed: {INSTALL}"
+    try:
+        numpy = metadata.version("numpy")
+    except metadata.PackageNotFoundError:
+        return f"NumPy is not installed: {INSTALL}"
+    if int(numpy.split(".", maxsplit=1)[0]) >= 2:
+        return f"MindSpore needs numpy below 2 and {numpy} is installed: pip install 'numpy<2'"
+    return None
+
+
+def hardware(environ: Mapping[str, str] | None = None, root: Path = Path("/")) -> str | None:
+    """Return what an Ascend lacks here (MindSpore's plugin, driver, device, CANN, its version), or None.
+
+    `root` is where the file system begins, for tests.
+    """
+    environ = os.environ if environ is None else environ
+    if not _plugin():
+        return f"this build of MindSpore has no Ascend plugin: {INSTALL} on Linux, x86-64 or aarch64"
+    if not any((root / path).exists() for path in _DRIVER):
+        return "no Ascend driver is installed (nothing in /usr/local/Ascend/driver): install it, or mount it"
+    devices = [p for p in (root / "dev").glob("davinci*") if re.fullmatch(r"davinci\d+", p.name)]
+    if not devices:
+        return (
+            "no Ascend device is here (no /dev/davinci0): check npu-smi info; in a container add the device"
+        )
+    home = environ.get("ASCEND_HOME_PATH")
+    if home is None:
+        found = next((root / path for path in _HOMES if (root / path).is_dir()), None)
+        if found is None:
+            return f"CANN is not installed: install its toolkit, {_fitting()}, and source its set_env.sh"
+        return f"CANN is installed but not set up: source {found}/../set_env.sh"
+    version = cann_version(Path(home))
+    fitting = CANN.get(_mindspore())
+    if version is not None and fitting is not None and version not in fitting:
+        return f"CANN {version} does not fit MindSpore {_mindspore()}: install CANN {_fitting()}"
+    return None
+
+
+def cann_version(home: Path) -> str | None:
+    """Return major and minor version of the CANN toolkit in `home`, or None where it does not say."""
+    for name in ("compiler/version.info", "version.info", "version.cfg"):
+        try:
+            text = (home / name).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        found = re.search(r"^\s*Version\s*=\s*\[?(?:[\d.]+:)?(\d+\.\d+)", text, re.MULTILINE | re.IGNORECASE)
+        if found:
+            return found[1]
+    return None
+
+
+def _mindspore() -> str:
+    try:
+        return ".".join(metadata.version("mindspore").split(".")[:2])
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _fitting() -> str:
+    versions = CANN.get(_mindspore(), next(iter(CANN.values())))
+    return ", ".join(versions[:-1]) + f" or {versions[-1]}"
+
+
+def _plugin() -> bool:
+    spec = util.find_spec("mindspore")
+    folders = (spec.submodule_search_locations or []) if spec is not None else []
+    return any(list(Path(folder, "lib", "plugin").glob("libmindspore_ascend.so*")) for folder in folders)

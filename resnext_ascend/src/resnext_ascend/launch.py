@@ -1,0 +1,215 @@
+"""Starting the ranks of a server and looking after them: cores, signs of life, another try from the last checkpoint."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from resnext_mindspore import launch as engine
+
+from resnext_ascend import rank_table
+from resnext_ascend.options import AscendOptions
+from resnext_ascend.watch import Watch
+from resnext_core.errors import (
+    EXIT_DATA,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USAGE,
+    BackendUnavailable,
+    UsageError,
+)
+from resnext_core.interfaces import LaunchRequest
+
+#: Ends that another try would only repeat, or that somebody wanted (143 and 130: a signal before a rank could save).
+_FINAL = (EXIT_OK, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED, 143, 130)
+#: MindSpore's own patience at the start is longer than ours by this, so that we name the rank that did not come.
+_MARGIN_S = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Servers:
+    """This server among `count`, and the `master` (host, port) where all ranks meet."""
+
+    count: int = 1
+    number: int = 0
+    master: tuple[str, int] | None = None
+    server_id: str | None = None
+
+
+def launch(request: LaunchRequest, options: AscendOptions, servers: Servers = Servers()) -> int:
+    """Run the ranks of this server to their end; returns the exit code of the first that failed, or 0.
+
+    See :func:`resnext_mindspore.launch.launch` for logs, signals, and what happens when a rank fails. Besides, a rank
+    that never comes or hangs is found, each rank gets its share of the cores, and with ``ascend.restarts`` a failed job
+    on one server starts again from its last checkpoint, its logs in ``restart-<n>`` of the log folder.
+
+    Raises UsageError on servers, addresses and tables that do not fit, BackendUnavailable when a port is taken or
+    the master does not answer.
+    """
+    restarts = options.restarts if servers.count == 1 else 0
+    for attempt in range(restarts + 1):
+        folder = request.log_dir / f"restart-{attempt}" if attempt else request.log_dir
+        code = _once(replace(request, log_dir=folder), options, servers)
+        if code in _FINAL or attempt == restarts or "--resume" not in request.argv:
+            return code
+        print(
+            f"the job ended with exit code {code}; restart {attempt + 1} of {restarts} from the last checkpoint",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+    return code
+
+
+def _once(request: LaunchRequest, options: AscendOptions, servers: Servers) -> int:
+    group = _group(request, options, servers)
+    if group.world > 1:
+        watch = Watch(
+            request.log_dir, request.devices, first=group.first, start_timeout=options.cluster_timeout,
+            hang_timeout=options.hang_timeout,
+        )  # fmt: skip
+        own = group.own
+        group = replace(
+            group, own=lambda local: {**own(local), **watch.environment(local)}, suspect=watch.suspect
+        )
+    if options.affinity:
+        group = replace(group, started=_binder(request.devices))
+    return engine.launch(request, cluster_timeout=options.cluster_timeout, group=group)
+
+
+def _group(request: LaunchRequest, options: AscendOptions, servers: Servers) -> engine.Group:
+    if not 0 <= servers.number < servers.count:
+        raise UsageError(f"servers are numbered 0 to {servers.count - 1}, not {servers.number}")
+    if options.rank_table is not None:
+        return _by_table(request, options, servers)
+    patience = options.cluster_timeout + _MARGIN_S
+    if servers.master is None:
+        if servers.count > 1:
+            raise UsageError(f"{servers.count} servers need --master HOST:PORT, an address of the first one")
+        return engine.Group(
+            world=request.devices, environment=engine.local_cluster(request.devices, patience)
+        )
+    host, port = servers.master
+    address = _resolve(host)
+    if servers.number == 0:
+        _check_free(host, address, port)
+    else:
+        _wait_for(host, address, port, options.cluster_timeout)
+    world = request.devices * servers.count
+    return engine.Group(
+        world=world, first=servers.number * request.devices, scheduler=servers.number == 0,
+        environment=engine.cluster(world, patience, address, port),
+    )  # fmt: skip
+
+
+def _by_table(request: LaunchRequest, options: AscendOptions, servers: Servers) -> engine.Group:
+    """Ranks that HCCL joins by a rank table; the test mode has no HCCL, and makes a dynamic cluster of them."""
+    assert options.rank_table is not None
+    path = Path(options.rank_table)
+    table = rank_table.load(path)
+    mine = table.of(servers.server_id or this_server(table))
+    if len(mine) != request.devices:
+        raise UsageError(
+            f"the rank table {path} has {len(mine)} devices of server {mine[0].server_id}, "
+            f"--devices says {request.devices}"
+        )
+    if options.device == "cpu":
+        if len(table.servers) > 1:
+            raise UsageError("the test mode ascend.device=cpu takes rank tables of one server only")
+        environment = engine.local_cluster(table.world, options.cluster_timeout + _MARGIN_S)
+        return engine.Group(world=table.world, environment=environment)
+    return engine.Group(
+        world=table.world, first=mine[0].rank, scheduler=False,
+        environment={"RANK_TABLE_FILE": str(path.absolute())},
+        own=lambda local: {"DEVICE_ID": str(mine[local].device_id)},
+    )  # fmt: skip
+
+
+def this_server(table: rank_table.RankTable) -> str:
+    """Return which server of `table` this machine is: the only one, or the one whose id is an address of it.
+
+    Raises UsageError when none is.
+    """
+    if len(table.servers) == 1:
+        return table.servers[0]
+    for server_id in table.servers:
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind((server_id, 0))
+            return server_id
+    raise UsageError(
+        f"no server of the rank table is this machine: name it with --server-id; there are {', '.join(table.servers)}"
+    )
+
+
+def parse_master(text: str) -> tuple[str, int]:
+    """Return host and port of ``HOST:PORT``; UsageError on anything else."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UsageError(f"--master must be HOST:PORT, not '{text}'")
+    return host.strip("[]"), int(port)
+
+
+def _resolve(host: str) -> str:
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise UsageError(f"the master's host '{host}' is not known: {error.strerror or error}") from error
+    return str(found[0][4][0])
+
+
+def _check_free(host: str, address: str, port: int) -> None:
+    """Refuse a meeting point that is not ours, or taken, before ranks wait for it."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, 0))
+        except OSError as error:
+            raise UsageError(
+                f"the master {host} is not an address of this server, which is the first: {error.strerror}"
+            ) from error
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            raise BackendUnavailable(
+                f"port {port} of {host} cannot be used: {error.strerror}; choose another with --master"
+            ) from error
+
+
+def _wait_for(host: str, address: str, port: int, seconds: float) -> None:
+    """Return once the scheduler on the first server answers."""
+    deadline = time.monotonic() + seconds
+    reason = "no time to try"
+    while time.monotonic() < deadline:
+        try:
+            with socket.create_connection((address, port), timeout=2):
+                return
+        except OSError as error:
+            reason = error.strerror or str(error)
+            time.sleep(0.5)
+    raise BackendUnavailable(
+        f"the master {host}:{port} did not answer in {seconds:.0f} s ({reason}): start the first server, check the "
+        "address and the firewall"
+    )
+
+
+def _binder(count: int) -> Callable[[int, int], None]:
+    """Return what binds a rank to its share of the cores; with fewer cores than ranks it leaves them alone.
+
+    Neighbouring cores go to one rank, and what a rank starts (the readers of images) stays there too.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    share = len(cores) // count
+
+    def bind(local: int, process_id: int) -> None:
+        if share:
+            with suppress(OSError):  # it may have ended already
+                os.sched_setaffinity(process_id, cores[local * share : (local + 1) * share])
+
+    return bind

@@ -1,0 +1,101 @@
+"""The configuration section ``ascend``: typed, with the ranges that MindSpore and CANN state."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from resnext_core.errors import UsageError
+
+#: Lowest and highest value of an option and the variable of HCCL that it sets.
+_RANGES: Mapping[str, tuple[int, int, str]] = {
+    "hccl_connect_timeout": (120, 7200, "HCCL_CONNECT_TIMEOUT"),
+    "hccl_exec_timeout": (1, 2**31 - 1, "HCCL_EXEC_TIMEOUT"),
+    "hccl_if_base_port": (1024, 65520, "HCCL_IF_BASE_PORT"),
+}
+#: Lowest values of the other numbers.
+_LOWEST = {"threads": 1, "cluster_timeout": 1, "hang_timeout": 1, "restarts": 0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AscendOptions:
+    """Options of the backend ``ascend``.
+
+    `device` ``cpu`` is a test mode: the same code on MindSpore's CPU device. `mode` ``graph`` compiles a whole
+    training step, at `jit_level` ``O0`` (operator by operator) or ``O1`` (with fused ones); ``pynative`` runs operator
+    by operator, for debugging. With `sink` a call takes its steps without waiting for any of them; without, every step is
+    waited for. `bn_statistics` ``averaged`` gives all ranks the mean of their running statistics after every step,
+    ``local`` leaves them a rank's own, as the ancestor did. `threads` are CPU threads of a process in test mode.
+
+    `rank_table` starts ranks by that file, see ``resnext-run ascend rank-table``; without it they form a dynamic
+    cluster. `affinity` binds each rank to its share of the cores. Ranks wait `cluster_timeout` seconds for each other
+    at the start; a job none of whose ranks does anything for `hang_timeout` seconds is ended, and the rank that fell
+    behind named (None: never). `restarts` is how often ``--devices`` starts again from the last checkpoint after a failure.
+
+    The options `hccl_...` set the variables of these names for this job, None leaves them alone.
+
+    Raises UsageError on values that cannot be.
+    """
+
+    device: Literal["ascend", "cpu"] = "ascend"
+    mode: Literal["graph", "pynative"] = "graph"
+    jit_level: str = "O0"
+    sink: bool = True
+    bn_statistics: Literal["local", "averaged"] = "local"
+    threads: int | None = None
+    rank_table: str | None = None
+    affinity: bool = True
+    cluster_timeout: int = 120
+    hang_timeout: int | None = 1800
+    restarts: int = 0
+    hccl_connect_timeout: int | None = None
+    hccl_exec_timeout: int | None = None
+    hccl_if_ip: str | None = None
+    hccl_if_base_port: int | None = None
+    hccl_socket_ifname: str | None = None
+    hccl_socket_family: Literal["AF_INET", "AF_INET6"] | None = None
+    hccl_whitelist_disable: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.jit_level == "O2":
+            raise UsageError(
+                "ascend.jit_level O2 (the GE backend) is deprecated since MindSpore 2.9: take O0, or O1"
+            )
+        if self.jit_level not in ("O0", "O1"):
+            raise UsageError(f"ascend.jit_level must be O0 or O1, not {self.jit_level!r}")
+        for name, lowest in _LOWEST.items():
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise UsageError(f"ascend.{name} must be {lowest} or more, not {value}")
+        for name, (low, high, _) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise UsageError(f"ascend.{name} must be {low} to {high}, not {value}")
+        if self.hccl_if_ip is not None:
+            try:
+                ipaddress.ip_address(self.hccl_if_ip)
+            except ValueError:
+                raise UsageError(
+                    f"ascend.hccl_if_ip must be an IP address, not {self.hccl_if_ip!r}"
+                ) from None
+        names = self.hccl_socket_ifname
+        if names is not None and (not names.strip("^=,") or any(c.isspace() for c in names)):
+            raise UsageError(
+                f"ascend.hccl_socket_ifname must be interface names like eth0,eth1 or ^docker, not {names!r}"
+            )
+
+    def hccl_environment(self) -> dict[str, str]:
+        """Return the variables of HCCL that these options set."""
+        found = {
+            variable: str(getattr(self, name))
+            for name, (_, _, variable) in _RANGES.items()
+            if getattr(self, name) is not None
+        }
+        for name in ("hccl_if_ip", "hccl_socket_ifname", "hccl_socket_family"):
+            if getattr(self, name) is not None:
+                found[name.upper()] = getattr(self, name)
+        if self.hccl_whitelist_disable is not None:
+            found["HCCL_WHITELIST_DISABLE"] = str(int(self.hccl_whitelist_disable))
+        return found

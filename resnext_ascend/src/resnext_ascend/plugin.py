@@ -1,0 +1,98 @@
+"""What the backend ``ascend`` is, for the plugin host; light, because every start of the program reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from resnext_ascend import diagnose
+from resnext_ascend.options import AscendOptions
+from resnext_core.hookspecs import hookimpl
+from resnext_core.interfaces import (
+    Backend,
+    Command,
+    ExportRequest,
+    LaunchRequest,
+    Predictor,
+    PredictRequest,
+    Trainer,
+    TrainRequest,
+)
+
+if TYPE_CHECKING:
+    from resnext_core.distributed import Collectives, RankInfo
+    from resnext_core.weights import Weights
+
+
+@hookimpl
+def resnext_backends() -> Iterator[Backend]:
+    """Yield the backend: first choice on an Ascend; elsewhere last, and named a test mode, with what is missing."""
+    missing = diagnose.hardware()
+    yield Backend(
+        id="ascend",
+        summary=f"{missing}; MindSpore on the CPU is a test mode: --set ascend.device=cpu"
+        if missing
+        else "Ascend 910 over HCCL, on MindSpore",
+        priority=-10 if missing else 60,
+        probe=probe,
+        trainer=_trainer,
+        predictor=_predictor,
+        formats=(".safetensors", ".mindir"),
+        exporters={"mindir": _export_mindir},
+        options=AscendOptions,
+        steps_per_call=10,
+        connect=_connect,
+        launch=_launch,
+    )
+
+
+@hookimpl
+def resnext_commands() -> Iterator[Command]:
+    """Yield ``resnext-run ascend``."""
+    yield Command(
+        name="ascend", summary="tools of Ascend: launch, rank tables, export", module="resnext_ascend.cli"
+    )
+
+
+def probe() -> str | None:
+    """Return why MindSpore cannot run here, in test mode neither, or None.
+
+    A missing Ascend is told by the backend's summary, and in one line where a device is opened: the test mode, which
+    options choose, needs none.
+    """
+    return diagnose.software()
+
+
+def _trainer(request: TrainRequest) -> Trainer:
+    from resnext_ascend.trainer import AscendTrainer
+
+    return AscendTrainer(request, _options(request.options))
+
+
+def _predictor(request: PredictRequest) -> Predictor:
+    from resnext_ascend.trainer import predictor_of
+
+    return predictor_of(request, _options(request.options))
+
+
+def _export_mindir(weights: Weights, path: Path, request: ExportRequest) -> None:
+    from resnext_mindspore.exporters import export_mindir
+
+    export_mindir(weights, path, request)
+
+
+def _connect(rank: RankInfo, options: AscendOptions | None) -> Collectives:
+    from resnext_ascend.device import connect
+
+    return connect(rank, _options(options))
+
+
+def _launch(request: LaunchRequest) -> int:
+    from resnext_ascend.launch import launch
+
+    return launch(request, _options(request.options))
+
+
+def _options(options: AscendOptions | None) -> AscendOptions:
+    return AscendOptions() if options is None else options
