@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from resnext_mindspore.device import Device, cores
+from resnext_mindspore.device import Device, cores, open_device
 
 from resnext_ascend import diagnose, rank_table
 from resnext_ascend.beat import JOINED, JOINING, beat
@@ -150,8 +150,9 @@ def connect(rank: RankInfo, options: AscendOptions) -> Collectives:
     if rank.world == 1:
         return join(rank, device)
     meeting(rank, os.environ, options)
-    beat(JOINING)
     prepare(options)
+    open_device(device)  # importing takes its time, in which nobody waits yet
+    beat(JOINING)
     found = join(rank, device)
     from mindspore import communication
 

@@ -25,14 +25,15 @@ class AscendOptions:
 
     `device` ``cpu`` is a test mode: the same code on MindSpore's CPU device. `mode` ``graph`` compiles a whole
     training step, at `jit_level` ``O0`` (operator by operator) or ``O1`` (with fused ones); ``pynative`` runs operator
-    by operator, for debugging. With `sink` a call takes its steps without waiting for any of them; without, every step is
-    waited for. `bn_statistics` ``averaged`` gives all ranks the mean of their running statistics after every step,
+    by operator, for debugging. With `sink` a call takes its steps without waiting for any of them; without, every step
+    is waited for. `bn_statistics` ``averaged`` gives all ranks the mean of their running statistics after every step,
     ``local`` leaves them a rank's own, as the ancestor did. `threads` are CPU threads of a process in test mode.
 
     `rank_table` starts ranks by that file, see ``resnext-run ascend rank-table``; without it they form a dynamic
     cluster. `affinity` binds each rank to its share of the cores. Ranks wait `cluster_timeout` seconds for each other
     at the start; a job none of whose ranks does anything for `hang_timeout` seconds is ended, and the rank that fell
-    behind named (None: never). `restarts` is how often ``--devices`` starts again from the last checkpoint after a failure.
+    behind named (None: never). `restarts` is how often ``--devices`` starts again from the last checkpoint after a
+    failure.
 
     The options `hccl_...` set the variables of these names for this job, None leaves them alone.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from resnext_ascend.beat import beat
 from resnext_ascend.device import device_of, prepare
 from resnext_ascend.options import AscendOptions
 from resnext_core.config import PrecisionConfig
+from resnext_core.errors import DataError
 from resnext_core.interfaces import Batch, PredictRequest, TrainRequest
 
 
@@ -29,7 +32,8 @@ class AscendTrainer(MindsporeTrainer):
 
     def __init__(self, request: TrainRequest, options: AscendOptions) -> None:
         prepare(options)
-        super().__init__(request, device_of(options, request.rank))
+        super().__init__(_with_first_weights(request), device_of(options, request.rank))
+        self._checked = request.rank.world == 1
         averaged = options.bn_statistics == "averaged" and request.rank.world > 1
         self._single = not options.sink or averaged
         self._running: list[Any] = []
@@ -38,7 +42,12 @@ class AscendTrainer(MindsporeTrainer):
             self._running = [p for key, p in sorted(self._named().items()) if key.split("/", 1)[1] in names]
 
     def run_steps(self, batches: Sequence[Batch], lrs: np.ndarray) -> np.ndarray:
-        """Take one optimizer step a batch; see :class:`~resnext_core.interfaces.Trainer`."""
+        """Take one optimizer step a batch; see :class:`~resnext_core.interfaces.Trainer`.
+
+        Raises DataError, once, where ranks stand at different steps: they do not see the same checkpoints.
+        """
+        if not self._checked:
+            self._check_together()
         beat(f"{len(batches)} steps")
         if not self._single or len(batches) != len(lrs):
             losses = super().run_steps(batches, lrs)
@@ -55,6 +64,18 @@ class AscendTrainer(MindsporeTrainer):
     def predictor(self, *, ema: bool = False) -> Any:
         """Return a predictor that shares the current weights (or EMA)."""
         return BeatingPredictor(super().predictor(ema=ema))
+
+    def _check_together(self) -> None:
+        """Compare the step of all ranks, before the first gradients of different steps are added."""
+        rank, step = self._request.rank, int(self.counters()["step"])
+        first = self._request.collectives.all_reduce_sum(np.array([step if rank.is_main else 0], np.int64))[0]
+        others = self._request.collectives.all_reduce_sum(np.array([int(step != first)], np.int64))[0]
+        if others:
+            raise DataError(
+                f"rank {rank.rank} stands at step {step}, rank 0 at step {first}: all servers must see the run folder, "
+                "checkpoints included; put it on storage that they share"
+            )
+        self._checked = True
 
     def _average_statistics(self) -> None:
         """Give every rank the mean of all ranks' running statistics, the same bits on each.
@@ -93,6 +114,26 @@ class BeatingPredictor:
     def close(self) -> None:
         """Release the graphs."""
         self._inner.close()
+
+
+def _with_first_weights(request: TrainRequest) -> TrainRequest:
+    """Return the request with the initial weights of rank 0, whatever the others began with.
+
+    Ranks make the same weights from the same seed, so that comparing digests is all there is to do; where they
+    differ, tensors travel one by one.
+    """
+    rank, add = request.rank, request.collectives.all_reduce_sum
+    if rank.world == 1:
+        return request
+    own = int(hashlib.sha256(request.weights.digest.encode()).hexdigest()[:14], 16)
+    first = int(add(np.array([own if rank.is_main else 0], np.int64))[0])
+    if not int(add(np.array([int(own != first)], np.int64))[0]):
+        return request
+    tensors = {}
+    for tensor in request.weights.spec.tensors:
+        array = request.weights.tensors[tensor.name].astype(np.float64)
+        tensors[tensor.name] = add(array if rank.is_main else np.zeros_like(array)).astype(np.float32)
+    return replace(request, weights=request.weights.replace(tensors=tensors))
 
 
 def predictor_of(request: PredictRequest, options: AscendOptions) -> BeatingPredictor:

@@ -1,0 +1,65 @@
+"""A small network, batches and requests shared by the tests of resnext-ascend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
+from resnext_core.distributed import RankInfo, SingleProcess
+from resnext_core.interfaces import Batch, TrainRequest
+from resnext_core.preprocess import PreprocessSpec
+from resnext_core.spec import ModelSpec
+from resnext_core.weights import Weights, random_weights
+
+CLASSES = 5
+
+
+def tiny_weights(seed: int = 3) -> Weights:
+    """Return a one-stage network of 5 classes in which every tensor matters."""
+    spec = ModelSpec(
+        variant="tiny", num_classes=CLASSES, image_size=16, depths=(1,), groups=2, base_width=32, stem="cifar",
+        stem_width=8,
+    )  # fmt: skip
+    return Weights(
+        spec=spec, preprocess=PreprocessSpec(size=16, resize=16), classes=tuple("abcde"),
+        tensors=random_weights(spec, seed),
+    )  # fmt: skip
+
+
+def batches(count: int, images: int = 6) -> list[Batch]:
+    """Return `count` batches of noise."""
+    rng = np.random.default_rng(0)
+    return [
+        Batch(
+            images=rng.integers(0, 256, (images, 16, 16, 3), dtype=np.uint8),
+            labels=rng.integers(0, CLASSES, images).astype(np.int32),
+            index=np.arange(images),
+            valid=np.ones(images, bool),
+        )
+        for _ in range(count)
+    ]
+
+
+def share(batch: Batch, rank: RankInfo) -> Batch:
+    """Return a rank's part of a batch."""
+    size = len(batch) // rank.world
+    part = slice(rank.rank * size, (rank.rank + 1) * size)
+    return Batch(
+        images=batch.images[part], labels=batch.labels[part], index=batch.index[part], valid=batch.valid[part]
+    )
+
+
+def train_request(**changes: Any) -> TrainRequest:
+    """Return a request for batches of 6 in float32."""
+    fields = {
+        "weights": tiny_weights(),
+        "optimizer": OptimizerConfig(),
+        "loss": LossConfig(),
+        "precision": PrecisionConfig(),
+        "batch_size": 6,
+        "rank": RankInfo(),
+        "collectives": SingleProcess(),
+    }
+    return TrainRequest(**(fields | changes))
