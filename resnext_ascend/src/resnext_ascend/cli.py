@@ -9,18 +9,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resnext_ascend import rank_table
+from resnext_ascend import artefacts, rank_table
+from resnext_ascend.artefacts import ENDINGS
 from resnext_ascend.launch import Servers, launch, parse_master
 from resnext_ascend.options import AscendOptions
-from resnext_core.cli.common import backend_options, positive, resolve_config
+from resnext_core.cli.common import add_config_flags, backend_options, positive, resolve_config
+from resnext_core.cli.eval import add_weights_flag
 from resnext_core.cli.main import Parser
 from resnext_core.cli.output import Output
 from resnext_core.cli.train import resumed_config
 from resnext_core.config import Config
 from resnext_core.errors import UsageError, suggest
 from resnext_core.files import write_atomic
-from resnext_core.interfaces import LaunchRequest
+from resnext_core.interfaces import ExportRequest, LaunchRequest
 from resnext_core.plugins import load_plugins
+from resnext_core.serve import read_weights
 
 EPILOG = """\
 examples:
@@ -28,14 +31,18 @@ examples:
   resnext-run ascend rank-table make --server 10.0.0.1=hccn-1.conf --server 10.0.0.2=hccn-2.conf --to table.json
   resnext-run ascend rank-table check table.json
   resnext-run ascend launch --devices 8 --servers 2 --server 0 --master 10.0.0.1:8118 -- train \\
-    --recipe imagenet-150e --data IMAGENET
+    --recipe seed-ascend-150e --data IMAGENET
+  resnext-run ascend export --weights runs/RUN --format om --to model.om --soc-version Ascend310P3 --dry-run
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(dest="what", metavar="launch | rank-table", required=True)
+    commands = parser.add_subparsers(dest="what", metavar="launch | rank-table | export", required=True)
     _configure_launch(
         commands.add_parser("launch", help="start the ranks of this server", allow_abbrev=False)
+    )
+    _configure_export(
+        commands.add_parser("export", help="write AIR, .om or Lite's MINDIR", allow_abbrev=False)
     )
     table = commands.add_parser("rank-table", help="make or check a rank table", allow_abbrev=False)
     actions = table.add_subparsers(dest="action", metavar="make | check", required=True)
@@ -65,9 +72,26 @@ def _configure_launch(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _configure_export(parser: argparse.ArgumentParser) -> None:
+    add_weights_flag(parser)
+    parser.add_argument(
+        "--format", choices=sorted(ENDINGS), required=True, help="air, om (ATC), lite (MindSpore Lite)"
+    )
+    parser.add_argument("--to", metavar="FILE", required=True, help="artefact; its manifest goes beside it")
+    parser.add_argument(
+        "--soc-version", default="Ascend310P3", metavar="CHIP", help="for om and lite (Ascend310P3)"
+    )
+    parser.add_argument("--precision", metavar="MODE", help="of the tool: float16 where it may (default)")
+    parser.add_argument("--device", type=int, default=0, metavar="N", help="device that writes an AIR (0)")
+    parser.add_argument("--dry-run", action="store_true", help="show the tool's command line, write nothing")
+    add_config_flags(parser)
+
+
 def handle(args: argparse.Namespace) -> int:
     if args.what == "launch":
         return _launch(args)
+    if args.what == "export":
+        return _export(args)
     return _make(args) if args.action == "make" else _check(args)
 
 
@@ -81,6 +105,32 @@ def _launch(args: argparse.Namespace) -> int:
     master = parse_master(args.master) if args.master else None
     servers = Servers(count=args.servers, number=args.server, master=master, server_id=args.server_id)
     return launch(request, options, servers)
+
+
+def _export(args: argparse.Namespace) -> int:
+    plugins, target = load_plugins(), Path(args.to)
+    config, sources = resolve_config(args, plugins)
+    if target.suffix != ENDINGS[args.format]:
+        raise UsageError(
+            f"a file of format {args.format} ends in {ENDINGS[args.format]}: rename {target.name}"
+        )
+    request = ExportRequest(
+        batch_size=config.export.batch_size or 1, input=config.export.input, fold_bn=config.export.fold_bn
+    )
+    weights = read_weights(Path(args.weights), config, sources, plugins)
+    output = Output()
+    if args.format == "air":
+        artefacts.export_air(weights, target, request, args.device)
+    else:
+        how = artefacts.Conversion(soc_version=args.soc_version, precision=args.precision)
+        if args.dry_run:
+            output.say(artefacts.dry_run(args.format, target, weights.spec.image_size, request, how))
+            return 0
+        artefacts.convert(weights, args.format, target, request, how, plugins)
+    output.say(
+        f"{args.format}: {target} ({target.stat().st_size / 1e6:.1f} MB, not compared: nothing here runs it)"
+    )
+    return 0
 
 
 def command_config(words: Sequence[str]) -> tuple[Config, AscendOptions]:

@@ -1,0 +1,48 @@
+"""``python -m resnext_ascend.compat train|eval|export``: the ancestor's train.py, eval.py and export.py."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from resnext_core.cli.main import Parser
+from resnext_core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, ResnextError, UsageError, suggest
+
+#: What the ancestor's programs are called here, and where they are.
+PROGRAMS = {
+    "train": "resnext_ascend.compat.train",
+    "eval": "resnext_ascend.compat.evaluate",
+    "export": "resnext_ascend.compat.export",
+}
+USAGE = """\
+usage: python -m resnext_ascend.compat train|eval|export [the ancestor's flags]
+
+Takes the flags of the ancestor's train.py, eval.py and export.py; each has its own --help.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one of the old programs and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE, end="", file=sys.stdout if words else sys.stderr)
+        return EXIT_OK if words else EXIT_USAGE
+    try:
+        name = words[0]
+        if name not in PROGRAMS:
+            raise UsageError(f"unknown program '{name}'{suggest(name, PROGRAMS)}")
+        module: Any = importlib.import_module(PROGRAMS[name])
+        parser = Parser(prog=f"{name}.py", description=module.__doc__, allow_abbrev=False)
+        module.configure(parser)
+        return int(module.handle(parser.parse_args(words[1:])))
+    except ResnextError as error:
+        print(f"resnext_ascend.compat: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
