@@ -22,6 +22,7 @@ Taps triangle_taps(int size, double from, double to, int new_size, int first, in
   const double scale = (to - from) / new_size;
   const double stretch = std::max(scale, 1.0);
   const double support = stretch;  // a triangle reaches 1 to either side
+  const double shrink = 1 / stretch;
   Taps taps;
   taps.most = static_cast<int>(std::ceil(support)) * 2 + 1;
   taps.weights.assign(static_cast<size_t>(taps.most) * static_cast<size_t>(count), 0);
@@ -32,7 +33,7 @@ Taps triangle_taps(int size, double from, double to, int new_size, int first, in
     const int high = std::min(static_cast<int>(centre + support + 0.5), size);
     double sum = 0;
     for (int x = low; x < high; ++x) {
-      const double distance = std::abs((x - centre + 0.5) / stretch);
+      const double distance = std::abs((x - centre + 0.5) * shrink);
       const double w = distance < 1 ? 1 - distance : 0;
       raw[static_cast<size_t>(x - low)] = w;
       sum += w;
