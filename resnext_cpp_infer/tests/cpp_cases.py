@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from resnext_core.preprocess import PreprocessSpec
+from resnext_core.spec import model_spec
+from resnext_core.weights import FORMAT_VERSION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +23,10 @@ class Done:
 
 def manifest(spec: PreprocessSpec, classes: tuple[str, ...] = ("ant", "bee", "cat")) -> dict[str, Any]:
     """Return a manifest as artefacts have it."""
+    model = model_spec("resnext_tiny", num_classes=len(classes), image_size=spec.size).to_dict()
     return {
-        "model": {"variant": "tiny", "num_classes": len(classes), "image_size": spec.size},
-        "preprocess": spec.to_dict(), "classes": list(classes), "digest": "sha256:0",
+        "format": FORMAT_VERSION, "model": model, "preprocess": spec.to_dict(), "classes": list(classes),
+        "digest": "sha256:0", "origin": {}, "metrics": {},
     }  # fmt: skip
 
 

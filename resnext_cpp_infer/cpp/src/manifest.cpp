@@ -12,6 +12,8 @@
 namespace resnext {
 namespace {
 
+// Format of the manifest, resnext_core/weights.py.
+constexpr long kFormat = 1;
 constexpr long kMaxPixels = 8192, kMaxClasses = 1000000;
 
 template <typename T>
@@ -61,6 +63,9 @@ Manifest Manifest::parse(const std::string& text, const std::string& where) {
   try {
     const Json json = Json::parse(text);
     Manifest manifest;
+    const long format = json.at("format").integer("format", 0, 1000000);
+    if (format != kFormat)
+      throw Error(kData, "its format is " + std::to_string(format) + ", this program reads " + std::to_string(kFormat));
     manifest.preprocess = read_preprocess(json.at("preprocess"));
     const Json& model = json.at("model");
     manifest.variant = model.at("variant").string("model variant");

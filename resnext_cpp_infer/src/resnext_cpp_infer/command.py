@@ -69,7 +69,7 @@ def sdks() -> dict[str, tuple[str, str]]:
     library = onnxruntime_library()
     lite, ascend = os.environ.get("LITE_HOME", ""), os.environ.get("ASCEND_TOOLKIT_HOME", "")
     return {
-        "onnx": ("found", str(library)) if library else ("later", "needs libonnxruntime.so at run time: pip install onnxruntime"),
+        "onnx": ("found", str(library)) if library else ("later", "needs libonnxruntime.so: pip install onnxruntime"),
         "mslite": ("found", lite) if lite else ("skipped", "LITE_HOME is not set: unpack MindSpore Lite and export it"),
         "acl": ("found", ascend) if ascend else ("later", "needs CANN at run time: source its set_env.sh"),
         "null": ("found", "needs nothing; for tests"),

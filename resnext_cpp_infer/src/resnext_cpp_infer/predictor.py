@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import subprocess
 from collections.abc import Sequence
@@ -76,10 +77,8 @@ class StreamPredictor:
         if process is None:
             return
         assert process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
-        except BrokenPipeError:
-            pass
         try:
             process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -99,7 +98,8 @@ class StreamPredictor:
         if rows.dtype != dtype or rows.ndim != 4 or rows.shape[1:] != shape or not len(rows):
             wanted = ", ".join(map(str, shape))
             raise DataError(
-                f"this artefact takes {np.dtype(dtype)} (N, {wanted}) with N of 1 or more, not {rows.dtype} {rows.shape}"
+                f"this artefact takes {np.dtype(dtype)} (N, {wanted}) with N of 1 or more, "
+                f"not {rows.dtype} {rows.shape}"
             )
         step = max(_FRAME // int(np.prod(shape) * np.dtype(dtype).itemsize), 1)
         classes = self.manifest.spec.num_classes
