@@ -507,7 +507,7 @@ def test_documented_records_are_written(finished_run: Path) -> None:
 
 def test_environment_variables_match() -> None:
     used: set[str] = set()
-    for folder in (ROOT / "resnext_core", ROOT / "plugins"):
+    for folder in (ROOT / "resnext_core", ROOT / "plugins", *ROOT.glob("resnext_*/")):
         for path in folder.rglob("*.py"):
             used |= set(re.findall(r"RESNEXT_[A-Z_]+[A-Z]", path.read_text()))
     documented = set(

@@ -29,7 +29,8 @@ def build_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
             f"resnext-infer cannot be built here: install {', '.join(lacking)}"
         )
     folder = tmp_path_factory.mktemp("cpp")
-    build(folder)
+    sanitizers = os.environ.get("RESNEXT_CPP_SANITIZE")
+    build(folder, [f"-DRESNEXT_SANITIZE={sanitizers}"] if sanitizers else [])
     return folder
 
 

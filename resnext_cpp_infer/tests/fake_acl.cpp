@@ -1,8 +1,9 @@
 // A library that imitates AscendCL for tests. A "model" is a text file of three lines: the type of the input (uint8 or
 // float32), the type of the output (float32 or float16), and the batches ("4", or "1 2 8" for a dynamic one).
 //
-// FAKE_ACL_FAIL=name:n makes the n-th call of a function fail. At aclFinalize, or the end, FAKE_ACL_REPORT gets what was
-// made and not freed. Logit c of an image is the mean of its values at c, c + classes, ... (classes is FAKE_ACL_CLASSES).
+// FAKE_ACL_FAIL=name:n makes the n-th call of a function fail. At aclFinalize, or the end, FAKE_ACL_REPORT gets what
+// was made and not freed. Logit c of an image is the mean of its values at c, c + classes, ... (classes is
+// FAKE_ACL_CLASSES).
 
 #include <cstdint>
 #include <cstdio>
@@ -74,17 +75,33 @@ struct FakeDataset {
 }  // namespace
 
 EXPORT int aclInit(const char*) { return fails("aclInit") ? 100001 : (++state.live["init"], 0); }
-EXPORT int aclFinalize() { --state.live["init"]; report(); return 0; }
+EXPORT int aclFinalize() {
+  --state.live["init"];
+  report();
+  return 0;
+}
 EXPORT const char* aclGetRecentErrMsg() { return "E99999: the fake\nsays no"; }
-EXPORT int aclrtGetVersion(int32_t* a, int32_t* b, int32_t* c) { *a = 1; *b = 2; *c = 3; return fails("aclrtGetVersion") ? 1 : 0; }
+EXPORT int aclrtGetVersion(int32_t* a, int32_t* b, int32_t* c) {
+  *a = 1;
+  *b = 2;
+  *c = 3;
+  return fails("aclrtGetVersion") ? 1 : 0;
+}
 EXPORT int aclrtSetDevice(int32_t) { return fails("aclrtSetDevice") ? 107001 : (++state.live["device"], 0); }
-EXPORT int aclrtResetDevice(int32_t) { --state.live["device"]; return 0; }
+EXPORT int aclrtResetDevice(int32_t) {
+  --state.live["device"];
+  return 0;
+}
 EXPORT int aclrtCreateContext(void** context, int32_t) {
   if (fails("aclrtCreateContext")) return 1;
   *context = made<void>("context");
   return 0;
 }
-EXPORT int aclrtDestroyContext(void* context) { std::free(context); --state.live["context"]; return 0; }
+EXPORT int aclrtDestroyContext(void* context) {
+  std::free(context);
+  --state.live["context"];
+  return 0;
+}
 EXPORT int aclrtSetCurrentContext(void*) { return fails("aclrtSetCurrentContext") ? 1 : 0; }
 EXPORT int aclrtMalloc(void** memory, size_t size, int) {
   if (fails("aclrtMalloc")) return 207001;
@@ -92,7 +109,11 @@ EXPORT int aclrtMalloc(void** memory, size_t size, int) {
   ++state.live["memory"];
   return 0;
 }
-EXPORT int aclrtFree(void* memory) { std::free(memory); --state.live["memory"]; return 0; }
+EXPORT int aclrtFree(void* memory) {
+  std::free(memory);
+  --state.live["memory"];
+  return 0;
+}
 EXPORT int aclrtMemcpy(void* to, size_t capacity, const void* from, size_t count, int) {
   if (fails("aclrtMemcpy") || count > capacity) return 1;
   std::memcpy(to, from, count);
@@ -114,13 +135,22 @@ EXPORT int aclmdlLoadFromFile(const char* path, uint32_t* id) {
   ++state.live["model"];
   return 0;
 }
-EXPORT int aclmdlUnload(uint32_t) { --state.live["model"]; return 0; }
+EXPORT int aclmdlUnload(uint32_t) {
+  --state.live["model"];
+  return 0;
+}
 EXPORT void* aclmdlCreateDesc() { return fails("aclmdlCreateDesc") ? nullptr : made<void>("desc"); }
-EXPORT int aclmdlDestroyDesc(void* desc) { std::free(desc); --state.live["desc"]; return 0; }
+EXPORT int aclmdlDestroyDesc(void* desc) {
+  std::free(desc);
+  --state.live["desc"];
+  return 0;
+}
 EXPORT int aclmdlGetDesc(void*, uint32_t) { return fails("aclmdlGetDesc") ? 1 : 0; }
 EXPORT size_t aclmdlGetNumInputs(void*) { return state.batches.size() > 1 ? 2 : 1; }
 EXPORT size_t aclmdlGetNumOutputs(void*) { return 1; }
-EXPORT size_t aclmdlGetInputSizeByIndex(void*, size_t index) { return index == 1 ? 8 : state.batches.back() * row_bytes(); }
+EXPORT size_t aclmdlGetInputSizeByIndex(void*, size_t index) {
+  return index == 1 ? 8 : state.batches.back() * row_bytes();
+}
 EXPORT size_t aclmdlGetOutputSizeByIndex(void*, size_t) {
   return state.batches.back() * static_cast<size_t>(number("FAKE_ACL_CLASSES")) * logit_bytes();
 }
@@ -133,8 +163,12 @@ EXPORT int aclmdlGetInputDims(const void*, size_t, acl::Dims* dims) {
   std::memcpy(dims->dims, shape, sizeof shape);
   return 0;
 }
-EXPORT int aclmdlGetInputDataType(const void*, size_t) { return state.input == "uint8" ? 4 : state.input == "float32" ? 0 : 1; }
-EXPORT int aclmdlGetOutputDataType(const void*, size_t) { return state.output == "float16" ? 1 : state.output == "float32" ? 0 : 3; }
+EXPORT int aclmdlGetInputDataType(const void*, size_t) {
+  return state.input == "uint8" ? 4 : state.input == "float32" ? 0 : 1;
+}
+EXPORT int aclmdlGetOutputDataType(const void*, size_t) {
+  return state.output == "float16" ? 1 : state.output == "float32" ? 0 : 3;
+}
 EXPORT int aclmdlGetDynamicBatch(const void*, acl::Batches* found) {
   if (fails("aclmdlGetDynamicBatch")) return 1;
   found->count = state.batches.size();
@@ -187,8 +221,10 @@ EXPORT int aclmdlExecute(uint32_t, const void* inputs, void* outputs) {
       double sum = 0, count = 0;
       for (size_t p = c; p < values; p += classes, ++count) {
         float value = 0;
-        if (value_bytes() == 1) value = static_cast<unsigned char>(in[p]);
-        else std::memcpy(&value, in + 4 * p, 4);
+        if (value_bytes() == 1)
+          value = static_cast<unsigned char>(in[p]);
+        else
+          std::memcpy(&value, in + 4 * p, 4);
         sum += value;
       }
       const auto logit = static_cast<float>(sum / count);

@@ -36,17 +36,39 @@ class Library {
       throw std::runtime_error(std::string("AscendCL cannot be loaded (") + dlerror() +
                                "); install CANN and source its set_env.sh, or name libascendcl.so with --runtime FILE");
 #define RESNEXT_FIND(function) find(&api.function, #function)
-    RESNEXT_FIND(aclInit); RESNEXT_FIND(aclFinalize); RESNEXT_FIND(aclGetRecentErrMsg); RESNEXT_FIND(aclrtGetVersion);
-    RESNEXT_FIND(aclrtSetDevice); RESNEXT_FIND(aclrtResetDevice); RESNEXT_FIND(aclrtCreateContext);
-    RESNEXT_FIND(aclrtDestroyContext); RESNEXT_FIND(aclrtSetCurrentContext); RESNEXT_FIND(aclrtMalloc);
-    RESNEXT_FIND(aclrtFree); RESNEXT_FIND(aclrtMemcpy); RESNEXT_FIND(aclmdlLoadFromFile); RESNEXT_FIND(aclmdlUnload);
-    RESNEXT_FIND(aclmdlCreateDesc); RESNEXT_FIND(aclmdlDestroyDesc); RESNEXT_FIND(aclmdlGetDesc);
-    RESNEXT_FIND(aclmdlGetNumInputs); RESNEXT_FIND(aclmdlGetNumOutputs); RESNEXT_FIND(aclmdlGetInputSizeByIndex);
-    RESNEXT_FIND(aclmdlGetOutputSizeByIndex); RESNEXT_FIND(aclmdlGetInputDims); RESNEXT_FIND(aclmdlGetInputDataType);
-    RESNEXT_FIND(aclmdlGetOutputDataType); RESNEXT_FIND(aclmdlGetDynamicBatch);
-    RESNEXT_FIND(aclmdlGetInputIndexByName); RESNEXT_FIND(aclmdlSetDynamicBatchSize); RESNEXT_FIND(aclmdlCreateDataset);
-    RESNEXT_FIND(aclmdlDestroyDataset); RESNEXT_FIND(aclmdlAddDatasetBuffer); RESNEXT_FIND(aclCreateDataBuffer);
-    RESNEXT_FIND(aclDestroyDataBuffer); RESNEXT_FIND(aclmdlExecute);
+    RESNEXT_FIND(aclInit);
+    RESNEXT_FIND(aclFinalize);
+    RESNEXT_FIND(aclGetRecentErrMsg);
+    RESNEXT_FIND(aclrtGetVersion);
+    RESNEXT_FIND(aclrtSetDevice);
+    RESNEXT_FIND(aclrtResetDevice);
+    RESNEXT_FIND(aclrtCreateContext);
+    RESNEXT_FIND(aclrtDestroyContext);
+    RESNEXT_FIND(aclrtSetCurrentContext);
+    RESNEXT_FIND(aclrtMalloc);
+    RESNEXT_FIND(aclrtFree);
+    RESNEXT_FIND(aclrtMemcpy);
+    RESNEXT_FIND(aclmdlLoadFromFile);
+    RESNEXT_FIND(aclmdlUnload);
+    RESNEXT_FIND(aclmdlCreateDesc);
+    RESNEXT_FIND(aclmdlDestroyDesc);
+    RESNEXT_FIND(aclmdlGetDesc);
+    RESNEXT_FIND(aclmdlGetNumInputs);
+    RESNEXT_FIND(aclmdlGetNumOutputs);
+    RESNEXT_FIND(aclmdlGetInputSizeByIndex);
+    RESNEXT_FIND(aclmdlGetOutputSizeByIndex);
+    RESNEXT_FIND(aclmdlGetInputDims);
+    RESNEXT_FIND(aclmdlGetInputDataType);
+    RESNEXT_FIND(aclmdlGetOutputDataType);
+    RESNEXT_FIND(aclmdlGetDynamicBatch);
+    RESNEXT_FIND(aclmdlGetInputIndexByName);
+    RESNEXT_FIND(aclmdlSetDynamicBatchSize);
+    RESNEXT_FIND(aclmdlCreateDataset);
+    RESNEXT_FIND(aclmdlDestroyDataset);
+    RESNEXT_FIND(aclmdlAddDatasetBuffer);
+    RESNEXT_FIND(aclCreateDataBuffer);
+    RESNEXT_FIND(aclDestroyDataBuffer);
+    RESNEXT_FIND(aclmdlExecute);
 #undef RESNEXT_FIND
   }
 
@@ -117,7 +139,8 @@ struct resnext_model {
   void read_shape(const resnext_request& request) {
     const acl::Api& api = library.api;
     if (request.image_size < 1 || request.classes < 1)
-      throw std::runtime_error(std::string("an .om file has no manifest inside; put it beside, as ") + request.path + ".json");
+      throw std::runtime_error(std::string("an .om file has no manifest inside; put it beside, as ") + request.path +
+                               ".json");
     if (api.aclmdlGetNumOutputs(desc) != 1) throw std::runtime_error("the model has not one output");
     acl::Dims dims{};
     library.check(api.aclmdlGetInputDims(desc, 0, &dims), "aclmdlGetInputDims");
@@ -170,10 +193,12 @@ struct resnext_model {
   void part(const char* rows, size_t n, float* logits) {
     const acl::Api& api = library.api;
     const uint64_t batch = *std::lower_bound(batches.begin(), batches.end(), n);
-    if (dynamic) library.check(api.aclmdlSetDynamicBatchSize(model, inputs, batch_input, batch), "aclmdlSetDynamicBatchSize");
+    if (dynamic)
+      library.check(api.aclmdlSetDynamicBatchSize(model, inputs, batch_input, batch), "aclmdlSetDynamicBatchSize");
     const auto& [input, input_size] = memory.front();
     const auto& [output, output_size] = memory.back();
-    const size_t count = static_cast<size_t>(batch) * static_cast<size_t>(classes), bytes = count * (half_output ? 2 : 4);
+    const size_t count = static_cast<size_t>(batch) * static_cast<size_t>(classes),
+                 bytes = count * (half_output ? 2 : 4);
     if (batch * row_bytes > input_size || bytes > output_size)
       throw std::runtime_error("the model's buffers are smaller than its shapes; was it converted from another?");
     library.check(api.aclrtMemcpy(input, input_size, rows, n * row_bytes, acl::kToDevice), "aclrtMemcpy");
@@ -210,7 +235,8 @@ struct resnext_model {
   };
   Library library;
   int32_t device;
-  bool initialised = false, device_set = false, loaded = false, dynamic = false, uint8_input = true, half_output = false;
+  bool initialised = false, device_set = false, loaded = false, dynamic = false, uint8_input = true,
+       half_output = false;
   acl::Context context = nullptr;
   uint32_t model = 0;
   acl::Desc* desc = nullptr;
@@ -255,7 +281,9 @@ const resnext_engine kEngine = {
     [](const resnext_model* model) { return model->version.c_str(); },
     [](const resnext_model*) -> const char* { return nullptr; },
     [](const resnext_model* model) { return model->uint8_input ? RESNEXT_IMAGES_UINT8 : RESNEXT_TENSOR_FLOAT32; },
-    [](const resnext_model* model) -> int32_t { return model->dynamic ? 0 : static_cast<int32_t>(model->batches.front()); },
+    [](const resnext_model* model) -> int32_t {
+      return model->dynamic ? 0 : static_cast<int32_t>(model->batches.front());
+    },
     run,
     [](resnext_model* model) { delete model; },
 };

@@ -1,5 +1,5 @@
-// What the engine `acl` calls of AscendCL, declared here from its documentation: libascendcl.so is opened at run time, so
-// this builds where no CANN is. C functions and plain structures; CANN keeps them across releases.
+// What the engine `acl` calls of AscendCL, declared here from its documentation: libascendcl.so is opened at run time,
+// so this builds where no CANN is. C functions and plain structures; CANN keeps them across releases.
 #pragma once
 
 #include <cstddef>

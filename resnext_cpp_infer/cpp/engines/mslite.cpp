@@ -70,7 +70,8 @@ struct resnext_model {
       throw std::runtime_error("the model's input is neither uint8 nor float32");
     shape = inputs[0].Shape();
     const int64_t side = request.image_size;
-    const std::vector<int64_t> row = uint8_input ? std::vector<int64_t>{side, side, 3} : std::vector<int64_t>{3, side, side};
+    const std::vector<int64_t> row =
+        uint8_input ? std::vector<int64_t>{side, side, 3} : std::vector<int64_t>{3, side, side};
     if (shape.size() != 4 || std::vector<int64_t>(shape.begin() + 1, shape.end()) != row)
       throw std::runtime_error("the model's input is not of the manifest's images");
     row_bytes = static_cast<size_t>(side * side * 3) * (uint8_input ? 1 : sizeof(float));
@@ -88,7 +89,8 @@ struct resnext_model {
     const size_t bytes = static_cast<size_t>(n) * row_bytes;
     void* target = inputs[0].MutableData();
     if (target == nullptr || inputs[0].DataSize() != bytes)
-      throw std::runtime_error("the model takes " + std::to_string(inputs[0].DataSize()) + " bytes, not " + std::to_string(bytes));
+      throw std::runtime_error("the model takes " + std::to_string(inputs[0].DataSize()) + " bytes, not " +
+                               std::to_string(bytes));
     std::memcpy(target, rows, bytes);
     std::vector<mindspore::MSTensor> outputs;
     check(model.Predict(inputs, &outputs), "Model::Predict");

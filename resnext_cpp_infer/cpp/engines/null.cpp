@@ -1,5 +1,6 @@
-// The engine `null`: no network, but logits that depend on every pixel, the same on every machine. For tests, and to see
-// how fast the rest is. Logit c of an image is the mean of its bytes at positions c, c + classes, c + 2 * classes, ...
+// The engine `null`: no network, but logits that depend on every pixel, the same on every machine. For tests, and to
+// see how fast the rest is. Logit c of an image is the mean of its bytes at positions c, c + classes, c + 2 * classes,
+// ...
 
 #include <cstdio>
 

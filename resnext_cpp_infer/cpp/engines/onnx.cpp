@@ -26,7 +26,8 @@ class Runtime {
       if (library_ != nullptr) break;
     }
     if (library_ == nullptr)
-      throw std::runtime_error(named ? dlerror() : "libonnxruntime.so is not on this system; name it with --runtime FILE");
+      throw std::runtime_error(named ? dlerror()
+                                     : "libonnxruntime.so is not on this system; name it with --runtime FILE");
     const auto get = reinterpret_cast<const ort::Base* (*)()>(dlsym(library_, "OrtGetApiBase"));
     if (get == nullptr) throw std::runtime_error(std::string(path) + " is not ONNX Runtime");
     version_ = get()->version();
@@ -95,11 +96,12 @@ struct resnext_model {
     runtime.call<ort::SetInterOpThreads>(options.get(), 1);  // the graph is a chain
     const std::string device = request.device, number = std::to_string(request.device_id);
     if (device == "cuda") {  // TF32 would round factors to 10 bits
-      append<ort::CudaOptions, ort::ReleaseCudaOptions, ort::CreateCudaOptions, ort::UpdateCudaOptions, ort::AppendCuda>(
-          {{"device_id", number.c_str()}, {"use_tf32", "0"}});
+      append<ort::CudaOptions, ort::ReleaseCudaOptions, ort::CreateCudaOptions, ort::UpdateCudaOptions,
+             ort::AppendCuda>({{"device_id", number.c_str()}, {"use_tf32", "0"}});
     } else if (device == "cann") {
       const char* precision = request.precision[0] != '\0' ? request.precision : "must_keep_origin_dtype";
-      append<ort::CannOptions, ort::ReleaseCannOptions, ort::CreateCannOptions, ort::UpdateCannOptions, ort::AppendCann>(
+      append<ort::CannOptions, ort::ReleaseCannOptions, ort::CreateCannOptions, ort::UpdateCannOptions,
+             ort::AppendCann>(
           {{"device_id", number.c_str()}, {"enable_cann_graph", "1"}, {"precision_mode", precision}});
     }
     if (device != "cann" && request.precision[0] != '\0')
@@ -134,10 +136,11 @@ struct resnext_model {
   }
 
   void read_metadata() {
-    const auto metadata =
-        runtime.make<ort::ReleaseMetadata, ort::GetMetadata, ort::Metadata>(static_cast<const ort::Session*>(session.get()));
+    const auto metadata = runtime.make<ort::ReleaseMetadata, ort::GetMetadata, ort::Metadata>(
+        static_cast<const ort::Session*>(session.get()));
     char* text = nullptr;
-    runtime.call<ort::LookupMetadata>(static_cast<const ort::Metadata*>(metadata.get()), allocator, kManifestKey, &text);
+    runtime.call<ort::LookupMetadata>(static_cast<const ort::Metadata*>(metadata.get()), allocator, kManifestKey,
+                                      &text);
     manifest = runtime.taken(allocator, text);
   }
 
@@ -206,7 +209,8 @@ resnext_model* open_model(const resnext_request* request, char* error, size_t si
 int run(resnext_model* model, const void* rows, int32_t n, float* logits, size_t capacity, char* error, size_t size) {
   try {
     if (capacity < static_cast<size_t>(n) * static_cast<size_t>(model->classes))
-      throw std::runtime_error("the graph has " + std::to_string(model->classes) + " classes, more than its manifest says");
+      throw std::runtime_error("the graph has " + std::to_string(model->classes) +
+                               " classes, more than its manifest says");
     model->compute(rows, n, logits);
     return 0;
   } catch (const std::exception& failure) {
@@ -225,7 +229,9 @@ const resnext_engine kEngine = {
     [](const resnext_model* model) {
       return model->input.type == ort::kUint8 ? RESNEXT_IMAGES_UINT8 : RESNEXT_TENSOR_FLOAT32;
     },
-    [](const resnext_model* model) { return model->input.shape[0] > 0 ? static_cast<int32_t>(model->input.shape[0]) : 0; },
+    [](const resnext_model* model) {
+      return model->input.shape[0] > 0 ? static_cast<int32_t>(model->input.shape[0]) : 0;
+    },
     run,
     [](resnext_model* model) { delete model; },
 };

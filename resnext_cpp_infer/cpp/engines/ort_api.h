@@ -1,8 +1,8 @@
 // What the engine `onnx` calls of ONNX Runtime, declared here: its packages on PyPI have the library and no headers.
 //
 // ONNX Runtime's C interface is a table of functions. Its order never changes: releases add at the end, and the runtime
-// asserts the size of each version's part. So a function is its place in the table, and the types are opaque. Places are
-// those of API version 16 (ONNX Runtime 1.16), which every later release serves. docs/decisions/0013 says why.
+// asserts the size of each version's part. So a function is its place in the table, and the types are opaque. Places
+// are those of API version 16 (ONNX Runtime 1.16), which every later release serves. docs/decisions/0013 says why.
 #pragma once
 
 #include <cstddef>

@@ -20,8 +20,8 @@ typedef struct resnext_model resnext_model;
 typedef enum { RESNEXT_IMAGES_UINT8 = 0, RESNEXT_TENSOR_FLOAT32 = 1 } resnext_input;
 
 typedef struct {
-  const char* path;      /* the artefact; may be empty for `null` */
-  const char* device;    /* "cpu", "cuda", "cann", "ascend310", ... */
+  const char* path;   /* the artefact; may be empty for `null` */
+  const char* device; /* "cpu", "cuda", "cann", "ascend310", ... */
   int32_t device_id;
   int32_t threads;       /* 0: as the runtime likes */
   const char* runtime;   /* path of the runtime's library, or empty: look for it as the system does */
@@ -32,7 +32,7 @@ typedef struct {
 } resnext_request;
 
 typedef struct {
-  uint32_t abi;        /* RESNEXT_ENGINE_ABI of the engine */
+  uint32_t abi; /* RESNEXT_ENGINE_ABI of the engine */
   const char* name;
   const char* devices; /* separated by blanks */
 
@@ -48,7 +48,8 @@ typedef struct {
 
   /* Computes `n` rows: uint8 (n, S, S, 3) or float32 (n, 3, S, S), as `input` says, to float32 (n, classes).
    * `capacity` is the number of floats that fit into `logits`. 0 when done, else 1 with one line in `error`. */
-  int (*run)(resnext_model*, const void* rows, int32_t n, float* logits, size_t capacity, char* error, size_t error_size);
+  int (*run)(resnext_model*, const void* rows, int32_t n, float* logits, size_t capacity, char* error,
+             size_t error_size);
 
   void (*close)(resnext_model*);
 } resnext_engine;

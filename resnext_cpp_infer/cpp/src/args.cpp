@@ -38,6 +38,7 @@ artefact's manifest (inside it, or FILE.json); no flag changes them.
   --warmup N           calls before the clock starts (default 1)
 
   --stream             serve frames on standard input and output, see docs/ascend310.md
+  --print-manifest     print what the artefact says of itself, e.g. to put beside a model made from it
   --list-engines       print the engines that are there
   --quiet              no progress
   --version, --help
@@ -122,8 +123,13 @@ Args parse_args(int argc, char** argv) {
       {"--warmup", number(args.warmup, "--warmup", 0, 1000)},
   };
   const std::map<std::string, bool*> switches = {
-      {"--stream", &args.stream}, {"--help", &args.help},   {"-h", &args.help},
-      {"--version", &args.version}, {"--quiet", &args.quiet}, {"--list-engines", &args.list_engines},
+      {"--stream", &args.stream},
+      {"--help", &args.help},
+      {"-h", &args.help},
+      {"--version", &args.version},
+      {"--quiet", &args.quiet},
+      {"--list-engines", &args.list_engines},
+      {"--print-manifest", &args.print_manifest},
   };
   for (int i = 1; i < argc; ++i) {
     std::string flag = argv[i], value;
@@ -149,8 +155,10 @@ Args parse_args(int argc, char** argv) {
   if (args.format != "jsonl" && args.format != "csv")
     throw Error(kUsage, "--format must be jsonl or csv, not '" + args.format + "'");
   if (args.engine.model.empty()) throw Error(kUsage, "--model is missing");
+  if (args.print_manifest) return args;
   if (args.stream != args.data.empty())
-    throw Error(kUsage, args.stream ? "--stream takes its images from standard input, not from --data" : "--data is missing");
+    throw Error(kUsage,
+                args.stream ? "--stream takes its images from standard input, not from --data" : "--data is missing");
   return args;
 }
 

@@ -15,7 +15,7 @@ struct Args {
   int workers = 0;  // 0: one a core
   int top = 5;
   int warmup = 1;
-  bool stream = false, help = false, version = false, list_engines = false, quiet = false;
+  bool stream = false, print_manifest = false, help = false, version = false, list_engines = false, quiet = false;
 };
 
 // Error(kUsage) naming what is wrong, with the flag that may have been meant.

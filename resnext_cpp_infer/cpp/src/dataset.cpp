@@ -82,8 +82,10 @@ std::vector<Sample> from_folder(const fs::path& folder, const Classes& classes) 
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(folder, error)) {
     if (hidden(entry.path())) continue;
-    if (entry.is_directory()) folders.push_back(entry.path());
-    else if (is_image(entry.path())) image = entry.path().filename().string();
+    if (entry.is_directory())
+      folders.push_back(entry.path());
+    else if (is_image(entry.path()))
+      image = entry.path().filename().string();
   }
   if (error) throw Error(kData, "cannot list " + folder.string() + ": " + error.message());
   if (!folders.empty() && !image.empty())
@@ -150,10 +152,14 @@ Dataset open_dataset(const std::string& data, const std::string& labels, const s
   const Classes classes(names);
   std::error_code none;
   Dataset set;
-  if (fs::is_directory(data, none)) set.samples = from_folder(data, classes);
-  else if (!fs::is_regular_file(data, none)) throw Error(kData, "there is no data at " + data);
-  else if (is_image(data)) set.samples = {{data, -1}};
-  else set.samples = from_list(data, classes);
+  if (fs::is_directory(data, none))
+    set.samples = from_folder(data, classes);
+  else if (!fs::is_regular_file(data, none))
+    throw Error(kData, "there is no data at " + data);
+  else if (is_image(data))
+    set.samples = {{data, -1}};
+  else
+    set.samples = from_list(data, classes);
   if (set.samples.empty()) throw Error(kData, data + " has no images");
   if (!labels.empty()) {
     const auto known = read_labels(labels, classes);

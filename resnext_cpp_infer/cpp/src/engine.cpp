@@ -29,7 +29,8 @@ std::string usual_engine(const std::string& model) {
   if (ending == ".onnx") return "onnx";
   if (ending == ".om") return "acl";
   if (ending == ".mindir" || ending == ".ms") return "mslite";
-  throw Error(kUsage, "no engine for '" + fs::path(model).filename().string() + "' by its ending; name one with --engine");
+  throw Error(kUsage,
+              "no engine for '" + fs::path(model).filename().string() + "' by its ending; name one with --engine");
 }
 
 bool lists(const char* words, const std::string& word) {
@@ -94,7 +95,8 @@ Model::Model(const EngineRequest& request) {
     text_ = inside;
     manifest_ = Manifest::parse(text_, request.model);
   }
-  if (text_.empty()) throw Error(kData, request.model + " has no manifest: none inside, and no " + request.model + ".json");
+  if (text_.empty())
+    throw Error(kData, request.model + " has no manifest: none inside, and no " + request.model + ".json");
 }
 
 Model::~Model() {

@@ -11,7 +11,8 @@
 namespace resnext {
 
 [[noreturn]] inline void cannot_write(const std::string& path) {
-  throw Error(kData, "cannot write " + path + ": " + std::strerror(errno) + "; what was written is in " + path + ".partial");
+  throw Error(kData,
+              "cannot write " + path + ": " + std::strerror(errno) + "; what was written is in " + path + ".partial");
 }
 
 inline std::FILE* open_partial(const std::string& path) {

@@ -127,8 +127,7 @@ Image decode_jpeg(const std::string& bytes, int minimum) {
   if (!start(r, bytes)) fail(r);
   check_size(r.info.image_width, r.info.image_height);
   const int parts = r.info.num_components;
-  if (parts != 1 && parts != 3 && parts != 4)
-    throw BadImage("a JPEG of " + std::to_string(parts) + " components");
+  if (parts != 1 && parts != 3 && parts != 4) throw BadImage("a JPEG of " + std::to_string(parts) + " components");
   r.info.out_color_space = parts == 1 ? JCS_GRAYSCALE : parts == 3 ? JCS_RGB : JCS_CMYK;
   r.info.scale_num = 1;
   r.info.scale_denom = reduction(r.info.image_width, r.info.image_height, minimum);

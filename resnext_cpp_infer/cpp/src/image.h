@@ -20,8 +20,8 @@ struct Image {
   std::vector<uint8_t> pixels;
 };
 
-// Decodes JPEG (any that libjpeg reads, grayscale and CMYK too) or PNG, told by content. With `minimum` > 0 a JPEG may be
-// decoded at 1/2, 1/4 or 1/8 while both of its sides stay at least that. Throws BadImage.
+// Decodes JPEG (any that libjpeg reads, grayscale and CMYK too) or PNG, told by content. With `minimum` > 0 a JPEG may
+// be decoded at 1/2, 1/4 or 1/8 while both of its sides stay at least that. Throws BadImage.
 Image decode(const std::string& bytes, int minimum);
 
 // The same for a file. Throws BadImage also where it cannot be read.

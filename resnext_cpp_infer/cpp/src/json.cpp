@@ -17,7 +17,10 @@ size_t utf8_length(std::string_view text, size_t i) {
   const auto byte = [&](size_t k) { return static_cast<unsigned char>(text[k]); };
   const unsigned char first = byte(i);
   if (first < 0x80) return 1;
-  const size_t length = first >= 0xC2 && first <= 0xDF ? 2 : (first & 0xF0) == 0xE0 ? 3 : first >= 0xF0 && first <= 0xF4 ? 4 : 0;
+  const size_t length = first >= 0xC2 && first <= 0xDF   ? 2
+                        : (first & 0xF0) == 0xE0         ? 3
+                        : first >= 0xF0 && first <= 0xF4 ? 4
+                                                         : 0;
   if (length == 0 || i + length > text.size()) return 0;
   for (size_t k = 1; k < length; ++k)
     if ((byte(i + k) & 0xC0) != 0x80) return 0;
@@ -85,16 +88,30 @@ class JsonParser {
     blanks();
     Json value;
     switch (peek()) {
-      case '{': object(value, depth); break;
-      case '[': array(value, depth); break;
+      case '{':
+        object(value, depth);
+        break;
+      case '[':
+        array(value, depth);
+        break;
       case '"':
         value.kind_ = Json::Kind::kString;
         value.string_ = string();
         break;
-      case 't': word("true"); value.kind_ = Json::Kind::kBool; value.bool_ = true; break;
-      case 'f': word("false"); value.kind_ = Json::Kind::kBool; break;
-      case 'n': word("null"); break;
-      default: number(value);
+      case 't':
+        word("true");
+        value.kind_ = Json::Kind::kBool;
+        value.bool_ = true;
+        break;
+      case 'f':
+        word("false");
+        value.kind_ = Json::Kind::kBool;
+        break;
+      case 'n':
+        word("null");
+        break;
+      default:
+        number(value);
     }
     return value;
   }
@@ -103,7 +120,10 @@ class JsonParser {
     value.kind_ = Json::Kind::kObject;
     ++at_;
     blanks();
-    if (peek() == '}') { ++at_; return; }
+    if (peek() == '}') {
+      ++at_;
+      return;
+    }
     while (true) {
       blanks();
       if (peek() != '"') fail("a key is missing");
@@ -113,7 +133,10 @@ class JsonParser {
       ++at_;
       if (!value.object_.emplace(std::move(key), read(depth + 1)).second) fail("a key stands twice");
       blanks();
-      if (peek() == '}') { ++at_; return; }
+      if (peek() == '}') {
+        ++at_;
+        return;
+      }
       if (peek() != ',') fail("a comma is missing");
       ++at_;
     }
@@ -123,11 +146,17 @@ class JsonParser {
     value.kind_ = Json::Kind::kArray;
     ++at_;
     blanks();
-    if (peek() == ']') { ++at_; return; }
+    if (peek() == ']') {
+      ++at_;
+      return;
+    }
     while (true) {
       value.array_.push_back(read(depth + 1));
       blanks();
-      if (peek() == ']') { ++at_; return; }
+      if (peek() == ']') {
+        ++at_;
+        return;
+      }
       if (peek() != ',') fail("a comma is missing");
       ++at_;
     }
@@ -139,7 +168,10 @@ class JsonParser {
     while (true) {
       if (at_ >= text_.size()) fail("a string has no end");
       const char c = text_[at_];
-      if (c == '"') { ++at_; return out; }
+      if (c == '"') {
+        ++at_;
+        return out;
+      }
       if (static_cast<unsigned char>(c) < 0x20) fail("a control character in a string");
       if (c == '\\') {
         ++at_;
@@ -157,14 +189,30 @@ class JsonParser {
     const char c = peek();
     ++at_;
     switch (c) {
-      case '"': case '\\': case '/': out += c; return;
-      case 'b': out += '\b'; return;
-      case 'f': out += '\f'; return;
-      case 'n': out += '\n'; return;
-      case 'r': out += '\r'; return;
-      case 't': out += '\t'; return;
-      case 'u': break;
-      default: fail("an unknown escape");
+      case '"':
+      case '\\':
+      case '/':
+        out += c;
+        return;
+      case 'b':
+        out += '\b';
+        return;
+      case 'f':
+        out += '\f';
+        return;
+      case 'n':
+        out += '\n';
+        return;
+      case 'r':
+        out += '\r';
+        return;
+      case 't':
+        out += '\t';
+        return;
+      case 'u':
+        break;
+      default:
+        fail("an unknown escape");
     }
     uint32_t code = hex4();
     if (code >= 0xD800 && code < 0xDC00 && text_.substr(at_, 2) == "\\u") {

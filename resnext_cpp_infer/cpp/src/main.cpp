@@ -67,14 +67,17 @@ class Progress {
 class Sink {
  public:
   Sink(const Args& args, const Dataset& data, const Model& model)
-      : args_(args), data_(data), classes_(static_cast<size_t>(model.classes())),
+      : args_(args),
+        data_(data),
+        classes_(static_cast<size_t>(model.classes())),
         image_bytes_(model.image_bytes()),
         writer_(args.output, args.format == "csv", args.top, model.manifest().classes) {
     const auto size = static_cast<size_t>(model.manifest().preprocess.size);
     if (!args.logits.empty())
       logits_ = std::make_unique<NpyWriter>(args.logits, "<f4", data.samples.size(), std::vector<size_t>{classes_});
     if (!args.pixels.empty())
-      pixels_ = std::make_unique<NpyWriter>(args.pixels, "|u1", data.samples.size(), std::vector<size_t>{size, size, 3});
+      pixels_ =
+          std::make_unique<NpyWriter>(args.pixels, "|u1", data.samples.size(), std::vector<size_t>{size, size, 3});
     counts.expected = data.samples.size();
     counts.labelled = data.labelled;
   }
@@ -139,6 +142,10 @@ void write_summary(const std::string& path, const std::string& json) {
 int infer(Args& args) {
   args.engine.batch = args.batch > 0 ? args.batch : 8;
   Model model(args.engine);
+  if (args.print_manifest) {
+    std::puts(model.manifest_text().c_str());
+    return kDone;
+  }
   if (args.stream) {
     serve_stream(model, STDIN_FILENO, STDOUT_FILENO);
     return kDone;
@@ -161,19 +168,25 @@ int infer(Args& args) {
   sink.finish();
   const Counts& counts = sink.counts;
   if (counts.scored + counts.failed != counts.expected) throw std::logic_error("the counts do not add up");
-  if (!args.seed_layout.empty()) write_seed_time(args.seed_layout, mean(timings.engine) / static_cast<double>(batch), counts.scored);
-  if (!args.summary.empty()) write_summary(args.summary, summary_json(counts, timings, model, args.engine, batch, workers));
+  if (!args.seed_layout.empty())
+    write_seed_time(args.seed_layout, mean(timings.engine) / static_cast<double>(batch), counts.scored);
+  if (!args.summary.empty())
+    write_summary(args.summary, summary_json(counts, timings, model, args.engine, batch, workers));
   if (!args.quiet) std::fprintf(stderr, "%s\n", summary_line(counts, timings).c_str());
   return counts.failed > 0 ? kData : kDone;
 }
 
 int run(int argc, char** argv) {
   Args args = parse_args(argc, argv);
-  if (args.help) std::fputs(kHelp, stdout);
-  else if (args.version) std::printf("resnext-infer %s (engine ABI %d)\n", RESNEXT_INFER_VERSION, RESNEXT_ENGINE_ABI);
+  if (args.help)
+    std::fputs(kHelp, stdout);
+  else if (args.version)
+    std::printf("resnext-infer %s (engine ABI %d)\n", RESNEXT_INFER_VERSION, RESNEXT_ENGINE_ABI);
   else if (args.list_engines)
-    for (const std::string& name : engines_in(args.engine.folder.empty() ? program_folder() : args.engine.folder)) std::printf("%s\n", name.c_str());
-  else return infer(args);
+    for (const std::string& name : engines_in(args.engine.folder.empty() ? program_folder() : args.engine.folder))
+      std::printf("%s\n", name.c_str());
+  else
+    return infer(args);
   return kDone;
 }
 

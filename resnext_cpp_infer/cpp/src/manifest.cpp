@@ -48,7 +48,8 @@ Preprocess read_preprocess(const Json& json) {
   if (p.resize < p.size) throw Error(kData, "preprocess resize is below its size");
   for (const float s : p.std)
     if (!(s > 0)) throw Error(kData, "preprocess std must be above 0");
-  static const char* const known[] = {"size", "resize", "mode", "filter", "mean", "std", "scaled_decode", "color_order"};
+  static const char* const known[] = {"size", "resize", "mode",          "filter",
+                                      "mean", "std",    "scaled_decode", "color_order"};
   for (const auto& [key, value] : json.members()) {
     bool found = false;
     for (const char* name : known) found = found || key == name;
@@ -72,7 +73,8 @@ Manifest Manifest::parse(const std::string& text, const std::string& where) {
     const long classes = model.at("num_classes").integer("model num_classes", 1, kMaxClasses);
     if (model.at("image_size").integer("model image_size", 1, kMaxPixels) != manifest.preprocess.size)
       throw Error(kData, "model image_size is not the size of preprocess");
-    for (const Json& name : json.at("classes").array("classes")) manifest.classes.push_back(name.string("a class name"));
+    for (const Json& name : json.at("classes").array("classes"))
+      manifest.classes.push_back(name.string("a class name"));
     if (static_cast<long>(manifest.classes.size()) != classes)
       throw Error(kData, "there are " + std::to_string(manifest.classes.size()) + " class names for " +
                              std::to_string(classes) + " classes");

@@ -1,4 +1,5 @@
-// What an artefact says of itself: image size, preprocessing, classes. No constant of these is anywhere in this program.
+// What an artefact says of itself: image size, preprocessing, classes. No constant of these is anywhere in this
+// program.
 #pragma once
 
 #include <array>

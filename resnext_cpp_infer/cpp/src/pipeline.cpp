@@ -35,7 +35,10 @@ struct Slot {
 class Decoders {
  public:
   Decoders(const std::vector<Sample>& samples, const Preprocess& how, size_t batch, size_t workers)
-      : samples_(samples), how_(how), batch_(batch), bytes_(static_cast<size_t>(how.size) * static_cast<size_t>(how.size) * 3),
+      : samples_(samples),
+        how_(how),
+        batch_(batch),
+        bytes_(static_cast<size_t>(how.size) * static_cast<size_t>(how.size) * 3),
         preprocess_(samples.size()) {
     for (size_t i = 0; i < kSlots; ++i) {
       slots_[i].pixels.resize(batch * bytes_);

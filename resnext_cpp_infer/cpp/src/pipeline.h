@@ -20,9 +20,9 @@ struct Timings {
 
 // A batch that is done; everything is valid during the call only.
 struct BatchResult {
-  size_t first = 0, count = 0;       // of the samples
-  const uint8_t* pixels = nullptr;   // uint8 (count, size, size, 3); zeros where there is an error
-  const float* logits = nullptr;     // (count, classes)
+  size_t first = 0, count = 0;          // of the samples
+  const uint8_t* pixels = nullptr;      // uint8 (count, size, size, 3); zeros where there is an error
+  const float* logits = nullptr;        // (count, classes)
   const std::string* errors = nullptr;  // (count), empty where the image was read
 };
 

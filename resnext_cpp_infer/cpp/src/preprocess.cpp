@@ -35,8 +35,11 @@ void eval_pixels(const Image& image, const Preprocess& how, uint8_t* target) {
     return;
   }
   // A thread of an image: only what the crop shows is resized, as resnext_core/preprocess.py does.
-  const double down = static_cast<double>(image.height) / new_height, across = static_cast<double>(image.width) / new_width;
-  const auto single = [](double value) { return static_cast<double>(static_cast<float>(value)); };  // as Pillow takes it
+  const double down = static_cast<double>(image.height) / new_height,
+               across = static_cast<double>(image.width) / new_width;
+  const auto single = [](double value) {
+    return static_cast<double>(static_cast<float>(value));
+  };  // as Pillow takes it
   const Box box{single(crop.left * across), single(crop.top * down),
                 single(std::min((crop.left + how.size) * across, whole.right)),
                 single(std::min((crop.top + how.size) * down, whole.bottom))};

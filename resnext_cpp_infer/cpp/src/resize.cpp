@@ -49,9 +49,7 @@ Taps triangle_taps(int size, double from, double to, int new_size, int first, in
   return taps;
 }
 
-uint8_t clip(int32_t value) {
-  return static_cast<uint8_t>(std::clamp(value >> kBits, 0, 255));
-}
+uint8_t clip(int32_t value) { return static_cast<uint8_t>(std::clamp(value >> kBits, 0, 255)); }
 
 // -- plain ---------------------------------------------------------------------------------------
 
@@ -129,7 +127,8 @@ void resize_plain(const Image& image, int height, int width, const Window& windo
     size_t o = 0;
     for (size_t x = 0; x < static_cast<size_t>(window.width); ++x)
       for (int c = 0; c < 3; ++c)
-        out[o++] = (source[across.first[x] * 3 + c] * across.near[x] + source[across.second[x] * 3 + c] * across.far[x]) >> 4;
+        out[o++] =
+            (source[across.first[x] * 3 + c] * across.near[x] + source[across.second[x] * 3 + c] * across.far[x]) >> 4;
   };
   int have_above = -1, have_below = -1;
   for (size_t y = 0; y < static_cast<size_t>(window.height); ++y) {

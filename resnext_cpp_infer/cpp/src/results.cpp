@@ -52,11 +52,15 @@ void write_file(const std::string& path, const void* data, size_t bytes) {
 }  // namespace
 
 ResultWriter::ResultWriter(const std::string& path, bool csv, int top, const std::vector<std::string>& classes)
-    : path_(path), file_(path.empty() ? stdout : open_partial(path)), csv_(csv),
-      top_(std::min(static_cast<size_t>(top), classes.size())), classes_(classes) {
+    : path_(path),
+      file_(path.empty() ? stdout : open_partial(path)),
+      csv_(csv),
+      top_(std::min(static_cast<size_t>(top), classes.size())),
+      classes_(classes) {
   if (!csv_) return;
   std::string head = "path,label,error";
-  for (size_t k = 1; k <= top_; ++k) head += ",id" + std::to_string(k) + ",name" + std::to_string(k) + ",probability" + std::to_string(k);
+  for (size_t k = 1; k <= top_; ++k)
+    head += ",id" + std::to_string(k) + ",name" + std::to_string(k) + ",probability" + std::to_string(k);
   line(head);
 }
 
@@ -66,14 +70,18 @@ ResultWriter::~ResultWriter() {
 
 void ResultWriter::scored(const Sample& sample, const float* logits) {
   const std::vector<double> shares = softmax(logits, classes_.size());
-  std::string text = csv_ ? csv_cell(sample.path) + "," + label_text(sample) + "," : "{\"path\": " + json_string(sample.path);
+  std::string text =
+      csv_ ? csv_cell(sample.path) + "," + label_text(sample) + "," : "{\"path\": " + json_string(sample.path);
   if (!csv_) text += (sample.label < 0 ? "" : ", \"label\": " + label_text(sample)) + ", \"top\": [";
   bool first = true;
   for (const int id : top_k(logits, classes_.size(), top_)) {
     const std::string& name = classes_[static_cast<size_t>(id)];
     const std::string share = six_digits(shares[static_cast<size_t>(id)]);
-    if (csv_) text += "," + std::to_string(id) + "," + csv_cell(name) + "," + share;
-    else text += (first ? "" : ", ") + ("{\"id\": " + std::to_string(id)) + ", \"name\": " + json_string(name) + ", \"probability\": " + share + "}";
+    if (csv_)
+      text += "," + std::to_string(id) + "," + csv_cell(name) + "," + share;
+    else
+      text += (first ? "" : ", ") + ("{\"id\": " + std::to_string(id)) + ", \"name\": " + json_string(name) +
+              ", \"probability\": " + share + "}";
     first = false;
   }
   line(csv_ ? text : text + "]}");
@@ -100,7 +108,8 @@ void ResultWriter::line(const std::string& text) {
 
 void ResultWriter::finish() {
   if (path_.empty()) {
-    if (std::fflush(file_) != 0) throw Error(kData, std::string("cannot write standard output: ") + std::strerror(errno));
+    if (std::fflush(file_) != 0)
+      throw Error(kData, std::string("cannot write standard output: ") + std::strerror(errno));
     return;
   }
   std::FILE* file = file_;
@@ -124,7 +133,8 @@ void write_seed_logits(const std::string& folder, const Sample& sample, const fl
 
 void write_seed_time(const std::string& folder, double mean_ms, size_t count) {
   char text[160];
-  const int length = std::snprintf(text, sizeof text, "NN inference cost average time: %g ms of infer_count %zu \n", mean_ms, count);
+  const int length =
+      std::snprintf(text, sizeof text, "NN inference cost average time: %g ms of infer_count %zu \n", mean_ms, count);
   write_file(make_folder(folder, "time_Result") + "/test_perform_static.txt", text, static_cast<size_t>(length));
 }
 

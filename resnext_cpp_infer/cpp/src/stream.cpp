@@ -82,7 +82,8 @@ void serve_stream(Model& model, int input, int output) {
     if ((head[0] != 'I' && head[0] != 'T') || length > kMaxFrame)
       throw Error(kData, "standard input is not of this program's frames");
     payload.resize(length);
-    if (length > 0 && !read_all(input, payload.data(), length)) throw Error(kData, "standard input ends within a frame");
+    if (length > 0 && !read_all(input, payload.data(), length))
+      throw Error(kData, "standard input ends within a frame");
     try {
       answer(model, head[0], payload, logits);
       send(output, 'L', logits.data(), logits.size() * sizeof(float));

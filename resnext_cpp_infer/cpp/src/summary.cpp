@@ -20,7 +20,8 @@ std::string latency(std::vector<float> values) {
   if (values.empty()) return "null";
   std::sort(values.begin(), values.end());
   return "{\"mean\": " + json_number(mean(values)) + ", \"p50\": " + json_number(percentile(values, 0.5)) +
-         ", \"p90\": " + json_number(percentile(values, 0.9)) + ", \"p99\": " + json_number(percentile(values, 0.99)) + "}";
+         ", \"p90\": " + json_number(percentile(values, 0.9)) + ", \"p99\": " + json_number(percentile(values, 0.99)) +
+         "}";
 }
 
 double share(size_t part, size_t whole) { return static_cast<double>(part) / static_cast<double>(whole); }
@@ -43,7 +44,9 @@ Interval wilson(size_t correct, size_t total) {
 
 std::string summary_json(const Counts& counts, const Timings& timings, const Model& model, const EngineRequest& request,
                          size_t batch, size_t workers) {
-  const auto count = [](const char* name, size_t value) { return std::string("\"") + name + "\": " + std::to_string(value); };
+  const auto count = [](const char* name, size_t value) {
+    return std::string("\"") + name + "\": " + std::to_string(value);
+  };
   std::string text = "{" + count("expected", counts.expected) + ", " + count("scored", counts.scored) + ", " +
                      count("failed", counts.failed);
   if (counts.labelled) {
@@ -55,11 +58,12 @@ std::string summary_json(const Counts& counts, const Timings& timings, const Mod
   }
   text += ", \"seconds\": " + json_number(timings.seconds) +
           ", \"images_per_s\": " + json_number(static_cast<double>(counts.expected) / timings.seconds) +
-          ", \"latency_ms\": {\"preprocess\": " + latency(timings.preprocess) + ", \"engine\": " + latency(timings.engine) +
-          ", \"whole\": " + latency(timings.whole) + "}, " + count("batch", batch) + ", " + count("workers", workers) +
-          ", \"engine\": " + json_string(model.engine()) + ", \"device\": " + json_string(request.device) +
-          ", \"runtime\": " + json_string(model.version()) + ", \"program\": " + json_string(RESNEXT_INFER_VERSION) +
-          ", \"model\": " + json_string(request.model) + ", \"variant\": " + json_string(model.manifest().variant) +
+          ", \"latency_ms\": {\"preprocess\": " + latency(timings.preprocess) +
+          ", \"engine\": " + latency(timings.engine) + ", \"whole\": " + latency(timings.whole) + "}, " +
+          count("batch", batch) + ", " + count("workers", workers) + ", \"engine\": " + json_string(model.engine()) +
+          ", \"device\": " + json_string(request.device) + ", \"runtime\": " + json_string(model.version()) +
+          ", \"program\": " + json_string(RESNEXT_INFER_VERSION) + ", \"model\": " + json_string(request.model) +
+          ", \"variant\": " + json_string(model.manifest().variant) +
           ", \"digest\": " + json_string(model.manifest().digest) + "}\n";
   return text;
 }
@@ -77,7 +81,8 @@ std::string summary_line(const Counts& counts, const Timings& timings) {
   std::snprintf(text, sizeof text, "%zu of %zu images", counts.scored, counts.expected);
   line += text;
   if (counts.failed > 0) line += ", " + std::to_string(counts.failed) + " could not be read";
-  std::snprintf(text, sizeof text, "; %.1f images/s in %.2f s", static_cast<double>(counts.expected) / timings.seconds, timings.seconds);
+  std::snprintf(text, sizeof text, "; %.1f images/s in %.2f s", static_cast<double>(counts.expected) / timings.seconds,
+                timings.seconds);
   return line + text;
 }
 
