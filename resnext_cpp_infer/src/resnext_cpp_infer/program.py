@@ -47,12 +47,11 @@ def onnxruntime_library() -> Path | None:
 
 
 def sources() -> Path:
-    """Return the folder of the C++ sources, of an installed package or of a checkout."""
-    here = Path(__file__).resolve()
-    for folder in (here.parent / "cpp", here.parents[2] / "cpp"):
-        if (folder / "CMakeLists.txt").is_file():
-            return folder
-    raise DataError(f"the C++ sources are not beside {here.parent}; install resnext-cpp-infer again")
+    """Return the folder of the C++ sources, which lies in the package."""
+    folder = Path(__file__).resolve().parent / "cpp"
+    if not (folder / "CMakeLists.txt").is_file():
+        raise DataError(f"there are no C++ sources in {folder}; install resnext-cpp-infer again")
+    return folder
 
 
 def missing_tools() -> list[str]:
