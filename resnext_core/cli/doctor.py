@@ -16,7 +16,7 @@ from resnext_core.cli.output import Output, table
 from resnext_core.cli.train import environment
 from resnext_core.config import load_config
 from resnext_core.distributed import RankInfo
-from resnext_core.errors import DataError, ResnextError
+from resnext_core.errors import BackendUnavailable, DataError, ResnextError
 from resnext_core.interfaces import Backend, Exporter, ExportRequest, PredictRequest
 from resnext_core.plugins import PluginSet, load_plugins, probe
 from resnext_core.selfcheck import GOLDEN_LOGITS, check_backend, golden_images, golden_weights
@@ -74,6 +74,8 @@ def _check(backend: Backend, plugins: PluginSet) -> dict[str, Any]:
         return result | {"state": "not here", "detail": reason}
     try:
         difference = _difference(backend, plugins)
+    except BackendUnavailable as error:  # what only opening the device could tell
+        return result | {"state": "not here", "detail": str(error)}
     except ResnextError as error:
         return result | {"state": "WRONG", "detail": str(error)}
     if difference is None:
