@@ -63,6 +63,11 @@ def open_device(device: Device) -> Any:
     return torch.device("cpu")
 
 
+def channels_last(options: GpuOptions, device: Any) -> bool:
+    """Return the layout to use: on a GPU what tensor cores want, on the CPU what is rounded less."""
+    return bool(device.type == "cuda") if options.channels_last is None else options.channels_last
+
+
 def _why_not(torch: Any, index: int) -> str | None:
     """Return why there is no GPU number `index`, in one sentence without its end, or None."""
     if torch.version.cuda is None:

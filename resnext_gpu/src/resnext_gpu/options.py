@@ -13,7 +13,8 @@ class GpuOptions:
     """Options of the backend ``gpu``.
 
     `device` ``cuda`` is an NVIDIA GPU, ``cpu`` a test mode that computes the same over gloo, ``auto`` the first where
-    there is one and else the second, with a line that says so. `compile` runs the network through ``torch.compile``,
+    there is one and else the second, with a line that says so. `channels_last` None lays images and weights out so on a
+    GPU, and plainly on the CPU. `compile` runs the network through ``torch.compile``,
     `cuda_graphs` replays a whole step as one CUDA graph; either falls back with a line. `checkpointing` computes the
     activations of a block again in the backward pass instead of keeping them. `sync_bn` takes batch statistics over
     all ranks. `tf32` lets float32 products round their factors to 10 bits. `deterministic` takes the same algorithms
@@ -24,7 +25,7 @@ class GpuOptions:
     """
 
     device: Literal["cuda", "auto", "cpu"] = "cuda"
-    channels_last: bool = True
+    channels_last: bool | None = None
     compile: bool = False
     cuda_graphs: bool = False
     checkpointing: bool = False

@@ -12,7 +12,7 @@ from torch import Tensor
 from resnext_core.errors import UsageError
 from resnext_core.interfaces import PredictRequest
 from resnext_core.weights import Weights, load_weights
-from resnext_gpu.device import device_of, open_device
+from resnext_gpu.device import channels_last, device_of, open_device
 from resnext_gpu.network import Arithmetic, Network, make_tensors
 from resnext_gpu.options import GpuOptions
 
@@ -69,5 +69,6 @@ def create_predictor(request: PredictRequest, options: GpuOptions) -> GpuPredict
     weights = request.weights if request.path is None else load_weights(request.path)
     assert weights is not None
     device = open_device(device_of(options, request.rank))
-    tensors = make_tensors(weights.spec, weights.tensors, device, channels_last=options.channels_last)
-    return GpuPredictor(weights, tensors, Arithmetic(channels_last=options.channels_last))
+    layout = channels_last(options, device)
+    tensors = make_tensors(weights.spec, weights.tensors, device, channels_last=layout)
+    return GpuPredictor(weights, tensors, Arithmetic(channels_last=layout))

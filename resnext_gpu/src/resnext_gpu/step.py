@@ -53,7 +53,9 @@ def _join(spec: ModelSpec, weights: dict[str, Tensor]) -> Tensor:
     """Move the running statistics into one buffer, so that a step can be taken back by one copy."""
     names = [t.name for t in spec.tensors if not t.trainable]
     flat = torch.cat([weights[name] for name in names])
-    weights.update(zip(names, flat.split([weights[name].numel() for name in names]), strict=True))
+    # .data, so that the parts do not share a version: to autograd a layer must not seem to change what another saved.
+    parts = [part.data for part in flat.split([weights[name].numel() for name in names])]
+    weights.update(zip(names, parts, strict=True))
     return flat
 
 

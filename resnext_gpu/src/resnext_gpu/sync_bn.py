@@ -34,12 +34,12 @@ class _SyncBatchNorm(torch.autograd.Function):
         world, channels = distributed.get_world_size(), x.shape[1]
         wide = x.float()
         var, mean = torch.var_mean(wide, _ROWS, correction=0)
-        gathered = torch.empty(world * 2 * channels, dtype=torch.float32, device=x.device)
+        parts = [torch.empty(2 * channels, dtype=torch.float32, device=x.device) for _ in range(world)]
         try:
-            distributed.all_gather_into_tensor(gathered, torch.cat([mean, var]))
+            distributed.all_gather(parts, torch.cat([mean, var]))
         except RuntimeError as error:
             raise lost(error) from error
-        means, variances = gathered.view(world, 2, channels).double().unbind(1)
+        means, variances = torch.stack(parts).view(world, 2, channels).double().unbind(1)
         mean64 = means.mean(0)
         var64 = (variances + (means - mean64).square()).mean(0)
         mean, inv_std = mean64.float(), (var64 + BN_EPS).rsqrt().float()

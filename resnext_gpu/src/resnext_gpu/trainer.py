@@ -13,7 +13,7 @@ from torch import Tensor
 from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import Batch, TrainRequest, TrainState
 from resnext_core.trainer_state import StepCounter, check_state
-from resnext_gpu.device import device_of, note, open_device
+from resnext_gpu.device import channels_last, device_of, note, open_device
 from resnext_gpu.feed import Feed
 from resnext_gpu.graphs import Compiled, Replayed, StepFunction
 from resnext_gpu.memory import out_of_memory
@@ -42,12 +42,13 @@ class GpuTrainer:
             raise UsageError("the ranks of the backend gpu are not connected: call its connect first")
         self._request, self._spec = request, request.weights.spec
         self._device = open_device(device_of(options, request.rank))
-        self._table = Table.create(request, self._device, channels_last=options.channels_last)
+        layout = channels_last(options, self._device)
+        self._table = Table.create(request, self._device, channels_last=layout)
         self._count = StepCounter(request.precision, skip_nonfinite=request.skip_nonfinite)
         self._how = Arithmetic(
             compute=_COMPUTE[request.precision.compute],
             bn_float32=request.precision.bn_float32,
-            channels_last=options.channels_last,
+            channels_last=layout,
             checkpointing=options.checkpointing,
             sync=sync_batch_norm if options.sync_bn and request.rank.world > 1 else None,
         )
