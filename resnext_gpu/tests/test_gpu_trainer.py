@@ -327,3 +327,18 @@ def test_layers_do_not_share_a_version() -> None:
     mean.add_(1)
     assert other._version == before
     assert table.statistics[0] == mean[0]
+
+
+def test_the_ancestors_division_is_what_it_was() -> None:
+    """Gradients over 1024, and decay in full."""
+    precision = PrecisionConfig(loss_scale="fixed", scale=1024.0)
+    ours, right = trainer({"balanced_loss_scale": False}, precision=precision), trainer(precision=precision)
+    start = ours.state().tensors
+    for one in (ours, right):
+        one.run_steps(batches(1), LRS[:1])
+    wrong, balanced = ours.state().tensors, right.state().tensors
+    decay = OptimizerConfig().weight_decay
+    for name in ("conv1.weight", "fc.weight", "fc.bias", "bn1.weight"):
+        part = decay * start[f"weights/{name}"] if name in ("conv1.weight", "fc.weight") else 0
+        gradient = balanced[f"momentum/{name}"] - part
+        assert relative(wrong[f"momentum/{name}"], gradient / 1024 + part) <= 1e-4, name

@@ -18,8 +18,10 @@ class GpuOptions:
     `cuda_graphs` replays a whole step as one CUDA graph; either falls back with a line. `checkpointing` computes the
     activations of a block again in the backward pass instead of keeping them. `sync_bn` takes batch statistics over
     all ranks. `tf32` lets float32 products round their factors to 10 bits. `deterministic` takes the same algorithms
-    every time. `threads` are the CPU threads of a process, None leaves them to PyTorch. Gradients travel in buckets of
-    `bucket_mib` MiB. `timeout` are the seconds that ranks wait for each other.
+    every time. `balanced_loss_scale` false divides gradients by a loss scale that the loss was not multiplied by: the
+    ancestor's mistake on GPUs, for those who must repeat its numbers. `threads` are the CPU threads of a process, None
+    leaves them to PyTorch. Gradients travel in buckets of `bucket_mib` MiB. `timeout` are the seconds that ranks wait
+    for each other.
 
     Raises UsageError on sizes that cannot be and on settings that exclude each other.
     """
@@ -32,6 +34,7 @@ class GpuOptions:
     sync_bn: bool = False
     tf32: bool = False
     deterministic: bool = False
+    balanced_loss_scale: bool = True
     threads: int | None = None
     bucket_mib: int = 25
     timeout: int = 600

@@ -77,16 +77,17 @@ class Step:
     """Takes optimizer steps on `table` through `forward`, the network in training mode.
 
     `checked` steps whose gradients are not finite leave weights and momentum alone. With the request's `skip_nonfinite`
-    a loss that is not finite counts too, and the running statistics come back; the EMA is then the caller's.
+    a loss that is not finite counts too, and the running statistics come back; the EMA is then the caller's. Gradients
+    are divided by the loss scale; not `balanced`, the loss was not multiplied by it.
     """
 
     def __init__(
         self, request: TrainRequest, table: Table, forward: Callable[[Tensor], Tensor], *, checked: bool,
-        bucket_bytes: int,
+        balanced: bool, bucket_bytes: int,
     ) -> None:  # fmt: skip
         spec = request.weights.spec
         self._request, self._table, self._checked = request, table, checked
-        self.forward = forward
+        self.forward, self._balanced = forward, balanced
         self._loss = smoothed_loss(request.loss, spec.num_classes)
         parameters = [p for p in table.weights.values() if isinstance(p, nn.Parameter)]
         self.gradients = Gradients(parameters, bucket_bytes=bucket_bytes, world=request.rank.world)
@@ -131,7 +132,7 @@ class Step:
                 if self._request.skip_nonfinite:  # 0, or not a number: for all ranks to see
                     self.gradients.flag.add_(loss * 0)
             self.gradients.expect(last=i == count - 1 and world > 1)
-            loss.backward(scale)
+            loss.backward(scale if self._balanced else self._one)
         self.gradients.wait()
         return total
 

@@ -55,7 +55,12 @@ class GpuTrainer:
         network = Network(self._spec, request.weights.preprocess, self._table.weights, self._how).train()
         forward = Compiled(network, by_block=request.rank.world > 1) if options.compile else network
         self._own_step: Step | None = Step(
-            request, self._table, forward, checked=self._count.checks, bucket_bytes=options.bucket_mib << 20
+            request,
+            self._table,
+            forward,
+            checked=self._count.checks,
+            balanced=options.balanced_loss_scale,
+            bucket_bytes=options.bucket_mib << 20,
         )
         self._step: StepFunction = self._own_step
         if options.cuda_graphs:
