@@ -49,10 +49,8 @@ def open_splits(config: Config) -> Splits:
 
 
 def loader_workers(config: Config, world: int = 1) -> int:
-    """Return the number of loader processes of a rank: as configured, or its share of the cores, at most 8."""
-    if config.data.workers is not None:
-        return config.data.workers
-    return max(1, default_workers() // world)
+    """Return the number of loader processes of a rank: as configured, or what suits the machine."""
+    return default_workers(world) if config.data.workers is None else config.data.workers
 
 
 def quarantine(config: Config, run: RunFolder | None = None) -> Quarantine | None:

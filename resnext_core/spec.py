@@ -192,21 +192,27 @@ class ModelSpec:
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one image at `image_size`: convolutions and the classifier."""
+        return sum(n * t.size for t, n in self._convolutions()) + self.features * self.num_classes
+
+    @property
+    def activations(self) -> int:
+        """Scalars that the convolutions put out for one image at `image_size`."""
+        return sum(n * t.shape[0] for t, n in self._convolutions())
+
+    def _convolutions(self) -> Iterator[tuple[TensorSpec, int]]:
+        """Yield the weight of each convolution, and how many pixels it puts out."""
+        weight = {t.name: t for t in self.tensors}
         size = self.image_size
         if self.stem == "imagenet":
             size = (size - 1) // 2 + 1
-        total = size * size * self.tensors[0].size
+        yield weight["conv1.weight"], size * size
         if self.stem == "imagenet":
             size = (size - 1) // 2 + 1
         for block in self.blocks:
-            out_size = (size - 1) // block.stride + 1
-            total += size * size * block.in_channels * block.width
-            total += out_size * out_size * block.width * (block.width // self.groups) * 9
-            total += out_size * out_size * block.width * block.out_channels
-            if block.downsample:
-                total += out_size * out_size * block.in_channels * block.out_channels
-            size = out_size
-        return total + self.features * self.num_classes
+            yield weight[f"{block.name}.conv1.weight"], size * size
+            size = (size - 1) // block.stride + 1
+            for name in ("conv2", "conv3", *(["downsample.0"] if block.downsample else [])):
+                yield weight[f"{block.name}.{name}.weight"], size * size
 
     # -- making and storing ------------------------------------------------------------------
 

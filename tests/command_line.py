@@ -63,7 +63,10 @@ def in_process(capfd: pytest.CaptureFixture[str]) -> CommandLine:
 
     def call(words: list[str]) -> Outcome:
         capfd.readouterr()
-        code = main(words)
+        try:
+            code = main(words)
+        except SystemExit as stop:  # --help and --print-config
+            code = int(stop.code or 0)
         out, err = capfd.readouterr()
         return Outcome(code=code, out=out, err=err)
 

@@ -27,12 +27,8 @@ COMMANDS: list[Command] = list(builtin.resnext_commands())
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.name)
-def test_every_command_has_help(
-    cli: CommandLine, capfd: pytest.CaptureFixture[str], command: Command
-) -> None:
-    with pytest.raises(SystemExit, match=r"^0$"):
-        cli(command.name, "--help")
-    out = capfd.readouterr().out
+def test_every_command_has_help(cli: CommandLine, command: Command) -> None:
+    out = cli.ok(command.name, "--help").out
     assert out.startswith(f"usage: resnext-run {command.name}")
     assert command.summary[1:] in " ".join(out.split())
     assert "no-result" not in out
@@ -40,19 +36,15 @@ def test_every_command_has_help(
         raise AssertionError(f"{action} has no help text")
 
 
-def test_top_level_help_lists_every_command(cli: CommandLine, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match=r"^0$"):
-        cli("--help")
-    out = capfd.readouterr().out
+def test_top_level_help_lists_every_command(cli: CommandLine) -> None:
+    out = cli.ok("--help").out
     for command in COMMANDS:
         assert f"  {command.name} " in out
         assert command.summary in out
 
 
-def test_version(cli: CommandLine, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match=r"^0$"):
-        cli("--version")
-    assert capfd.readouterr().out == f"resnext-core {__version__}\n"
+def test_version(cli: CommandLine) -> None:
+    assert cli.ok("--version").out == f"resnext-core {__version__}\n"
 
 
 # -- configuration -------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from resnext_core.cli.common import add_config_flags, add_json_flag, print_config, resolve_config
+from resnext_core.cli.common import add_config_flags, add_json_flag, resolve_config
 from resnext_core.cli.output import Output
 from resnext_core.config import Config
 from resnext_core.data.batch import Batch, Task
@@ -56,9 +56,6 @@ def handle(args: argparse.Namespace) -> int:
         raise UsageError("--steps must be 1 or more, --warmup 0 or more")
     plugins = load_plugins()
     config, sources = resolve_config(args, plugins)
-    if args.print_config:
-        print_config(config, sources)
-        return 0
     output = Output(json_result=args.json)
     if args.what == "data":
         result = bench_data(config, args.steps)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from resnext_core.config import Config, Layer, load_config, parse_set, read_layer
-from resnext_core.errors import UsageError, suggest
+from resnext_core.errors import EXIT_OK, UsageError, suggest
 from resnext_core.interfaces import Backend
 from resnext_core.plugins import PluginSet
 
@@ -28,10 +28,13 @@ _SHORT = {
 }
 
 
-def add_config_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that make up the configuration."""
+def add_config_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) -> None:
+    """Add the flags that make up the configuration; `recipe` False where another flag gives it."""
     group = parser.add_argument_group("configuration (later ones win)")
-    group.add_argument("--recipe", metavar="NAME", help="a recipe of 'resnext-run recipes', or a YAML file")
+    if recipe:
+        group.add_argument(
+            "--recipe", metavar="NAME", help="a recipe of 'resnext-run recipes', or a YAML file"
+        )
     group.add_argument("--config", metavar="FILE", action="append", default=[], help="YAML over the recipe")
     group.add_argument("--data", metavar="DIR", help="folder with train/ and val/ (data.dir)")
     group.add_argument("--epochs", type=int, metavar="N", help="train.epochs")
@@ -99,7 +102,10 @@ def resolve_config(
     default_recipe: str | None = None,
     base: Layer | None = None,
 ) -> tuple[Config, dict[str, str]]:
-    """Merge recipe, config files and flags; `base` (a run's own config) stands in for the recipe."""
+    """Merge recipe, config files and flags; `base` (a run's own config) stands in for the recipe.
+
+    With --print-config the result is printed and the command ends, as after --help.
+    """
     layers: list[Layer] = []
     if base is not None:
         layers.append(base)
@@ -113,7 +119,11 @@ def resolve_config(
             source = f"--{flag.replace('_', '-')} {value}"
             layers.append(Layer(source=source, values={section: {key: value}}))
     layers += parse_set(args.set)
-    return load_config(layers, plugins.option_types())
+    config, sources = load_config(layers, plugins.option_types())
+    if args.print_config:
+        _print_config(config, sources)
+        raise SystemExit(EXIT_OK)
+    return config, sources
 
 
 def recipe_names() -> list[str]:
@@ -137,7 +147,7 @@ def read_recipe(name: str) -> Layer:
     return Layer(source=f"recipe {name}", values=layer.values)
 
 
-def print_config(config: Config, sources: dict[str, str]) -> None:
+def _print_config(config: Config, sources: dict[str, str]) -> None:
     """Print the resolved configuration as YAML with the source of each value as a comment."""
     import yaml
 

@@ -1,9 +1,11 @@
-"""``resnext-run doctor``: versions, machine, every backend's probe, and a forward pass against golden logits."""
+"""``resnext-run doctor``: versions, machine, every backend's probe, and a forward pass against golden logits.
+
+With ``--run`` it looks at a training before it is started instead.
+"""
 
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,14 +13,23 @@ from typing import Any
 
 import numpy as np
 
-from resnext_core.cli.common import add_json_flag
+from resnext_core.cli.common import (
+    add_config_flags,
+    add_devices_flag,
+    add_json_flag,
+    config_words,
+    resolve_config,
+)
 from resnext_core.cli.output import Output, table
-from resnext_core.cli.train import environment
+from resnext_core.cli.train import environment, stored_layer
 from resnext_core.config import load_config
 from resnext_core.distributed import RankInfo
-from resnext_core.errors import BackendUnavailable, DataError, ResnextError
+from resnext_core.errors import BackendUnavailable, DataError, ResnextError, UsageError
 from resnext_core.interfaces import Backend, Exporter, ExportRequest, PredictRequest
+from resnext_core.jobs import open_splits
 from resnext_core.plugins import PluginSet, load_plugins, probe
+from resnext_core.preflight import Note, machine_memory, preflight
+from resnext_core.runs import RunFolder
 from resnext_core.selfcheck import GOLDEN_LOGITS, check_backend, golden_images, golden_weights
 from resnext_core.serve import WEIGHTS_SUFFIX
 
@@ -27,19 +38,36 @@ TOLERANCE = 1e-5
 
 EPILOG = """\
 Exit code 3 when a backend that is available gives wrong numbers; a backend that is not available is no error,
-unless it is the one named by --backend.
+unless it is the one named by --backend. With --run: exit code 3 when the training could not work.
+
+examples:
+  resnext-run doctor
+  resnext-run doctor --run digits --data digits     data, learning rate, memory and disk of a training
+  resnext-run doctor --run imagenet-150e --data IMAGENET --devices 8 --set train.ema_decay=0.9999
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--run", metavar="CONFIG", help="check the training of this recipe, YAML file or run folder instead"
+    )
+    add_devices_flag(parser)
     add_json_flag(parser)
+    add_config_flags(parser, recipe=False)
 
 
 def handle(args: argparse.Namespace) -> int:
     plugins = load_plugins()
     output = Output(json_result=args.json)
+    args.recipe = None
+    if args.run is not None:
+        return _preflight(args, plugins, output)
+    if config_words(args) or args.devices > 1 or args.print_config:
+        raise UsageError(
+            "these flags describe a training: add --run CONFIG, a recipe, YAML file or run folder"
+        )
     facts = environment() | {
-        "memory": _memory(),
+        "memory": f"{memory / 2**30:.1f} GiB" if (memory := machine_memory()) else "unknown",
         "disk_free_here": f"{shutil.disk_usage('.').free / 1e9:.0f} GB",
     }
     del facts["command"]
@@ -65,6 +93,33 @@ def handle(args: argparse.Namespace) -> int:
             f"wrong numbers from {', '.join(wrong)}: do not use it on this machine before that is mended"
         )
     return 0
+
+
+def _preflight(args: argparse.Namespace, plugins: PluginSet, output: Output) -> int:
+    base = None
+    if (Path(args.run) / "config.yaml").is_file():
+        base = stored_layer(RunFolder.open(Path(args.run)), plugins)
+    else:
+        args.recipe = args.run
+    config, _ = resolve_config(args, plugins, base=base)
+    splits = open_splits(config)
+    notes = [_trains(args.backend, plugins), *preflight(config, splits, args.devices)]
+    rows = [[n.topic, "" if n.level == "ok" else n.level, n.text] for n in notes]
+    value = {"run": args.run, "devices": args.devices, "notes": [vars(n) for n in notes]}
+    output.result(value, table(rows, ["topic", "", "what"]))
+    wrong = [n.text for n in notes if n.level == "error"]
+    if wrong:
+        raise DataError(f"this training cannot work: {wrong[0]}")
+    return 0
+
+
+def _trains(backend_id: str | None, plugins: PluginSet) -> Note:
+    """Note which backend would train; one that is not available here may be elsewhere."""
+    try:
+        backend = plugins.choose(backend_id, "train", lambda b: b.trainer is not None)
+    except BackendUnavailable as error:
+        return Note(topic="backend", level="warning", text=f"not on this machine: {error}")
+    return Note(topic="backend", level="ok", text=f"{backend.id}, {backend.summary}")
 
 
 def _check(backend: Backend, plugins: PluginSet) -> dict[str, Any]:
@@ -126,10 +181,3 @@ def _through_artefact(
 def _missing_extras(plugins: PluginSet) -> list[str]:
     """Return the extras of resnext-core that are backends nobody has installed."""
     return sorted(plugins.extras() - set(plugins.backends) - {"demo", "tensorboard", "dev"})
-
-
-def _memory() -> str:
-    try:
-        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
-    except (ValueError, OSError):
-        return "unknown"

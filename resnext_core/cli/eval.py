@@ -14,7 +14,6 @@ from resnext_core.cli.common import (
     add_devices_flag,
     add_json_flag,
     config_words,
-    print_config,
     resolve_config,
 )
 from resnext_core.cli.output import Output, ProgressBar
@@ -68,9 +67,6 @@ def handle(args: argparse.Namespace) -> int:
     plugins = load_plugins()
     rank = rank_info()
     config, sources = resolve_config(args, plugins)
-    if args.print_config:
-        print_config(config, sources)
-        return 0
     model = find_model(Path(args.weights))
     suffix = WEIGHTS_SUFFIX if is_weights(model, plugins) else model.suffix
     backend = plugins.choose(

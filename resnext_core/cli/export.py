@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from resnext_core.cli.common import add_config_flags, add_json_flag, print_config, resolve_config
+from resnext_core.cli.common import add_config_flags, add_json_flag, resolve_config
 from resnext_core.cli.eval import add_weights_flag
 from resnext_core.cli.output import Output
 from resnext_core.config import Config
@@ -47,9 +47,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def handle(args: argparse.Namespace) -> int:
     plugins = load_plugins()
     config, sources = resolve_config(args, plugins)
-    if args.print_config:
-        print_config(config, sources)
-        return 0
     output = Output(json_result=args.json)
     weights = read_weights(Path(args.weights), config, sources, plugins)
     target = Path(args.to)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnext_core.cli.common import add_config_flags, print_config, resolve_config
+from resnext_core.cli.common import add_config_flags, resolve_config
 from resnext_core.cli.eval import add_weights_flag
 from resnext_core.config import Config
 from resnext_core.data.batch import Task
@@ -53,9 +53,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def handle(args: argparse.Namespace) -> int:
     plugins = load_plugins()
     config, sources = resolve_config(args, plugins)
-    if args.print_config:
-        print_config(config, sources)
-        return EXIT_OK
     if bool(args.images) == bool(args.tensor):
         raise UsageError("give images, or --tensor FILE.npy, and not both")
     if args.tensor and not args.logits:

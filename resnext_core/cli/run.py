@@ -14,7 +14,6 @@ from resnext_core.cli.common import (
     add_config_flags,
     add_devices_flag,
     add_json_flag,
-    print_config,
 )  # fmt: skip
 from resnext_core.cli.eval import evaluate_served
 from resnext_core.cli.export import export, exporters, line
@@ -65,10 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def handle(args: argparse.Namespace) -> int:
     plugins = load_plugins()
     recipe = DEFAULT_RECIPE if args.data else DEMO_RECIPE
-    resumed, backend_id, config, sources = resumed_config(args, plugins, recipe)
-    if args.print_config:
-        print_config(config, sources)
-        return 0
+    resumed, backend_id, config = resumed_config(args, plugins, recipe)
     backend = plugins.choose(backend_id, "train", lambda b: b.trainer is not None)
     formats = exporters(plugins, config.export.formats)  # an unknown format must not wait for the training
     output = Output(json_result=args.json)

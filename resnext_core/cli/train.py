@@ -22,7 +22,6 @@ from resnext_core.cli.common import (
     add_json_flag,
     backend_options,
     config_words,
-    print_config,
     resolve_config,
 )  # fmt: skip
 from resnext_core.cli.output import Output, ProgressBar
@@ -63,10 +62,7 @@ def add_resume_flag(parser: argparse.ArgumentParser) -> None:
 def handle(args: argparse.Namespace) -> int:
     plugins = load_plugins()
     rank = rank_info()
-    resumed, backend_id, config, sources = resumed_config(args, plugins, DEFAULT_RECIPE)
-    if args.print_config:
-        print_config(config, sources)
-        return 0
+    resumed, backend_id, config = resumed_config(args, plugins, DEFAULT_RECIPE)
     backend = plugins.choose(backend_id, "train", lambda b: b.trainer is not None)
     output = Output(json_result=args.json, quiet=not rank.is_main)
     if args.devices > 1 and rank.world == 1:
@@ -184,26 +180,25 @@ def environment() -> dict[str, Any]:
 
 def resumed_config(
     args: argparse.Namespace, plugins: PluginSet, default_recipe: str
-) -> tuple[RunFolder | None, str | None, Config, dict[str, str]]:
+) -> tuple[RunFolder | None, str | None, Config]:
     """Return the run of --resume (None without), the backend id to use, and the configuration.
 
     A resumed run brings its own configuration, which stands in for the recipe, and its own backend.
     """
     if args.resume is None:
-        config, sources = resolve_config(args, plugins, default_recipe=default_recipe)
-        return None, args.backend, config, sources
+        return None, args.backend, resolve_config(args, plugins, default_recipe=default_recipe)[0]
     path = Path(args.resume)
     run = RunFolder.open(path) if args.resume else RunFolder.newest(Path(args.output or "runs"))
-    config, sources = resolve_config(args, plugins, base=_stored_layer(run, plugins))
-    return run, args.backend or (run.read_result("run") or {}).get("backend"), config, sources
+    config, _ = resolve_config(args, plugins, base=stored_layer(run, plugins))
+    return run, args.backend or (run.read_result("run") or {}).get("backend"), config
 
 
 def stored_config(run: RunFolder, plugins: PluginSet) -> Config:
     """Return the configuration that a run was made with; UsageError when its file is damaged."""
-    return load_config([_stored_layer(run, plugins)], plugins.option_types())[0]
+    return load_config([stored_layer(run, plugins)], plugins.option_types())[0]
 
 
-def _stored_layer(run: RunFolder, plugins: PluginSet) -> Layer:
+def stored_layer(run: RunFolder, plugins: PluginSet) -> Layer:
     """Read a run's configuration without the sections of backends that are not here: a run may move on."""
     core = set(Config().to_dict())
     values = read_layer(run.config).values

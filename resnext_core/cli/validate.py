@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from resnext_core.cli.common import add_config_flags, add_json_flag, print_config, resolve_config
+from resnext_core.cli.common import add_config_flags, add_json_flag, resolve_config
 from resnext_core.cli.eval import add_split_flag, open_split
 from resnext_core.cli.output import Output, ProgressBar
 from resnext_core.config import Config
@@ -47,9 +47,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def handle(args: argparse.Namespace) -> int:
     plugins = load_plugins()
     config, sources = resolve_config(args, plugins)
-    if args.print_config:
-        print_config(config, sources)
-        return 0
     output = Output(json_result=args.json)
     batch = config.eval.batch_size
     artefact = serve(

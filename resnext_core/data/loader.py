@@ -27,12 +27,12 @@ from resnext_core.preprocess import PreprocessSpec
 _LISTED, _KILLS = "it is on the quarantine list", "reading it ended two decoding processes"
 
 
-def default_workers() -> int:
-    """Return the number of decoding processes for data.workers None: one a usable core, at most 8."""
+def default_workers(world: int = 1) -> int:
+    """Return the decoding processes of one of `world` ranks: its share of the usable cores, from 1 to 8."""
     if os.name != "posix":
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 8)
+    return min(max(cores // world, 1), 8)
 
 
 class Loader:

@@ -1,0 +1,199 @@
+"""What a training will need, and what speaks against it, before it is started."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from resnext_core.config import Config
+from resnext_core.data.index import Index
+from resnext_core.data.sampler import steps_per_epoch
+from resnext_core.errors import ResnextError
+from resnext_core.jobs import Splits, initial_weights, loader_workers, per_rank
+from resnext_core.schedule import lr_at, scaled_lr
+from resnext_core.spec import ModelSpec
+
+#: Up to this global batch the linear scaling of the learning rate kept the accuracy of ResNet-50 on ImageNet
+#: (Goyal et al., arXiv:1706.02677, figure 1).
+LINEAR_UP_TO = 8192
+#: With batch statistics of fewer images the error grows (Wu and He, arXiv:1803.08494, figure 1).
+BN_FROM = 8
+
+Level = Literal["ok", "warning", "error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """One thing about a training: an ``error`` would end it, or spoil it, for sure."""
+
+    topic: str
+    level: Level
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes that one rank needs in training, beside those of its framework.
+
+    `state`: weights, gradients, momentum, EMA, in float32. `activations`: what the backward pass needs of one
+    micro-batch, the inputs of every convolution and of every batch normalisation. Frameworks add workspaces, and keep
+    a little more or less: take it as an estimate.
+    """
+
+    state: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.state + self.activations
+
+
+def training_memory(spec: ModelSpec, config: Config, micro_batch: int) -> Memory:
+    """Return what a rank needs that computes `micro_batch` images at a time."""
+    trainable = 4 * spec.parameters
+    every = 4 * sum(t.size for t in spec.tensors)
+    ema = every if config.train.ema_decay is not None else 0
+    width = 4 if config.precision.compute == "float32" else 2
+    return Memory(state=every + 2 * trainable + ema, activations=2 * width * micro_batch * spec.activations)
+
+
+def checkpoint_bytes(spec: ModelSpec, config: Config) -> int:
+    """Return the bytes of a checkpoint's tensors: the served weights, the weights, the momentum, the EMA."""
+    every = 4 * sum(t.size for t in spec.tensors)
+    return (3 if config.train.ema_decay is not None else 2) * every + 4 * spec.parameters
+
+
+def preflight(config: Config, splits: Splits, world: int) -> Iterator[Note]:
+    """Yield notes on a training with `config` on `splits` by `world` ranks. What cannot be opened is not asked here."""
+    train = config.train
+    yield from _data(splits)
+    try:
+        rank_batch = per_rank(config, world, len(splits.train))
+        spec = initial_weights(config, splits.train.classes).spec
+    except ResnextError as error:
+        yield Note(topic="fit", level="error", text=str(error))
+        return
+    steps = steps_per_epoch(len(splits.train), train.batch_size)
+    left = len(splits.train) - steps * train.batch_size
+    yield Note(
+        topic="steps", level="ok",
+        text=f"{train.epochs} epochs of {steps} steps, {train.batch_size} images a step"
+        + (f", {rank_batch} of them on each of {world} ranks" if world > 1 else "")
+        + (f"; {left} images, others each time, are left over in an epoch" if left else ""),
+    )  # fmt: skip
+    yield from _lr(config, steps)
+    yield from _batch(rank_batch // train.accumulate)
+    yield from _memory(spec, config, rank_batch // train.accumulate, world)
+    yield _disk(spec, config)
+
+
+def _data(splits: Splits) -> Iterator[Note]:
+    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
+    found = ", ".join(f"{name} {len(index)}" for name, index in parts.items() if index is not None)
+    yield Note(topic="data", level="ok", text=f"{found} images, {len(splits.train.classes)} classes")
+    if splits.val is None:
+        yield Note(topic="data", level="warning", text="no val part: nothing says which checkpoint is best")
+    for name, index in parts.items():
+        if index is not None and (empty := _empty(index)):
+            yield Note(
+                topic="data", level="warning",
+                text=f"{name} has no image of {len(empty)} classes, e.g. {', '.join(empty[:3])}",
+            )  # fmt: skip
+
+
+def _empty(index: Index) -> list[str]:
+    present = set(index.labels.tolist())
+    return [name for label, name in enumerate(index.classes) if label not in present]
+
+
+def _lr(config: Config, steps: int) -> Iterator[Note]:
+    optimizer, schedule, train = config.optimizer, config.schedule, config.train
+    lr = scaled_lr(optimizer, train.batch_size)
+    last = lr_at(
+        train.epochs * steps - 1, config=schedule, base_lr=lr, steps_per_epoch=steps, epochs=train.epochs
+    )
+    rule = f"{optimizer.lr:g} per {optimizer.lr_batch} images" if optimizer.lr_batch else "as it is"
+    yield Note(
+        topic="lr", level="ok",
+        text=f"{lr:g} at a batch of {train.batch_size} ({rule}); {schedule.warmup_epochs:g} epochs of warm-up, then "
+        f"{schedule.kind} down to {last:.3g}",
+    )  # fmt: skip
+    warnings = [
+        (
+            optimizer.lr_batch is not None and train.batch_size > LINEAR_UP_TO,
+            f"scaled to a batch above {LINEAR_UP_TO}, where the linear rule is known to cost accuracy "
+            "(arXiv:1706.02677)",
+        ),
+        (
+            bool(optimizer.lr_batch) and lr >= 2 * optimizer.lr and schedule.warmup_epochs == 0,
+            f"{lr / optimizer.lr:.3g} times optimizer.lr from the first step on: set schedule.warmup_epochs",
+        ),
+        (
+            schedule.warmup_epochs >= train.epochs,
+            f"warm-up takes all {train.epochs} epochs: {lr:g} is not reached before the end",
+        ),
+        (
+            last > lr / 10 and schedule.kind != "constant" and schedule.warmup_epochs < train.epochs >= 5,
+            f"still {last:.3g} at the end: check schedule.t_max or schedule.milestones",
+        ),
+    ]
+    for true, text in warnings:
+        if true:
+            yield Note(topic="lr", level="warning", text=text)
+
+
+def _batch(micro_batch: int) -> Iterator[Note]:
+    if micro_batch < BN_FROM:
+        yield Note(
+            topic="batch", level="warning",
+            text=f"batch statistics are of {micro_batch} images at a time, which costs accuracy below {BN_FROM} "
+            "(arXiv:1803.08494): use fewer ranks or a larger train.batch_size",
+        )  # fmt: skip
+
+
+def _memory(spec: ModelSpec, config: Config, micro_batch: int, world: int) -> Iterator[Note]:
+    need = training_memory(spec, config, micro_batch)
+    images = config.data.prefetch * micro_batch * config.train.accumulate * spec.image_size**2 * 3
+    host = (need.state if config.train.background_saving else 0) + images
+    yield Note(
+        topic="memory", level="ok",
+        text=f"about {_size(need.total)} on each device, beside the framework's own: {_size(need.state)} weights, "
+        f"gradients and momentum, {_size(need.activations)} activations of {micro_batch} images in "
+        f"{config.precision.compute}; on the host {_size(host)} a process, and {loader_workers(config, world)} readers",
+    )  # fmt: skip
+    here = machine_memory()
+    if here is not None and world * need.total > here:
+        yield Note(
+            topic="memory", level="warning",
+            text=f"more than the {_size(here)} of this machine: on a backend that computes on its CPU it cannot work",
+        )  # fmt: skip
+
+
+def _disk(spec: ModelSpec, config: Config) -> Note:
+    folder = Path(config.output.dir).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    one = checkpoint_bytes(spec, config)
+    most = one * (config.train.keep + 2)
+    free = shutil.disk_usage(folder).free
+    text = (
+        f"{_size(most)} for checkpoints: {config.train.keep} newest, the best, and the one being written, "
+        f"{_size(one)} each; {_size(free)} free in {folder}"
+    )
+    return Note(topic="disk", level="error" if most > free else "ok", text=text)
+
+
+def machine_memory() -> int | None:
+    """Return the bytes of memory of this machine, None where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 / 10 else f"{count / 2**20:.1f} MiB"
