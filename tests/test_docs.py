@@ -41,6 +41,7 @@ PAGES = sorted(
         *ROOT.glob("*.md"),
         *DOCS.rglob("*.md"),
         *ROOT.glob("plugins/*/README.md"),
+        *ROOT.glob("resnext_*/README.md"),
         *ROOT.glob("benchmarks/*.md"),
     ]
 )

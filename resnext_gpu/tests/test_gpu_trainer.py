@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 from gpu_cases import batches, differing, relative, tiny_weights, train_request  # noqa: E402
 from resnext_gpu.network import max_pool  # noqa: E402
 from resnext_gpu.options import GpuOptions  # noqa: E402
-from resnext_gpu.trainer import GpuTrainer  # noqa: E402
+from resnext_gpu.trainer import GpuTrainer, _check_card  # noqa: E402
 
 from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig  # noqa: E402
 from resnext_core.errors import DataError, UsageError  # noqa: E402
@@ -219,6 +220,48 @@ def test_out_of_memory_where_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(ours._own_step, "forward", never)
     with pytest.raises(UsageError, match=r"smaller train\.batch_size, or gpu\.checkpointing=true"):
         ours.run_steps(batches(1), LRS[:1])
+
+
+def test_out_of_memory_lets_go_of_the_step_before_it_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the failed step had allocated must be free by then, or nothing would fit."""
+    ours = trainer()
+    step = ours._own_step
+    assert step is not None
+    forward, held = step.forward, []
+
+    def limited(images: Any) -> Any:
+        activations = forward(images)
+        if not held:
+            held.append(weakref.ref(activations))
+            raise torch.cuda.OutOfMemoryError
+        assert held[0]() is None
+        return activations
+
+    monkeypatch.setattr(step, "forward", limited)
+    with pytest.raises(UsageError, match="3 do"):
+        ours.run_steps(batches(1), LRS[:1])
+
+
+def test_bfloat16_needs_a_card_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    request = train_request(precision=PrecisionConfig(compute="bfloat16"))
+    with pytest.raises(UsageError, match="Tesla V100 has no bfloat16"):
+        _check_card(request, torch.device("cuda", 0))
+    _check_card(train_request(), torch.device("cuda", 0))
+    _check_card(request, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gradients_and_momentum_have_the_strides_of_their_weights(channels_last: bool) -> None:
+    """The fused update on a GPU insists, the one on the CPU does not look."""
+    ours = trainer({"channels_last": channels_last})
+    ours.run_steps(batches(1), LRS[:1])
+    for name, moment in ours._table.momentum.items():
+        weight = ours._table.weights[name]
+        assert weight.grad is not None
+        assert weight.stride() == weight.grad.stride() == moment.stride(), name
+        assert weight.grad.storage_offset() % 64 == 0, "vector loads want it aligned"
 
 
 class FakeEvent:

@@ -67,8 +67,7 @@ def connect(rank: RankInfo, options: GpuOptions) -> Collectives:
     """
     if rank.world == 1:
         return SingleProcess()
-    device = open_device(device_of(options, rank))
-    cuda = device.type == "cuda"
+    cuda = open_device(device_of(options, rank)).type == "cuda"
     try:
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
@@ -76,7 +75,6 @@ def connect(rank: RankInfo, options: GpuOptions) -> Collectives:
             rank=rank.rank,
             world_size=rank.world,
             timeout=timedelta(seconds=options.timeout),
-            **({"device_id": device} if cuda else {}),
         )
         collectives = TorchCollectives(rank.world)
         collectives.barrier()

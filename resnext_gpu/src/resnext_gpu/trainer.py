@@ -42,6 +42,7 @@ class GpuTrainer:
             raise UsageError("the ranks of the backend gpu are not connected: call its connect first")
         self._request, self._spec = request, request.weights.spec
         self._device = open_device(device_of(options, request.rank))
+        _check_card(request, self._device)
         layout = channels_last(options, self._device)
         self._table = Table.create(request, self._device, channels_last=layout)
         self._count = StepCounter(request.precision, skip_nonfinite=request.skip_nonfinite)
@@ -83,6 +84,7 @@ class GpuTrainer:
         losses: list[Tensor] = []
         flags: list[Tensor] = []
         waits = self._count.dynamic or (self._request.skip_nonfinite and self._request.ema_decay is not None)
+        exhausted = False
         try:
             for (images, labels), lr in zip(self._feed(batches), lrs, strict=True):
                 loss, found = self._step(images, labels, self._scalar(lr), self._scalar(self._count.scale))
@@ -90,11 +92,13 @@ class GpuTrainer:
                 flags.append(found)
                 if waits:  # what comes next depends on whether this step was taken
                     self._settle(flags)
-        except torch.cuda.OutOfMemoryError as error:
+        except torch.cuda.OutOfMemoryError:
+            exhausted = (
+                True  # and not here what follows: as long as the error lives, so does what the step allocated
+            )
+        if exhausted:
             alone = self._how.sync is None
-            raise out_of_memory(
-                self._own_step, self._request, batches[0], self._device, alone=alone
-            ) from error
+            raise out_of_memory(self._own_step, self._request, batches[0], self._device, alone=alone)
         self._settle(flags)
         means = torch.stack(losses).cpu().numpy().astype(np.float64) if losses else np.zeros(0)
         if self._request.rank.world > 1:
@@ -176,6 +180,17 @@ class GpuTrainer:
 
 def _closed(*_: Tensor) -> tuple[Tensor, Tensor]:
     raise UsageError("this trainer is closed")
+
+
+def _check_card(request: TrainRequest, device: torch.device) -> None:
+    """Refuse bfloat16 where a GPU has none: it would be emulated, slowly."""
+    if device.type != "cuda" or request.precision.compute != "bfloat16":
+        return
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        raise UsageError(
+            f"{torch.cuda.get_device_name(device)} has no bfloat16; set precision.compute=float16 and "
+            "precision.loss_scale=dynamic"
+        )
 
 
 def _check(request: TrainRequest) -> None:
