@@ -14,8 +14,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from gpu_cases import batches, differing, relative, tiny_weights, train_request  # noqa: E402
-from resnext_gpu.network import max_pool  # noqa: E402
+from resnext_gpu.network import Arithmetic, Network, max_pool  # noqa: E402
 from resnext_gpu.options import GpuOptions  # noqa: E402
+from resnext_gpu.step import Step, Table  # noqa: E402
 from resnext_gpu.trainer import GpuTrainer, _check_card  # noqa: E402
 
 from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig  # noqa: E402
@@ -385,3 +386,38 @@ def test_the_ancestors_division_is_what_it_was() -> None:
         part = decay * start[f"weights/{name}"] if name in ("conv1.weight", "fc.weight") else 0
         gradient = balanced[f"momentum/{name}"] - part
         assert relative(wrong[f"momentum/{name}"], gradient / 1024 + part) <= 1e-4, name
+
+
+@pytest.mark.parametrize(
+    ("compute", "changes"),
+    [
+        ("bfloat16", {}),
+        (
+            "float16",
+            {"precision": PrecisionConfig(compute="float16", loss_scale="dynamic"), "ema_decay": 0.9},
+        ),
+        ("float32", {"skip_nonfinite": True, "accumulate": 2, "optimizer": OptimizerConfig(clip_norm=1.0)}),
+    ],
+)
+def test_a_step_stays_on_its_device(
+    compute: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On PyTorch's device without memory, where a tensor of the CPU in between, or a look at a value, is an error."""
+    device, weights = torch.device("meta"), tiny_weights(32, stem="imagenet")
+
+    def there(*given: Any, **more: Any) -> None:
+        for value in (*given, *more.values()):
+            for tensor in value if isinstance(value, (list, tuple)) else [value]:
+                assert not isinstance(tensor, torch.Tensor) or tensor.device == device
+
+    monkeypatch.setattr(torch, "_fused_sgd_", there)
+    monkeypatch.setattr(torch, "_amp_foreach_non_finite_check_and_unscale_", there)
+    request = train_request(weights, **changes)
+    table = Table.create(request, device, channels_last=True)
+    how = Arithmetic(compute=getattr(torch, compute), channels_last=True)
+    network = Network(weights.spec, weights.preprocess, table.weights, how).train()
+    step = Step(request, table, network, checked=bool(changes), balanced=True, bucket_bytes=1 << 20)
+    images = torch.empty((6, 32, 32, 3), dtype=torch.uint8, device=device)
+    scalar = torch.full((), 1.0, device=device)
+    loss, found = step(images, torch.zeros(6, dtype=torch.int64, device=device), scalar, scalar)
+    assert loss.device == found.device == device
