@@ -11,12 +11,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the tests marked ``gpu`` their reason."""
+    """Give the tests marked ``gpu`` their reason; those of the kit that start two ranks need two GPUs."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
     reason = _no_gpu() if marked else None
     for item in marked:
-        if reason is not None:
-            item.add_marker(pytest.mark.skip(reason=reason))
+        several = getattr(item, "function", _no_gpu).__qualname__.startswith("DistributedContract.")
+        why = reason or (_one_gpu() if several else None)
+        if why is not None:
+            item.add_marker(pytest.mark.skip(reason=why))
 
 
 def _no_gpu() -> str | None:
@@ -25,3 +27,9 @@ def _no_gpu() -> str | None:
     except ImportError:
         return "PyTorch is not installed"
     return None if torch.cuda.is_available() else "needs an NVIDIA GPU, and PyTorch finds none here"
+
+
+def _one_gpu() -> str | None:
+    import torch
+
+    return None if torch.cuda.device_count() > 1 else "needs two NVIDIA GPUs, and there is one"

@@ -134,6 +134,10 @@ class GpuTrainer:
         """Return step, overflow_steps, loss_scale and good_steps."""
         return self._count.scalars()
 
+    def peak_device_bytes(self) -> int | None:
+        """Return the most memory that tensors took on the GPU so far; None on the CPU."""
+        return torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
+
     def close(self) -> None:
         """Drop the network, its predictors and their memory; the device stays open for the rest of the process."""
         for predictor in self._predictors.values():
