@@ -341,6 +341,7 @@ def test_impossible_batches_are_refused() -> None:
     ours = trainer()
     with pytest.raises(UsageError, match="takes 6 images"):
         ours.run_steps(batches(1, images=3), LRS[:1])
+    assert ours.run_steps([], LRS[:0]).shape == (0,)
     with pytest.raises(UsageError, match="2 batches need as many learning rates"):
         ours.run_steps(batches(2), LRS[:1])
     (batch,) = batches(1)

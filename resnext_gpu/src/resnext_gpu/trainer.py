@@ -81,6 +81,8 @@ class GpuTrainer:
             raise UsageError(f"{len(batches)} batches need as many learning rates, not {len(lrs)}")
         for batch in batches:
             self._check_batch(batch)
+        if not batches:
+            return np.zeros(0, np.float32)
         losses: list[Tensor] = []
         flags: list[Tensor] = []
         waits = self._count.dynamic or (self._request.skip_nonfinite and self._request.ema_decay is not None)
@@ -93,14 +95,12 @@ class GpuTrainer:
                 if waits:  # what comes next depends on whether this step was taken
                     self._settle(flags)
         except torch.cuda.OutOfMemoryError:
-            exhausted = (
-                True  # and not here what follows: as long as the error lives, so does what the step allocated
-            )
-        if exhausted:
+            exhausted = True
+        if exhausted:  # not above: as long as the error lives, so does what the step had allocated
             alone = self._how.sync is None
             raise out_of_memory(self._own_step, self._request, batches[0], self._device, alone=alone)
         self._settle(flags)
-        means = torch.stack(losses).cpu().numpy().astype(np.float64) if losses else np.zeros(0)
+        means = torch.stack(losses).cpu().numpy().astype(np.float64)
         if self._request.rank.world > 1:
             means = self._request.collectives.all_reduce_sum(means) / self._request.rank.world
         return means.astype(np.float32)
