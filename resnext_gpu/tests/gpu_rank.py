@@ -31,7 +31,9 @@ def main(what: str, folder: Path) -> int:
     """Do `what` and return the exit code of this rank."""
     rank = rank_info()
     torch.set_num_threads(1)
-    options = GpuOptions(device="cpu", sync_bn=what == "sync", timeout=60, bucket_mib=1)
+    options = GpuOptions(
+        device="cpu", sync_bn=what == "sync", checkpointing=what == "train", timeout=60, bucket_mib=1
+    )
     try:
         collectives = connect(rank, options)
         if what == "die" and rank.rank == 1:
@@ -75,6 +77,8 @@ def main(what: str, folder: Path) -> int:
         )
         collectives.barrier()
         collectives.close()
+        left = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+        assert not [name for name in left if "gloo" in name], left
     except ResnextError as error:
         print(f"rank {rank.rank}: {error}", file=sys.stderr)
         return error.exit_code

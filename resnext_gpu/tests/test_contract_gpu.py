@@ -14,7 +14,7 @@ class TestGpuOnCpuOtherwise(BackendContract):
     """The settings that compute the same in another way."""
 
     backend_id = "gpu"
-    options = {"device": "cpu", "channels_last": True, "checkpointing": True, "bucket_mib": 1}  # noqa: RUF012
+    options = {"device": "cpu", "checkpointing": True, "bucket_mib": 1}  # noqa: RUF012
 
 
 @pytest.mark.gpu

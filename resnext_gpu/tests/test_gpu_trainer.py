@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,14 @@ from resnext_core.spec import model_spec  # noqa: E402
 from resnext_gpu import feed, graphs  # noqa: E402
 
 LRS = np.array([0.05, 0.02, 0.01], np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Give later tests back the threads that a setting took."""
+    count = torch.get_num_threads()
+    yield
+    torch.set_num_threads(count)
 
 
 def trainer(options: dict[str, Any] | None = None, **changes: Any) -> GpuTrainer:
@@ -58,6 +66,29 @@ def test_steps_equal_the_reference(changes: dict[str, Any]) -> None:
     assert found.scalars == wanted.scalars
     for name, array in wanted.tensors.items():
         assert relative(found.tensors[name], array) <= (1e-4 if name.startswith("momentum/") else 1e-5), name
+
+
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+def test_channels_last_is_the_same_step(stem: str) -> None:
+    """The layout of GPUs. One step and no more: on the CPU its sums are rounded more, and a ReLU soon turns over."""
+    request = train_request(tiny_weights(24, stem=stem), ema_decay=0.9, accumulate=2)
+    exact = dataclasses.replace(request, precision=PrecisionConfig(compute="float64"))
+    ours, reference = (
+        GpuTrainer(request, GpuOptions(device="cpu", channels_last=True)),
+        ReferenceTrainer(exact),
+    )
+    steps = batches(1, size=24)
+    assert (
+        relative(ours.predictor().logits(steps[0].images), reference.predictor().logits(steps[0].images))
+        <= 1e-5
+    )
+    assert relative(ours.run_steps(steps, LRS[:1]), reference.run_steps(steps, LRS[:1])) <= 1e-5
+    found, wanted = ours.state(), reference.state()
+    for name, array in wanted.tensors.items():
+        assert relative(found.tensors[name], array) <= (1e-4 if name.startswith("momentum/") else 1e-5), name
+    resumed = GpuTrainer(request, GpuOptions(device="cpu", channels_last=True))
+    resumed.load_state(found)
+    assert differing(resumed.state(), found) == []
 
 
 @pytest.mark.parametrize("padding", ["same", "symmetric"])

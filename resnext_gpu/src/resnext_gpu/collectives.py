@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Mapping
 from datetime import timedelta
@@ -54,7 +55,7 @@ class TorchCollectives:
         self.all_reduce_sum(np.zeros(1, np.int64))
 
     def close(self) -> None:
-        """Leave the group."""
+        """Leave the group; its threads have ended then."""
         if distributed.is_initialized():
             distributed.destroy_process_group()
 
@@ -67,6 +68,10 @@ def connect(rank: RankInfo, options: GpuOptions) -> Collectives:
     """
     if rank.world == 1:
         return SingleProcess()
+    if options.compile or options.checkpointing:
+        # Either imports this anyway. Imported while there is a group, its defaults keep that group and its threads alive
+        # beyond `close`, and a thread that lets go of a tensor while the interpreter ends aborts the process.
+        importlib.import_module("torch._dynamo")
     cuda = open_device(device_of(options, rank)).type == "cuda"
     try:
         distributed.init_process_group(
