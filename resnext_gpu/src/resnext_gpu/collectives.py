@@ -69,7 +69,7 @@ def connect(rank: RankInfo, options: GpuOptions) -> Collectives:
     if rank.world == 1:
         return SingleProcess()
     if options.compile or options.checkpointing:
-        # Either imports this anyway. Imported while there is a group, its defaults keep that group and its threads alive
+        # Either imports this anyway. Imported while there is a group, its defaults keep the group and its threads alive
         # beyond `close`, and a thread that lets go of a tensor while the interpreter ends aborts the process.
         importlib.import_module("torch._dynamo")
     cuda = open_device(device_of(options, rank)).type == "cuda"
