@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -19,6 +20,8 @@ from resnext_gpu.device import device_of, one_line, open_device
 from resnext_gpu.gradients import lost
 from resnext_gpu.options import GpuOptions
 
+#: Seconds before a group is left.
+_SETTLE_S = 0.2
 _KINDS = {"i": np.int64, "u": np.int64, "b": np.int64, "f": np.float64}
 
 
@@ -57,6 +60,9 @@ class TorchCollectives:
     def close(self) -> None:
         """Leave the group; its threads have ended then."""
         if distributed.is_initialized():
+            # gloo's threads let go of the last tensors a moment after the sum is there, and need the interpreter for it;
+            # torch 2.4 would wait for them with the interpreter in its hands, for ever.
+            time.sleep(_SETTLE_S)
             distributed.destroy_process_group()
 
 
