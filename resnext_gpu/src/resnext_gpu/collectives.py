@@ -60,7 +60,7 @@ class TorchCollectives:
     def close(self) -> None:
         """Leave the group; its threads have ended then."""
         if distributed.is_initialized():
-            # gloo's threads let go of the last tensors a moment after the sum is there, and need the interpreter for it;
+            # gloo's threads let go of the last tensors a moment after the sum is there, and need the interpreter;
             # torch 2.4 would wait for them with the interpreter in its hands, for ever.
             time.sleep(_SETTLE_S)
             distributed.destroy_process_group()
