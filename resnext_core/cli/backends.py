@@ -20,7 +20,7 @@ def handle(args: argparse.Namespace) -> int:
     found = sorted(plugins.backends.values(), key=lambda b: (-b.priority, b.id))
     reasons = {b.id: probe(b) for b in found}
     rows = [
-        [b.id, plugins.origins[b.id], ", ".join(_abilities(b)), reasons[b.id] or "ready", b.summary]
+        [b.id, plugins.origins[b.id], ", ".join(_abilities(b)), reasons[b.id] or _ready(b), b.summary]
         for b in found
     ]
     text = table([row[:4] for row in rows], ["backend", "from", "can", "here"])
@@ -38,6 +38,11 @@ def handle(args: argparse.Namespace) -> int:
     }  # fmt: skip
     output.result(value, text)
     return 0
+
+
+def _ready(backend: Backend) -> str:
+    """Return "ready", with the summary of what is never chosen by itself: it says why."""
+    return "ready" if backend.priority >= 0 else f"if asked for: {backend.summary}"
 
 
 def _abilities(backend: Backend) -> list[str]:

@@ -85,8 +85,10 @@ def bench_train(
         trainer.run_steps([batch] * chunk, lr)
         if (call + 1) * chunk > warmup:
             times.append((time.perf_counter() - started) / chunk)
+    peak = getattr(trainer, "peak_device_bytes", lambda: None)()
     trainer.close()
-    return _rates("train", backend.id, weights, n, times, passes=3)
+    found = _rates("train", backend.id, weights, n, times, passes=3)
+    return found if peak is None else found | {"peak_device_mib": round(peak / 2**20)}
 
 
 def bench_eval(

@@ -129,6 +129,8 @@ def _check(backend: Backend, plugins: PluginSet) -> dict[str, Any]:
         return result | {"state": "not here", "detail": reason}
     try:
         difference = _difference(backend, plugins)
+    except BackendUnavailable as error:  # what only opening the device could tell
+        return result | {"state": "not here", "detail": str(error)}
     except ResnextError as error:
         return result | {"state": "WRONG", "detail": str(error)}
     if difference is None:
