@@ -1,4 +1,4 @@
-"""Writes imagenet_label.json as the ancestor did: ``python -m resnext_cpp_infer.create_imagenet2012_label --img_path DIR``."""
+"""Writes imagenet_label.json: ``python -m resnext_cpp_infer.create_imagenet2012_label --img_path DIR``, as it was."""
 
 from __future__ import annotations
 
