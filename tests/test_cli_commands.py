@@ -194,10 +194,13 @@ def test_doctor(cli: CommandLine) -> None:
 @pytest.mark.parametrize("what", ["train", "eval", "data"])
 def test_bench(cli: CommandLine, photos: Path, recipe: Path, what: str) -> None:
     words = ["bench", what, "--recipe", recipe, "--data", photos, "--steps", 3, "--warmup", 1, "--classes", 6]
-    result = cli.ok(*words, "--json").json()
+    result = cli.ok(*words, "--json", "--peak-tflops", 0.5).json()
     assert result["images_per_s"] > 0
     assert result["batch_size"] == 8
     assert result["peak_memory_mib"] > 10
+    if what != "data":
+        assert result["mfu"] == result["gflop_per_s"] / 500
+    cli.refuses(EXIT_USAGE, *words, "--peak-tflops", 0, says="--peak-tflops must be above 0")
 
 
 def test_eval_finds_the_model_in_a_run_a_checkpoint_and_a_file(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -299,7 +300,13 @@ def test_gradients_and_momentum_have_the_strides_of_their_weights(channels_last:
 class FakeEvent:
     """Notes what it was recorded after; waiting for it runs the copies that were put off until then."""
 
-    log: list[str]
+    def __init__(self, *, enable_timing: bool = False) -> None:
+        self.timed = enable_timing
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        assert self.timed
+        assert end.timed
+        return 4.0  # milliseconds
 
     def record(self, stream: Any) -> None:
         pass
@@ -351,6 +358,16 @@ def test_the_feed_fills_one_slot_while_the_other_is_used(monkeypatch: pytest.Mon
     turns = [0, 1, 0, 1, 0] * 2
     assert current.waits == [filled[i] for i in turns], "a step waits for its own batch"
     assert copies.waits == [used[i] for i in turns], "a copy waits for the step that used its slot"
+    assert feeding.take_copy_seconds() == pytest.approx(len(turns) * 0.004)
+    assert feeding.take_copy_seconds() == 0.0
+
+
+def test_the_time_of_copies_is_part_of_the_steps() -> None:
+    ours = trainer({})
+    started = time.perf_counter()
+    ours.run_steps(batches(3), LRS[:3])
+    assert 0 < ours.take_copy_seconds() < time.perf_counter() - started
+    assert ours.take_copy_seconds() == 0.0
 
 
 # -- refusals ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,16 +24,28 @@ class Feed:
         self._device = device
         self._slots: list[_Slot] = []
         self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copied = 0.0
+        self._waits: list[tuple[Any, Any]] = []
+
+    def take_copy_seconds(self) -> float:
+        """Return how long, since the last call, steps waited for their images: on the CPU the time of the copies."""
+        for begin, end in self._waits:
+            end.synchronize()
+            self._copied += begin.elapsed_time(end) / 1000
+        self._waits.clear()
+        seconds, self._copied = self._copied, 0.0
+        return seconds
 
     def __call__(self, batches: Sequence[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield each batch as uint8 (N, H, W, 3) and int64 (N,)."""
         if self._stream is None:
             for batch in batches:
+                started = time.perf_counter()
                 # A copy: PyTorch would take read-only memory, and the loader's is used again.
-                yield (
-                    torch.from_numpy(np.array(batch.images)),
-                    torch.from_numpy(batch.labels.astype(np.int64)),
-                )
+                images = torch.from_numpy(np.array(batch.images))
+                labels = torch.from_numpy(batch.labels.astype(np.int64))
+                self._copied += time.perf_counter() - started
+                yield images, labels
             return
         if not self._slots or self._slots[0].shape != batches[0].images.shape:
             self._slots = [_Slot(batches[0], self._device) for _ in range(2)]
@@ -42,7 +55,11 @@ class Feed:
             if i + 1 < len(batches):
                 self._slots[(i + 1) % 2].fill(batches[i + 1], self._stream)
             current = torch.cuda.current_stream(self._device)
+            wait = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            wait[0].record(current)
             current.wait_event(slot.filled)
+            wait[1].record(current)
+            self._waits.append(wait)
             yield slot.images, slot.labels
             slot.used.record(current)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from resnext_core.errors import UsageError
@@ -11,6 +11,9 @@ from resnext_core.errors import UsageError
 @dataclass(frozen=True, kw_only=True)
 class GpuOptions:
     """Options of the backend ``gpu``.
+
+    `engine` ``mindspore`` computes with MindSpore's GPU plugin, which wants CUDA 11, where resnext-mindspore is
+    installed; the other options are then PyTorch's and mean nothing.
 
     `device` ``cuda`` is an NVIDIA GPU, ``cpu`` a test mode that computes the same over gloo, ``auto`` the first where
     there is one and else the second, with a line that says so. `channels_last` None lays images and weights out so on a
@@ -26,6 +29,7 @@ class GpuOptions:
     Raises UsageError on sizes that cannot be and on settings that exclude each other.
     """
 
+    engine: Literal["torch", "mindspore"] = "torch"
     device: Literal["cuda", "auto", "cpu"] = "cuda"
     channels_last: bool | None = None
     compile: bool = False
@@ -40,6 +44,8 @@ class GpuOptions:
     timeout: int = 600
 
     def __post_init__(self) -> None:
+        if self.engine == "mindspore" and replace(self, engine="torch") != GpuOptions():
+            raise UsageError("gpu.engine=mindspore goes with no other option of gpu; they are PyTorch's")
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"gpu.threads must be 1 or more, or null, not {self.threads}")
         for name in ("bucket_mib", "timeout"):

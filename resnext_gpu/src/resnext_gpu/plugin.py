@@ -8,9 +8,11 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resnext_core.distributed import launch_local
 from resnext_core.hookspecs import hookimpl
 from resnext_core.interfaces import (
     Backend,
+    LaunchRequest,
     Predictor,
     PredictRequest,
     StoredTensors,
@@ -44,6 +46,7 @@ def resnext_backends() -> Iterator[Backend]:
         options=GpuOptions,
         steps_per_call=8,
         connect=_connect,
+        launch=_launch,
     )
 
 
@@ -77,21 +80,44 @@ def _probe() -> str | None:
 
 
 def _trainer(request: TrainRequest) -> Trainer:
+    options = _options(request.options)
+    if options.engine == "mindspore":
+        from resnext_gpu import mindspore_engine
+
+        return mindspore_engine.create_trainer(request)
     from resnext_gpu.trainer import GpuTrainer
 
-    return GpuTrainer(request, _options(request.options))
+    return GpuTrainer(request, options)
 
 
 def _predictor(request: PredictRequest) -> Predictor:
+    options = _options(request.options)
+    if options.engine == "mindspore":
+        from resnext_gpu import mindspore_engine
+
+        return mindspore_engine.create_predictor(request)
     from resnext_gpu.predictor import create_predictor
 
-    return create_predictor(request, _options(request.options))
+    return create_predictor(request, options)
 
 
 def _connect(rank: RankInfo, options: GpuOptions | None) -> Collectives:
+    options = _options(options)
+    if options.engine == "mindspore":
+        from resnext_gpu import mindspore_engine
+
+        return mindspore_engine.connect(rank)
     from resnext_gpu.collectives import connect
 
-    return connect(rank, _options(options))
+    return connect(rank, options)
+
+
+def _launch(request: LaunchRequest) -> int:
+    if _options(request.options).engine == "mindspore":
+        from resnext_gpu import mindspore_engine
+
+        return mindspore_engine.launch(request)
+    return launch_local(request)
 
 
 def _options(options: GpuOptions | None) -> GpuOptions:

@@ -134,6 +134,10 @@ class GpuTrainer:
         """Return step, overflow_steps, loss_scale and good_steps."""
         return self._count.scalars()
 
+    def take_copy_seconds(self) -> float:
+        """Return the seconds since the last call in which steps waited for their images on the way to the device."""
+        return self._feed.take_copy_seconds()
+
     def peak_device_bytes(self) -> int | None:
         """Return the most memory that tensors took on the GPU so far; None on the CPU."""
         return torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
