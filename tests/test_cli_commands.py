@@ -16,7 +16,7 @@ from PIL import Image
 from resnext_core import __version__, builtin
 from resnext_core.config import load_config
 from resnext_core.data.augment import load_eval
-from resnext_core.errors import EXIT_DATA
+from resnext_core.errors import EXIT_DATA, EXIT_USAGE
 from resnext_core.interfaces import Command, PredictRequest
 from resnext_core.metrics import softmax
 from resnext_core.preprocess import normalize
