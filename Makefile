@@ -5,8 +5,8 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 PROJECTS := $(wildcard pyproject.toml plugins/*/pyproject.toml resnext_*/pyproject.toml)
-DISTRIBUTIONS := . resnext_gpu resnext_ascend plugins/mindspore plugins/onnx plugins/example
-FORMATTED := resnext_core resnext_gpu resnext_ascend plugins tests benchmarks
+DISTRIBUTIONS := . resnext_gpu resnext_ascend resnext_cpp_infer plugins/mindspore plugins/onnx plugins/example
+FORMATTED := resnext_core resnext_gpu resnext_ascend resnext_cpp_infer plugins tests benchmarks
 
 .PHONY: demo test lint format wheels bench clean help
 
@@ -51,5 +51,5 @@ $(VENV)/.ready: $(VENV)/.made $(PROJECTS)
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready $(PROJECTS)
-	$(BIN)/pip install --quiet "$(TORCH)" -e ".[dev,demo,tensorboard]" -e resnext_gpu -e resnext_ascend
+	$(BIN)/pip install --quiet "$(TORCH)" -e ".[dev,demo,tensorboard]" -e resnext_gpu -e resnext_ascend -e resnext_cpp_infer
 	touch $@

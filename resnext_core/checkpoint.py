@@ -115,7 +115,8 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         save_weights(weights, partial / _WEIGHTS, parents=False)
-        tensors = {k: np.ascontiguousarray(v) for k, v in state.tensors.items()}
+        served = _served(weights, state)
+        tensors = {k: np.ascontiguousarray(v) for k, v in state.tensors.items() if k.split("/")[0] != served}
         safetensors.numpy.save_file(tensors, partial / _TENSORS)
         fsync(partial / _TENSORS)
         files = (_WEIGHTS, _TENSORS)
@@ -125,7 +126,7 @@ def save_checkpoint(
             seconds=round(time.perf_counter() - started, 3), blocked_s=round(blocked_s, 3), records=records,
         )  # fmt: skip
         record = {
-            "format": FORMAT_VERSION, "progress": vars(progress), "scalars": dict(state.scalars),
+            "format": FORMAT_VERSION, "progress": vars(progress), "scalars": dict(state.scalars), "served": served,
             "run": dict(run), "files": digests, "saving": vars(saving), "metrics": dict(weights.metrics),
         }  # fmt: skip
         write_atomic(partial / _STATE, json.dumps({**record, _SEAL: _seal(record)}, indent=1), parents=False)
@@ -180,12 +181,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
         for name in (_WEIGHTS, _TENSORS):
             if file_digest(path / name) != record["files"][name]:
                 raise DataError(f"{path / name} is damaged: it does not have the digest in {_STATE}")
+        weights, tensors = load_weights(path / _WEIGHTS), safetensors.numpy.load_file(path / _TENSORS)
+        if record["served"] is not None:
+            tensors |= {f"{record['served']}/{name}": t.copy() for name, t in weights.tensors.items()}
         return Checkpoint(
             path=path,
-            weights=load_weights(path / _WEIGHTS),
-            state=TrainState(
-                tensors=safetensors.numpy.load_file(path / _TENSORS), scalars=dict(record["scalars"])
-            ),
+            weights=weights,
+            state=TrainState(tensors=tensors, scalars=dict(record["scalars"])),
             progress=Progress(**record["progress"]),
             run=dict(record["run"]),
             saving=Saving(**record["saving"]),
@@ -230,6 +232,14 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _served(weights: Weights, state: TrainState) -> str | None:
+    """Return which group of the state the served weights are, array by array: it need not be stored twice."""
+    for group in ("weights", "ema"):
+        if all(state.tensors.get(f"{group}/{name}") is t for name, t in weights.tensors.items()):
+            return group
+    return None
 
 
 def _sweep(folder: Path, keep: int) -> None:

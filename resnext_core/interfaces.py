@@ -84,7 +84,11 @@ class Predictor(Protocol):
 
 @runtime_checkable
 class Trainer(Protocol):
-    """A network being trained. Driven by :mod:`resnext_core.loop`, a chunk of steps at a time."""
+    """A network being trained. Driven by :mod:`resnext_core.loop`, a chunk of steps at a time.
+
+    It may also have `take_copy_seconds()`, the seconds since the last call in which steps waited for their images on
+    the way to the device, and `peak_device_bytes()`; see :func:`copy_seconds` and :func:`peak_bytes`.
+    """
 
     def run_steps(self, batches: Sequence[Batch], lrs: NDArray[Any]) -> NDArray[Any]:
         """Take one optimizer step a batch with learning rate lrs[i] (float32).
@@ -115,6 +119,19 @@ class Trainer(Protocol):
     def close(self) -> None:
         """Release the device."""
         ...
+
+
+def copy_seconds(trainer: Trainer) -> float | None:
+    """Return what ``trainer.take_copy_seconds()`` says, None where it has no such method."""
+    ask = getattr(trainer, "take_copy_seconds", None)
+    return None if ask is None else float(ask())
+
+
+def peak_bytes(trainer: Trainer) -> int | None:
+    """Return the most device memory that the trainer took so far, None where it does not say."""
+    ask = getattr(trainer, "peak_device_bytes", None)
+    found = None if ask is None else ask()
+    return None if found is None else int(found)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

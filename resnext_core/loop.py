@@ -19,7 +19,7 @@ from resnext_core.data.sampler import epoch_permutation, rank_slice, steps_per_e
 from resnext_core.distributed import Collectives, RankInfo
 from resnext_core.errors import DataError, Interrupted
 from resnext_core.evaluate import Evaluation, evaluate
-from resnext_core.interfaces import Batch, Trainer
+from resnext_core.interfaces import Batch, Trainer, copy_seconds
 from resnext_core.meter import Meter
 from resnext_core.nonfinite import Nonfinite
 from resnext_core.runs import RunFolder
@@ -147,7 +147,10 @@ def _train_epoch(work: _Work, epoch: int, done: int) -> Generator[int, None, Non
             epochs=config.train.epochs,
         )  # fmt: skip
         losses = trainer.run_steps(chunk, lr)
-        meter.add(step + len(chunk), losses, float(lr[-1]), loaded - started, time.perf_counter() - loaded)
+        meter.add(
+            step + len(chunk), losses, float(lr[-1]), wait=loaded - started,
+            compute=time.perf_counter() - loaded, copy=copy_seconds(trainer),
+        )  # fmt: skip
         for i in np.flatnonzero(~np.isfinite(losses)).tolist() or [len(losses) - 1]:
             samples = rank_slice(order, step + i - epoch * per_epoch, batch_size, 0, 1)
             record = work.watch.look(

@@ -24,6 +24,7 @@ class Meter:
     def _reset(self) -> None:
         self._losses: list[float] = []
         self._wait = self._compute = 0.0
+        self._copy: float | None = None
         self._started = time.perf_counter()
 
     @property
@@ -31,12 +32,17 @@ class Meter:
         """Steps since the last record."""
         return len(self._losses)
 
-    def add(self, step: int, losses: NDArray[Any], lr: float, wait: float, compute: float) -> None:
-        """Add the steps that end at `step`, with their `losses` and the seconds they took."""
+    def add(
+        self, step: int, losses: NDArray[Any], lr: float, *, wait: float, compute: float, copy: float | None
+    ) -> None:
+        """Add the steps that end at `step`, with their `losses` and seconds; `copy` are those of `compute` in which
+        the device waited for its images, None where the trainer does not say."""
         self._losses += [float(x) for x in losses]
         self._step, self._lr = step, lr
         self._wait += wait
         self._compute += compute
+        if copy is not None:
+            self._copy = (self._copy or 0.0) + copy
         self._emit(
             {
                 "kind": "progress", "what": "train", "done": step, "loss": float(losses[-1]), "lr": lr,
@@ -53,7 +59,9 @@ class Meter:
                 "kind": "train", "step": self._step, "epoch": self._epoch,
                 "loss": mean_of_finite(self._losses), "lr": self._lr, "images": images,
                 "seconds": round(seconds, 4), "wait_s": round(self._wait, 4),
-                "compute_s": round(self._compute, 4), "images_per_s": round(images / seconds, 2),
+                "compute_s": round(self._compute, 4),
+                "copy_s": None if self._copy is None else round(self._copy, 4),
+                "images_per_s": round(images / seconds, 2),
                 "nonfinite_steps": int(np.count_nonzero(~np.isfinite(self._losses))),
                 "overflow_steps": counters["overflow_steps"], "loss_scale": counters["loss_scale"],
             }

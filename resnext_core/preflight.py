@@ -62,9 +62,9 @@ def training_memory(spec: ModelSpec, config: Config, micro_batch: int) -> Memory
 
 
 def checkpoint_bytes(spec: ModelSpec, config: Config) -> int:
-    """Return the bytes of a checkpoint's tensors: the served weights, the weights, the momentum, the EMA."""
+    """Return the bytes of a checkpoint's tensors: the weights, the momentum, the EMA."""
     every = 4 * sum(t.size for t in spec.tensors)
-    return (3 if config.train.ema_decay is not None else 2) * every + 4 * spec.parameters
+    return (2 if config.train.ema_decay is not None else 1) * every + 4 * spec.parameters
 
 
 def preflight(config: Config, splits: Splits, world: int) -> Iterator[Note]:

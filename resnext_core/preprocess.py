@@ -130,6 +130,9 @@ def geometry(height: int, width: int, spec: PreprocessSpec) -> Geometry:
 def eval_pixels(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
     """Resize and centre-crop an RGB image: uint8 (size, size, 3).
 
+    The antialiased filter goes over rows first, then over columns, each rounded to 8 bits. That is said by two calls:
+    in one, Pillow 13 takes the columns first where an image is tall, as earlier releases do not.
+
     An image longer than 16 times its shorter side is not resized as a whole (100,000 × 1 would become
     25,600,000 × 256): only its crop is computed, equal to the same within 1 level.
     """
@@ -144,7 +147,8 @@ def eval_pixels(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
 
     right, bottom = place.left + spec.size, place.top + spec.size
     if max(place.height, place.width) <= 16 * spec.resize:
-        resized = image.resize((place.width, place.height), Resampling.BILINEAR)
+        wide = image.resize((place.width, image.height), Resampling.BILINEAR)
+        resized = wide.resize((place.width, place.height), Resampling.BILINEAR)
         return np.asarray(resized.crop((place.left, place.top, right, bottom)))
     down, across = image.height / place.height, image.width / place.width
     box = (

@@ -90,6 +90,29 @@ def test_round_trip_is_exact(save: Save, tiny_weights: Weights) -> None:
         assert np.array_equal(read.state.tensors[f"weights/{name}"], array)
 
 
+@pytest.mark.parametrize(
+    ("served", "stored"), [("weights", {"ema"}), ("ema", {"weights"}), (None, {"weights", "ema"})]
+)
+def test_what_is_served_is_not_stored_twice(
+    tiny_weights: Weights, tmp_path: Path, served: str | None, stored: set[str]
+) -> None:
+    groups = {
+        g: {n: a + i for n, a in tiny_weights.tensors.items()} for i, g in enumerate(("weights", "ema"))
+    }
+    tensors = {f"{g}/{n}": a for g, arrays in groups.items() for n, a in arrays.items()}
+    weights = tiny_weights.replace(tensors=groups[served]) if served else tiny_weights
+    progress = Progress(step=1, epoch_closed=True)
+    state = TrainState(tensors=tensors, scalars={"step": 1})
+    name = save_checkpoint(tmp_path / "c", weights, state, progress, run={}, best=False, keep=1).name
+    read = load_checkpoint(tmp_path / "c" / name)
+    assert read.state.tensors.keys() == tensors.keys()
+    assert all(np.array_equal(read.state.tensors[n], a) for n, a in tensors.items())
+    with safetensors.safe_open(tmp_path / "c" / name / "training.safetensors", "numpy") as file:
+        assert {n.split("/")[0] for n in file.keys()} == stored  # noqa: SIM118 - no mapping
+    next(iter(read.state.tensors.values()))[...] = 7  # a trainer may go on in these very arrays
+    assert read.weights.digest == weights.digest
+
+
 def test_pointers_and_what_is_kept(save: Save, tmp_path: Path) -> None:
     for step in range(1, 8):
         save(step, best=step in (1, 2), keep=2)

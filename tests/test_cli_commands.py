@@ -16,7 +16,7 @@ from PIL import Image
 from resnext_core import __version__, builtin
 from resnext_core.config import load_config
 from resnext_core.data.augment import load_eval
-from resnext_core.errors import EXIT_DATA
+from resnext_core.errors import EXIT_DATA, EXIT_USAGE
 from resnext_core.interfaces import Command, PredictRequest
 from resnext_core.metrics import softmax
 from resnext_core.preprocess import normalize
@@ -194,10 +194,13 @@ def test_doctor(cli: CommandLine) -> None:
 @pytest.mark.parametrize("what", ["train", "eval", "data"])
 def test_bench(cli: CommandLine, photos: Path, recipe: Path, what: str) -> None:
     words = ["bench", what, "--recipe", recipe, "--data", photos, "--steps", 3, "--warmup", 1, "--classes", 6]
-    result = cli.ok(*words, "--json").json()
+    result = cli.ok(*words, "--json", "--peak-tflops", 0.5).json()
     assert result["images_per_s"] > 0
     assert result["batch_size"] == 8
     assert result["peak_memory_mib"] > 10
+    if what != "data":
+        assert result["mfu"] == result["gflop_per_s"] / 500
+    cli.refuses(EXIT_USAGE, *words, "--peak-tflops", 0, says="--peak-tflops must be above 0")
 
 
 def test_eval_finds_the_model_in_a_run_a_checkpoint_and_a_file(

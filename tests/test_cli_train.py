@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from command_line import CommandLine, environment, write_plugin
+from processes import finish
 
 from resnext_core.checkpoint import load_checkpoint, load_latest
 from resnext_core.errors import EXIT_DATA, EXIT_INTERRUPTED, EXIT_USAGE
@@ -58,15 +59,6 @@ def begin(words: list[str], cwd: Path, until: str, **env: str) -> subprocess.Pop
         if until in line:
             return process
     raise AssertionError(f"ended before '{until}': {process.communicate()[1]}")
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Wait for a process; return its exit code and what it wrote to standard error."""
-    try:
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    return process.returncode, err
 
 
 def same_outcome(run: RunFolder, other: RunFolder) -> None:
@@ -332,7 +324,7 @@ def test_the_run_folder_is_complete(finished_run: Path, photos: Path) -> None:
     log = (finished_run / "log.txt").read_text()
     assert "epoch   2  val top-1" in log
     momentum = safetensors.numpy.load_file(run.checkpoints / "step-00000012" / "training.safetensors")
-    assert {n.split("/")[0] for n in momentum} == {"weights", "momentum"}
+    assert {n.split("/")[0] for n in momentum} == {"momentum"}, "what is served is not stored twice"
 
 
 def test_training_without_val_evaluates_nothing_and_says_where_the_weights_are(

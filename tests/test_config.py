@@ -153,7 +153,7 @@ def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
         ("toy.device=gpu", "toy.device: must be one of cpu, npu"),
         ("trian.epochs=3", "unknown config section 'trian'; did you mean 'train'?"),
         ("train.epoch=3", "unknown config key 'train.epoch'; did you mean 'epochs'?"),
-        ("train.zzz=3", "unknown config key 'train.zzz'; known: accumulate, batch_size,"),
+        ("train.zzz=3", "unknown config key 'train.zzz'; known: accumulate, background_saving,"),
         ("backends.toy=3", "unknown config section 'backends'"),
         ("optimizer.lr=[1", "the value is not valid YAML"),
         ("optimizer.lr=2026-99-99", "the value is not valid YAML"),

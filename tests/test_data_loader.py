@@ -8,13 +8,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 from images import bad_images, class_tree, pixels
+from processes import alive, eventually
 
 from resnext_core.config import AugmentConfig
 from resnext_core.data.augment import load_eval
@@ -64,23 +65,6 @@ def _flat(values: np.ndarray) -> np.ndarray:
 
 
 FIELDS = ("images", "labels", "index", "valid")
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return condition()
-
-
-def alive(pid: int) -> bool:
-    """True while a process runs; one that only waits for its end to be noticed does not."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_batches_do_not_depend_on_workers(index: Index) -> None:

@@ -41,6 +41,7 @@ PAGES = sorted(
         *ROOT.glob("*.md"),
         *DOCS.rglob("*.md"),
         *ROOT.glob("plugins/*/README.md"),
+        *ROOT.glob("resnext_*/README.md"),
         *ROOT.glob("benchmarks/*.md"),
     ]
 )
@@ -507,9 +508,9 @@ def test_documented_records_are_written(finished_run: Path) -> None:
 
 def test_environment_variables_match() -> None:
     used: set[str] = set()
-    for folder in (ROOT / "resnext_core", ROOT / "plugins"):
+    for folder in (ROOT / "resnext_core", ROOT / "plugins", *ROOT.glob("resnext_*/")):
         for path in folder.rglob("*.py"):
-            used |= set(re.findall(r"RESNEXT_[A-Z_]+[A-Z]", path.read_text()))
+            used |= set(re.findall(r"(?<!-D)(?<!define )RESNEXT_[A-Z_]+[A-Z]", path.read_text()))
     documented = set(
         re.findall(r"RESNEXT_[A-Z_]+[A-Z]", CONTRACT.read_text().split("## Environment variables")[1])
     )

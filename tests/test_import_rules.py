@@ -20,6 +20,7 @@ def test_the_contracts_hold() -> None:
     pytest.importorskip("resnext_onnx.plugin")
     pytest.importorskip("resnext_gpu.plugin")
     pytest.importorskip("resnext_ascend.plugin")
+    pytest.importorskip("resnext_cpp_infer.plugin")
     done = subprocess.run(
         [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()", "--no-cache"],
         cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from command_line import environment, write_plugin
+from processes import eventually, finish
 
 from resnext_core.checkpoint import load_latest
 from resnext_core.data.sampler import epoch_permutation, rank_slice
@@ -41,15 +41,6 @@ def start(argv: list[str], **env: str) -> subprocess.Popen[str]:
         [sys.executable, "-m", "resnext_core.cli", *argv], env=environment(**env),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-
-
-def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str]:
-    """Wait for a process; return its exit code and what it wrote to standard error."""
-    try:
-        _, err = process.communicate(timeout=timeout)
-    finally:
-        process.kill()
-    return process.returncode, err
 
 
 @pytest.fixture(scope="module")
@@ -206,15 +197,6 @@ def test_two_processes_go_on_as_one_and_as_three(photos: Path, recipe: Path, tmp
         if tensor.trainable:  # running statistics are those of rank 0's micro-batches, see decision 0008
             a, b = ours.weights.tensors[tensor.name], theirs.weights.tensors[tensor.name]
             assert np.abs(a - b).max() <= 1e-3 * np.abs(b).max(), tensor.name
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return condition()
 
 
 def test_ranks_end_with_a_launcher_that_is_killed(photos: Path, recipe: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from resnext_core.data.loader import Loader
 from resnext_core.data.sampler import epoch_permutation
 from resnext_core.distributed import RankInfo, SingleProcess
 from resnext_core.errors import UsageError
-from resnext_core.interfaces import Backend
+from resnext_core.interfaces import Backend, peak_bytes
 from resnext_core.jobs import initial_weights, loader_workers, train_request
 from resnext_core.metrics import percentiles
 from resnext_core.plugins import PluginSet, load_plugins
@@ -47,6 +47,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classes", type=int, default=1000, metavar="K", help="classes of a fresh model (default 1000)"
     )
+    parser.add_argument(
+        "--peak-tflops",
+        type=float,
+        metavar="T",
+        help="what the device can do at most, in the run's precision: adds mfu, the share of it that the model used",
+    )
     add_config_flags(parser)
     add_json_flag(parser)
 
@@ -54,6 +60,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def handle(args: argparse.Namespace) -> int:
     if args.steps < 1 or args.warmup < 0:
         raise UsageError("--steps must be 1 or more, --warmup 0 or more")
+    if args.peak_tflops is not None and not args.peak_tflops > 0:
+        raise UsageError(f"--peak-tflops must be above 0, not {args.peak_tflops}")
     plugins = load_plugins()
     config, sources = resolve_config(args, plugins)
     output = Output(json_result=args.json)
@@ -64,6 +72,8 @@ def handle(args: argparse.Namespace) -> int:
         result = bench_train(config, backend, _fresh(config, args.classes), args.steps, args.warmup)
     else:
         result = bench_eval(args, config, sources, plugins)
+    if args.peak_tflops is not None and "gflop_per_s" in result:
+        result["mfu"] = result["gflop_per_s"] / (1000 * args.peak_tflops)
     result["peak_memory_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     text = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in result.items())
     output.result(result, text)
@@ -85,8 +95,10 @@ def bench_train(
         trainer.run_steps([batch] * chunk, lr)
         if (call + 1) * chunk > warmup:
             times.append((time.perf_counter() - started) / chunk)
+    peak = peak_bytes(trainer)
     trainer.close()
-    return _rates("train", backend.id, weights, n, times, passes=3)
+    found = _rates("train", backend.id, weights, n, times, passes=3)
+    return found if peak is None else found | {"peak_device_mib": round(peak / 2**20)}
 
 
 def bench_eval(

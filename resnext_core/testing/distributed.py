@@ -39,7 +39,7 @@ class DistributedContract(ContractBase):
     """Two processes started by the backend's launcher, or by core's where it has none."""
 
     def test_sums_over_ranks_are_exact(self) -> None:
-        """Integers beyond 2**31 and beyond what a float64 can hold, and float64 to the last bit."""
+        """Integers beyond 2**31 and beyond what a float64 can hold, float64 to the last bit, float32 as float32."""
         expected = sums_of(range(WORLD))
         for rank, report in enumerate(self._reports()):
             assert report.sums == expected, f"rank {rank}"

@@ -45,6 +45,11 @@ def floats(rank: int) -> list[float]:
     return [0.1 * (rank + 1), 1 / 3, 1e300, 2.0**53 + rank]
 
 
+def singles(rank: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return float32 values, as running statistics are: their sum must be a tensor that a state can hold."""
+    return np.array([0.5 + rank, 2.0**-20], np.float32)
+
+
 def sums_of(ranks: Iterable[int]) -> dict[str, Any]:
     """Return the sums that every rank must get."""
     ranks = list(ranks)
@@ -52,7 +57,11 @@ def sums_of(ranks: Iterable[int]) -> dict[str, Any]:
     for rank in ranks[1:]:
         total = total + np.array(floats(rank))
     columns = zip(*(integers(rank) for rank in ranks), strict=True)
-    return {"integers": [sum(column) for column in columns], "floats": [float(v).hex() for v in total]}
+    return {
+        "integers": [sum(column) for column in columns],
+        "floats": [float(v).hex() for v in total],
+        "singles": ["float32", *(float(v) for v in np.sum([singles(rank) for rank in ranks], axis=0))],
+    }
 
 
 def main(argv: list[str]) -> int:
@@ -96,8 +105,13 @@ def _load(factory: str) -> Backend:
 def _work(backend: Backend, options: Any, info: RankInfo, collectives: Collectives, out: Path) -> None:
     total = collectives.all_reduce_sum(np.array(integers(info.rank), np.int64))
     real = collectives.all_reduce_sum(np.array(floats(info.rank), np.float64))
+    single = collectives.all_reduce_sum(singles(info.rank))
     report: dict[str, Any] = {
-        "sums": {"integers": [int(v) for v in total], "floats": [float(v).hex() for v in real]},
+        "sums": {
+            "integers": [int(v) for v in total],
+            "floats": [float(v).hex() for v in real],
+            "singles": [single.dtype.name, *(float(v) for v in single)],
+        },
         "losses": [],
         "scalars": None,
     }

@@ -54,6 +54,7 @@ def main(what: str, folder: Path) -> int:
         losses=losses,
         integers=collectives.all_reduce_sum(np.array([[2**53 + rank.rank], [-7]])),
         floats=collectives.all_reduce_sum(np.array([0.1, 1e300])),
+        singles=collectives.all_reduce_sum(np.array([0.1, 2.0], np.float32)),
         empty=collectives.all_reduce_sum(np.zeros(0)),
         **trainer.state().tensors,
     )

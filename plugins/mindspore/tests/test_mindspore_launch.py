@@ -30,7 +30,7 @@ TIMEOUT = 60
 
 @pytest.fixture(autouse=True)
 def _path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))
 
 
 def _request(what: str, folder: Path) -> LaunchRequest:
@@ -51,6 +51,8 @@ def test_two_ranks_equal_one_that_accumulates(
         np.testing.assert_allclose(found["losses"], losses, rtol=1e-5)
         np.testing.assert_array_equal(found["integers"], [[2**54 + 1], [-14]])
         np.testing.assert_array_equal(found["floats"], [0.2, 2e300])
+        assert found["singles"].dtype == np.float32, "what the loop shares is what a state must hold"
+        np.testing.assert_array_equal(found["singles"], np.array([0.2, 4.0], np.float32))
         assert found["empty"].shape == (0,)
     for name, array in reference.state().tensors.items():
         if "running" in name:  # local to a rank

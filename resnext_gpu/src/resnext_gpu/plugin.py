@@ -1,14 +1,53 @@
-"""What resnext-gpu offers to resnext. Imports no framework."""
+"""What resnext-gpu offers to resnext; light, because every start of the program reads it. Imports no framework."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
+from importlib import metadata, util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from resnext_core.distributed import launch_local
 from resnext_core.hookspecs import hookimpl
-from resnext_core.interfaces import StoredTensors, WeightFile
+from resnext_core.interfaces import (
+    Backend,
+    LaunchRequest,
+    Predictor,
+    PredictRequest,
+    StoredTensors,
+    Trainer,
+    TrainRequest,
+    WeightFile,
+)
+from resnext_gpu.options import GpuOptions
+
+if TYPE_CHECKING:
+    from resnext_core.distributed import Collectives, RankInfo
+
+_MISSING = "PyTorch is not installed: pip install 'resnext-core[gpu]'"
+#: What the NVIDIA driver leaves on a machine (Linux, in a container, WSL).
+_DRIVER = ("/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg")
+
+
+@hookimpl
+def resnext_backends() -> Iterator[Backend]:
+    """Yield the backend: first choice where a GPU seems to be, last, and named a test mode, where there is none."""
+    gpu = has_driver() and not _cpu_build()
+    test_mode = "no NVIDIA GPU here; PyTorch on the CPU is a test mode: --set gpu.device=cpu"
+    yield Backend(
+        id="gpu",
+        summary="NVIDIA GPUs on PyTorch" if gpu else test_mode,
+        priority=40 if gpu else -10,
+        probe=_probe,
+        trainer=_trainer,
+        predictor=_predictor,
+        formats=(".safetensors",),
+        options=GpuOptions,
+        steps_per_call=8,
+        connect=_connect,
+        launch=_launch,
+    )
 
 
 @hookimpl
@@ -22,10 +61,67 @@ def resnext_weight_files() -> Iterator[WeightFile]:
     )
 
 
+def has_driver() -> bool:
+    """True where this machine looks as if it had an NVIDIA driver; nothing is opened."""
+    return any(os.path.exists(path) for path in _DRIVER)
+
+
+def _cpu_build() -> bool:
+    """True where the installed PyTorch says in its version that it cannot use a GPU."""
+    try:
+        return metadata.version("torch").endswith("+cpu")
+    except metadata.PackageNotFoundError:
+        return False
+
+
 def _probe() -> str | None:
-    if find_spec("torch") is None:
-        return "PyTorch is not installed: pip install 'resnext-core[gpu]'"
-    return None
+    """Whether the GPU works, only the driver can tell: that is asked when the device is opened."""
+    return _MISSING if util.find_spec("torch") is None else None
+
+
+def _trainer(request: TrainRequest) -> Trainer:
+    options = _options(request.options)
+    if options.engine == "mindspore":
+        from resnext_gpu import mindspore_engine
+
+        return mindspore_engine.create_trainer(request)
+    from resnext_gpu.trainer import GpuTrainer
+
+    return GpuTrainer(request, options)
+
+
+def _predictor(request: PredictRequest) -> Predictor:
+    options = _options(request.options)
+    if options.engine == "mindspore":
+        from resnext_gpu import mindspore_engine
+
+        return mindspore_engine.create_predictor(request)
+    from resnext_gpu.predictor import create_predictor
+
+    return create_predictor(request, options)
+
+
+def _connect(rank: RankInfo, options: GpuOptions | None) -> Collectives:
+    options = _options(options)
+    if options.engine == "mindspore":
+        from resnext_gpu import mindspore_engine
+
+        return mindspore_engine.connect(rank)
+    from resnext_gpu.collectives import connect
+
+    return connect(rank, options)
+
+
+def _launch(request: LaunchRequest) -> int:
+    if _options(request.options).engine == "mindspore":
+        from resnext_gpu import mindspore_engine
+
+        return mindspore_engine.launch(request)
+    return launch_local(request)
+
+
+def _options(options: GpuOptions | None) -> GpuOptions:
+    return GpuOptions() if options is None else options
 
 
 def _read(path: Path) -> StoredTensors:

@@ -22,7 +22,7 @@ class MindsporeCollectives:
         self._gather = ms.ops.AllGather()
 
     def all_reduce_sum(self, values: np.ndarray) -> np.ndarray:
-        """Return the int64 or float64 sum over ranks, in rank order, so the same bits on every rank.
+        """Return the int64, float64 or float32 sum over ranks, in rank order, so the same bits on every rank.
 
         The ranks exchange the bits as int32, the one integer type that mccl gathers rightly: of int64 it
         copies half the bytes without an error, and it reduces float32 alone. Raises UsageError on values
@@ -31,7 +31,8 @@ class MindsporeCollectives:
         values = np.asarray(values)
         if values.dtype.kind not in "iubf":
             raise UsageError(f"only integers and floats can be summed over ranks, not {values.dtype}")
-        wide = np.ascontiguousarray(values, dtype=np.float64 if values.dtype.kind == "f" else np.int64)
+        kind = np.float64 if values.dtype.kind == "f" else np.int64
+        wide = np.ascontiguousarray(values, dtype=np.float32 if values.dtype == np.float32 else kind)
         if wide.size == 0:
             return wide.copy()
         bits = wide.reshape(-1).view(np.int32)

@@ -1,0 +1,61 @@
+// An engine that is loaded, and a model that is open in it.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "manifest.h"
+#include "resnext_engine.h"
+
+namespace resnext {
+
+struct EngineRequest {
+  std::string model, name, device = "cpu", runtime, precision, folder;
+  int device_id = 0, threads = 0, batch = 1;
+};
+
+class Model {
+ public:
+  // Opens a model with the engine that its ending, or `request.name`, says. Error(kUsage) for an engine or a device
+  // that is not there, Error(kEngine) for one that cannot run here, Error(kData) for a model that cannot be served.
+  explicit Model(const EngineRequest& request);
+  ~Model();
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
+
+  const Manifest& manifest() const { return manifest_; }
+  const std::string& manifest_text() const { return text_; }
+  const std::string& engine() const { return name_; }
+  std::string version() const;
+  // 0: any.
+  int fixed_batch() const;
+  int classes() const { return static_cast<int>(manifest_.classes.size()); }
+  // Bytes of an image, uint8 (size, size, 3).
+  size_t image_bytes() const;
+
+  // Computes `n` images, uint8 (n, size, size, 3), to float32 (n, classes). Error(kEngine) when the engine fails.
+  void logits(const uint8_t* images, int n, float* out);
+  // The same for normalised float32 (n, 3, size, size); Error(kUsage) where normalisation is inside the artefact.
+  void logits_from_tensor(const float* tensor, int n, float* out);
+
+ private:
+  void run(const void* rows, size_t row_bytes, int n, float* out);
+
+  void* library_ = nullptr;
+  const resnext_engine* engine_ = nullptr;
+  resnext_model* model_ = nullptr;
+  std::string name_, text_;
+  Manifest manifest_;
+  std::vector<float> tensor_;
+  std::vector<char> padded_;
+  std::vector<float> padded_logits_;
+};
+
+// Names of the engines in `folder`.
+std::vector<std::string> engines_in(const std::string& folder);
+
+// The folder of this program.
+std::string program_folder();
+
+}  // namespace resnext

@@ -1,0 +1,212 @@
+// resnext-infer: from a folder of images and an artefact to predictions and accuracy.
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <csignal>
+#include <cstdio>
+#include <exception>
+#include <limits>
+#include <memory>
+#include <new>
+#include <thread>
+
+#include "args.h"
+#include "dataset.h"
+#include "error.h"
+#include "files.h"
+#include "npy.h"
+#include "pipeline.h"
+#include "results.h"
+#include "stream.h"
+#include "summary.h"
+
+namespace resnext {
+namespace {
+
+std::atomic<bool> stop_requested{false};
+
+// The first signal asks, the second ends.
+void on_signal(int number) {
+  stop_requested = true;
+  std::signal(number, SIG_DFL);
+}
+
+void warm_up(Model& model, size_t batch, int calls) {
+  const std::vector<uint8_t> images(batch * model.image_bytes());
+  std::vector<float> logits(batch * static_cast<size_t>(model.classes()));
+  for (int i = 0; i < calls; ++i) model.logits(images.data(), static_cast<int>(batch), logits.data());
+}
+
+// Shows how far it is, on a terminal, a few times a second.
+class Progress {
+ public:
+  Progress(size_t total, bool wanted) : total_(total), shown_(wanted && isatty(STDERR_FILENO) != 0) {}
+  ~Progress() {
+    if (shown_) std::fputs("\r\033[K", stderr);
+  }
+  void operator()(size_t done) {
+    const auto now = std::chrono::steady_clock::now();
+    if (!shown_ || now - last_ < std::chrono::milliseconds(200)) return;
+    last_ = now;
+    const double seconds = std::chrono::duration<double>(now - started_).count();
+    std::fprintf(stderr, "\r%zu of %zu images, %.0f images/s", done, total_, static_cast<double>(done) / seconds);
+    std::fflush(stderr);
+  }
+
+ private:
+  size_t total_;
+  bool shown_;
+  std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now(), last_ = started_;
+};
+
+// Writes and counts the images of a batch.
+class Sink {
+ public:
+  Sink(const Args& args, const Dataset& data, const Model& model)
+      : args_(args),
+        data_(data),
+        classes_(static_cast<size_t>(model.classes())),
+        image_bytes_(model.image_bytes()),
+        writer_(args.output, args.format == "csv", args.top, model.manifest().classes) {
+    const auto size = static_cast<size_t>(model.manifest().preprocess.size);
+    if (!args.logits.empty())
+      logits_ = std::make_unique<NpyWriter>(args.logits, "<f4", data.samples.size(), std::vector<size_t>{classes_});
+    if (!args.pixels.empty())
+      pixels_ =
+          std::make_unique<NpyWriter>(args.pixels, "|u1", data.samples.size(), std::vector<size_t>{size, size, 3});
+    counts.expected = data.samples.size();
+    counts.labelled = data.labelled;
+  }
+
+  void operator()(const BatchResult& batch) {
+    const std::vector<float> none(classes_, std::numeric_limits<float>::quiet_NaN());
+    for (size_t row = 0; row < batch.count; ++row) {
+      const Sample& sample = data_.samples[batch.first + row];
+      const float* logits = batch.logits + row * classes_;
+      if (batch.errors[row].empty()) {
+        score(sample, logits);
+      } else {
+        ++counts.failed;
+        writer_.failed(sample, batch.errors[row]);
+        logits = none.data();
+      }
+      if (logits_ != nullptr) logits_->write(logits, classes_ * sizeof(float));
+      if (pixels_ != nullptr) pixels_->write(batch.pixels + row * image_bytes_, image_bytes_);
+    }
+  }
+
+  void finish() {
+    writer_.finish();
+    if (logits_ != nullptr) logits_->finish();
+    if (pixels_ != nullptr) pixels_->finish();
+  }
+
+  Counts counts;
+
+ private:
+  void score(const Sample& sample, const float* logits) {
+    if (!std::all_of(logits, logits + classes_, [](float x) { return std::isfinite(x); }))
+      throw Error(kData, "the model gives logits that are no numbers for " + sample.path);
+    ++counts.scored;
+    if (sample.label >= 0) {
+      const auto best = top_k(logits, classes_, std::min(classes_, size_t{5}));
+      counts.correct1 += best.front() == sample.label ? 1 : 0;
+      counts.correct5 += std::count(best.begin(), best.end(), sample.label) > 0 ? 1 : 0;
+    }
+    writer_.scored(sample, logits);
+    if (!args_.seed_layout.empty()) write_seed_logits(args_.seed_layout, sample, logits, classes_);
+  }
+
+  const Args& args_;
+  const Dataset& data_;
+  size_t classes_, image_bytes_;
+  ResultWriter writer_;
+  std::unique_ptr<NpyWriter> logits_, pixels_;
+};
+
+void write_summary(const std::string& path, const std::string& json) {
+  std::FILE* file = open_partial(path);
+  try {
+    write_all(file, path, json.data(), json.size());
+  } catch (...) {
+    std::fclose(file);
+    throw;
+  }
+  finish_partial(file, path);
+}
+
+int infer(Args& args) {
+  args.engine.batch = args.batch > 0 ? args.batch : 8;
+  Model model(args.engine);
+  if (args.print_manifest) {
+    std::puts(model.manifest_text().c_str());
+    return kDone;
+  }
+  if (args.stream) {
+    serve_stream(model, STDIN_FILENO, STDOUT_FILENO);
+    return kDone;
+  }
+  const int natural = model.fixed_batch() > 0 ? model.fixed_batch() : args.engine.batch;
+  const auto batch = static_cast<size_t>(args.batch > 0 ? args.batch : natural);
+  const unsigned cores = std::max(std::thread::hardware_concurrency(), 1U);
+  const auto workers = static_cast<size_t>(args.workers > 0 ? args.workers : static_cast<int>(cores));
+  const Dataset data = open_dataset(args.data, args.labels, model.manifest().classes);
+  Sink sink(args, data, model);
+  Timings timings;
+  {
+    Progress progress(data.samples.size(), !args.quiet);
+    warm_up(model, batch, args.warmup);
+    timings = run_pipeline(data.samples, model, batch, workers, stop_requested, [&](const BatchResult& result) {
+      sink(result);
+      progress(result.first + result.count);
+    });
+  }
+  sink.finish();
+  const Counts& counts = sink.counts;
+  if (counts.scored + counts.failed != counts.expected) throw std::logic_error("the counts do not add up");
+  if (!args.seed_layout.empty())
+    write_seed_time(args.seed_layout, mean(timings.engine) / static_cast<double>(batch), counts.scored);
+  if (!args.summary.empty())
+    write_summary(args.summary, summary_json(counts, timings, model, args.engine, batch, workers));
+  if (!args.quiet) std::fprintf(stderr, "%s\n", summary_line(counts, timings).c_str());
+  return counts.failed > 0 ? kData : kDone;
+}
+
+int run(int argc, char** argv) {
+  Args args = parse_args(argc, argv);
+  if (args.help)
+    std::fputs(kHelp, stdout);
+  else if (args.version)
+    std::printf("resnext-infer %s (engine ABI %d)\n", RESNEXT_INFER_VERSION, RESNEXT_ENGINE_ABI);
+  else if (args.list_engines)
+    for (const std::string& name : engines_in(args.engine.folder.empty() ? program_folder() : args.engine.folder))
+      std::printf("%s\n", name.c_str());
+  else
+    return infer(args);
+  return kDone;
+}
+
+}  // namespace
+}  // namespace resnext
+
+int main(int argc, char** argv) {
+  std::signal(SIGINT, resnext::on_signal);
+  std::signal(SIGTERM, resnext::on_signal);
+  std::signal(SIGPIPE, SIG_IGN);
+  try {
+    return resnext::run(argc, argv);
+  } catch (const resnext::Error& error) {
+    std::fprintf(stderr, "resnext-infer: %s\n", error.what());
+    return error.code;
+  } catch (const std::bad_alloc&) {
+    std::fputs("resnext-infer: not enough memory; use a smaller --batch or fewer --workers\n", stderr);
+    return resnext::kData;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "resnext-infer: a bug: %s\n", error.what());
+    return 1;
+  }
+}

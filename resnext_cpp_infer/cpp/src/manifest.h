@@ -1,0 +1,39 @@
+// What an artefact says of itself: image size, preprocessing, classes. No constant of these is anywhere in this
+// program.
+#pragma once
+
+#include <array>
+#include <string>
+#include <vector>
+
+namespace resnext {
+
+struct Preprocess {
+  enum class Mode { kShorterSide, kSquash };
+  enum class Filter { kAntialias, kPlain };
+  int size = 0;    // pixels of the crop
+  int resize = 0;  // pixels before it
+  Mode mode = Mode::kSquash;
+  Filter filter = Filter::kAntialias;
+  std::array<float, 3> mean{};  // on 0..255
+  std::array<float, 3> std{};
+  bool scaled_decode = false;
+};
+
+struct Manifest {
+  Preprocess preprocess;
+  std::vector<std::string> classes;
+  std::string variant;
+  std::string digest;
+
+  // Reads the JSON of a manifest; `where` is named in an Error(kData).
+  static Manifest parse(const std::string& text, const std::string& where);
+};
+
+// The content of the sidecar <artefact>.json, or empty where there is none; Error(kData) where it cannot be read.
+std::string sidecar(const std::string& artefact);
+
+// The whole of a file; Error(kData) where it cannot be read.
+std::string read_file(const std::string& path);
+
+}  // namespace resnext

@@ -1,0 +1,59 @@
+#include "preprocess.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "resize.h"
+
+namespace resnext {
+namespace {
+
+// A quotient by 2, a half to the even neighbour.
+int half_even(int value) { return static_cast<int>(std::nearbyint(value / 2.0)); }
+
+}  // namespace
+
+int decode_minimum(const Preprocess& how) { return how.scaled_decode ? how.resize : 0; }
+
+void eval_pixels(const Image& image, const Preprocess& how, uint8_t* target) {
+  int64_t height = how.resize, width = how.resize;
+  if (how.mode == Preprocess::Mode::kShorterSide) {
+    if (image.height <= image.width)
+      width = static_cast<int64_t>(how.resize) * image.width / image.height;
+    else
+      height = static_cast<int64_t>(how.resize) * image.height / image.width;
+  }
+  const int new_height = static_cast<int>(height), new_width = static_cast<int>(width);
+  const Window crop{half_even(new_height - how.size), half_even(new_width - how.size), how.size, how.size};
+  if (how.filter == Preprocess::Filter::kPlain) {
+    resize_plain(image, new_height, new_width, crop, target);
+    return;
+  }
+  const Box whole{0, 0, static_cast<double>(image.width), static_cast<double>(image.height)};
+  if (std::max(new_height, new_width) <= 16 * how.resize) {
+    resize_antialias(image, whole, new_height, new_width, crop, target);
+    return;
+  }
+  // A thread of an image: only what the crop shows is resized, as resnext_core/preprocess.py does.
+  const double down = static_cast<double>(image.height) / new_height,
+               across = static_cast<double>(image.width) / new_width;
+  const auto single = [](double value) {
+    return static_cast<double>(static_cast<float>(value));
+  };  // as Pillow takes it
+  const Box box{single(crop.left * across), single(crop.top * down),
+                single(std::min((crop.left + how.size) * across, whole.right)),
+                single(std::min((crop.top + how.size) * down, whole.bottom))};
+  resize_antialias(image, box, how.size, how.size, Window{0, 0, how.size, how.size}, target);
+}
+
+void normalize(const uint8_t* images, int n, const Preprocess& how, float* target) {
+  const size_t area = static_cast<size_t>(how.size) * static_cast<size_t>(how.size);
+  for (int i = 0; i < n; ++i) {
+    for (size_t c = 0; c < 3; ++c) {
+      const uint8_t* source = images + static_cast<size_t>(i) * area * 3 + c;
+      for (size_t p = 0; p < area; ++p) *target++ = (static_cast<float>(source[3 * p]) - how.mean[c]) / how.std[c];
+    }
+  }
+}
+
+}  // namespace resnext

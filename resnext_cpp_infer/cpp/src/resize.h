@@ -1,0 +1,27 @@
+// The two resizes of PreprocessSpec, integer by integer as Pillow's and OpenCV's.
+#pragma once
+
+#include <cstdint>
+
+#include "image.h"
+
+namespace resnext {
+
+// A part of an output: rows and columns [top, top + height) x [left, left + width).
+struct Window {
+  int top, left, height, width;
+};
+
+// A part of an input, in its pixels, with fractions.
+struct Box {
+  double left, top, right, bottom;
+};
+
+// Pillow's bilinear resize of `box` to `height` x `width`: triangular filter, whose support grows with the reduction,
+// with coefficients of 22 bits. Writes the window of it, uint8 (window.height, window.width, 3).
+void resize_antialias(const Image& image, const Box& box, int height, int width, const Window& window, uint8_t* target);
+
+// The two-tap bilinear resize of OpenCV and MindSpore on 8-bit images: coefficients of 11 bits. Writes the window.
+void resize_plain(const Image& image, int height, int width, const Window& window, uint8_t* target);
+
+}  // namespace resnext

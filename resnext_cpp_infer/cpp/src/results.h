@@ -1,0 +1,42 @@
+// A line for each image, JSON or CSV, in a file or on standard output.
+#pragma once
+
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "dataset.h"
+
+namespace resnext {
+
+class ResultWriter {
+ public:
+  // `path` empty is standard output; otherwise <path>.partial until finish().
+  ResultWriter(const std::string& path, bool csv, int top, const std::vector<std::string>& classes);
+  ~ResultWriter();
+  ResultWriter(const ResultWriter&) = delete;
+  ResultWriter& operator=(const ResultWriter&) = delete;
+
+  void scored(const Sample& sample, const float* logits);
+  void failed(const Sample& sample, const std::string& reason);
+  void finish();
+
+ private:
+  void line(const std::string& text);
+
+  std::string path_;
+  std::FILE* file_;
+  bool csv_;
+  size_t top_;
+  const std::vector<std::string>& classes_;
+};
+
+// Positions of the `k` largest logits, the largest first; of equal ones the lower position.
+std::vector<int> top_k(const float* logits, size_t classes, size_t k);
+
+// The ancestor's files: <folder>/result_Files/<image>_0.bin, raw float32 logits.
+void write_seed_logits(const std::string& folder, const Sample& sample, const float* logits, size_t classes);
+// ... and <folder>/time_Result/test_perform_static.txt.
+void write_seed_time(const std::string& folder, double mean_ms, size_t count);
+
+}  // namespace resnext

@@ -1,0 +1,1 @@
+"""C++ inference for resnext: a program without vendor dependencies, and what drives it from Python."""

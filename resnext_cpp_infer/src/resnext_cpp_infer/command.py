@@ -1,0 +1,93 @@
+"""``resnext-run cpp``: build the program, say where it is, run it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+from pathlib import Path
+
+from resnext_core.cli.common import add_json_flag
+from resnext_core.cli.output import Output
+from resnext_core.errors import UsageError
+from resnext_cpp_infer.options import CppInferOptions
+from resnext_cpp_infer.predictor import engine_flags
+from resnext_cpp_infer.program import build, build_folder, find_program, onnxruntime_library
+
+EPILOG = """\
+examples:
+  resnext-run cpp build                     compile it for what is on this machine
+  resnext-run cpp path                      where it is
+  resnext-run cpp run -- --model model.onnx --data photos/val --summary summary.json
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    make = actions.add_parser(
+        "build", help="configure and compile the program and its engines", allow_abbrev=False
+    )
+    make.add_argument("--to", metavar="DIR", help=f"build folder (default: {_short(build_folder())})")
+    make.add_argument(
+        "--define", metavar="NAME=VALUE", action="append", default=[], help="a variable of CMake"
+    )
+    add_json_flag(make)
+    add_json_flag(actions.add_parser("path", help="print the program's path", allow_abbrev=False))
+    run = actions.add_parser("run", help="run the program with the flags behind --", allow_abbrev=False)
+    run.add_argument("words", nargs="*", metavar="-- FLAGS", help="see: resnext-run cpp run -- --help")
+
+
+def handle(args: argparse.Namespace) -> int:
+    if args.action == "run":
+        return _run(args.words)
+    output = Output(json_result=args.json)
+    if args.action == "path":
+        path = find_program()
+        output.result({"program": str(path)}, str(path))
+        return 0
+    for text in args.define:
+        if "=" not in text:
+            raise UsageError(f"--define takes NAME=VALUE, not '{text}'")
+    folder = Path(args.to) if args.to else build_folder()
+    found = sdks()
+    for name, (state, detail) in found.items():
+        output.say(f"{name:<8} {state:<8} {detail}")
+    program = build(folder, [f"-D{text}" for text in args.define], output.say)
+    engines = subprocess.run(
+        [program, "--list-engines"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    value = {
+        "program": str(program), "engines": engines,
+        "sdks": {name: {"state": state, "detail": detail} for name, (state, detail) in found.items()},
+    }  # fmt: skip
+    output.result(value, f"{program}: engines {', '.join(engines)}")
+    return 0
+
+
+def sdks() -> dict[str, tuple[str, str]]:
+    """Return what each engine finds on this machine: a state, and where or why not."""
+    library = onnxruntime_library()
+    lite, ascend = os.environ.get("LITE_HOME", ""), os.environ.get("ASCEND_TOOLKIT_HOME", "")
+    return {
+        "onnx": ("found", str(library)) if library else ("later", "needs libonnxruntime.so: pip install onnxruntime"),
+        "mslite": ("found", lite) if lite else ("skipped", "LITE_HOME is not set: unpack MindSpore Lite and export it"),
+        "acl": ("found", ascend) if ascend else ("later", "needs CANN at run time: source its set_env.sh"),
+        "null": ("found", "needs nothing; for tests"),
+    }  # fmt: skip
+
+
+def _run(words: list[str]) -> int:
+    model = next((Path(w.partition("=")[2] or "") for w in words if w.startswith("--model=")), None)
+    if model is None and "--model" in words[:-1]:
+        model = Path(words[words.index("--model") + 1])
+    given = any(w.split("=")[0] in ("--runtime", "--engine") for w in words)
+    flags = (
+        []
+        if model is None or given
+        else [f for f in engine_flags(CppInferOptions(), model) if "--runtime" in f]
+    )
+    return subprocess.run([find_program(), *flags, *words], check=False).returncode
+
+
+def _short(path: Path) -> str:
+    return str(path).replace(os.path.expanduser("~"), "~", 1)

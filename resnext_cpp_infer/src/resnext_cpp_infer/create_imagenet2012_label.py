@@ -1,0 +1,41 @@
+"""Writes imagenet_label.json: ``python -m resnext_cpp_infer.create_imagenet2012_label --img_path DIR``, as it was."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from resnext_core.data.index import class_folders
+from resnext_core.errors import DataError, ResnextError
+from resnext_core.files import write_atomic
+
+
+def main() -> int:
+    """Write ``{file name: class number}`` of a folder of class folders into the working folder."""
+    parser = argparse.ArgumentParser(description="write imagenet_label.json: {file name: class number}")
+    parser.add_argument("--img_path", type=Path, required=True, help="folder with a folder for each class")
+    args = parser.parse_args()
+    try:
+        write_atomic(Path("imagenet_label.json"), json.dumps(labels(args.img_path)))
+    except ResnextError as error:
+        print(f"create_imagenet2012_label: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def labels(folder: Path) -> dict[str, int]:
+    """Return the class of each file; DataError where two have one name, since the old form cannot tell them apart."""
+    index = class_folders(folder)
+    found: dict[str, int] = {}
+    for path, label in zip(index.paths, index.labels.tolist(), strict=True):
+        name = Path(path).name
+        if name in found:
+            raise DataError(f"{folder} has two files {name}; give every file a name of its own")
+        found[name] = label
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""The configuration section ``cpp-infer``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from resnext_core.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class CppInferOptions:
+    """How the program serves an artefact; its own ``--help`` says what the values mean.
+
+    `program` is its path, None for the one that ``resnext-run cpp build`` made. `engine` None is told by the artefact's
+    ending. `runtime` is the library of the engine's runtime; None takes, for ONNX Runtime, that of the installed
+    package. `threads` are those of the engine.
+    """
+
+    program: str | None = None
+    engine: str | None = None
+    device: str = "cpu"
+    runtime: str | None = None
+    precision: str | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and (type(self.threads) is not int or not 1 <= self.threads <= 1024):
+            raise UsageError(
+                f"cpp-infer.threads must be an integer from 1 to 1024, or null, not {self.threads!r}"
+            )

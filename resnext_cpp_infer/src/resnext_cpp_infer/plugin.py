@@ -1,0 +1,50 @@
+"""What resnext-cpp-infer offers to resnext: a backend that serves artefacts, and the command ``cpp``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from resnext_core.errors import BackendUnavailable
+from resnext_core.hookspecs import hookimpl
+from resnext_core.interfaces import Backend, Command
+from resnext_cpp_infer.options import CppInferOptions
+from resnext_cpp_infer.program import find_program
+
+if TYPE_CHECKING:
+    from resnext_core.interfaces import Predictor, PredictRequest
+
+
+@hookimpl
+def resnext_backends() -> Iterator[Backend]:
+    """Yield the backend `cpp-infer`. Any other that serves the same file comes before it, unless it is named."""
+    yield Backend(
+        id="cpp-infer",
+        summary="C++ inference: ONNX Runtime, AscendCL, MindSpore Lite",
+        priority=-5,
+        probe=_probe,
+        predictor=_predictor,
+        formats=(".onnx", ".om", ".mindir"),
+        options=CppInferOptions,
+    )
+
+
+@hookimpl
+def resnext_commands() -> Iterator[Command]:
+    yield Command(
+        name="cpp", summary="build and run the C++ inference program", module="resnext_cpp_infer.command"
+    )
+
+
+def _probe() -> str | None:
+    try:
+        find_program()
+    except BackendUnavailable as error:
+        return str(error)
+    return None
+
+
+def _predictor(request: PredictRequest) -> Predictor:
+    from resnext_cpp_infer.predictor import StreamPredictor
+
+    return StreamPredictor(request)

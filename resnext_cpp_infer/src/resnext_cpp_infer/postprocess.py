@@ -1,0 +1,57 @@
+"""``python -m resnext_cpp_infer.postprocess``: accuracy from the ancestor's result_Files and imagenet_label.json."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from resnext_core.errors import DataError, ResnextError
+
+
+def main() -> int:
+    """Print the accuracy in the ancestor's words; the exit code is 3 where results are missing or damaged."""
+    parser = argparse.ArgumentParser(description="accuracy of result_Files against imagenet_label.json")
+    parser.add_argument(
+        "--result_path", type=Path, required=True, help="folder of <image>_0.bin, float32 logits"
+    )
+    parser.add_argument("--label_path", type=Path, required=True, help="JSON: {file name: class number}")
+    args = parser.parse_args()
+    try:
+        print(accuracy(args.result_path, args.label_path))
+    except ResnextError as error:
+        print(f"postprocess: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def accuracy(results: Path, labels: Path) -> str:
+    """Return the line. Every labelled image counts: one without a result is wrong, which the ancestor left out."""
+    try:
+        wanted: dict[str, int] = json.loads(labels.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {labels}: {error}") from error
+    if not wanted:
+        raise DataError(f"{labels} names no images")
+    if not results.is_dir():
+        raise DataError(f"there is no folder {results}")
+    first = fifth = 0
+    for name, label in wanted.items():
+        path = results / f"{Path(name).stem}_0.bin"
+        if not path.is_file():
+            continue
+        logits = np.frombuffer(path.read_bytes(), np.float32)
+        if label >= len(logits):
+            raise DataError(f"{path} has {len(logits)} logits, and the class of {name} is {label}")
+        best = np.argsort(-logits, kind="stable")[:5].tolist()
+        first += best[0] == label
+        fifth += label in best
+    total = len(wanted)
+    return f"Total data: {total}, top1 accuracy: {first / total}, top5 accuracy: {fifth / total}."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

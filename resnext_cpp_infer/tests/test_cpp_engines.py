@@ -1,0 +1,228 @@
+"""Engines: ONNX Runtime as Python has it, AscendCL imitated, ABIs that differ."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cpp_cases import Done, manifest
+from images import class_tree
+from resnext_cpp_infer.program import onnxruntime_library, sources
+
+from resnext_core.data.augment import load_eval
+from resnext_core.preprocess import PreprocessSpec, normalize
+
+Infer = Callable[..., Done]
+SPEC = PreprocessSpec(size=24, resize=28)
+CLASSES = ("ant", "bee", "cat")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return class_tree(tmp_path_factory.mktemp("data"), per_class=4, side=40)
+
+
+# -- ABI -----------------------------------------------------------------------------------------
+
+
+def test_an_engine_of_another_abi_is_refused_with_both_numbers(
+    infer: Infer, build_dir: Path, tmp_path: Path
+) -> None:
+    for path in build_dir.glob("*.so"):
+        shutil.copy(path, tmp_path)
+    source = (sources() / "engines" / "null.cpp").read_text()
+    header = (sources() / "include" / "resnext_engine.h").read_text()
+    (tmp_path / "resnext_engine.h").write_text(
+        header.replace("#define RESNEXT_ENGINE_ABI 1", "#define RESNEXT_ENGINE_ABI 41")
+    )
+    (tmp_path / "null.cpp").write_text(source)
+    compile_library(tmp_path / "null.cpp", tmp_path / "libresnext_engine_null.so", tmp_path)
+    (tmp_path / "m.json").write_text(json.dumps(manifest(SPEC)))
+    done = infer("--model", tmp_path / "m", "--engine", "null", "--engines", tmp_path, "--data", tmp_path)
+    assert done.code == 4
+    assert "speaks ABI 41, this program 1" in done.err
+
+
+def test_unknown_engines_and_devices_list_those_there_are(infer: Infer, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"x")
+    done = infer("--model", tmp_path / "m.onnx", "--engine", "onxx", "--data", tmp_path)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "there are: acl, null, onnx" in done.err
+    done = infer("--model", tmp_path / "m.onnx", "--device", "tpu", "--data", tmp_path)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "it knows: cpu cuda cann" in done.err
+    assert infer("--list-engines").out.split() == ["acl", "null", "onnx"]
+
+
+# -- ONNX Runtime --------------------------------------------------------------------------------
+
+needs_onnxruntime = pytest.mark.skipif(onnxruntime_library() is None, reason="onnxruntime is not installed")
+
+
+@needs_onnxruntime
+@pytest.mark.parametrize(
+    ("content", "says"), [(b"", "m.onnx"), (b"no model" * 99, "m.onnx")], ids=["empty", "nonsense"]
+)
+def test_what_is_no_model_is_one_line(
+    infer: Infer, data: Path, tmp_path: Path, content: bytes, says: str
+) -> None:
+    (tmp_path / "m.onnx").write_bytes(content)
+    done = infer("--model", tmp_path / "m.onnx", "--runtime", onnxruntime_library(), "--data", data)
+    assert done.code == 4
+    assert done.err.count("\n") == 1
+    assert done.err.startswith("resnext-infer: engine onnx: ")
+
+
+@needs_onnxruntime
+@pytest.mark.parametrize("device", ["cuda", "cann"])
+def test_a_provider_that_is_not_built_in_is_said(
+    infer: Infer, data: Path, tmp_path: Path, device: str
+) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"x")
+    words = [
+        "--model",
+        tmp_path / "m.onnx",
+        "--runtime",
+        onnxruntime_library(),
+        "--data",
+        data,
+        "--device",
+        device,
+    ]
+    done = infer(*words)
+    assert done.code == 4
+    assert f"{device.upper()} execution provider is not enabled in this build" in done.err
+
+
+def test_a_runtime_that_is_none(infer: Infer, build_dir: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"x")
+    for library, says in (
+        (tmp_path / "no.so", "no.so"),
+        (build_dir / "libresnext_engine_null.so", "is not ONNX Runtime"),
+    ):
+        done = infer("--model", tmp_path / "m.onnx", "--runtime", library, "--data", data)
+        assert (done.code, done.err.count("\n")) == (4, 1)
+        assert says in done.err
+
+
+# -- AscendCL ------------------------------------------------------------------------------------
+
+
+def compile_library(source: Path, target: Path, *include: Path) -> None:
+    flags = [f"-I{folder}" for folder in include]
+    subprocess.run(
+        ["c++", "-std=c++17", "-O1", "-shared", "-fPIC", *flags, str(source), "-o", str(target)], check=True
+    )
+
+
+@pytest.fixture(scope="module")
+def fake_acl(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library that imitates libascendcl.so."""
+    target = tmp_path_factory.mktemp("acl") / "libascendcl.so"
+    compile_library(Path(__file__).with_name("fake_acl.cpp"), target, sources() / "engines")
+    return target
+
+
+class Ascend:
+    """Runs an imitated .om model."""
+
+    def __init__(self, infer: Infer, library: Path, data: Path, folder: Path) -> None:
+        self._infer, self._library, self._data, self.folder = infer, library, data, folder
+
+    def __call__(self, text: str, *more: object, fail: str = "") -> Done:
+        (self.folder / "m.om").write_text(text)
+        (self.folder / "m.om.json").write_text(json.dumps(manifest(SPEC, CLASSES)))
+        env = {"FAKE_ACL_CLASSES": "3", "FAKE_ACL_SIDE": "24", "FAKE_ACL_REPORT": str(self.folder / "report")}
+        return self._infer(
+            "--model", self.folder / "m.om", "--data", self._data, "--device", "ascend310p", "--quiet",
+            "--runtime", self._library, "--logits", self.folder / "l.npy", "--batch", 5, *more,
+            env=env | ({"FAKE_ACL_FAIL": fail} if fail else {}),
+        )  # fmt: skip
+
+    def left(self) -> dict[str, int]:
+        """Return what was made and not freed, all zero where nothing was."""
+        path = self.folder / "report"
+        return (
+            {line.split()[0]: int(line.split()[1]) for line in path.read_text().splitlines()}
+            if path.exists()
+            else {}
+        )
+
+
+@pytest.fixture
+def ascend(infer: Infer, fake_acl: Path, data: Path, tmp_path: Path) -> Ascend:
+    return Ascend(infer, fake_acl, data, tmp_path)
+
+
+@pytest.mark.parametrize("batches", ["1", "4", "8", "1 2 8", "2 16"])
+@pytest.mark.parametrize(
+    ("input_type", "output_type"), [("uint8", "float32"), ("float32", "float32"), ("uint8", "float16")]
+)
+def test_logits_for_every_batch_and_type(
+    ascend: Ascend, data: Path, batches: str, input_type: str, output_type: str
+) -> None:
+    done = ascend(f"{input_type}\n{output_type}\n{batches}\n")
+    assert done.code == 0, done
+    paths = sorted(data.rglob("*.jpg"))
+    pixels = np.stack([load_eval(path, SPEC) for path in paths])
+    values = pixels if input_type == "uint8" else normalize(pixels, SPEC)
+    flat = values.reshape(len(pixels), -1).astype(np.float64)
+    expected = np.stack([flat[:, c::3].mean(axis=1) for c in range(3)], axis=1)
+    tolerance = 2e-3 if output_type == "float16" else 1e-6
+    assert np.abs(np.load(ascend.folder / "l.npy") - expected).max() <= tolerance * np.abs(expected).max()
+    assert set(ascend.left().values()) == {0}
+
+
+def api_calls() -> list[str]:
+    """Return the functions that can fail, from the engine's own source."""
+    text = (sources() / "engines" / "acl.cpp").read_text()
+    return sorted(set(re.findall(r'"(acl\w+)"\)', text)))
+
+
+@pytest.mark.parametrize("call", api_calls())
+def test_every_call_that_fails_is_named_and_leaves_nothing(ascend: Ascend, call: str) -> None:
+    assert len(api_calls()) >= 17
+    done = ascend("uint8\nfloat32\n1 2 8\n", fail=f"{call}:1")
+    assert done.code == 4, done
+    lines = done.err.splitlines()
+    assert len(lines) == 1
+    assert f"engine acl: {call} failed with code" in lines[0]
+    assert "E99999: the fake says no" in lines[0]
+    assert set(ascend.left().values()) <= {0}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("int4\nfloat32\n1\n", "neither uint8 nor float32"),
+        ("uint8\nint8\n1\n", "neither float32 nor float16"),
+    ],
+)
+def test_models_that_do_not_fit(ascend: Ascend, text: str, says: str) -> None:
+    done = ascend(text)
+    assert done.code == 4
+    assert says in done.err
+
+
+def test_a_precision_is_refused_and_not_passed_over(ascend: Ascend) -> None:
+    done = ascend("uint8\nfloat32\n1\n", "--precision", "allow_fp32_to_fp16")
+    assert done.code == 4
+    assert "its precision was chosen when ATC wrote it" in done.err
+
+
+def test_without_cann_it_says_what_to_install(infer: Infer, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.om").write_text("")
+    (tmp_path / "m.om.json").write_text(json.dumps(manifest(SPEC)))
+    env = {"LD_LIBRARY_PATH": ""} if "LD_LIBRARY_PATH" in os.environ else {}
+    done = infer("--model", tmp_path / "m.om", "--data", data, "--device", "ascend310", env=env)
+    if done.code == 4 and "AscendCL cannot be loaded" not in done.err:
+        pytest.skip("AscendCL is on this machine")
+    assert done.code == 4
+    assert "install CANN and source its set_env.sh" in done.err

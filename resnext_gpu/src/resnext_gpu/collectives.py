@@ -1,0 +1,112 @@
+"""Joining the ranks over torch.distributed, and exact sums over them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import distributed
+
+from resnext_core.distributed import Collectives, RankInfo, SingleProcess, master_address
+from resnext_core.errors import BackendUnavailable, UsageError
+from resnext_gpu.device import device_of, one_line, open_device
+from resnext_gpu.gradients import lost
+from resnext_gpu.options import GpuOptions
+
+#: Seconds before a group is left.
+_SETTLE_S = 0.2
+_KINDS = {"i": np.int64, "u": np.int64, "b": np.int64, "f": np.float64}
+
+
+class TorchCollectives:
+    """Collectives over gloo, from memory to memory: counting does not wait for the GPU."""
+
+    def __init__(self, world: int) -> None:
+        self._world = world
+
+    def all_reduce_sum(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return the sum over ranks, added in the order of the ranks, so the same bits on every rank.
+
+        float32 and float64 stay what they are, integers become int64. Raises UsageError on what is no number,
+        BackendUnavailable when a rank is lost.
+        """
+        values = np.asarray(values)
+        if values.dtype.kind not in _KINDS:
+            raise UsageError(f"only integers and floats can be summed over ranks, not {values.dtype}")
+        own_type = values.dtype if values.dtype == np.float32 else np.dtype(_KINDS[values.dtype.kind])
+        own = torch.from_numpy(np.array(values, dtype=own_type, order="C").reshape(-1))
+        parts = [torch.empty_like(own) for _ in range(self._world)]
+        try:
+            distributed.all_gather(parts, own)
+        except RuntimeError as error:
+            raise lost(error) from error
+        total = parts[0]
+        for part in parts[1:]:
+            total += part
+        summed: NDArray[Any] = total.numpy().reshape(values.shape)
+        return summed
+
+    def barrier(self) -> None:
+        """Return once every rank has called."""
+        self.all_reduce_sum(np.zeros(1, np.int64))
+
+    def close(self) -> None:
+        """Leave the group; its threads have ended then."""
+        if distributed.is_initialized():
+            # gloo's threads let go of the last tensors a moment after the sum is there, and need the interpreter;
+            # torch 2.4 would wait for them with the interpreter in its hands, for ever.
+            time.sleep(_SETTLE_S)
+            distributed.destroy_process_group()
+
+
+def connect(rank: RankInfo, options: GpuOptions) -> Collectives:
+    """Open the rank's device, join the others and return the collectives; gradients then go over NCCL, or gloo on CPU.
+
+    Raises UsageError without a meeting point, BackendUnavailable when the device is missing or the ranks do not find
+    each other in time.
+    """
+    if rank.world == 1:
+        return SingleProcess()
+    if options.compile or options.checkpointing:
+        # Either imports this anyway. Imported while there is a group, its defaults keep the group and its threads alive
+        # beyond `close`, and a thread that lets go of a tensor while the interpreter ends aborts the process.
+        importlib.import_module("torch._dynamo")
+    cuda = open_device(device_of(options, rank)).type == "cuda"
+    try:
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            init_method=meeting_point(rank, os.environ),
+            rank=rank.rank,
+            world_size=rank.world,
+            timeout=timedelta(seconds=options.timeout),
+        )
+        collectives = TorchCollectives(rank.world)
+        collectives.barrier()
+    except (RuntimeError, ValueError) as error:
+        raise BackendUnavailable(
+            f"rank {rank.rank} could not join {rank.world} ranks: {one_line(error)}; is rank 0 running, and is its "
+            "address reached from here?"
+        ) from error
+    return collectives
+
+
+def meeting_point(rank: RankInfo, environ: Mapping[str, str]) -> str:
+    """Return where the ranks meet, as torch.distributed takes it.
+
+    ``RESNEXT_MASTER`` first. torchrun has opened a store of its own at ``MASTER_PORT``, which ``env://`` joins; under
+    mpirun or Slurm rank 0 opens it. Raises UsageError when there is no address.
+    """
+    own = "RESNEXT_MASTER" in environ
+    if not own and rank.launcher == "torchrun" and "MASTER_ADDR" in environ:
+        return "env://"
+    host, port = master_address(environ)
+    if not own:  # core's own collectives take the port above; torch's take the port itself
+        port -= 1
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"

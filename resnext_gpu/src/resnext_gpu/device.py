@@ -1,0 +1,102 @@
+"""Opening a device of PyTorch: which one a rank computes on, its switches, and one line where there is none."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from resnext_core.errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    from resnext_core.distributed import RankInfo
+    from resnext_gpu.options import GpuOptions
+
+#: What every refusal ends with.
+_TEST_MODE = "--set gpu.device=cpu computes without a GPU, as a test mode"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """Where a rank computes: on GPU number `index`, or on the CPU with so many `threads`, and with which switches."""
+
+    kind: Literal["cuda", "auto", "cpu"] = "cuda"
+    index: int = 0
+    threads: int | None = None
+    tf32: bool = False
+    deterministic: bool = False
+
+
+def device_of(options: GpuOptions, rank: RankInfo) -> Device:
+    """Return the device of a rank."""
+    return Device(
+        kind=options.device,
+        index=rank.local_rank,
+        threads=options.threads,
+        tf32=options.tf32,
+        deterministic=options.deterministic,
+    )
+
+
+def open_device(device: Device) -> Any:
+    """Import PyTorch, set its switches for `device` and return its ``torch.device``.
+
+    Raises BackendUnavailable where PyTorch, its CUDA build, the driver or that GPU is missing.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"PyTorch cannot be imported ({one_line(error)}): pip install 'resnext-core[gpu]'"
+        ) from error
+    if device.threads is not None:
+        torch.set_num_threads(device.threads)
+    if device.kind != "cpu":
+        reason = _why_not(torch, device.index)
+        if reason is None:
+            _switch(torch, device)
+            torch.cuda.set_device(device.index)
+            return torch.device("cuda", device.index)
+        if device.kind == "cuda":
+            raise BackendUnavailable(f"{reason}; {_TEST_MODE}")
+        note(f"{reason}; gpu.device is auto, so this computes on the CPU")
+    return torch.device("cpu")
+
+
+def channels_last(options: GpuOptions, device: Any) -> bool:
+    """Return the layout to use: on a GPU what tensor cores want, on the CPU what is rounded less."""
+    return bool(device.type == "cuda") if options.channels_last is None else options.channels_last
+
+
+def _why_not(torch: Any, index: int) -> str | None:
+    """Return why there is no GPU number `index`, in one sentence without its end, or None."""
+    if torch.version.cuda is None:
+        return f"PyTorch {torch.__version__} is built without CUDA; install a build with it from pytorch.org"
+    if not torch.cuda.is_available():
+        try:
+            torch.cuda.init()
+            reason = "no device is visible"
+        except (RuntimeError, AssertionError) as error:  # no driver, one too old, no device
+            reason = one_line(error)
+        return f"no NVIDIA GPU can be used: {reason}"
+    count = torch.cuda.device_count()
+    if index >= count:
+        return f"this rank wants GPU {index}, and there are {count} here: start at most {count} ranks on a machine"
+    return None
+
+
+def _switch(torch: Any, device: Device) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = device.tf32
+    torch.backends.cudnn.allow_tf32 = device.tf32
+    torch.backends.cudnn.deterministic = device.deterministic
+    torch.backends.cudnn.benchmark = not device.deterministic
+
+
+def note(text: str) -> None:
+    """Say on standard error what is done otherwise than asked."""
+    print(f"gpu: {text}", file=sys.stderr, flush=True)
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first sentence or so of an error of PyTorch, which likes to write pages."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,62 @@
+"""``gpu.engine: mindspore``: the MindSpore engine on a GPU of the days of CUDA 11. Plumbing; no GPU has run it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import util
+from typing import TYPE_CHECKING
+
+from resnext_core.errors import BackendUnavailable
+from resnext_core.interfaces import Backend, LaunchRequest, Predictor, PredictRequest, Trainer, TrainRequest
+
+if TYPE_CHECKING:
+    from resnext_core.distributed import Collectives, RankInfo
+
+
+def create_trainer(request: TrainRequest) -> Trainer:
+    """Return MindSpore's trainer on this rank's GPU."""
+    make = engine().trainer
+    assert make is not None
+    return make(replace(request, options=_options()))
+
+
+def create_predictor(request: PredictRequest) -> Predictor:
+    """Return MindSpore's predictor on this rank's GPU."""
+    make = engine().predictor
+    assert make is not None
+    return make(replace(request, options=_options()))
+
+
+def connect(rank: RankInfo) -> Collectives:
+    """Join the other ranks over MindSpore's NCCL."""
+    join = engine().connect
+    assert join is not None
+    return join(rank, _options())
+
+
+def launch(request: LaunchRequest) -> int:
+    """Start the ranks as a cluster of MindSpore."""
+    start = engine().launch
+    assert start is not None
+    return start(replace(request, options=_options()))
+
+
+def engine() -> Backend:
+    """Return the record of the MindSpore engine; BackendUnavailable where it is not installed or cannot run."""
+    if util.find_spec("resnext_mindspore") is None:
+        raise BackendUnavailable(
+            "gpu.engine=mindspore needs the MindSpore engine: pip install 'resnext-core[mindspore]'"
+        )
+    from resnext_mindspore.plugin import resnext_backends
+
+    (backend,) = resnext_backends()
+    reason = backend.probe()
+    if reason is not None:
+        raise BackendUnavailable(f"gpu.engine=mindspore: {reason}")
+    return backend
+
+
+def _options() -> object:
+    from resnext_mindspore.options import MindsporeOptions
+
+    return MindsporeOptions(device="gpu")

@@ -1,0 +1,56 @@
+"""The configuration section ``gpu``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from resnext_core.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuOptions:
+    """Options of the backend ``gpu``.
+
+    `engine` ``mindspore`` computes with MindSpore's GPU plugin, which wants CUDA 11, where resnext-mindspore is
+    installed; the other options are then PyTorch's and mean nothing.
+
+    `device` ``cuda`` is an NVIDIA GPU, ``cpu`` a test mode that computes the same over gloo, ``auto`` the first where
+    there is one and else the second, with a line that says so. `channels_last` None lays images and weights out so on a
+    GPU, and plainly on the CPU. `compile` runs the network through ``torch.compile``,
+    `cuda_graphs` replays a whole step as one CUDA graph; either falls back with a line. `checkpointing` computes the
+    activations of a block again in the backward pass instead of keeping them. `sync_bn` takes batch statistics over
+    all ranks. `tf32` lets float32 products round their factors to 10 bits. `deterministic` takes the same algorithms
+    every time. `balanced_loss_scale` false divides gradients by a loss scale that the loss was not multiplied by: the
+    ancestor's mistake on GPUs, for those who must repeat its numbers. `threads` are the CPU threads of a process, None
+    leaves them to PyTorch. Gradients travel in buckets of `bucket_mib` MiB. `timeout` are the seconds that ranks wait
+    for each other.
+
+    Raises UsageError on sizes that cannot be and on settings that exclude each other.
+    """
+
+    engine: Literal["torch", "mindspore"] = "torch"
+    device: Literal["cuda", "auto", "cpu"] = "cuda"
+    channels_last: bool | None = None
+    compile: bool = False
+    cuda_graphs: bool = False
+    checkpointing: bool = False
+    sync_bn: bool = False
+    tf32: bool = False
+    deterministic: bool = False
+    balanced_loss_scale: bool = True
+    threads: int | None = None
+    bucket_mib: int = 25
+    timeout: int = 600
+
+    def __post_init__(self) -> None:
+        if self.engine == "mindspore" and replace(self, engine="torch") != GpuOptions():
+            raise UsageError("gpu.engine=mindspore goes with no other option of gpu; they are PyTorch's")
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"gpu.threads must be 1 or more, or null, not {self.threads}")
+        for name in ("bucket_mib", "timeout"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"gpu.{name} must be 1 or more, not {getattr(self, name)}")
+        for one, other in (("compile", "checkpointing"), ("compile", "sync_bn"), ("cuda_graphs", "sync_bn")):
+            if getattr(self, one) and getattr(self, other):
+                raise UsageError(f"gpu.{one} and gpu.{other} do not go together; set one of them to false")

@@ -1,0 +1,35 @@
+"""Skips what needs a GPU where there is none, and lets the tests import what they share."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests marked ``gpu`` their reason; those of the kit that start two ranks need two GPUs."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    reason = _no_gpu() if marked else None
+    for item in marked:
+        several = getattr(item, "function", _no_gpu).__qualname__.startswith("DistributedContract.")
+        why = reason or (_one_gpu() if several else None)
+        if why is not None:
+            item.add_marker(pytest.mark.skip(reason=why))
+
+
+def _no_gpu() -> str | None:
+    try:
+        import torch
+    except ImportError:
+        return "PyTorch is not installed"
+    return None if torch.cuda.is_available() else "needs an NVIDIA GPU, and PyTorch finds none here"
+
+
+def _one_gpu() -> str | None:
+    import torch
+
+    return None if torch.cuda.device_count() > 1 else "needs two NVIDIA GPUs, and there is one"

@@ -1,0 +1,90 @@
+"""What the ranks of the tests run: ``python -m gpu_rank <what> <folder>``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from gpu_cases import batches, part, tiny_weights, train_request
+from resnext_gpu.collectives import connect
+from resnext_gpu.options import GpuOptions
+from resnext_gpu.trainer import GpuTrainer
+
+from resnext_core.config import OptimizerConfig
+from resnext_core.distributed import rank_info
+from resnext_core.errors import ResnextError
+
+#: Of the test with sync-BN, which is compared after this many steps.
+STEPS, IMAGES = 20, 12
+
+
+def sync_lrs() -> np.ndarray:
+    """Return the learning rates of the test with sync-BN."""
+    return np.full(STEPS, 0.02, np.float32)
+
+
+def main(what: str, folder: Path) -> int:
+    """Do `what` and return the exit code of this rank."""
+    rank = rank_info()
+    torch.set_num_threads(1)
+    options = GpuOptions(
+        device="cpu", sync_bn=what == "sync", checkpointing=what == "train", timeout=60, bucket_mib=1
+    )
+    try:
+        collectives = connect(rank, options)
+        if what == "die" and rank.rank == 1:
+            print("the last words of rank 1", flush=True)
+            os._exit(9)
+        images = IMAGES if what in ("sync", "die") else 6
+        request = train_request(
+            tiny_weights(depths=(2, 1)),
+            batch_size=images // rank.world,
+            optimizer=OptimizerConfig(clip_norm=1.0),
+            ema_decay=0.9,
+            rank=rank,
+            collectives=collectives,
+        )
+        trainer = GpuTrainer(request, options)
+        steps = [part(b, rank) for b in batches(STEPS if what == "sync" else 4, images)]
+        if what == "die":
+            while True:
+                trainer.run_steps(steps, sync_lrs()[: len(steps)])
+                time.sleep(0.01)
+        if what == "sync":
+            losses = trainer.run_steps(steps, sync_lrs())
+        else:
+            lrs = np.array([0.1, 0.05, 0.1, 0.05], np.float32)
+            losses = trainer.run_steps(steps[:2], lrs[:2])
+            middle = trainer.state()
+            losses = np.concatenate([losses, trainer.run_steps(steps[2:], lrs[2:])])
+            other = GpuTrainer(request, options)
+            other.load_state(middle)
+            other.run_steps(steps[2:], lrs[2:])
+            for name, array in trainer.state().tensors.items():
+                assert other.state().tensors[name].tobytes() == array.tobytes(), f"{name} after resuming"
+        np.savez(
+            folder / f"rank-{rank.rank}.npz",
+            losses=losses,
+            integers=collectives.all_reduce_sum(np.array([[2**53 + rank.rank], [-7]])),
+            floats=collectives.all_reduce_sum(np.array([0.1, 1e300])),
+            singles=collectives.all_reduce_sum(np.array([0.1 * (rank.rank + 1)], np.float32)),
+            empty=collectives.all_reduce_sum(np.zeros(0)),
+            **trainer.state().tensors,
+        )
+        collectives.barrier()
+        collectives.close()
+        left = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+        assert not [name for name in left if "gloo" in name], left
+    except ResnextError as error:
+        print(f"rank {rank.rank}: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"rank {rank.rank} of {rank.world} by {rank.launcher}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], Path(sys.argv[2])))

@@ -1,0 +1,23 @@
+"""The contract kit on the `gpu` backend: in its test mode everywhere, and on a GPU where there is one."""
+
+import pytest
+
+from resnext_core.testing import BackendContract
+
+
+class TestGpuOnCpu(BackendContract):
+    backend_id = "gpu"
+    options = {"device": "cpu"}  # noqa: RUF012
+
+
+class TestGpuOnCpuOtherwise(BackendContract):
+    """The settings that compute the same in another way."""
+
+    backend_id = "gpu"
+    options = {"device": "cpu", "checkpointing": True, "bucket_mib": 1}  # noqa: RUF012
+
+
+@pytest.mark.gpu
+class TestGpu(BackendContract):
+    backend_id = "gpu"
+    options = {"deterministic": True}  # noqa: RUF012

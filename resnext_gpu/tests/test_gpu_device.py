@@ -1,0 +1,178 @@
+"""The backend's record, its options, and one line for every way in which there is no GPU."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import metadata, util
+from typing import Any
+
+import numpy as np
+import pytest
+from resnext_gpu.options import GpuOptions
+
+from resnext_core.config import Layer, load_config
+from resnext_core.distributed import RankInfo
+from resnext_core.errors import BackendUnavailable, UsageError
+from resnext_core.interfaces import PredictRequest
+from resnext_gpu import plugin
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+from gpu_cases import tiny_weights  # noqa: E402
+from resnext_gpu.device import Device, channels_last, device_of, open_device  # noqa: E402
+from resnext_gpu.predictor import create_predictor  # noqa: E402
+
+
+def record() -> Any:
+    return next(iter(plugin.resnext_backends()))
+
+
+def test_record_imports_no_framework() -> None:
+    code = (
+        "import sys; from resnext_gpu import plugin\n"
+        "found = next(iter(plugin.resnext_backends())); found.probe()\n"
+        "print(found.id, [m for m in ('torch', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "gpu []"
+
+
+def test_probe_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert record().probe() is None
+    monkeypatch.setattr(util, "find_spec", lambda name: None)
+    assert record().probe() == "PyTorch is not installed: pip install 'resnext-core[gpu]'"
+
+
+@pytest.mark.parametrize(
+    ("driver", "version", "first"),
+    [
+        (True, "2.13.0+cu130", True),
+        (True, "2.13.0", True),
+        (True, "2.13.0+cpu", False),
+        (False, "2.13.0", False),
+    ],
+)
+def test_it_is_the_first_choice_only_with_a_gpu(
+    driver: bool, version: str, first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugin.os.path, "exists", lambda path: driver)
+    monkeypatch.setattr(metadata, "version", lambda name: version)
+    assert (record().priority > 20) is first
+    assert ("test mode" in record().summary) is (not first)
+    assert first or record().priority < 0, "core's own comes before a test mode"
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"device": "tpu"}, r"gpu\.device"),
+        ({"threads": 0}, r"gpu\.threads"),
+        ({"timeout": 0}, r"gpu\.timeout"),
+        ({"bucket_mib": 0}, r"gpu\.bucket_mib"),
+        ({"compile": True, "checkpointing": True}, r"gpu\.compile and gpu\.checkpointing"),
+        ({"cuda_graphs": True, "sync_bn": True}, r"gpu\.cuda_graphs and gpu\.sync_bn"),
+        ({"thread": 2}, "did you mean 'threads'"),
+    ],
+)
+def test_wrong_options_are_refused(values: dict[str, object], word: str) -> None:
+    with pytest.raises(UsageError, match=word):
+        load_config([Layer(source="test", values={"gpu": values})], {"gpu": GpuOptions})
+
+
+def refusal(
+    monkeypatch: pytest.MonkeyPatch, *, cuda: str | None, error: str | None = None, count: int = 0
+) -> str:
+    """Return the line of a machine whose PyTorch, driver and devices are as given."""
+
+    def init() -> None:
+        if error is not None:
+            raise RuntimeError(error)
+
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(BackendUnavailable) as caught:
+        open_device(device_of(GpuOptions(), RankInfo(rank=2, world=4, local_rank=2)))
+    line = str(caught.value)
+    assert "\n" not in line
+    assert "--set gpu.device=cpu" in line
+    return line
+
+
+def test_every_way_in_which_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "is built without CUDA" in refusal(monkeypatch, cuda=None)
+    none = "Found no NVIDIA driver on your system. Please check that you\nhave an NVIDIA GPU"
+    assert "Found no NVIDIA driver" in refusal(monkeypatch, cuda="12.8", error=none)
+    old = "The NVIDIA driver on your system is too old (found version 11040). Please update"
+    assert "too old (found version 11040)" in refusal(monkeypatch, cuda="12.8", error=old)
+    assert "no device is visible" in refusal(monkeypatch, cuda="12.8")
+    assert "GPU 2, and there are 2 here: start at most 2 ranks" in refusal(monkeypatch, cuda="12.8", count=2)
+
+
+def test_auto_says_that_it_computes_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert open_device(Device(kind="auto")) == torch.device("cpu")
+    assert "gpu.device is auto, so this computes on the CPU" in capsys.readouterr().err
+    assert open_device(Device(kind="cpu")) == torch.device("cpu")
+    assert capsys.readouterr().err == ""
+
+
+def test_the_layout_follows_the_device_unless_it_is_set() -> None:
+    for kind, layout in (("cuda", True), ("cpu", False)):
+        assert channels_last(GpuOptions(), torch.device(kind)) is layout
+        assert channels_last(GpuOptions(channels_last=not layout), torch.device(kind)) is not layout
+
+
+def test_command_line_without_a_gpu_ends_with_4() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    words = ["--backend", "gpu", "bench", "train", "--set", "model.variant=resnext_tiny", "--batch-size", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "resnext_core.cli", *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 4
+    assert len(done.stderr.splitlines()) == 1
+    assert "--set gpu.device=cpu" in done.stderr
+
+
+def test_doctor_does_not_call_a_missing_gpu_wrong_numbers() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    done = subprocess.run(
+        [sys.executable, "-m", "resnext_core.cli", "--backend", "gpu", "doctor"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (row,) = (line for line in done.stdout.splitlines() if line.startswith("gpu "))
+    assert "not here" in row
+
+
+def test_requests_that_cannot_be_served() -> None:
+    options, weights = GpuOptions(device="cpu"), tiny_weights()
+    with pytest.raises(UsageError, match="either weights or the path"):
+        create_predictor(PredictRequest(rank=RankInfo()), options)
+    predictor = create_predictor(PredictRequest(weights=weights, rank=RankInfo()), options)
+    for wrong in (np.zeros((1, 3, 16, 16), np.uint8), np.zeros((0, 16, 16, 3), np.uint8)):
+        with pytest.raises(UsageError, match="images must be uint8"):
+            predictor.logits(wrong)
+    with pytest.raises(UsageError, match="the tensor must be float32"):
+        predictor.logits_from_tensor(np.zeros((1, 3, 16, 16), np.float64))
+
+
+@pytest.mark.gpu
+def test_switches_of_a_gpu() -> None:
+    open_device(Device(kind="cuda", tf32=True, deterministic=True))
+    assert torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.deterministic
+    open_device(Device(kind="cuda"))
+    assert not torch.backends.cuda.matmul.allow_tf32

@@ -1,0 +1,87 @@
+"""``gpu.engine: mindspore``: the way to the MindSpore engine, as far as it goes without a GPU of its days."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from resnext_gpu.options import GpuOptions
+
+from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
+from resnext_core.distributed import RankInfo, SingleProcess
+from resnext_core.errors import BackendUnavailable, UsageError
+from resnext_core.interfaces import Backend, LaunchRequest, PredictRequest, TrainRequest
+from resnext_core.selfcheck import golden_weights
+from resnext_gpu import mindspore_engine, plugin
+
+OPTIONS = GpuOptions(engine="mindspore")
+
+
+def calls() -> dict[str, Callable[[Backend], Any]]:
+    """Return each factory of the record, called for this engine."""
+    train = TrainRequest(
+        weights=golden_weights("same"), optimizer=OptimizerConfig(), loss=LossConfig(),
+        precision=PrecisionConfig(), batch_size=2, rank=RankInfo(), collectives=SingleProcess(), options=OPTIONS,
+    )  # fmt: skip
+    predict = PredictRequest(weights=golden_weights("same"), rank=RankInfo(), options=OPTIONS)
+    launch = LaunchRequest(module="m", argv=[], devices=2, log_dir=Path(), options=OPTIONS)
+    return {
+        "trainer": lambda b: b.trainer(train),
+        "predictor": lambda b: b.predictor(predict),
+        "connect": lambda b: b.connect(RankInfo(rank=1, world=2), OPTIONS),
+        "launch": lambda b: b.launch(launch),
+    }
+
+
+@pytest.fixture
+def backend() -> Backend:
+    (record,) = plugin.resnext_backends()
+    return record
+
+
+@pytest.mark.parametrize("name", calls())
+def test_everything_goes_to_the_engine_with_its_own_options(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    pytest.importorskip("resnext_mindspore.options")
+    got: list[Any] = []
+
+    def note(request: Any, options: Any = None) -> str:
+        got.append(getattr(request, "options", None) if options is None else options)
+        return "made"
+
+    record = Backend(
+        id="mindspore",
+        summary="",
+        probe=lambda: None,
+        trainer=note,
+        predictor=note,
+        connect=note,
+        launch=note,
+    )
+    monkeypatch.setattr(mindspore_engine, "engine", lambda: record)
+    assert calls()[name](backend) == "made"
+    assert [o.device for o in got] == ["gpu"]
+
+
+@pytest.mark.parametrize("name", calls())
+def test_without_the_engine_it_says_what_to_install(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(mindspore_engine.util, "find_spec", lambda _: None)
+    with pytest.raises(BackendUnavailable, match=r"pip install 'resnext-core\[mindspore\]'"):
+        calls()[name](backend)
+
+
+def test_without_a_gpu_mindspore_refuses_in_one_line(backend: Backend) -> None:
+    pytest.importorskip("mindspore.nn")
+    with pytest.raises(BackendUnavailable) as refused:
+        calls()["predictor"](backend)
+    assert "\n" not in str(refused.value)
+
+
+def test_other_options_would_mean_nothing() -> None:
+    with pytest.raises(UsageError, match="no other option of gpu"):
+        GpuOptions(engine="mindspore", compile=True)

@@ -1,0 +1,472 @@
+"""The trainer beyond the contract kit: other ways through the same step, memory, the feed, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+from gpu_cases import batches, differing, relative, tiny_weights, train_request  # noqa: E402
+from resnext_gpu.network import Arithmetic, Network, max_pool  # noqa: E402
+from resnext_gpu.options import GpuOptions  # noqa: E402
+from resnext_gpu.step import Step, Table  # noqa: E402
+from resnext_gpu.trainer import GpuTrainer, _check_card  # noqa: E402
+
+from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig  # noqa: E402
+from resnext_core.errors import DataError, UsageError  # noqa: E402
+from resnext_core.reference import ops  # noqa: E402
+from resnext_core.reference.trainer import ReferenceTrainer  # noqa: E402
+from resnext_core.spec import model_spec  # noqa: E402
+from resnext_gpu import feed, graphs  # noqa: E402
+
+LRS = np.array([0.05, 0.02, 0.01], np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Give later tests back the threads that a setting took."""
+    count = torch.get_num_threads()
+    yield
+    torch.set_num_threads(count)
+
+
+def trainer(options: dict[str, Any] | None = None, **changes: Any) -> GpuTrainer:
+    return GpuTrainer(train_request(**changes), GpuOptions(**{"device": "cpu", **(options or {})}))
+
+
+# -- against the reference -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"accumulate": 3, "optimizer": OptimizerConfig(clip_norm=0.5, weight_decay=0.01), "ema_decay": 0.9},
+        {"accumulate": 2, "precision": PrecisionConfig(loss_scale="fixed", scale=1000.0),
+         "optimizer": OptimizerConfig(clip_norm=0.5, momentum=0.0)},
+        {"optimizer": OptimizerConfig(weight_decay=0.0), "loss": LossConfig(smoothing_form="uniform", smoothing=0.3)},
+        {"optimizer": OptimizerConfig(clip_norm=0.01), "skip_nonfinite": True, "ema_decay": 0.5},
+        {"optimizer": OptimizerConfig(momentum=0.0, weight_decay=0.1), "loss": LossConfig(smoothing=0.0)},
+    ],
+    ids=["accumulate-clip-ema", "scale-clip-no-momentum", "uniform", "skip-clip", "no-momentum"],
+)  # fmt: skip
+def test_steps_equal_the_reference(changes: dict[str, Any]) -> None:
+    request = train_request(**changes)
+    exact = dataclasses.replace(request, precision=dataclasses.replace(request.precision, compute="float64"))
+    ours, reference = GpuTrainer(request, GpuOptions(device="cpu")), ReferenceTrainer(exact)
+    steps = batches(3)
+    assert relative(ours.run_steps(steps, LRS), reference.run_steps(steps, LRS)) <= 1e-5
+    found, wanted = ours.state(), reference.state()
+    assert found.scalars == wanted.scalars
+    for name, array in wanted.tensors.items():
+        assert relative(found.tensors[name], array) <= (1e-4 if name.startswith("momentum/") else 1e-5), name
+
+
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+def test_channels_last_is_the_same_step(stem: str) -> None:
+    """The layout of GPUs. One step and no more: on the CPU its sums are rounded more, and a ReLU soon turns over."""
+    request = train_request(tiny_weights(24, stem=stem), ema_decay=0.9, accumulate=2)
+    exact = dataclasses.replace(request, precision=PrecisionConfig(compute="float64"))
+    ours, reference = (
+        GpuTrainer(request, GpuOptions(device="cpu", channels_last=True)),
+        ReferenceTrainer(exact),
+    )
+    steps = batches(1, size=24)
+    assert (
+        relative(ours.predictor().logits(steps[0].images), reference.predictor().logits(steps[0].images))
+        <= 1e-5
+    )
+    assert relative(ours.run_steps(steps, LRS[:1]), reference.run_steps(steps, LRS[:1])) <= 1e-5
+    found, wanted = ours.state(), reference.state()
+    for name, array in wanted.tensors.items():
+        assert relative(found.tensors[name], array) <= (1e-4 if name.startswith("momentum/") else 1e-5), name
+    resumed = GpuTrainer(request, GpuOptions(device="cpu", channels_last=True))
+    resumed.load_state(found)
+    assert differing(resumed.state(), found) == []
+
+
+@pytest.mark.parametrize("padding", ["same", "symmetric"])
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 5), (4, 7), (8, 8), (9, 6)])
+def test_pools_equal_the_reference(padding: str, size: tuple[int, int]) -> None:
+    spec = model_spec("resnext50_32x4d", pool_padding=padding)  # type: ignore[arg-type]
+    x = np.random.default_rng(0).standard_normal((4, 2, *size)).astype(np.float32)
+    expected, _ = ops.max_pool(x, spec.pool_pads(size[0]), spec.pool_pads(size[1]))
+    np.testing.assert_array_equal(max_pool(torch.from_numpy(x), spec).numpy(), expected)
+
+
+@pytest.mark.parametrize("bn_float32", [True, False])
+@pytest.mark.parametrize("compute", ["float16", "bfloat16"])
+def test_low_precision_stays_near_and_keeps_float32_masters(compute: Any, bn_float32: bool) -> None:
+    precision = PrecisionConfig(compute=compute, bn_float32=bn_float32, loss_scale="fixed")
+    low, full = trainer(precision=precision), ReferenceTrainer(train_request())
+    steps = batches(1)
+    assert relative(low.run_steps(steps, LRS[:1]), full.run_steps(steps, LRS[:1])) <= 2e-2
+    logits = low.predictor().logits(steps[0].images)
+    assert logits.dtype == np.float32
+    assert relative(logits, full.predictor().logits(steps[0].images)) <= 5e-2
+    tensors = low.state().tensors
+    dtype = getattr(torch, compute)
+
+    def rounded(name: str) -> bool:
+        tensor = torch.from_numpy(tensors[name])
+        return bool((tensor.to(dtype).float() == tensor).all())
+
+    assert not rounded("weights/layer1.0.conv2.weight"), "the masters are float32"
+    assert rounded("weights/layer1.0.bn2.running_var") is (not bn_float32)
+
+
+# -- other ways through the same step ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"checkpointing": True}, {"bucket_mib": 1}, {"cuda_graphs": True}, {"threads": 1}],
+    ids=["checkpointing", "buckets", "no-graphs", "threads"],
+)
+def test_settings_that_change_no_bit(options: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
+    changes = {"accumulate": 2, "ema_decay": 0.9}
+    plain, other = trainer({"threads": 1}, **changes), trainer(options, **changes)
+    steps = batches(3)
+    np.testing.assert_array_equal(plain.run_steps(steps, LRS), other.run_steps(steps, LRS))
+    assert differing(plain.state(), other.state()) == []
+    assert ("no CUDA graphs without a GPU" in capfd.readouterr().err) is bool(options.get("cuda_graphs"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_block", [False, True])
+def test_compiled_is_the_same_network(by_block: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    """With a C++ compiler; the whole network, and block by block as with several ranks."""
+    plain, compiled = trainer(), trainer({"compile": not by_block})
+    if by_block:
+        step = compiled._own_step
+        assert step is not None
+        step.forward = graphs.Compiled(step.forward, by_block=True)
+    steps = batches(3)
+    assert relative(compiled.run_steps(steps, LRS), plain.run_steps(steps, LRS)) <= 1e-5
+    for name, array in plain.state().tensors.items():
+        tolerance = 1e-4 if name.startswith("momentum/") else 1e-5
+        assert relative(compiled.state().tensors[name], array) <= tolerance, name
+    said = capfd.readouterr().err
+    if "torch.compile gave up" in said:
+        pytest.skip(said)
+
+
+def test_what_cannot_be_compiled_is_computed_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(network: Any) -> Callable[[Any], Any]:
+        def call(images: Any) -> Any:
+            raise torch._dynamo.exc.Unsupported("not on this machine\nwith many lines")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    plain, compiled = trainer(), trainer({"compile": True})
+    steps = batches(2)
+    np.testing.assert_array_equal(compiled.run_steps(steps, LRS[:2]), plain.run_steps(steps, LRS[:2]))
+    lines = capfd.readouterr().err.splitlines()
+    assert len([line for line in lines if "torch.compile gave up" in line]) == 1
+
+
+class Again(graphs.Recorder):
+    """Records as a graph does: the same memory, written anew by each call; warm steps before."""
+
+    def record(self, function: Callable[[], Any]) -> tuple[Callable[[], Any], Any]:
+        for _ in range(3):
+            function()
+        outputs = [t.clone() for t in function()]
+
+        def replay() -> None:
+            for own, new in zip(outputs, function(), strict=True):
+                own.copy_(new)
+
+        return replay, outputs
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_recorded_step_is_the_step(skip: bool) -> None:
+    """The steps that warm up leave no trace, and each replay takes its own batch, rate and scale."""
+    changes = {
+        "ema_decay": 0.9, "skip_nonfinite": skip,
+        "precision": PrecisionConfig(loss_scale="dynamic", scale=2.0**120, growth_interval=2),
+    }  # fmt: skip
+    plain, recorded = trainer(**changes), trainer(**changes)
+    step = recorded._own_step
+    assert step is not None
+    recorded._step = graphs.Replayed(step, list(recorded._table.named().values()), Again())
+    steps = batches(3)
+    np.testing.assert_array_equal(recorded.run_steps(steps, LRS), plain.run_steps(steps, LRS))
+    assert differing(plain.state(), recorded.state()) == []
+
+
+def test_a_step_that_cannot_be_recorded_is_taken(capfd: pytest.CaptureFixture[str]) -> None:
+    class Refuses(graphs.Recorder):
+        def record(self, function: Callable[[], Any]) -> tuple[Callable[[], Any], Any]:
+            function()
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    plain, recorded = trainer(), trainer()
+    assert recorded._own_step is not None
+    recorded._step = graphs.Replayed(recorded._own_step, list(recorded._table.named().values()), Refuses())
+    steps = batches(2)
+    np.testing.assert_array_equal(recorded.run_steps(steps, LRS[:2]), plain.run_steps(steps, LRS[:2]))
+    assert differing(plain.state(), recorded.state()) == []
+    assert capfd.readouterr().err.count("no CUDA graph of this step") == 1
+
+
+# -- memory and feed -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fits", "advice"), [(3, "3 do: set train.accumulate=2"), (1, "1 do: set train.accumulate=6")]
+)
+def test_out_of_memory_names_what_fits(monkeypatch: pytest.MonkeyPatch, fits: int, advice: str) -> None:
+    ours = trainer()
+    step = ours._own_step
+    assert step is not None
+    forward = step.forward
+
+    def limited(images: Any) -> Any:
+        if len(images) > fits:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(images)
+
+    monkeypatch.setattr(step, "forward", limited)
+    with pytest.raises(UsageError) as caught:
+        ours.run_steps(batches(1), LRS[:1])
+    assert str(caught.value) == f"a micro-batch of 6 images does not fit into the GPU's memory; {advice}"
+
+
+def test_out_of_memory_where_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = trainer()
+
+    def never(images: Any) -> Any:
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(ours._own_step, "forward", never)
+    with pytest.raises(UsageError, match=r"smaller train\.batch_size, or gpu\.checkpointing=true"):
+        ours.run_steps(batches(1), LRS[:1])
+
+
+def test_out_of_memory_lets_go_of_the_step_before_it_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the failed step had allocated must be free by then, or nothing would fit."""
+    ours = trainer()
+    step = ours._own_step
+    assert step is not None
+    forward, held = step.forward, []
+
+    def limited(images: Any) -> Any:
+        activations = forward(images)
+        if not held:
+            held.append(weakref.ref(activations))
+            raise torch.cuda.OutOfMemoryError
+        assert held[0]() is None
+        return activations
+
+    monkeypatch.setattr(step, "forward", limited)
+    with pytest.raises(UsageError, match="3 do"):
+        ours.run_steps(batches(1), LRS[:1])
+
+
+def test_bfloat16_needs_a_card_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    request = train_request(precision=PrecisionConfig(compute="bfloat16"))
+    with pytest.raises(UsageError, match="Tesla V100 has no bfloat16"):
+        _check_card(request, torch.device("cuda", 0))
+    _check_card(train_request(), torch.device("cuda", 0))
+    _check_card(request, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gradients_and_momentum_have_the_strides_of_their_weights(channels_last: bool) -> None:
+    """The fused update on a GPU insists, the one on the CPU does not look."""
+    ours = trainer({"channels_last": channels_last})
+    ours.run_steps(batches(1), LRS[:1])
+    for name, moment in ours._table.momentum.items():
+        weight = ours._table.weights[name]
+        assert weight.grad is not None
+        assert weight.stride() == weight.grad.stride() == moment.stride(), name
+        assert weight.grad.storage_offset() % 64 == 0, "vector loads want it aligned"
+
+
+class FakeEvent:
+    """Notes what it was recorded after; waiting for it runs the copies that were put off until then."""
+
+    def __init__(self, *, enable_timing: bool = False) -> None:
+        self.timed = enable_timing
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        assert self.timed
+        assert end.timed
+        return 4.0  # milliseconds
+
+    def record(self, stream: Any) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
+class FakeStream:
+    """A stream whose waits are written down."""
+
+    def __init__(self, *_: Any) -> None:
+        self.waits: list[Any] = []
+
+    def wait_event(self, event: Any) -> None:
+        self.waits.append(event)
+
+    def __enter__(self) -> FakeStream:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+
+def test_the_feed_fills_one_slot_while_the_other_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of fills, uses and waits, with the parts of CUDA replaced; the copies themselves need a GPU."""
+    current, copies = FakeStream(), FakeStream()
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: copies)
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    empty = torch.empty
+    plain = lambda *a, pin_memory=False, device=None, **k: empty(*a, **k)  # noqa: E731
+    monkeypatch.setattr(feed.torch, "empty", plain)
+    given = batches(5)
+    feeding = feed.Feed(torch.device("cuda", 0))
+    for _ in range(2):  # two calls of run_steps
+        seen, slots = [], []
+        for images, labels in feeding(given):
+            seen.append((images.clone().numpy(), labels.clone().numpy()))
+            slots.append(images.data_ptr())
+        for (images, labels), batch in zip(seen, given, strict=True):
+            np.testing.assert_array_equal(images, batch.images)
+            np.testing.assert_array_equal(labels, batch.labels)
+        assert len(set(slots)) == 2
+        assert all(a != b for a, b in itertools.pairwise(slots))
+    filled = [slot.filled for slot in feeding._slots]
+    used = [slot.used for slot in feeding._slots]
+    turns = [0, 1, 0, 1, 0] * 2
+    assert current.waits == [filled[i] for i in turns], "a step waits for its own batch"
+    assert copies.waits == [used[i] for i in turns], "a copy waits for the step that used its slot"
+    assert feeding.take_copy_seconds() == pytest.approx(len(turns) * 0.004)
+    assert feeding.take_copy_seconds() == 0.0
+
+
+def test_the_time_of_copies_is_part_of_the_steps() -> None:
+    ours = trainer({})
+    started = time.perf_counter()
+    ours.run_steps(batches(3), LRS[:3])
+    assert 0 < ours.take_copy_seconds() < time.perf_counter() - started
+    assert ours.take_copy_seconds() == 0.0
+
+
+# -- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"precision": PrecisionConfig(compute="float64")}, "float64"),
+        ({"accumulate": 4}, "equal micro-batches"),
+    ],
+)
+def test_impossible_requests_are_refused(changes: dict[str, Any], word: str) -> None:
+    with pytest.raises(UsageError, match=word):
+        trainer(**changes)
+
+
+def test_impossible_batches_are_refused() -> None:
+    ours = trainer()
+    with pytest.raises(UsageError, match="takes 6 images"):
+        ours.run_steps(batches(1, images=3), LRS[:1])
+    assert ours.run_steps([], LRS[:0]).shape == (0,)
+    with pytest.raises(UsageError, match="2 batches need as many learning rates"):
+        ours.run_steps(batches(2), LRS[:1])
+    (batch,) = batches(1)
+    batch.labels[0] = 5
+    with pytest.raises(DataError, match="labels must be 0 to 4"):
+        ours.run_steps([batch], LRS[:1])
+    with pytest.raises(UsageError, match="EMA"):
+        ours.predictor(ema=True)
+    predictor = ours.predictor()
+    ours.close()
+    with pytest.raises(UsageError, match="closed"):
+        ours.run_steps(batches(1), LRS[:1])
+    with pytest.raises(UsageError, match="closed"):
+        predictor.logits(batches(1)[0].images)
+
+
+def test_one_value_a_channel_is_refused() -> None:
+    ours = trainer(weights=tiny_weights(1), batch_size=1)
+    with pytest.raises(UsageError, match="one value a channel"):
+        ours.run_steps(batches(1, images=1, size=1), LRS[:1])
+
+
+def test_layers_do_not_share_a_version() -> None:
+    """Their statistics share memory; a layer that moves its own must not spoil what another saved for the way back."""
+    table = trainer()._table
+    mean, other = table.weights["bn1.running_mean"], table.weights["layer1.0.bn1.running_mean"]
+    before = other._version
+    mean.add_(1)
+    assert other._version == before
+    assert table.statistics[0] == mean[0]
+
+
+def test_the_ancestors_division_is_what_it_was() -> None:
+    """Gradients over 1024, and decay in full."""
+    precision = PrecisionConfig(loss_scale="fixed", scale=1024.0)
+    ours, right = trainer({"balanced_loss_scale": False}, precision=precision), trainer(precision=precision)
+    start = ours.state().tensors
+    for one in (ours, right):
+        one.run_steps(batches(1), LRS[:1])
+    wrong, balanced = ours.state().tensors, right.state().tensors
+    decay = OptimizerConfig().weight_decay
+    for name in ("conv1.weight", "fc.weight", "fc.bias", "bn1.weight"):
+        part = decay * start[f"weights/{name}"] if name in ("conv1.weight", "fc.weight") else 0
+        gradient = balanced[f"momentum/{name}"] - part
+        assert relative(wrong[f"momentum/{name}"], gradient / 1024 + part) <= 1e-4, name
+
+
+@pytest.mark.parametrize(
+    ("compute", "changes"),
+    [
+        ("bfloat16", {}),
+        (
+            "float16",
+            {"precision": PrecisionConfig(compute="float16", loss_scale="dynamic"), "ema_decay": 0.9},
+        ),
+        ("float32", {"skip_nonfinite": True, "accumulate": 2, "optimizer": OptimizerConfig(clip_norm=1.0)}),
+    ],
+)
+def test_a_step_stays_on_its_device(
+    compute: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On PyTorch's device without memory, where a tensor of the CPU in between, or a look at a value, is an error."""
+    device, weights = torch.device("meta"), tiny_weights(32, stem="imagenet")
+
+    def there(*given: Any, **more: Any) -> None:
+        for value in (*given, *more.values()):
+            for tensor in value if isinstance(value, (list, tuple)) else [value]:
+                assert not isinstance(tensor, torch.Tensor) or tensor.device == device
+
+    monkeypatch.setattr(torch, "_fused_sgd_", there)
+    monkeypatch.setattr(torch, "_amp_foreach_non_finite_check_and_unscale_", there)
+    request = train_request(weights, **changes)
+    table = Table.create(request, device, channels_last=True)
+    how = Arithmetic(compute=getattr(torch, compute), channels_last=True)
+    network = Network(weights.spec, weights.preprocess, table.weights, how).train()
+    step = Step(request, table, network, checked=bool(changes), balanced=True, bucket_bytes=1 << 20)
+    images = torch.empty((6, 32, 32, 3), dtype=torch.uint8, device=device)
+    scalar = torch.full((), 1.0, device=device)
+    loss, found = step(images, torch.zeros(6, dtype=torch.int64, device=device), scalar, scalar)
+    assert loss.device == found.device == device

@@ -1,0 +1,36 @@
+"""Other processes in tests: waiting for them, and for what they do."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+
+import psutil
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
+    """Wait until `condition` holds, at most so long; returns whether it does."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return condition()
+
+
+def alive(pid: int) -> bool:
+    """True while a process runs; one that only waits for its end to be noticed does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str]:
+    """Wait for a process; return its exit code and what it wrote to standard error."""
+    try:
+        _, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return process.returncode, err
