@@ -17,7 +17,10 @@ from images import class_tree
 from resnext_cpp_infer.program import onnxruntime_library, sources
 
 from resnext_core.data.augment import load_eval
+from resnext_core.interfaces import ExportRequest
 from resnext_core.preprocess import PreprocessSpec, normalize
+from resnext_core.spec import model_spec
+from resnext_core.weights import Weights, init_weights
 
 Infer = Callable[..., Done]
 SPEC = PreprocessSpec(size=24, resize=28)
@@ -99,6 +102,62 @@ def test_a_provider_that_is_not_built_in_is_said(
     done = infer(*words)
     assert done.code == 4
     assert f"{device.upper()} execution provider is not enabled in this build" in done.err
+
+
+@pytest.fixture(scope="module")
+def onnx_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A small network as ONNX, in float32, and as other tools make float16 and INT8 of it."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("resnext_onnx.export")
+    pytest.importorskip("onnxruntime.quantization")
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from resnext_onnx.export import export_onnx
+
+    spec = model_spec("resnext_tiny", num_classes=3, image_size=SPEC.size)
+    network = Weights(spec=spec, preprocess=SPEC, classes=CLASSES, tensors=init_weights(spec, 3))
+    folder = tmp_path_factory.mktemp("onnx")
+    files = {name: folder / f"{name}.onnx" for name in ("float32", "float16", "int8")}
+    export_onnx(network, files["float32"], ExportRequest())
+    onnx.save(convert_float_to_float16(onnx.load(files["float32"]), keep_io_types=True), files["float16"])
+
+    class Images(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            rng = np.random.default_rng(0)
+            self.left = [rng.integers(0, 256, (4, 24, 24, 3), dtype=np.uint8) for _ in range(3)]
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return {"images": self.left.pop()} if self.left else None
+
+    quantize_static(files["float32"], files["int8"], Images())
+    return files
+
+
+@needs_onnxruntime
+@pytest.mark.parametrize("kind", ["float32", "float16", "int8"])
+def test_logits_are_those_of_the_same_runtime_in_python(
+    infer: Infer, data: Path, onnx_files: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    import onnxruntime
+
+    words = [
+        "--model",
+        onnx_files[kind],
+        "--runtime",
+        onnxruntime_library(),
+        "--data",
+        data,
+        "--quiet",
+        "--batch",
+        12,
+    ]
+    assert infer(*words, "--logits", tmp_path / "l.npy").code == 0
+    pixels = np.stack([load_eval(path, SPEC) for path in sorted(data.rglob("*.jpg"))])
+    session = onnxruntime.InferenceSession(str(onnx_files[kind]), providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {"images": pixels})
+    np.testing.assert_allclose(
+        np.load(tmp_path / "l.npy"), expected, rtol=0, atol=1e-6 * np.abs(expected).max()
+    )
 
 
 def test_a_runtime_that_is_none(infer: Infer, build_dir: Path, data: Path, tmp_path: Path) -> None:
