@@ -28,9 +28,15 @@ _LISTED, _KILLS = "it is on the quarantine list", "reading it ended two decoding
 
 
 def default_workers(world: int = 1) -> int:
-    """Return the decoding processes of one of `world` ranks: its share of the usable cores, from 1 to 8."""
+    """Return the decoding processes of one of `world` ranks: its share of the usable cores, from 1 to 8.
+
+    A launcher that has divided the cores already says how many this rank has: ``RESNEXT_CORES``.
+    """
     if os.name != "posix":
         return 0
+    own = os.environ.get("RESNEXT_CORES", "")
+    if own.isdecimal() and int(own):
+        return min(int(own), 8)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(max(cores // world, 1), 8)
 

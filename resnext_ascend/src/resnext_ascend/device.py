@@ -32,7 +32,8 @@ def device_of(options: AscendOptions, rank: RankInfo, environ: Mapping[str, str]
     if options.device == "cpu":
         threads = options.threads
         if threads is None and rank.world > 1:
-            threads = max(1, cores() // rank.world)
+            bound = environ.get("RESNEXT_CORES", "")
+            threads = int(bound) if bound.isdecimal() else max(1, cores() // rank.world)
         return Device(target="CPU", mode=options.mode, threads=threads, jit_level=level)
     device_id = rank.local_rank
     if rank.world == 1:

@@ -6,7 +6,6 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,8 +75,13 @@ def _once(request: LaunchRequest, options: AscendOptions, servers: Servers) -> i
         group = replace(
             group, own=lambda local: {**own(local), **watch.environment(local)}, suspect=watch.suspect
         )
-    if options.affinity:
-        group = replace(group, started=_binder(request.devices))
+    share = len(_cores()) // request.devices
+    if options.affinity and share:
+        give = group.own
+        group = replace(
+            group, own=lambda local: {**give(local), "RESNEXT_CORES": str(share)},
+            started=lambda local, process_id: _bind(process_id, local, share),
+        )  # fmt: skip
     return engine.launch(request, cluster_timeout=options.cluster_timeout, group=group)
 
 
@@ -199,17 +203,11 @@ def _wait_for(host: str, address: str, port: int, seconds: float) -> None:
     )
 
 
-def _binder(count: int) -> Callable[[int, int], None]:
-    """Return what binds a rank to its share of the cores; with fewer cores than ranks it leaves them alone.
+def _cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
-    Neighbouring cores go to one rank, and what a rank starts (the readers of images) stays there too.
-    """
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    share = len(cores) // count
 
-    def bind(local: int, process_id: int) -> None:
-        if share:
-            with suppress(OSError):  # it may have ended already
-                os.sched_setaffinity(process_id, cores[local * share : (local + 1) * share])
-
-    return bind
+def _bind(process_id: int, local: int, share: int) -> None:
+    """Bind a rank to its cores, neighbours; what it starts (the readers of images) stays on them too."""
+    with suppress(OSError):  # it may have ended already
+        os.sched_setaffinity(process_id, _cores()[local * share : (local + 1) * share])
