@@ -489,3 +489,14 @@ def test_limits(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     with loader, pytest.raises(DataError, match="cannot start a data worker"):
         next(loader.batches(train_tasks(index, 0)))
     assert psutil.Process().num_fds() == descriptors
+
+
+def test_readers_of_a_rank_whose_cores_were_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Binding a rank to its share and dividing that by the ranks again would leave it a reader or none."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)), raising=False)
+    monkeypatch.delenv("RESNEXT_CORES", raising=False)
+    assert default_workers(4) == 4
+    monkeypatch.setenv("RESNEXT_CORES", "6")
+    assert default_workers(4) == 6
+    monkeypatch.setenv("RESNEXT_CORES", "24")
+    assert default_workers(8) == 8

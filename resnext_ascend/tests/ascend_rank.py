@@ -38,6 +38,7 @@ def main(what: str, folder: Path) -> int:
             "MS_ROLE",
             "MS_SCHED_HOST",
             "HCCL_IF_IP",
+            "RESNEXT_CORES",
         )
         found = {name: os.environ[name] for name in names if name in os.environ}
         found["cores"] = sorted(os.sched_getaffinity(0))

@@ -292,6 +292,7 @@ def test_ranks_of_a_table_get_its_devices(tmp_path: Path) -> None:
     found = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (2, 3)]
     for rank, device, got in zip(("2", "3"), ("4", "6"), found, strict=True):
         del got["cores"]
+        got.pop("RESNEXT_CORES", None)
         assert got == {"RANK_ID": rank, "RANK_SIZE": "4", "DEVICE_ID": device, "RANK_TABLE_FILE": str(table)}
     with pytest.raises(UsageError, match=r"2 devices of server 10.0.0.1, --devices says 4"):
         launch(request("environment", tmp_path, 4), chosen, Servers(server_id="10.0.0.1"))
@@ -326,7 +327,9 @@ def test_each_rank_gets_its_cores(tmp_path: Path) -> None:
     all_cores = sorted(os.sched_getaffinity(0))
     for affinity in (True, False):
         assert launch(request("environment", tmp_path), options(affinity=affinity)) == 0
-        cores = [json.loads((tmp_path / f"rank-{rank}.json").read_text())["cores"] for rank in (0, 1)]
+        found = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+        cores = [got["cores"] for got in found]
+        assert [int(got.get("RESNEXT_CORES", 0)) for got in found] == [affinity * (len(all_cores) // 2)] * 2
         if affinity:
             assert all(cores)
             assert not set(cores[0]) & set(cores[1])
