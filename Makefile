@@ -18,6 +18,7 @@ demo: $(VENV)/.ready  ## train, evaluate, export, validate and report on handwri
 
 test: lint       ## all checks and tests that need no accelerator
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest resnext_ascend  # MindSpore is opened once a process, and here in another way
 
 lint: $(VENV)/.ready-dev  ## style, types, import rules
 	$(BIN)/ruff check $(FORMATTED)

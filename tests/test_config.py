@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from resnext_core.cli.common import recipe_names, recipe_path
 from resnext_core.config import Config, Layer, load_config, parse_set, read_layer
 from resnext_core.errors import UsageError
+from resnext_core.plugins import load_plugins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,11 @@ def test_an_empty_section_changes_nothing() -> None:
 @pytest.mark.parametrize("name", recipe_names())
 def test_recipes_are_valid_and_say_what_they_are(name: str) -> None:
     path = recipe_path(name)
-    config, _ = load_config([read_layer(path)])
+    layer, types = read_layer(path), load_plugins().option_types()
+    own = {n for n in layer.values if n not in Config().to_dict()}
+    if own - set(types):
+        pytest.skip(f"of a backend that is not installed: {', '.join(own)}")
+    config, _ = load_config([layer], types)
     assert config != Config()
     assert path.read_text().startswith("# ")
 
