@@ -354,7 +354,7 @@ class Clock:
 
 def test_the_watch(tmp_path: Path) -> None:
     clock = Clock()
-    watch = Watch(tmp_path, 3, first=8, start_timeout=20, hang_timeout=100, clock=clock)
+    watch = Watch(tmp_path, 3, first=8, world=16, start_timeout=20, hang_timeout=100, clock=clock)
 
     def write(*lines: str) -> None:
         for local, line in enumerate(lines):
@@ -372,12 +372,17 @@ def test_the_watch(tmp_path: Path) -> None:
         8,
         "waited 21 s for ranks of other servers that did not come (so do ranks 9, 10)",
     )
+    here = Watch(tmp_path / "here", 1, start_timeout=20, hang_timeout=100, clock=clock)
+    Path(here.environment(0).popitem()[1]).write_text("1 joining\n")
+    assert here.suspect() is None
+    clock.now = 132
+    assert here.suspect() == (0, "did not find the others in 21 s, though all are there")
     write("2 joined\n", "2 joined\n", "2 joined\n")
     assert watch.suspect() is None
     write("7 steps\n", "6 steps done\n", "7 steps\n")
-    clock.now = 211
+    clock.now = 231
     assert watch.suspect() is None
-    clock.now = 312
+    clock.now = 332
     assert watch.suspect() == (9, "hangs: it gave no sign for 101 s, the last was: steps done")
     write("", "", "8 sum over ranks\n")
     assert watch.suspect() is None, "a sign"

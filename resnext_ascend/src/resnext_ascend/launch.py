@@ -68,8 +68,8 @@ def _once(request: LaunchRequest, options: AscendOptions, servers: Servers) -> i
     group = _group(request, options, servers)
     if group.world > 1:
         watch = Watch(
-            request.log_dir, request.devices, first=group.first, start_timeout=options.cluster_timeout,
-            hang_timeout=options.hang_timeout,
+            request.log_dir, request.devices, first=group.first, world=group.world,
+            start_timeout=options.cluster_timeout, hang_timeout=options.hang_timeout,
         )  # fmt: skip
         own = group.own
         group = replace(

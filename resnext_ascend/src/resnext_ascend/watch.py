@@ -10,7 +10,7 @@ from resnext_ascend.beat import JOINING, VARIABLE, read
 
 
 class Watch:
-    """Looks at the beats of `count` ranks in `folder`; ranks of the job are numbered from `first`.
+    """Looks at the beats of `count` ranks in `folder`, numbered from `first`, of `world` in all (None: these).
 
     Once a rank looks for the others they have `start_timeout` seconds to come. The job hangs when no rank gives a sign
     for `hang_timeout` seconds (None: never): one that stops lets the others wait for it in the next sum, so that all
@@ -23,12 +23,14 @@ class Watch:
         count: int,
         *,
         first: int = 0,
+        world: int | None = None,
         start_timeout: float,
         hang_timeout: float | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._paths = [folder / f"rank-{first + local}.beat" for local in range(count)]
         self._first, self._clock = first, clock
+        self._all_here = world in (None, count)
         self._start_timeout, self._hang_timeout = start_timeout, hang_timeout
         self._changed = clock()
         self._waiting: float | None = None
@@ -56,6 +58,8 @@ class Watch:
         if joining and waited > self._start_timeout:
             if missing:
                 return self._blame(missing, f"never started: the others wait for it since {waited:.0f} s")
+            if self._all_here:
+                return self._blame(joining, f"did not find the others in {waited:.0f} s, though all are there")
             return self._blame(joining, f"waited {waited:.0f} s for ranks of other servers that did not come")
         silent = self._clock() - self._changed
         if self._hang_timeout is None or joining or silent <= self._hang_timeout:
