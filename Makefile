@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # PyTorch for the tests of resnext_gpu, which need no GPU; name another build, or a wheel, with TORCH=...
 TORCH ?= torch==2.13.0
+# Our kernels are tested by Triton's interpreter; PyTorch's CUDA builds bring their own, its CPU build has none.
+TRITON ?= triton==3.8.0 ; platform_machine == "x86_64" and sys_platform == "linux"
 VENV := .venv
 BIN := $(VENV)/bin
 PROJECTS := $(wildcard pyproject.toml plugins/*/pyproject.toml resnext_*/pyproject.toml)
@@ -52,5 +54,5 @@ $(VENV)/.ready: $(VENV)/.made $(PROJECTS)
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready $(PROJECTS)
-	$(BIN)/pip install --quiet "$(TORCH)" -e ".[dev,demo,tensorboard]" -e resnext_gpu -e resnext_ascend -e resnext_cpp_infer
+	$(BIN)/pip install --quiet "$(TORCH)" '$(TRITON)' -e ".[dev,demo,tensorboard]" -e resnext_gpu -e resnext_ascend -e resnext_cpp_infer
 	touch $@

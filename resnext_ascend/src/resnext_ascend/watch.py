@@ -59,7 +59,9 @@ class Watch:
             if missing:
                 return self._blame(missing, f"never started: the others wait for it since {waited:.0f} s")
             if self._all_here:
-                return self._blame(joining, f"did not find the others in {waited:.0f} s, though all are there")
+                return self._blame(
+                    joining, f"did not find the others in {waited:.0f} s, though all are there"
+                )
             return self._blame(joining, f"waited {waited:.0f} s for ranks of other servers that did not come")
         silent = self._clock() - self._changed
         if self._hang_timeout is None or joining or silent <= self._hang_timeout:

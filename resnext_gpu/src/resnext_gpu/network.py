@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from resnext_core.errors import UsageError
 from resnext_core.preprocess import PreprocessSpec
 from resnext_core.spec import BN_EPS, BN_MOMENTUM, BlockSpec, ModelSpec
+from resnext_gpu.grouped_conv.op import GroupedConv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,8 @@ class Arithmetic:
 
     Convolutions and the classifier compute in `compute`, on casts of the float32 parameters. Batch normalisation takes
     and gives `compute`, and inside it is float32 unless `bn_float32` is False. `sync` replaces batch normalisation in
-    training (see :mod:`resnext_gpu.sync_bn`).
+    training (see :mod:`resnext_gpu.sync_bn`), `grouped` the grouped convolutions (see
+    :mod:`resnext_gpu.grouped_conv.op`).
     """
 
     compute: torch.dtype = torch.float32
@@ -31,6 +33,7 @@ class Arithmetic:
     channels_last: bool = True
     checkpointing: bool = False
     sync: Callable[..., Tensor] | None = None
+    grouped: GroupedConv | None = None
 
 
 class Network(nn.Module):
@@ -83,12 +86,18 @@ class Network(nn.Module):
 
 
 class Conv(nn.Conv2d):
-    """A convolution without bias, in the type of its input."""
+    """A convolution without bias, in the type of its input; computed by `way` where that is given."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1,
+        way: GroupedConv | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self._way = way
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._way is not None:
+            return self._way(x, self.weight, self.stride[0])
         return F.conv2d(x, self.weight.to(x.dtype), None, self.stride, self.padding, 1, self.groups)
 
 
@@ -130,7 +139,7 @@ class Block(nn.Module):
         super().__init__()
         self.conv1 = Conv(spec.in_channels, spec.width, 1)
         self.bn1 = BatchNorm(spec.width, how)
-        self.conv2 = Conv(spec.width, spec.width, 3, stride=spec.stride, groups=groups)
+        self.conv2 = Conv(spec.width, spec.width, 3, stride=spec.stride, groups=groups, way=how.grouped)
         self.bn2 = BatchNorm(spec.width, how)
         self.conv3 = Conv(spec.width, spec.out_channels, 1)
         self.bn3 = BatchNorm(spec.out_channels, how)

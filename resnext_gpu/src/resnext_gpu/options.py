@@ -21,10 +21,12 @@ class GpuOptions:
     `cuda_graphs` replays a whole step as one CUDA graph; either falls back with a line. `checkpointing` computes the
     activations of a block again in the backward pass instead of keeping them. `sync_bn` takes batch statistics over
     all ranks. `tf32` lets float32 products round their factors to 10 bits. `deterministic` takes the same algorithms
-    every time. `balanced_loss_scale` false divides gradients by a loss scale that the loss was not multiplied by: the
-    ancestor's mistake on GPUs, for those who must repeat its numbers. `threads` are the CPU threads of a process, None
-    leaves them to PyTorch. Gradients travel in buckets of `bucket_mib` MiB. `timeout` are the seconds that ranks wait
-    for each other.
+    every time. `grouped_conv` computes the grouped convolutions of training in 16 bits by our Triton kernels, by
+    cuDNN, or, on cards that the kernels were measured on, by the faster of the two for each shape.
+    `balanced_loss_scale` false divides gradients by a loss scale that the loss was not multiplied by: the
+    ancestor's mistake on GPUs, for those who must repeat its numbers. `threads` are the CPU threads of a process,
+    None leaves them to PyTorch. Gradients travel in buckets of `bucket_mib` MiB. `timeout` are the seconds that
+    ranks wait for each other.
 
     Raises UsageError on sizes that cannot be and on settings that exclude each other.
     """
@@ -38,6 +40,7 @@ class GpuOptions:
     sync_bn: bool = False
     tf32: bool = False
     deterministic: bool = False
+    grouped_conv: Literal["auto", "triton", "cudnn"] = "auto"
     balanced_loss_scale: bool = True
     threads: int | None = None
     bucket_mib: int = 25

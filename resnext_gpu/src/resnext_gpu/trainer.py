@@ -16,6 +16,7 @@ from resnext_core.trainer_state import StepCounter, check_state
 from resnext_gpu.device import channels_last, device_of, note, open_device
 from resnext_gpu.feed import Feed
 from resnext_gpu.graphs import Compiled, Replayed, StepFunction
+from resnext_gpu.grouped_conv.op import grouped_conv
 from resnext_gpu.memory import out_of_memory
 from resnext_gpu.network import Arithmetic, Network
 from resnext_gpu.options import GpuOptions
@@ -46,12 +47,16 @@ class GpuTrainer:
         layout = channels_last(options, self._device)
         self._table = Table.create(request, self._device, channels_last=layout)
         self._count = StepCounter(request.precision, skip_nonfinite=request.skip_nonfinite)
+        compute = _COMPUTE[request.precision.compute]
         self._how = Arithmetic(
-            compute=_COMPUTE[request.precision.compute],
+            compute=compute,
             bn_float32=request.precision.bn_float32,
             channels_last=layout,
             checkpointing=options.checkpointing,
             sync=sync_batch_norm if options.sync_bn and request.rank.world > 1 else None,
+            grouped=grouped_conv(
+                options.grouped_conv, self._spec, compute, self._device, deterministic=options.deterministic
+            ),
         )
         network = Network(self._spec, request.weights.preprocess, self._table.weights, self._how).train()
         forward = Compiled(network, by_block=request.rank.world > 1) if options.compile else network

@@ -1,0 +1,102 @@
+"""Calling the kernels: sizes, memory and grids. Tensors are (N, C, H, W) in channels-last memory.
+
+One stage each: software pipelining would load the nine taps past the L1 cache, where eight of them are found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from resnext_gpu.grouped_conv import kernels
+
+#: Pixels are counted in 32 bits.
+_MOST_PIXELS = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a kernel is cut: pixels and channels of a program, its warps, and programs in all for weight gradients."""
+
+    pixels: int
+    channels: int
+    warps: int
+    programs: int = 1024
+
+
+def forward(x: Tensor, weight: Tensor, stride: int, plan: Plan) -> Tensor:
+    """Return the convolution of `x` with `weight` (C, C / groups, 3, 3), padding 1, in the type of `x`."""
+    y = _image_like(x, out_size(x.shape[2], stride), out_size(x.shape[3], stride))
+    _convolve(x, _pack(weight, x.dtype, plan.channels, back=False), y, stride, plan)
+    return y
+
+
+def input_gradient(dy: Tensor, weight: Tensor, height: int, width: int, stride: int, plan: Plan) -> Tensor:
+    """Return the gradient of an input of (`height`, `width`) from that of the output, in the latter's type."""
+    dx = _image_like(dy, height, width)
+    packed = _pack(weight, dy.dtype, plan.channels, back=True)
+    if stride == 1:
+        _convolve(dy, packed, dx, 1, plan)
+        return dx
+    images, channels, out_height, out_width = dy.shape
+    most = images * ((height + 1) // 2) * ((width + 1) // 2)
+    grid = (triton.cdiv(most, plan.pixels) * (channels // plan.channels), 4)
+    kernels.input_gradient_of_stride_2[grid](
+        dy, packed, dx, images, height, width, out_height, out_width, channels,
+        BM=plan.pixels, BC=plan.channels, num_warps=plan.warps, num_stages=1,
+    )  # fmt: skip
+    return dx
+
+
+def weight_gradient(dy: Tensor, x: Tensor, group_width: int, stride: int, plan: Plan) -> Tensor:
+    """Return the float32 gradient (C, C / groups, 3, 3) of the weights; the same bits every time."""
+    images, channels, height, width = x.shape
+    out_height, out_width = dy.shape[2:]
+    pixels = images * out_height * out_width
+    blocks = channels // plan.channels
+    span = triton.cdiv(triton.cdiv(pixels, max(1, plan.programs // blocks)), plan.pixels) * plan.pixels
+    count = triton.cdiv(pixels, span)
+    parts = torch.empty((count, 3, 3, channels, group_width), dtype=torch.float32, device=x.device)
+    kernels.weight_gradient[(blocks, count)](
+        dy, x, parts, pixels, span, height, width, out_height, out_width, channels,
+        GW=group_width, STRIDE=stride, BM=plan.pixels, BC=plan.channels, num_warps=plan.warps, num_stages=1,
+    )  # fmt: skip
+    return parts.sum(0).permute(2, 3, 0, 1).contiguous()
+
+
+def out_size(size: int, stride: int) -> int:
+    """Return the rows (columns) that a 3x3 kernel with padding 1 gives of `size`."""
+    return (size - 1) // stride + 1
+
+
+def fits(x: Tensor) -> bool:
+    """True where the kernels can count the pixels of `x`, and so those of what it becomes."""
+    return 0 < x.shape[0] * x.shape[2] * x.shape[3] <= _MOST_PIXELS
+
+
+def _convolve(x: Tensor, packed: Tensor, y: Tensor, stride: int, plan: Plan) -> None:
+    images, channels, out_height, out_width = y.shape
+    pixels = images * out_height * out_width
+    grid = (triton.cdiv(pixels, plan.pixels) * (channels // plan.channels),)
+    kernels.forward[grid](
+        x, packed, y, pixels, x.shape[2], x.shape[3], out_height, out_width, channels,
+        STRIDE=stride, BM=plan.pixels, BC=plan.channels, num_warps=plan.warps, num_stages=1,
+    )  # fmt: skip
+
+
+def _pack(weight: Tensor, dtype: torch.dtype, block: int, *, back: bool) -> Tensor:
+    """Return the matrices (tap, channel block, in, out) of `weight`; see the kernel."""
+    channels, group_width = weight.shape[:2]
+    packed = torch.empty((9, channels // block, block, block), dtype=dtype, device=weight.device)
+    kernels.pack[(channels // block, 9)](
+        weight, packed, channels, *weight.stride(), GW=group_width, BC=block, BACK=back
+    )
+    return packed
+
+
+def _image_like(x: Tensor, height: int, width: int) -> Tensor:
+    size = (x.shape[0], x.shape[1], height, width)
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)

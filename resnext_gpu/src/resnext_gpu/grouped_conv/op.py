@@ -1,0 +1,201 @@
+"""The grouped convolution as an operation of PyTorch, which torch.compile, CUDA graphs and autograd know."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from importlib import util
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from resnext_core.errors import UsageError
+from resnext_core.spec import ModelSpec
+from resnext_gpu.device import note
+
+#: Widths of a group that the kernels know.
+GROUP_WIDTHS = (4, 8, 16, 32)
+#: Compute capabilities of cards on which benchmarks/grouped_conv.py was run and our kernels were right; ``auto`` leaves
+#: the others to cuDNN. No card yet.
+MEASURED: frozenset[tuple[int, int]] = frozenset()
+#: Triton's own switch: kernels run in Python, on the CPU.
+INTERPRET = "TRITON_INTERPRET"
+
+#: (x, weight, stride) to the convolution of x with padding 1.
+GroupedConv = Callable[[Tensor, Tensor, int], Tensor]
+
+
+def grouped_conv(
+    mode: Literal["auto", "triton", "cudnn"], spec: ModelSpec, compute: torch.dtype, device: torch.device, *,
+    deterministic: bool,
+) -> GroupedConv | None:  # fmt: skip
+    """Return how the grouped convolutions of `spec` are computed; None leaves them to PyTorch, that is to cuDNN.
+
+    ``auto`` takes, for each shape, what is faster on this card, where that may be asked: on a card that our kernels
+    were measured on, in 16 bits, and not `deterministic`, which a stopwatch is not. Says so in a line where it may not.
+
+    Raises UsageError where ``triton`` cannot be.
+    """
+    if mode == "cudnn":
+        return None
+    reason = _why_not(spec, compute, device)
+    if mode == "triton":
+        if reason is not None:
+            raise UsageError(f"gpu.grouped_conv=triton cannot be: {reason}")
+        return functools.partial(_call, library=False, timed=not deterministic and device.type == "cuda")
+    if reason is None and not deterministic and torch.cuda.get_device_capability(device) in MEASURED:
+        return functools.partial(_call, library=True, timed=True)
+    if reason is None and not deterministic:
+        note(
+            f"grouped convolutions: cuDNN's; our kernels were never measured on {torch.cuda.get_device_name(device)}, "
+            "gpu.grouped_conv=triton takes them"
+        )
+    return None
+
+
+def _why_not(spec: ModelSpec, compute: torch.dtype, device: torch.device) -> str | None:
+    """Return why the kernels cannot compute `spec`, or None."""
+    if compute not in (torch.float16, torch.bfloat16):
+        return "the kernels take precision.compute=bfloat16 or float16"
+    for block in spec.blocks:
+        width = block.width // spec.groups
+        if width not in GROUP_WIDTHS or block.width % max(16, width):
+            return (
+                f"the kernels take groups of {', '.join(map(str, GROUP_WIDTHS))} channels that fill 16 or 32, not "
+                f"{spec.groups} groups of {width}"
+            )
+    if device.type == "cpu" and os.environ.get(INTERPRET) != "1":
+        return f"the kernels need an NVIDIA GPU (or {INTERPRET}=1 for tests)"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return "the kernels want a GPU of compute capability 8.0 or more"
+    if util.find_spec("triton") is None:
+        return "Triton is not installed, which comes with PyTorch's CUDA builds for Linux"
+    return None
+
+
+def _call(x: Tensor, weight: Tensor, stride: int, *, library: bool, timed: bool) -> Tensor:
+    found: Tensor = _forward(x, weight, stride, library, timed)
+    return found
+
+
+@torch.library.custom_op("resnext_gpu::grouped_conv", mutates_args=())
+def _forward(x: Tensor, weight: Tensor, stride: int, library: bool, timed: bool) -> Tensor:
+    from resnext_gpu.grouped_conv import launch
+
+    x = _channels_last(x)
+    return _way(
+        "forward", x, weight, stride, library, timed,
+        lambda plan: launch.forward(x, weight, stride, plan),
+        lambda: _channels_last(_convolve(x, weight.to(x.dtype), stride)),
+    )  # fmt: skip
+
+
+@torch.library.custom_op("resnext_gpu::grouped_conv_input_gradient", mutates_args=())
+def _input_gradient(dy: Tensor, x: Tensor, weight: Tensor, stride: int, library: bool, timed: bool) -> Tensor:
+    from resnext_gpu.grouped_conv import launch
+
+    dy = _channels_last(dy)
+    return _way(
+        "input gradient", x, weight, stride, library, timed,
+        lambda plan: launch.input_gradient(dy, weight, x.shape[2], x.shape[3], stride, plan),
+        lambda: _channels_last(_backward(dy, x, weight.to(x.dtype), stride, 0)),
+    )  # fmt: skip
+
+
+@torch.library.custom_op("resnext_gpu::grouped_conv_weight_gradient", mutates_args=())
+def _weight_gradient(
+    dy: Tensor, x: Tensor, weight: Tensor, stride: int, library: bool, timed: bool
+) -> Tensor:
+    from resnext_gpu.grouped_conv import launch
+
+    dy, x = _channels_last(dy), _channels_last(x)
+    return _way(
+        "weight gradient", x, weight, stride, library, timed,
+        lambda plan: launch.weight_gradient(dy, x, weight.shape[1], stride, plan).to(weight.dtype),
+        lambda: _backward(dy, x, weight.to(x.dtype), stride, 1).to(weight.dtype).contiguous(),
+    )  # fmt: skip
+
+
+@_forward.register_fake
+def _(x: Tensor, weight: Tensor, stride: int, library: bool, timed: bool) -> Tensor:
+    size = [(n - 1) // stride + 1 for n in x.shape[2:]]
+    return _channels_last(x.new_empty((x.shape[0], weight.shape[0], *size)))
+
+
+@_input_gradient.register_fake
+def _(dy: Tensor, x: Tensor, weight: Tensor, stride: int, library: bool, timed: bool) -> Tensor:
+    return _channels_last(dy.new_empty(x.shape))
+
+
+@_weight_gradient.register_fake
+def _(dy: Tensor, x: Tensor, weight: Tensor, stride: int, library: bool, timed: bool) -> Tensor:
+    return weight.new_empty(weight.shape)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, *ctx.how = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    dx = _input_gradient(dy, x, weight, *ctx.how) if ctx.needs_input_grad[0] else None
+    dw = _weight_gradient(dy, x, weight, *ctx.how) if ctx.needs_input_grad[1] else None
+    return dx, dw, None, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_setup)
+
+
+def _way(
+    what: Any, x: Tensor, weight: Tensor, stride: int, library: bool, timed: bool, ours: Callable[[Any], Tensor],
+    theirs: Callable[[], Tensor],
+) -> Tensor:  # fmt: skip
+    """Compute by a plan of ours, or, if it may be and is faster, by PyTorch."""
+    from resnext_gpu.grouped_conv import launch, plans
+
+    if not launch.fits(x):
+        raise UsageError(f"the grouped convolution cannot count the pixels of {tuple(x.shape)}")
+    shape = plans.Shape(
+        images=x.shape[0], channels=x.shape[1], group_width=weight.shape[1], height=x.shape[2], width=x.shape[3],
+        stride=stride, dtype=x.dtype,
+    )  # fmt: skip
+    timing = None
+    if timed:
+        timings = _timings(x.device.index)
+        timing = timings.known(what, shape)
+        if timing is None and not torch.cuda.is_current_stream_capturing():
+            timing = timings.measure(what, shape, ours, theirs)
+    if timing is None:
+        plan = None if library else plans.default_plan(what, shape)
+    else:
+        plan = timing.faster if library else plans.required(timing)
+    return theirs() if plan is None else ours(plan)
+
+
+@functools.cache
+def _timings(device: int) -> Any:
+    from resnext_gpu.grouped_conv.plans import Timings
+
+    return Timings(torch.cuda.get_device_name(device))
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _convolve(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    return torch.nn.functional.conv2d(x, weight, None, stride, 1, 1, x.shape[1] // weight.shape[1])
+
+
+def _backward(dy: Tensor, x: Tensor, weight: Tensor, stride: int, which: int) -> Tensor:
+    """Return the gradient of input (0) or weight (1) by PyTorch."""
+    wanted = [which == 0, which == 1, False]
+    groups = x.shape[1] // weight.shape[1]
+    found = torch.ops.aten.convolution_backward(
+        dy, x, weight, None, [stride] * 2, [1, 1], [1, 1], False, [0, 0], groups, wanted
+    )
+    gradient: Tensor = found[which]
+    return gradient

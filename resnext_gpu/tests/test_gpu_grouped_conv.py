@@ -1,0 +1,543 @@
+"""Our kernels of the grouped convolution, interpreted on the CPU, against PyTorch in float64; and what chooses them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+from gpu_cases import batches, relative, tiny_weights, train_request  # noqa: E402
+from interpreter import interpreted  # noqa: E402
+from resnext_gpu.grouped_conv import op  # noqa: E402
+from resnext_gpu.options import GpuOptions  # noqa: E402
+from resnext_gpu.trainer import GpuTrainer  # noqa: E402
+
+from resnext_core.config import PrecisionConfig  # noqa: E402
+from resnext_core.errors import BackendUnavailable, UsageError  # noqa: E402
+from resnext_core.spec import VARIANTS, ModelSpec  # noqa: E402
+
+HALF, BF16 = torch.float16, torch.bfloat16
+#: Largest error over the largest value. The interpreter cuts bfloat16 off where hardware rounds it to nearest: a whole
+#: unit of 2**-8 for the weights, and one for the result. Gradients of weights are sums in float32 of exact products.
+TOLERANCE = {HALF: 1e-3, BF16: 2e-2}
+EXACT = 1e-6
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def launch() -> Iterator[Any]:
+    with interpreted() as module:
+        yield module
+
+
+@dataclasses.dataclass
+class Case:
+    """One convolution, the operands of its three passes, and their results in float64."""
+
+    x: Any
+    weight: Any
+    dy: Any
+    stride: int
+    wanted: tuple[Any, Any, Any]
+
+
+def make_case(
+    images: int,
+    channels: int,
+    group_width: int,
+    height: int,
+    width: int,
+    stride: int,
+    dtype: Any,
+    *,
+    seed: int = 0,
+) -> Case:
+    """Return a case of noise; the image lies among NaN, so that a value from beside it would show."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = lambda *size: torch.randn(*size, generator=generator, dtype=torch.float64)  # noqa: E731
+    x = _among_nan(noise(images, height, width, channels).to(dtype)).permute(0, 3, 1, 2)
+    weight = noise(channels, group_width, 3, 3).float()
+    x64, w64 = x.double().requires_grad_(), weight.to(dtype).double().requires_grad_()
+    y = torch.nn.functional.conv2d(x64, w64, None, stride, 1, 1, channels // group_width)
+    dy = _among_nan(noise(*y.permute(0, 2, 3, 1).shape).to(dtype)).permute(0, 3, 1, 2)
+    y.backward(dy.double())
+    return Case(x=x, weight=weight, dy=dy, stride=stride, wanted=(y.detach(), x64.grad, w64.grad))
+
+
+def _among_nan(values: Any) -> Any:
+    around = torch.full((values.numel() + 4096,), float("nan"), dtype=values.dtype)
+    inner = around[2048:-2048].view(values.shape)
+    return inner.copy_(values)
+
+
+def errors(launch: Any, case: Case, plan: Any, gradient_plan: Any | None = None) -> list[float]:
+    """Return the error of output, input gradient and weight gradient, over the largest value of each."""
+    found = (
+        launch.forward(case.x, case.weight, case.stride, plan),
+        launch.input_gradient(case.dy, case.weight, *case.x.shape[2:], case.stride, plan),
+        launch.weight_gradient(case.dy, case.x, case.weight.shape[1], case.stride, gradient_plan or plan),
+    )
+    for one, wanted in zip(found, case.wanted, strict=True):
+        assert one.shape == wanted.shape
+    assert [one.dtype for one in found] == [case.x.dtype, case.x.dtype, torch.float32]
+    return [
+        float((one.double() - wanted).abs().max() / wanted.abs().max())
+        for one, wanted in zip(found, case.wanted, strict=True)
+    ]
+
+
+def check(launch: Any, case: Case, plan: Any, gradient_plan: Any | None = None) -> None:
+    y, dx, dw = errors(launch, case, plan, gradient_plan)
+    assert y <= TOLERANCE[case.x.dtype], "output"
+    assert dx <= TOLERANCE[case.x.dtype], "gradient of the input"
+    assert dw <= EXACT, "gradient of the weights"
+
+
+def shapes_of_the_variants() -> list[tuple[int, int, int, int]]:
+    """Return channels, group width, rows of the input and stride of every grouped convolution that we ship."""
+    found = set()
+    for spec in VARIANTS.values():
+        size = spec.image_size // 4 if spec.stem == "imagenet" else spec.image_size
+        for block in spec.blocks:
+            found.add((block.width, block.width // spec.groups, size, block.stride))
+            size //= block.stride
+    return sorted(found)
+
+
+def kernel_shapes() -> list[tuple[int, int, int, int]]:
+    return [shape for shape in shapes_of_the_variants() if shape[1] in op.GROUP_WIDTHS]
+
+
+def shape_of(plans: Any, case: Case) -> Any:
+    return plans.Shape(
+        images=case.x.shape[0], channels=case.x.shape[1], group_width=case.weight.shape[1],
+        height=case.x.shape[2], width=case.x.shape[3], stride=case.stride, dtype=case.x.dtype,
+    )  # fmt: skip
+
+
+# -- the kernels ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", kernel_shapes(), ids=lambda s: "-".join(map(str, s)))
+def test_every_convolution_that_we_ship(shape: tuple[int, int, int, int], launch: Any) -> None:
+    """All channels and groups; the 56 rows of a stage are 7 here, and so on."""
+    from resnext_gpu.grouped_conv import plans
+
+    channels, group_width, size, stride = shape
+    rows = max(2, size // 8)
+    for dtype in (BF16, HALF) if channels <= 512 else (BF16,):
+        case = make_case(1, channels, group_width, rows, rows + 1, stride, dtype)
+        own = shape_of(plans, case)
+        check(launch, case, plans.default_plan("forward", own), plans.default_plan("weight gradient", own))
+
+
+@pytest.mark.parametrize("group_width", op.GROUP_WIDTHS)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_every_plan(group_width: int, stride: int, launch: Any) -> None:
+    from resnext_gpu.grouped_conv import plans
+
+    case = make_case(2, 64, group_width, 5, 8, stride, HALF)
+    own = shape_of(plans, case)
+    cuts = list(plans.candidates("forward", own))
+    sums = list(plans.candidates("weight gradient", own))
+    assert len(cuts) >= 4
+    assert len(sums) >= 2
+    assert plans.default_plan("forward", own) in cuts
+    for number in range(max(len(cuts), len(sums))):
+        check(launch, case, cuts[number % len(cuts)], sums[number % len(sums)])
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_size(data: st.DataObject, launch: Any) -> None:
+    draw = lambda low, high: data.draw(st.integers(low, high))  # noqa: E731
+    group_width = data.draw(st.sampled_from(op.GROUP_WIDTHS))
+    block = max(group_width, data.draw(st.sampled_from([16, 32])))
+    case = make_case(
+        draw(1, 3), block * draw(1, 2), group_width, draw(1, 11), draw(1, 11), draw(1, 2),
+        data.draw(st.sampled_from([HALF, BF16])), seed=draw(0, 99),
+    )  # fmt: skip
+    plan = launch.Plan(
+        pixels=data.draw(st.sampled_from([16, 32])), channels=block, warps=4, programs=draw(1, 12)
+    )
+    check(launch, case, plan)
+
+
+def test_all_is_written_and_nothing_else(launch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory comes full of NaN, and with NaN behind it that must stay."""
+    made = []
+
+    def poisoned(size: Any, **how: Any) -> Any:
+        layout = how.pop("memory_format", torch.contiguous_format)
+        count = int(np.prod(size))
+        around = torch.full((count + 4096,), float("nan"), **how)
+        made.append((around, count))
+        inner = around[:count]
+        if layout is torch.channels_last:
+            images, channels, height, width = size
+            return inner.view(images, height, width, channels).permute(0, 3, 1, 2)
+        return inner.view(size)
+
+    monkeypatch.setattr(launch.torch, "empty", poisoned)
+    for stride in (1, 2):
+        case = make_case(3, 32, 8, 7, 5, stride, HALF)
+        check(launch, case, launch.Plan(pixels=16, channels=16, warps=4, programs=7))
+    monkeypatch.undo()
+    assert len(made) == 2 * 5
+    for around, count in made:
+        assert bool(around[:count].isfinite().all())
+        assert bool(around[count:].isnan().all())
+
+
+def test_weights_in_any_memory_order(launch: Any) -> None:
+    """As the trainer keeps them on a GPU: channels-last."""
+    case = make_case(1, 32, 8, 4, 6, 1, HALF)
+    plan = launch.Plan(pixels=16, channels=32, warps=4)
+    plain = launch.forward(case.x, case.weight, 1, plan)
+    turned = case.weight.contiguous(memory_format=torch.channels_last)
+    assert turned.stride() != case.weight.stride()
+    assert torch.equal(launch.forward(case.x, turned, 1, plan), plain)
+    case.weight = turned
+    check(launch, case, plan)
+
+
+def test_a_weight_gradient_is_the_same_bits_every_time(launch: Any) -> None:
+    case = make_case(2, 32, 4, 9, 9, 1, HALF)
+    plan = launch.Plan(pixels=16, channels=16, warps=1, programs=8)
+    one, other = (launch.weight_gradient(case.dy, case.x, 4, 1, plan) for _ in range(2))
+    assert torch.equal(one, other)
+
+
+def test_one_wrong_tap_is_found(launch: Any) -> None:
+    """The tolerance, and that by which a card's results are judged, see an error of one tap of nine."""
+    from resnext_gpu.grouped_conv import plans
+
+    case = make_case(1, 32, 8, 6, 6, 1, BF16)
+    case.weight = case.weight.clone()
+    case.weight[:, :, 2, 0] = 0
+    y, dx, _ = errors(launch, case, launch.Plan(pixels=16, channels=16, warps=4))
+    assert min(y, dx) > 5 * max(TOLERANCE[BF16], plans._AGREEMENT)
+
+
+def test_pixels_beyond_32_bits_are_refused(launch: Any) -> None:
+    assert launch.fits(torch.empty((2**15, 32, 2**8, 2**7), dtype=HALF, device="meta"))
+    assert not launch.fits(torch.empty((2**15, 32, 2**8, 2**8), dtype=HALF, device="meta"))
+    assert not launch.fits(torch.empty((0, 32, 8, 8), dtype=HALF))
+
+
+_COMPILE = """
+import os, re, subprocess, sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+import torch
+from resnext_gpu.grouped_conv import kernels, plans
+
+ptxas = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "ptxas")
+POINTERS = {"dy", "x", "y", "dx", "packed"}
+
+def build(kernel, warps, capability, **constants):
+    types = {name: "*bf16" if name in POINTERS else "i32" for name in kernel.arg_names}
+    types |= {"parts": "*fp32"} if "parts" in types else {}
+    types |= {"weight": "*fp32"} if "weight" in types else {}
+    types |= {name: "constexpr" for name in constants}
+    sixteen = {(n,): [["tt.divisibility", 16]] for n, name in enumerate(kernel.arg_names)
+               if types[name].startswith("*") or name == "channels"}
+    source = ASTSource(kernel, types, constants, sixteen)
+    target = GPUTarget("cuda", capability, 32)
+    built = triton.compile(source, target=target, options={"num_warps": warps, "num_stages": 1})
+    with open("kernel.ptx", "w") as stream:
+        stream.write(built.asm["ptx"])
+    arch = f"sm_{capability}" + ("a" if capability >= 90 else "")
+    told = subprocess.run([ptxas, "-v", "--gpu-name", arch, "kernel.ptx", "-o", os.devnull],
+                          capture_output=True, text=True, check=True).stderr
+    spilled = int(re.search(r"(\\d+) bytes spill stores", told)[1])
+    registers = int(re.search(r"Used (\\d+) registers", told)[1])
+    print(kernel.__name__, capability, warps, registers, spilled, built.metadata.shared, constants)
+
+for capability in map(int, sys.argv[1:]):
+    seen = set()
+    for width in (4, 32):
+        shape = plans.Shape(images=128, channels=1024, group_width=width, height=28, width=28, stride=1,
+                            dtype=torch.bfloat16)
+        for plan in plans.candidates("forward", shape):
+            cut = {"BM": plan.pixels, "BC": plan.channels}
+            if (plan.pixels, plan.channels, plan.warps) not in seen:
+                seen.add((plan.pixels, plan.channels, plan.warps))
+                build(kernels.forward, plan.warps, capability, STRIDE=1, **cut)
+                build(kernels.input_gradient_of_stride_2, plan.warps, capability, **cut)
+        for plan in plans.candidates("weight gradient", shape):
+            if plan.channels == max(16, width):
+                cut = {"BM": plan.pixels, "BC": plan.channels}
+                build(kernels.weight_gradient, plan.warps, capability, GW=width, STRIDE=1, **cut)
+    build(kernels.pack, 4, capability, GW=4, BC=32, BACK=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", ["80", "90"])
+def test_the_kernels_compile_for_a_gpu(capability: str, tmp_path: Path) -> None:
+    """For the A100 and the H100, to machine code, and with what they keep in registers: no GPU is needed for that."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    code = tmp_path / "build.py"  # Triton reads the source of kernels from their files
+    code.write_text(_COMPILE)
+    built = subprocess.run(
+        [sys.executable, str(code), capability],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+        env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
+    )
+    assert built.returncode == 0, built.stderr[-2000:]
+    rows = [line.split() for line in built.stdout.splitlines()]
+    assert {row[0] for row in rows} == {"forward", "input_gradient_of_stride_2", "weight_gradient", "pack"}
+    for row in rows:
+        spilled, shared = int(row[4]), int(row[5])
+        assert spilled <= 64, row
+        assert shared <= 48 << 10, row
+
+
+# -- the operation --------------------------------------------------------------------------------
+
+
+def test_the_operation_is_what_pytorch_expects(launch: Any) -> None:
+    """Its schema, what it says about shapes and memory order, autograd, and tracing."""
+    for stride in (1, 2):
+        case = make_case(2, 16, 4, 5, 6, stride, HALF)
+        x = case.x.clone().requires_grad_()
+        weight = torch.nn.Parameter(case.weight)
+        torch.library.opcheck(op._forward, (x, weight, stride, False, False), rtol=1e-3, atol=1e-3)
+        args = (case.dy, case.x, case.weight, stride, False, False)
+        torch.library.opcheck(op._input_gradient, args)
+        torch.library.opcheck(op._weight_gradient, args)
+
+
+@pytest.mark.parametrize("library", [False, True])
+def test_gradients_arrive(library: bool, launch: Any) -> None:
+    """By our kernels and by PyTorch's own, also where the caller's memory is not channels-last."""
+    case = make_case(2, 32, 8, 5, 6, 2, HALF)
+    x = case.x.contiguous().requires_grad_()
+    weight = torch.nn.Parameter(case.weight)
+    y = op._call(x, weight, 2, library=library, timed=False)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    y.backward(case.dy)
+    for found, wanted in zip((y.detach(), x.grad, weight.grad), case.wanted, strict=True):
+        assert float((found.double() - wanted).abs().max() / wanted.abs().max()) <= 1e-3
+    frozen = case.weight.clone()
+    op._call(x, frozen, 2, library=library, timed=False).backward(case.dy)
+    assert frozen.grad is None
+
+
+def half_request(compute: str, **changes: Any) -> Any:
+    weights = tiny_weights(8, groups=4, base_width=32, depths=(1, 1))
+    precision = PrecisionConfig(compute=compute, loss_scale="fixed", scale=16.0)
+    return train_request(weights, precision=precision, **changes)
+
+
+@pytest.mark.parametrize("compute", ["bfloat16", "float16"])
+def test_training_is_the_same(compute: str, launch: Any) -> None:
+    steps, lrs = batches(2, size=8), np.array([0.05, 0.02], np.float32)
+    ways = [GpuOptions(device="cpu", grouped_conv=way) for way in ("cudnn", "triton")]
+    plain, ours = (GpuTrainer(half_request(compute), options) for options in ways)
+    assert ours._how.grouped is not None
+    assert relative(ours.run_steps(steps, lrs), plain.run_steps(steps, lrs)) <= 2e-2
+    for name, array in plain.state().tensors.items():
+        assert relative(ours.state().tensors[name], array) <= 0.15, name
+    images = steps[0].images
+    assert relative(ours.predictor().logits(images), plain.predictor().logits(images)) <= 5e-2
+
+
+def test_compiled_training_takes_the_kernels(launch: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    """torch.compile leaves the operation whole."""
+    steps, lrs = batches(1, size=8), np.array([0.05], np.float32)
+    plain, compiled = (
+        GpuTrainer(
+            half_request("bfloat16"), GpuOptions(device="cpu", grouped_conv="triton", compile=compiled)
+        )
+        for compiled in (False, True)
+    )
+    assert relative(compiled.run_steps(steps, lrs), plain.run_steps(steps, lrs)) <= 1e-2
+    assert "gave up" not in capfd.readouterr().err
+
+
+# -- which way ------------------------------------------------------------------------------------
+
+
+def choose(
+    mode: Any, spec: ModelSpec | None = None, compute: Any = BF16, device: Any = CPU, **how: Any
+) -> Any:
+    spec = spec or VARIANTS["resnext50_32x4d"]
+    return op.grouped_conv(mode, spec, compute, device, **({"deterministic": False} | how))
+
+
+def test_where_the_kernels_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    for mode in ("auto", "cudnn"):
+        assert choose(mode) is None
+        assert choose(mode, compute=torch.float32) is None
+    for words, found in {
+        "precision.compute=bfloat16 or float16": {"compute": torch.float32},
+        "not 4 groups of 2": {"spec": tiny_weights(groups=4, base_width=16).spec},
+        "the kernels need an NVIDIA GPU": {},
+    }.items():
+        with pytest.raises(UsageError, match=rf"gpu.grouped_conv=triton cannot be: .*{words}"):
+            choose("triton", **found)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    with pytest.raises(UsageError, match=r"compute capability 8\.0 or more"):
+        choose("triton", device=torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(op.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="Triton is not installed"):
+        choose("triton", device=torch.device("cuda", 0))
+
+
+def test_auto_takes_the_kernels_where_they_were_measured(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    card = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    assert choose("auto", device=card) is None
+    assert (
+        "cuDNN's; our kernels were never measured on a card, gpu.grouped_conv=triton"
+        in capfd.readouterr().err
+    )
+    assert choose("triton", device=card).keywords == {"library": False, "timed": True}
+    assert choose("triton", device=card, deterministic=True).keywords == {"library": False, "timed": False}
+    monkeypatch.setattr(op, "MEASURED", frozenset({(9, 0)}))
+    assert choose("auto", device=card).keywords == {"library": True, "timed": True}
+    assert choose("auto", device=card, deterministic=True) is None
+    assert capfd.readouterr().err == ""
+
+
+@dataclasses.dataclass
+class Stopwatch:
+    """Milliseconds that the test gives: PyTorch's, then those of our plans in turn."""
+
+    library: float
+    ours: list[float]
+
+    def __call__(self, call: Callable[[], Any]) -> float:
+        call()
+        return self.library if "library" in getattr(call, "__name__", "") else self.ours.pop(0)
+
+
+@pytest.fixture
+def timed(launch: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Return what measures a small case with given times."""
+    from resnext_gpu.grouped_conv import plans
+
+    case = make_case(1, 32, 8, 4, 4, 1, HALF)
+
+    def library() -> Any:
+        return case.wanted[0].half()
+
+    def run(folder: Path, library_ms: float, ours: list[float], *, wrong: bool = False) -> tuple[Any, Any]:
+        monkeypatch.setattr(plans, "_milliseconds", Stopwatch(library_ms, ours))
+        timings, shape = plans.Timings("a card", folder), shape_of(plans, case)
+        known = timings.known("forward", shape)
+        if known is None:
+            weight = -case.weight if wrong else case.weight
+            known = timings.measure(
+                "forward", shape, lambda plan: launch.forward(case.x, weight, 1, plan), library
+            )
+        return timings, known
+
+    return run
+
+
+def test_the_fastest_is_kept(
+    timed: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _, timing = timed(tmp_path, 3.0, [5, 2, 4, 6, 7])
+    assert (timing.ours_ms, timing.library_ms) == (2, 3)
+    assert timing.plan is not None
+    assert (timing.plan.pixels, timing.plan.channels) == (128, 16)
+    assert timing.faster == timing.plan
+    said = "grouped 3x3, forward: 1 x 4 x 4 x 32, groups of 8, stride 1, float16: Triton 2.000 ms, cuDNN 3.000 ms"
+    assert said in capfd.readouterr().err
+    timings, again = timed(tmp_path, 0.0, [])
+    assert again == timing, "remembered by another process"
+    assert json.loads(timings.path.read_text())["card"] == "a card"
+    assert capfd.readouterr().err == ""
+    slower = timed(tmp_path / "slower", 1.0, [5, 2, 4, 6, 7])[1]
+    assert slower.plan is not None, "for who insists"
+    assert slower.faster is None
+
+
+def test_wrong_results_are_left_out(
+    timed: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from resnext_gpu.grouped_conv import plans
+
+    _, timing = timed(tmp_path, 3.0, [], wrong=True)
+    assert timing.plan is None
+    assert timing.faster is None
+    error = capfd.readouterr().err
+    assert "left out: " in error
+    assert "apart from cuDNN, whose largest is" in error
+    assert "Triton none is right, cuDNN 3.000 ms" in error
+    with pytest.raises(BackendUnavailable, match=r"set gpu\.grouped_conv=cudnn, and please report it"):
+        plans.required(timing)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"timings": {"a": {}}}', '{"timings": {"a": {"plan": 3}}}']
+)
+def test_a_broken_memory_is_measured_anew(
+    text: str, timed: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    timings, _ = timed(tmp_path, 3.0, [5, 2, 4, 6, 7])
+    timings.path.write_text(text)
+    capfd.readouterr()
+    assert timed(tmp_path, 3.0, [1, 2, 4, 6, 7])[1].ours_ms == 1
+    assert "cannot be read" in capfd.readouterr().err
+    assert timed(tmp_path, 0.0, [])[1].ours_ms == 1
+
+
+def test_a_memory_that_cannot_be_is_said(
+    timed: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert timed(tmp_path / "file", 3.0, [5, 2, 4, 6, 7])[1].ours_ms == 2
+    assert "cannot be written" in capfd.readouterr().err
+
+
+def test_the_operation_times_once(launch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And while a CUDA graph is recorded, it does not."""
+    from resnext_gpu.grouped_conv import plans
+
+    taken = []
+
+    def measure(*given: Any) -> Any:
+        taken.append(given[0])
+        plan = plans.default_plan(given[0], given[1])
+        return plans.Timing(plan=plan, ours_ms=1.0, library_ms=2.0)
+
+    timings = plans.Timings("a card", tmp_path)
+    monkeypatch.setattr(op, "_timings", lambda device: timings)
+    monkeypatch.setattr(plans, "measure", measure)
+    case = make_case(1, 32, 8, 4, 4, 1, HALF)
+    x, weight = case.x.clone().requires_grad_(), torch.nn.Parameter(case.weight)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    for library in (False, True):
+        op._call(x, weight, 1, library=library, timed=True)
+    assert taken == []
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    for library in (False, True, True):
+        op._call(x, weight, 1, library=library, timed=True).backward(case.dy)
+    assert taken == ["forward", "input gradient", "weight gradient"]
