@@ -355,7 +355,9 @@ def test_training_is_the_same(compute: str, launch: Any) -> None:
     assert ours._how.grouped is not None
     assert relative(ours.run_steps(steps, lrs), plain.run_steps(steps, lrs)) <= 2e-2
     for name, array in plain.state().tensors.items():
-        if compute == "float16" or name.startswith("weights/"):  # the interpreter cuts bfloat16 off, see TOLERANCE
+        if compute == "float16" or name.startswith(
+            "weights/"
+        ):  # the interpreter cuts bfloat16 off, see TOLERANCE
             assert relative(ours.state().tensors[name], array) <= 5e-2, name
     images = steps[0].images
     assert relative(ours.predictor().logits(images), plain.predictor().logits(images)) <= 5e-2
