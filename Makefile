@@ -2,8 +2,8 @@
 PYTHON ?= python3
 # PyTorch for the tests of resnext_gpu, which need no GPU; name another build, or a wheel, with TORCH=...
 TORCH ?= torch==2.13.0
-# Our kernels are tested by Triton's interpreter; PyTorch's CUDA builds bring their own, its CPU build has none.
-TRITON ?= triton==3.8.0 ; platform_machine == "x86_64" and sys_platform == "linux"
+# Our kernels are tested by Triton's interpreter; PyTorch's CUDA builds want a version of their own, its CPU build brings none.
+TRITON ?= triton ; platform_machine == "x86_64" and sys_platform == "linux"
 VENV := .venv
 BIN := $(VENV)/bin
 PROJECTS := $(wildcard pyproject.toml plugins/*/pyproject.toml resnext_*/pyproject.toml)

@@ -69,3 +69,11 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def cache_folder() -> Path:
+    """Return where to keep what can be had again: ``$XDG_CACHE_HOME/resnext`` or ``~/.cache/resnext``; it may not exist.
+
+    Source: XDG Base Directory Specification.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "resnext"

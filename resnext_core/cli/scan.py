@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from resnext_core.data.loader import default_workers
 from resnext_core.data.quarantine import Quarantine, write_list
 from resnext_core.data.scan import Memory, Scan, scan_files
 from resnext_core.errors import DataError, Interrupted
+from resnext_core.files import cache_folder
 from resnext_core.signals import StopRequest
 
 DESCRIPTION = """\
@@ -47,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def handle(args: argparse.Namespace, folder: Path, parts: Mapping[str, Index], output: Output) -> int:
     names = Quarantine(folder if folder.is_dir() else folder.parent)
     paths = [absolute(index, i) for index in parts.values() for i in range(len(index))]
-    memory = Memory(None if args.no_cache else Path(args.cache or _cache_folder()), folder)
+    memory = Memory(None if args.no_cache else Path(args.cache or cache_folder()), folder)
     started = time.perf_counter()
     scan = _scan(paths, memory, args.workers or max(default_workers(), 1), output)
     seconds = time.perf_counter() - started
@@ -70,10 +70,6 @@ def handle(args: argparse.Namespace, folder: Path, parts: Mapping[str, Index], o
     if found.wrong:
         raise DataError(f"{folder} is not sound: {', '.join(_counts(found))}")
     return 0
-
-
-def _cache_folder() -> str:
-    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "resnext")
 
 
 def _scan(paths: Sequence[str], memory: Memory, workers: int, output: Output) -> Scan | None:

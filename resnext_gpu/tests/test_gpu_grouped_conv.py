@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from gpu_cases import batches, relative, tiny_weights, train_request  # noqa: E402
-from interpreter import interpreted  # noqa: E402
+from gpu_interpreter import interpreted  # noqa: E402
 from resnext_gpu.grouped_conv import op  # noqa: E402
 from resnext_gpu.options import GpuOptions  # noqa: E402
 from resnext_gpu.trainer import GpuTrainer  # noqa: E402

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -82,22 +83,30 @@ def connect(rank: RankInfo, device: Device) -> Collectives:
 
 @contextmanager
 def _unhurried_threads() -> Iterator[None]:
-    """Let the threads that MindSpore starts in the block run only when the caller waits.
+    """Let the threads that MindSpore's cluster starts in the block run only when the caller waits.
 
     MindSpore's client notes the two ends of a connection after it has asked for it. Where its event thread hears of the
     connection first, as it does on loopback, it takes it for broken, waits, and tries again: joining then takes half a
     minute instead of one second. Threads of the policy SCHED_BATCH do not interrupt one that runs on the same core.
+    Afterwards the caller and the new threads have its cores and policy; threads from before are left alone. Where the
+    system forbids any of it, joining only takes longer.
     """
-    if not hasattr(os, "sched_setaffinity"):
+    if "MS_SCHED_HOST" not in os.environ or not hasattr(os, "sched_setaffinity"):
         yield
         return
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    cores, policy, priority = os.sched_getaffinity(0), os.sched_getscheduler(0), os.sched_getparam(0)
+    others = _threads() - {threading.get_native_id()}
+    with suppress(OSError):
+        os.sched_setaffinity(0, {min(cores)})
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     try:
         yield
     finally:
-        for thread in map(int, os.listdir("/proc/self/task")):
+        for thread in _threads() - others:
             with suppress(OSError):  # it may have ended
-                os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
                 os.sched_setaffinity(thread, cores)
+                os.sched_setscheduler(thread, policy, priority)
+
+
+def _threads() -> set[int]:
+    return set(map(int, os.listdir("/proc/self/task")))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ import triton
 import triton.testing
 from torch import Tensor
 
-from resnext_core.errors import BackendUnavailable
+from resnext_core.errors import BackendUnavailable, DataError
+from resnext_core.files import cache_folder, write_atomic
 from resnext_gpu.device import note
 from resnext_gpu.grouped_conv.launch import Plan
 
@@ -61,6 +61,25 @@ class Timing:
         return self.plan if self.ours_ms is not None and self.ours_ms < self.library_ms else None
 
 
+#: Plans of the weight gradient, and of what writes images. A100 and H100 have the registers for them, but for at most 64
+#: bytes that spill (tests/test_gpu_grouped_conv.py).
+_WEIGHT_GRADIENT = (
+    Plan(pixels=32, channels=16, warps=1, programs=2048),
+    Plan(pixels=64, channels=16, warps=1),
+    Plan(pixels=64, channels=16, warps=2),
+    Plan(pixels=32, channels=32, warps=4, programs=512),
+    Plan(pixels=32, channels=32, warps=4),
+)
+_IMAGES = (
+    Plan(pixels=64, channels=16, warps=4),
+    Plan(pixels=128, channels=16, warps=4),
+    Plan(pixels=64, channels=32, warps=4),
+    Plan(pixels=128, channels=32, warps=4),
+    Plan(pixels=256, channels=32, warps=8),
+    Plan(pixels=128, channels=64, warps=8),
+)
+
+
 def default_plan(what: Pass, shape: Shape) -> Plan:
     """Return the plan that is taken where nothing is timed."""
     if what == "weight gradient":
@@ -71,17 +90,10 @@ def default_plan(what: Pass, shape: Shape) -> Plan:
 
 
 def candidates(what: Pass, shape: Shape) -> Iterator[Plan]:
-    """Yield the plans that are timed; the compiler spills no registers in any (tests/test_gpu_grouped_conv.py)."""
-    if what == "weight gradient":
-        cuts = [(32, 16, 1, 2048), (64, 16, 1, 1024), (64, 16, 2, 1024), (32, 32, 4, 512), (32, 32, 4, 1024)]
-    else:
-        cuts = [(pixels, channels, 4, 0) for channels in (16, 32) for pixels in (64, 128)]
-        cuts += [(256, 32, 8, 0), (128, 64, 8, 0)]
-    for pixels, channels, warps, programs in cuts:
-        if channels >= shape.group_width and shape.channels % channels == 0:
-            yield Plan(
-                pixels=pixels, channels=channels, warps=warps, **({"programs": programs} if programs else {})
-            )
+    """Yield the plans that are timed, those whose blocks hold whole groups and divide the channels."""
+    for plan in _WEIGHT_GRADIENT if what == "weight gradient" else _IMAGES:
+        if plan.channels >= shape.group_width and shape.channels % plan.channels == 0:
+            yield plan
 
 
 class Timings:
@@ -92,7 +104,7 @@ class Timings:
         source = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("kernels.py", "launch.py"))
         stamp = f"{card}|{torch.__version__}|{triton.__version__}|{hashlib.sha256(source).hexdigest()}"
         name = f"{hashlib.sha256(stamp.encode()).hexdigest()[:16]}.json"
-        self.path = (folder or _cache_folder()) / name
+        self.path = (folder or cache_folder() / "grouped-conv") / name
         self._known: dict[str, Timing] | None = None
 
     def known(self, what: Pass, shape: Shape) -> Timing | None:
@@ -122,13 +134,31 @@ class Timings:
             note(f"{self.path} cannot be read ({error}); the grouped convolutions are timed again")
             return {}
 
+def measure(
+        self, what: Pass, shape: Shape, ours: Callable[[Plan], Tensor], library: Callable[[], Tensor]
+    ) -> Timing:
+        """Measure `shape`, remember and return it, and say it in a line."""
+        key, timing = f"{what}: {shape}", measure(what, shape, ours, library)
+        self._known = {**self._read(), **(self._known or {}), key: timing}
+        self._write(self._known)
+        mine = "none is right" if timing.ours_ms is None else f"{timing.ours_ms:.3f} ms"
+        note(f"grouped 3x3, {key}: Triton {mine}, cuDNN {timing.library_ms:.3f} ms")
+        return timing
+
+    def _read(self) -> dict[str, Timing]:
+        try:
+            stored = json.loads(self.path.read_text(encoding="utf-8"))
+            return {key: _timing(row) for key, row in stored["timings"].items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            note(f"{self.path} cannot be read ({error}); the grouped convolutions are timed again")
+            return {}
+
     def _write(self, timings: Mapping[str, Timing]) -> None:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             rows = {key: asdict(timing) for key, timing in timings.items()}
-            new = self.path.with_suffix(f".{os.getpid()}")
-            new.write_text(json.dumps({"card": self._card, "timings": rows}, indent=1), encoding="utf-8")
-            new.replace(self.path)
+            write_atomic(self.path, json.dumps({"card": self._card, "timings": rows}, indent=1))
         except OSError as error:
             note(
                 f"{self.path} cannot be written ({error}); the grouped convolutions are timed again next time"
@@ -145,6 +175,8 @@ def measure(
     for plan in candidates(what, shape):
         try:
             apart = float((ours(plan).float() - wanted).abs().max())
+        except torch.cuda.OutOfMemoryError:
+            raise  # it says nothing about the plan
         except (RuntimeError, triton.TritonError) as error:  # more shared memory than this card has, for one
             note(f"grouped 3x3, {what}: {plan} left out: {' '.join(str(error).split())[:160]}")
             continue
@@ -178,7 +210,3 @@ def _timing(row: dict[str, Any]) -> Timing:
     ours = None if row["ours_ms"] is None else float(row["ours_ms"])
     return Timing(plan=plan, ours_ms=ours, library_ms=float(row["library_ms"]))
 
-
-def _cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(root) / "resnext" / "grouped-conv"
