@@ -72,7 +72,7 @@ def _umask() -> int:
 
 
 def cache_folder() -> Path:
-    """Return where to keep what can be had again: ``$XDG_CACHE_HOME/resnext`` or ``~/.cache/resnext``; it may not exist.
+    """Return where to keep what can be had again: ``resnext`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; it may not exist.
 
     Source: XDG Base Directory Specification.
     """

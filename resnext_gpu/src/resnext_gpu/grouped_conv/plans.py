@@ -61,8 +61,8 @@ class Timing:
         return self.plan if self.ours_ms is not None and self.ours_ms < self.library_ms else None
 
 
-#: Plans of the weight gradient, and of what writes images. A100 and H100 have the registers for them, but for at most 64
-#: bytes that spill (tests/test_gpu_grouped_conv.py).
+#: Plans of the weight gradient, and of what writes images. A100 and H100 have the registers for them, but for at most
+#: 64 bytes that spill (tests/test_gpu_grouped_conv.py).
 _WEIGHT_GRADIENT = (
     Plan(pixels=32, channels=16, warps=1, programs=2048),
     Plan(pixels=64, channels=16, warps=1),
@@ -134,34 +134,13 @@ class Timings:
             note(f"{self.path} cannot be read ({error}); the grouped convolutions are timed again")
             return {}
 
-def measure(
-        self, what: Pass, shape: Shape, ours: Callable[[Plan], Tensor], library: Callable[[], Tensor]
-    ) -> Timing:
-        """Measure `shape`, remember and return it, and say it in a line."""
-        key, timing = f"{what}: {shape}", measure(what, shape, ours, library)
-        self._known = {**self._read(), **(self._known or {}), key: timing}
-        self._write(self._known)
-        mine = "none is right" if timing.ours_ms is None else f"{timing.ours_ms:.3f} ms"
-        note(f"grouped 3x3, {key}: Triton {mine}, cuDNN {timing.library_ms:.3f} ms")
-        return timing
-
-    def _read(self) -> dict[str, Timing]:
-        try:
-            stored = json.loads(self.path.read_text(encoding="utf-8"))
-            return {key: _timing(row) for key, row in stored["timings"].items()}
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            note(f"{self.path} cannot be read ({error}); the grouped convolutions are timed again")
-            return {}
-
     def _write(self, timings: Mapping[str, Timing]) -> None:
         try:
             rows = {key: asdict(timing) for key, timing in timings.items()}
             write_atomic(self.path, json.dumps({"card": self._card, "timings": rows}, indent=1))
-        except OSError as error:
+        except DataError as error:
             note(
-                f"{self.path} cannot be written ({error}); the grouped convolutions are timed again next time"
+                f"{self.path} cannot be written ({error.__cause__}); the grouped convolutions are timed again next time"
             )
 
 
@@ -209,4 +188,3 @@ def _timing(row: dict[str, Any]) -> Timing:
     plan = None if row["plan"] is None else Plan(**row["plan"])
     ours = None if row["ours_ms"] is None else float(row["ours_ms"])
     return Timing(plan=plan, ours_ms=ours, library_ms=float(row["library_ms"]))
-
