@@ -110,7 +110,7 @@ class _Group:
         else:
             self._stop_others()
             self._drain()
-            self._report(rank, code)
+            self._report(rank)
         self._drain()
         return code
 
@@ -123,7 +123,7 @@ class _Group:
         deadline = None
         while True:
             codes = [process.poll() for process in self._processes]
-            failures = [(rank, _exit_code(code)) for rank, code in enumerate(codes) if code]
+            failures = [(rank, exit_code(code)) for rank, code in enumerate(codes) if code]
             culprits = [failure for failure in failures if failure[1] != EXIT_UNAVAILABLE]
             if culprits:
                 return culprits[0]
@@ -142,12 +142,8 @@ class _Group:
             time.sleep(_POLL_S)
         self.kill()
 
-    def _report(self, rank: int, code: int) -> None:
-        how = (
-            f"was killed by signal {code - 128}"
-            if self._processes[rank].returncode < 0
-            else f"failed with exit {code}"
-        )
+    def _report(self, rank: int) -> None:
+        how = how_it_ended(self._processes[rank].returncode)
         log = self._logs[rank]
         with log.open("rb") as stream:
             stream.seek(self._offsets[rank])
@@ -240,5 +236,15 @@ def _processors() -> int:
     return os.cpu_count() or 1
 
 
-def _exit_code(returncode: int) -> int:
+def how_it_ended(returncode: int) -> str:
+    """Return what to say of a rank by :attr:`subprocess.Popen.returncode`, to follow its name."""
+    if returncode >= 0:
+        return f"ended with exit code {returncode}"
+    name = signal.Signals(-returncode).name if -returncode in list(signal.Signals) else f"signal {-returncode}"
+    hint = " (the system does that when memory runs out)" if name == "SIGKILL" else ""
+    return f"was killed by {name}{hint}"
+
+
+def exit_code(returncode: int) -> int:
+    """Return what a shell would: :attr:`subprocess.Popen.returncode`, or 128 + n when signal n killed it."""
     return returncode if returncode > 0 else 128 - returncode

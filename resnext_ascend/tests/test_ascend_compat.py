@@ -108,7 +108,7 @@ def trained(place: Path) -> tuple[Path, str]:
     cwd = place / "standalone"
     cwd.mkdir()
     script = SCRIPTS / "run_standalone_train.sh"
-    done = run(place, cwd, script, 0, place / "imagenet/train", "--per_batch_size", 6, "--seed-layout")
+    done = run(place, cwd, "sh", script, 0, place / "imagenet/train", "--per_batch_size", 6, "--seed-layout")
     assert done.returncode == 0, done.stdout + done.stderr
     return cwd, done.stdout
 
@@ -139,7 +139,7 @@ def test_old_names_are_written_when_asked(trained: tuple[Path, str]) -> None:
 @pytest.mark.parametrize("platform", [[], ["Ascend"]])
 def test_run_eval(platform: list[str], trained: tuple[Path, str], place: Path) -> None:
     checkpoint = trained[0] / "outputs/ckpt_0/0-2_4.ckpt"
-    done = run(place, place, SCRIPTS / "run_eval.sh", 0, place / "imagenet/val", checkpoint, *platform)
+    done = run(place, place, "sh", SCRIPTS / "run_eval.sh", 0, place / "imagenet/val", checkpoint, *platform)
     assert done.returncode == 0, done.stdout + done.stderr
     assert lines(LOADED, done.stdout) == [(str(checkpoint),)]
     assert len(lines(FPS, done.stdout)) == 1
@@ -153,7 +153,7 @@ def test_run_eval(platform: list[str], trained: tuple[Path, str], place: Path) -
 def test_run_distribute_train(place: Path, tmp_path: Path) -> None:
     """By a rank table; starting from an old checkpoint, evaluating, with a log for each rank."""
     done = run(
-        place, tmp_path, SCRIPTS / "run_distribute_train.sh", place / "table.json", place / "imagenet/train",
+        place, tmp_path, "sh", SCRIPTS / "run_distribute_train.sh", place / "table.json", place / "imagenet/train",
         "--per_batch_size", 6, "--run_eval", "True", "--eval_data_dir", place / "imagenet/val",
         "--eval_start_epoch", 1, "--eval_is_distributed", 1,
     )  # fmt: skip
@@ -171,7 +171,7 @@ def test_a_checkpoint_is_the_third_word(trained: tuple[Path, str], place: Path, 
     checkpoint = trained[0] / "outputs/ckpt_0/0-2_4.ckpt"
     script = SCRIPTS / "run_standalone_train.sh"
     done = run(
-        place, tmp_path, script, 0, place / "imagenet", checkpoint, "--per_batch_size", 8, "--lr", 0.01
+        place, tmp_path, "sh", script, 0, place / "imagenet", checkpoint, "--per_batch_size", 8, "--lr", 0.01
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert lines(LOADED, done.stdout) == [(str(checkpoint),)]
@@ -314,7 +314,7 @@ def test_wrong_use_is_one_line(words: list[str], code: int, says: str, place: Pa
     ],
 )
 def test_scripts_refuse_wrong_use(words: list[str], code: int, place: Path, tmp_path: Path) -> None:
-    done = run(place, tmp_path, SCRIPTS / words[0], *words[1:])
+    done = run(place, tmp_path, "sh", SCRIPTS / words[0], *words[1:])
     assert done.returncode == code, done.stderr
     assert done.stderr
 

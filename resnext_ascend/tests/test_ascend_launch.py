@@ -115,7 +115,7 @@ def test_averaged_statistics_are_the_mean_of_the_local_ones(
     [
         ("early", 9, ("rank 1 ended with exit code 9", "the last words of rank 1")),
         ("exit", 9, ("rank 1 ended with exit code 9", "the last words of rank 1")),
-        ("kill", 137, ("rank 1 ended with exit code 137",)),
+        ("kill", 137, ("rank 1 was killed by SIGKILL (the system does that when memory runs out)",)),
         (
             "hang",
             4,

@@ -6,10 +6,11 @@ import argparse
 import dataclasses
 import os
 import platform
+import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from resnext_core.cli.common import (
 from resnext_core.cli.output import Output, ProgressBar
 from resnext_core.config import Config, Layer, load_config, read_layer
 from resnext_core.distributed import RankInfo, launch_local, rank_info
-from resnext_core.errors import UsageError
+from resnext_core.errors import BackendUnavailable, UsageError
 from resnext_core.files import write_atomic
 from resnext_core.interfaces import Backend, LaunchRequest
 from resnext_core.jobs import connect, initial_weights, open_splits, per_rank, run_training, training_job
@@ -91,6 +92,8 @@ def train(
         stack.callback(collectives.close)
         run = resumed or _shared_run(config, backend, rank, collectives)
         if rank.is_main:
+            if resumed is None:
+                stack.enter_context(_gone_if_refused(run))
             stack.enter_context(run.training())
             output.log = run.path / "log.txt"
         bar = ProgressBar(output)
@@ -122,6 +125,17 @@ def train(
         if job.train_loader.failures and rank.is_main:
             output.say(_failures(job.train_loader.failures))
     return run
+
+
+@contextmanager
+def _gone_if_refused(run: RunFolder) -> Iterator[None]:
+    """Remove a new run folder when its training is refused before the first step: it would only have the name."""
+    try:
+        yield
+    except (BackendUnavailable, UsageError):
+        if not any(record["kind"] == "train" for record in run.read_records()):
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
 
 
 def check_pretrained(config: Config, classes: Sequence[str], resumed: RunFolder | None) -> None:

@@ -1,30 +1,29 @@
-#!/usr/bin/env bash
-# Inference on an Ascend 310, as the ancestor's script: classifies a folder of images and ends with its accuracy in acc.log.
-# What stands behind -- goes to resnext-infer as it is, e.g. -- --device ascend310p
-set -euo pipefail
-
+#!/bin/sh
+# The ancestor's command for an Ascend 310: run_infer_310.sh MINDIR DATA [DEVICE] [-- FLAGS OF resnext-infer]
+# Classifies a folder of images, with a folder for each class, and ends with the accuracy, which goes to acc.log too.
+# What stands behind -- goes to resnext-infer as it is, e.g. -- --device ascend310p. PYTHON names another interpreter.
+set -eu
 usage() {
-  echo "usage: $(basename "$0") MINDIR_PATH DATA_PATH [DEVICE_ID] [-- FLAGS OF resnext-infer]" >&2
-  echo "DATA_PATH has a folder for each class. DEVICE_ID is 0 unless given." >&2
+  echo "usage: $0 MINDIR DATA [DEVICE] [-- FLAGS OF resnext-infer]   (DATA: a folder for each class; DEVICE: 0)" >&2
   exit 2
 }
+if [ $# -lt 2 ]; then usage; fi
+model=$1 data=$2 device=0
+shift 2
+if [ $# -gt 0 ] && [ "$1" != -- ]; then device=$1 && shift; fi
+if [ $# -gt 0 ]; then [ "$1" = -- ] || usage; shift; fi
+if [ ! -f "$model" ]; then echo "$0: MINDIR=$model is not a file" >&2 && exit 2; fi
+if [ ! -d "$data" ]; then echo "$0: DATA=$data is not a folder" >&2 && exit 2; fi
+case $device in "" | *[!0-9]*) echo "$0: DEVICE=$device is not a number" >&2 && exit 2 ;; esac
 
-arguments=()
-while [ $# -gt 0 ] && [ "$1" != "--" ]; do arguments+=("$1"); shift; done
-if [ "${1:-}" = "--" ]; then shift; fi
-if [ ${#arguments[@]} -lt 2 ] || [ ${#arguments[@]} -gt 3 ]; then usage; fi
-model=${arguments[0]} data=${arguments[1]} device=${arguments[2]:-0}
-if [ ! -f "$model" ]; then echo "error: MINDIR_PATH=$model is not a file" >&2; exit 2; fi
-if [ ! -d "$data" ]; then echo "error: DATA_PATH=$data is not a folder" >&2; exit 2; fi
-case $device in *[!0-9]* | "") echo "error: DEVICE_ID=$device is not a number" >&2; exit 2 ;; esac
-
-resnext-run cpp path > /dev/null 2>&1 || resnext-run cpp build
+python=${PYTHON:-python3}
+"$python" -m resnext_core.cli cpp path > /dev/null 2>&1 || "$python" -m resnext_core.cli cpp build
 # 3: some images could not be read; they count as wrong below
 code=0
-resnext-run cpp run -- --model "$model" --data "$data" --device ascend310 --device-id "$device" \
+"$python" -m resnext_core.cli cpp run -- --model "$model" --data "$data" --device ascend310 --device-id "$device" \
   --output infer.jsonl --summary infer.json --seed-layout . --quiet "$@" || code=$?
 if [ "$code" -ne 0 ] && { [ "$code" -ne 3 ] || [ ! -f infer.json ]; }; then exit "$code"; fi
-python -m resnext_cpp_infer.create_imagenet2012_label --img_path "$data"
-python -m resnext_cpp_infer.postprocess --result_path result_Files --label_path imagenet_label.json | tee acc.log
-cat time_Result/test_perform_static.txt
+"$python" -m resnext_cpp_infer.create_imagenet2012_label --img_path "$data"
+"$python" -m resnext_cpp_infer.postprocess --result_path result_Files --label_path imagenet_label.json > acc.log
+cat acc.log time_Result/test_perform_static.txt
 exit "$code"

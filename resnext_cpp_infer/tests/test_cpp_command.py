@@ -199,7 +199,7 @@ def test_run_infer_310(program: Path, tmp_path: Path) -> None:
 
     def run(*words: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["bash", script, *map(str, words)],
+            ["sh", script, *map(str, words)],
             cwd=tmp_path,
             env=env,
             capture_output=True,

@@ -1,7 +1,7 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # The ancestor's command for evaluation: run_eval_gpu.sh DATA CKPT [more flags of resnext-run eval]
 # CKPT is a run folder, a weights file, or an old checkpoint (.ckpt). PYTHON names another interpreter.
-set -euo pipefail
+set -eu
 if [ $# -lt 2 ]; then
   echo "usage: $0 DATA CKPT [--set KEY=VALUE ...]   (CKPT: run folder, .safetensors, .pth or .ckpt)" >&2
   exit 2

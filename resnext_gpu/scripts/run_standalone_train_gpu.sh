@@ -1,7 +1,7 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # The ancestor's command for one GPU: run_standalone_train_gpu.sh DATA [more flags of resnext-run train]
 # RECIPE and PYTHON name another recipe and interpreter; BATCH images a step, to which the learning rate is scaled.
-set -euo pipefail
+set -eu
 if [ $# -lt 1 ]; then
   echo "usage: $0 DATA [--set KEY=VALUE ...]   (DATA: a folder with train/ and val/)" >&2
   exit 2

@@ -90,11 +90,12 @@ def test_the_old_scripts(data: Path, recipe: Path, tmp_path: Path) -> None:
     """One device, two devices, and the evaluation of what they trained, with the old arguments and ours behind."""
     environment = {"RECIPE": str(recipe), "BATCH": "4"}
     one = call(
-        SCRIPTS / "run_standalone_train_gpu.sh", data, *CPU, "--name", "one", cwd=tmp_path, **environment
+        "sh", SCRIPTS / "run_standalone_train_gpu.sh", data, *CPU, "--name", "one", cwd=tmp_path, **environment
     )
     assert one.returncode == 0, one.stderr
     assert steps(tmp_path / "runs/one") == 12
     two = call(
+        "sh",
         SCRIPTS / "run_distribute_train_gpu.sh",
         data,
         *CPU,
@@ -107,7 +108,7 @@ def test_the_old_scripts(data: Path, recipe: Path, tmp_path: Path) -> None:
     assert two.returncode == 0, two.stderr
     assert steps(tmp_path / "runs/two") == 6, "2 ranks with 4 images each"
     assert (tmp_path / "runs/two/ranks/rank-1.log").exists()
-    done = call(SCRIPTS / "run_eval_gpu.sh", data, "runs/two", *CPU, "--json", cwd=tmp_path)
+    done = call("sh", SCRIPTS / "run_eval_gpu.sh", data, "runs/two", *CPU, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert (result["expected"], result["scored"]) == (14, 14)
@@ -132,7 +133,7 @@ def test_wrong_use_of_the_scripts(
     environment = {"CUDA_VISIBLE_DEVICES": "", "PATH": f"{tmp_path}:/usr/bin:/bin"}
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
-    done = call(SCRIPTS / script, *words, cwd=tmp_path, **environment)
+    done = call("sh", SCRIPTS / script, *words, cwd=tmp_path, **environment)
     assert (done.returncode, len(done.stderr.splitlines())) == (code, 1), done.stderr
     assert line in done.stderr
 
@@ -144,7 +145,7 @@ def test_devices_are_counted(data: Path, recipe: Path, tmp_path: Path) -> None:
     )
     (tmp_path / "nvidia-smi").chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
-    words = [SCRIPTS / "run_distribute_train_gpu.sh", data, "--name", "n", *CPU]
+    words = ["sh", SCRIPTS / "run_distribute_train_gpu.sh", data, "--name", "n", *CPU]
     done = call(*words, cwd=tmp_path, PATH=path, RECIPE=str(recipe), BATCH="4", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in (tmp_path / "runs/n/ranks").iterdir()) == ["rank-0.log", "rank-1.log"]

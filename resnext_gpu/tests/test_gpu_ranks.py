@@ -168,7 +168,7 @@ def test_a_rank_that_dies_ends_the_job_and_is_named(
     assert launch("die", tmp_path, 3) == 9
     assert time.monotonic() - start < 60, "30 s, and the start of three PyTorch"
     error = capfd.readouterr().err
-    assert "rank 1 of 3 failed with exit 9; the others were stopped" in error
+    assert "rank 1 of 3 ended with exit code 9; the others were stopped" in error
     assert "the last words of rank 1" in error
 
 

@@ -23,6 +23,7 @@ from typing import IO, TextIO
 from resnext_core.distributed import LAUNCHER
 from resnext_core.errors import EXIT_INTERRUPTED, EXIT_UNAVAILABLE, UsageError
 from resnext_core.interfaces import LaunchRequest
+from resnext_core.launch import exit_code, how_it_ended
 from resnext_mindspore.device import cores
 
 #: Seconds that the other ranks have to end by themselves: after a failure, and after an orderly stop.
@@ -208,18 +209,18 @@ def _watch(
         time.sleep(_POLL)
     code = codes[failed]
     assert code is not None
-    code = code if code > 0 else 128 - code
     if code == EXIT_INTERRUPTED:  # an orderly stop: the others are saving too
         _wait(ranks, _GRACE_STOPPED)
     else:
-        _blame(group.first + failed, f"ended with exit code {code}", log_dir)
+        _blame(group.first + failed, how_it_ended(code), log_dir)
     _end(ranks, _GRACE_FAILED)
-    return code
+    return exit_code(code)
 
 
 def _blame(rank: int, reason: str, log_dir: Path) -> None:
-    print(f"rank {rank} {reason}; stopping the others. Its last lines:", file=sys.stderr)
-    sys.stderr.write(_tail(_log(log_dir, rank)))
+    tail = _tail(_log(log_dir, rank))
+    wrote = f"Its last lines:\n{tail}" if tail else "It wrote nothing.\n"
+    print(f"rank {rank} {reason}; stopping the others. {wrote}", end="", file=sys.stderr)
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]], seconds: float) -> None:
