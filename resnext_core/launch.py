@@ -11,219 +11,291 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NamedTuple
 
+from resnext_core.children import copy_output, exit_code, forwarding, how_it_ended, kill, send_signal
 from resnext_core.distributed import LAUNCHER
-from resnext_core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNAVAILABLE, DataError, UsageError
+from resnext_core.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_UNAVAILABLE,
+    BackendUnavailable,
+    DataError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from resnext_core.interfaces import LaunchRequest
 
 #: Seconds between SIGTERM and SIGKILL for ranks that outlive a failed one; below the promised 30.
 GRACE_S = 20.0
+#: Seconds that the others have to save after a rank that ended in good order though nobody told us to stop.
+ORDERLY_S = 120.0
 #: Seconds to wait for the real culprit when the first rank to end only says that it lost another.
 CULPRIT_S = 2.0
 #: Lines of the failing rank's log that are repeated on the terminal.
 TAIL_LINES = 20
 _POLL_S = 0.05
-_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
 
 
-def launch_local(request: LaunchRequest) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Companion:
+    """A process beside the ranks, without which they are lost: a module, and the environment it gets besides."""
+
+    name: str
+    module: str
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The ranks of one launch among all of a job, for backends whose ranks meet in a way of their own.
+
+    The job has `world` ranks, those here begin with `first`. `environment` gives what a rank gets besides, by its place
+    on this machine, and `started` learns its process id. `suspect` is asked all the time; once it names a rank and what
+    is wrong with it, the job is ended. `grace` are seconds between SIGTERM and SIGKILL (default: 20). Lines that begin
+    with `noise` stay in the logs.
+    """
+
+    world: int
+    environment: Callable[[int], Mapping[str, str]]
+    first: int = 0
+    companion: Companion | None = None
+    started: Callable[[int, int], None] = lambda local, process_id: None
+    suspect: Callable[[], tuple[int, str] | None] = lambda: None
+    grace: float | None = None
+    noise: str | None = None
+
+
+def launch_local(request: LaunchRequest, group: Group | None = None) -> int:
     """Run ``python -m module *argv`` in `request.devices` processes on this machine and wait for them all.
 
-    Each gets RESNEXT_RANK, RESNEXT_WORLD_SIZE, RESNEXT_LOCAL_RANK, RESNEXT_MASTER, RESNEXT_JOB and its
-    share of the processors (OMP_NUM_THREADS, unless the user set it). Output is appended to
-    ``log_dir/rank-<n>.log``; rank 0's also goes to the terminal. SIGTERM, SIGINT and SIGHUP are passed on to
-    the ranks and waited for. When a rank fails, it is named on standard error with its last lines and the
-    others are stopped (SIGTERM, after 20 s SIGKILL).
+    Without `group` these are all ranks of the job, and each gets RESNEXT_RANK, RESNEXT_WORLD_SIZE, RESNEXT_LOCAL_RANK,
+    RESNEXT_MASTER and RESNEXT_JOB. Each gets its share of the processors (OMP_NUM_THREADS, unless the user set it).
+    Output is appended to ``log_dir/rank-<n>.log``; the first one's also goes to the terminal. SIGTERM, SIGINT and
+    SIGHUP are passed on to the ranks and waited for. When a rank fails, it is named on standard error with its last
+    lines and the others are stopped (SIGTERM, after 20 s SIGKILL).
 
-    Returns 0, or the exit code of the first rank that failed (128 + n when signal n killed it).
+    Returns 0, or the exit code of the first rank that failed (128 + n when signal n killed it), or 4 when one hangs.
     Raises UsageError for fewer than one device, DataError when a log cannot be written.
     """
     if request.devices < 1:
         raise UsageError(f"cannot start {request.devices} processes; --devices must be 1 or more")
-    group = _Group(request)
+    job = _Job(request, group or _meeting_at_a_port(request.devices))
     try:
-        with _forwarding(group):
-            return group.wait()
+        with forwarding(job.interrupt):
+            return job.wait()
     finally:
-        group.kill()
+        job.kill()
 
 
-class _Group:
-    """The processes of one launch."""
+class _End(NamedTuple):
+    """How a job ended badly: its exit code, and what to say of whom."""
 
-    def __init__(self, request: LaunchRequest) -> None:
-        self.interrupted = False
-        self._processes: list[subprocess.Popen[bytes]] = []
+    code: int
+    who: str
+    how: str
+    rank: int | None
+
+
+class _Job:
+    """The processes of one launch: the ranks in their order, and their companion."""
+
+    def __init__(self, request: LaunchRequest, group: Group) -> None:
+        self._interrupted = False
+        self._group, self._folder = group, request.log_dir
+        self._ranks: list[subprocess.Popen[bytes]] = []
+        self._companion: subprocess.Popen[bytes] | None = None
         self._pumps: list[threading.Thread] = []
-        self._logs: list[Path] = []
-        self._offsets: list[int] = []
+        self._offsets: dict[str, int] = {}
+        shared = _shared_environment(request.devices)
         try:
-            for rank in range(request.devices):
-                self._logs.append(request.log_dir / f"rank-{rank}.log")
-            shared = _shared_environment(request.devices)
-            for rank, log in enumerate(self._logs):
-                self._start(request, rank, log, shared)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if group.companion is not None:
+                with self._open(group.companion.name) as log:
+                    environment = {**shared, **group.companion.environment}
+                    self._companion = _start([group.companion.module], environment, log)
+            for local in range(request.devices):
+                self._start_rank(local, [request.module, *request.argv], shared)
         except OSError as error:
             self.kill()
             raise DataError(
                 f"cannot start the ranks: {error.filename or ''} {error.strerror or error}"
             ) from error
 
-    def _start(self, request: LaunchRequest, rank: int, log: Path, shared: dict[str, str]) -> None:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        stream = log.open("ab", buffering=0)  # appended to: an earlier run's log is evidence
-        self._offsets.append(stream.tell())
-        mirrored = rank == 0
-        process = subprocess.Popen(
-            [sys.executable, "-m", request.module, *request.argv],
-            env={**os.environ, **shared, "RESNEXT_RANK": str(rank), "RESNEXT_LOCAL_RANK": str(rank)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if mirrored else stream,
-            stderr=subprocess.PIPE if mirrored else subprocess.STDOUT,
-            start_new_session=True,  # the terminal's Ctrl-C reaches a rank once, through us
-        )
-        self._processes.append(process)
-        if not mirrored:
-            stream.close()
-            return
-        for source, terminal in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
-            assert source is not None
-            pump = threading.Thread(target=_pump, args=(source, stream, terminal), daemon=True)
-            pump.start()
-            self._pumps.append(pump)
+    def _start_rank(self, local: int, words: list[str], shared: Mapping[str, str]) -> None:
+        environment = {**shared, **self._group.environment(local)}
+        log = self._open(f"rank-{self._group.first + local}")
+        if local > 0:
+            with log:
+                self._ranks.append(_start(words, environment, log))
+        else:
+            process = _start(words, environment)
+            self._ranks.append(process)
+            for source, terminal in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
+                assert source is not None
+                pump = threading.Thread(
+                    target=copy_output, args=(source, log, terminal, self._group.noise), daemon=True
+                )
+                pump.start()
+                self._pumps.append(pump)
+        self._group.started(local, self._ranks[local].pid)
+
+    def _open(self, name: str) -> IO[bytes]:
+        stream = self._log(name).open("ab", buffering=0)  # appended to: an earlier run's log is evidence
+        self._offsets[name] = stream.tell()
+        return stream
+
+    def _log(self, name: str) -> Path:
+        return self._folder / f"{name}.log"
 
     def wait(self) -> int:
-        """Return the exit code of the launch once no process is left."""
-        failed = self._first_failure()
-        if failed is None:
+        """Return the exit code of the launch once no rank is left."""
+        end = self._end()
+        if end is None:
             self._drain()
             return EXIT_OK
-        rank, code = failed
-        if code == EXIT_INTERRUPTED and self.interrupted:  # all were told; let them save
-            for process in self._processes:
-                process.wait()
-        else:
-            self._stop_others()
-            self._drain()
-            self._report(rank)
+        if end.code == EXIT_INTERRUPTED:  # the others are saving too
+            self._wait(None if self._interrupted else ORDERLY_S)
+        self._stop()
         self._drain()
-        return code
+        if end.code != EXIT_INTERRUPTED:
+            self._report(end)
+        return end.code
 
-    def _first_failure(self) -> tuple[int, int] | None:
-        """Return rank and exit code of the rank that failed first, or None when all ended well.
+    def _end(self) -> _End | None:
+        """Wait; return None when all ended well, or what ended first, or has to be ended.
 
         A rank that lost another one exits with EXIT_UNAVAILABLE, perhaps before the other is quite dead: it
         is only blamed when nobody else fails within CULPRIT_S.
         """
         deadline = None
         while True:
-            codes = [process.poll() for process in self._processes]
-            failures = [(rank, exit_code(code)) for rank, code in enumerate(codes) if code]
+            codes = [process.poll() for process in self._ranks]
+            failures = [(local, code) for local, code in enumerate(codes) if code]
             culprits = [failure for failure in failures if failure[1] != EXIT_UNAVAILABLE]
             if culprits:
-                return culprits[0]
+                return self._failure(*culprits[0])
             if failures:
                 deadline = deadline or time.monotonic() + CULPRIT_S
                 if time.monotonic() > deadline or None not in codes:
-                    return failures[0]
+                    return self._failure(*failures[0])
             elif None not in codes:
                 return None
+            else:
+                end = self._broken()
+                if end is not None:
+                    return end
             time.sleep(_POLL_S)
 
-    def _stop_others(self) -> None:
-        self.signal(signal.SIGTERM)
-        deadline = time.monotonic() + GRACE_S
-        while time.monotonic() < deadline and any(p.poll() is None for p in self._processes):
+    def _failure(self, local: int, returncode: int) -> _End:
+        rank = self._group.first + local
+        return _End(exit_code(returncode), self._name(rank), how_it_ended(returncode), rank)
+
+    def _broken(self) -> _End | None:
+        """Return why a job has to be ended whose ranks all run or ended well, if it has."""
+        returncode = None if self._companion is None else self._companion.poll()
+        if returncode and self._group.companion is not None:
+            how = how_it_ended(returncode)
+            return _End(EXIT_UNAVAILABLE, f"the {self._group.companion.name}", how, None)
+        suspect = self._group.suspect()
+        if suspect is None:
+            return None
+        rank, reason = suspect
+        return _End(EXIT_UNAVAILABLE, self._name(rank), reason, rank)
+
+    def _name(self, rank: int) -> str:
+        return f"rank {rank} of {self._group.world}"
+
+    def _wait(self, seconds: float | None) -> None:
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while any(p.poll() is None for p in self._ranks) and (
+            deadline is None or time.monotonic() < deadline
+        ):
             time.sleep(_POLL_S)
+
+    def _stop(self) -> None:
+        self._signal(signal.SIGTERM)
+        self._wait(GRACE_S if self._group.grace is None else self._group.grace)
         self.kill()
 
-    def _report(self, rank: int) -> None:
-        how = how_it_ended(self._processes[rank].returncode)
-        log = self._logs[rank]
-        with log.open("rb") as stream:
-            stream.seek(self._offsets[rank])
-            lines = stream.read().decode(errors="replace").splitlines()[-TAIL_LINES:]
-        shown = "".join(f"  {line}\n" for line in lines)
-        print(
-            f"rank {rank} of {len(self._processes)} {how}; the others were stopped; log: {log}",
-            file=sys.stderr,
+    def _report(self, end: _End) -> None:
+        name = (
+            self._group.companion.name if self._group.companion and end.rank is None else f"rank-{end.rank}"
         )
-        print(
-            f"last lines of rank {rank}:\n{shown}" if shown else f"rank {rank} wrote nothing", file=sys.stderr
-        )
+        with self._log(name).open("rb") as stream:
+            stream.seek(self._offsets[name])
+            lines = stream.read().decode(errors="replace").splitlines()
+        if self._group.noise is not None:
+            lines = [line for line in lines if not line.startswith(self._group.noise)]
+        shown = "".join(f"  {line}\n" for line in lines[-TAIL_LINES:])
+        print(f"{end.who} {end.how}; the others were stopped; log: {self._log(name)}", file=sys.stderr)
+        print(f"its last lines:\n{shown}" if shown else "it wrote nothing", file=sys.stderr)
 
-    def signal(self, number: int) -> None:
-        """Pass a signal on to every process that still runs."""
-        for process in self._processes:
-            if process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.send_signal(number)
+    def interrupt(self, number: int) -> None:
+        """Pass a signal on to every rank that still runs."""
+        self._interrupted = True
+        self._signal(number)
+
+    def _signal(self, number: int) -> None:
+        for process in self._ranks:
+            send_signal(process, number)
 
     def kill(self) -> None:
         """End every process that still runs, and whatever it started."""
-        for process in self._processes:
-            if process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        for process in (*self._ranks, *([] if self._companion is None else [self._companion])):
+            kill(process)
 
     def _drain(self) -> None:
         for pump in self._pumps:
             pump.join(timeout=5)  # a grandchild may hold the pipe open for ever
 
 
-def _pump(source: IO[bytes], log: IO[bytes], terminal: IO[str]) -> None:
-    """Copy a stream to the terminal as it comes and to the log in whole lines, which two streams share.
+def _start(
+    words: list[str], environment: Mapping[str, str], log: IO[bytes] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a module with its output going to `log`, or to two pipes without."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *words],
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=log or subprocess.PIPE,
+        stderr=subprocess.STDOUT if log else subprocess.PIPE,
+        start_new_session=True,  # the terminal's Ctrl-C reaches a rank once, through us
+    )
 
-    A closed terminal does not stop the log.
+
+def free_port() -> int:
+    """Return a port of this machine that is free now, where its ranks may meet.
+
+    It is below those that systems give to connections (from 32768 on Linux), which would soon take it.
+    Raises BackendUnavailable when there is none.
     """
-    pending = b""
-    while block := source.read1(1 << 16):  # type: ignore[attr-defined]
-        pending += block
-        whole = pending.rfind(b"\n") + 1 or (len(pending) if len(pending) > 1 << 16 else 0)
-        log.write(pending[:whole])
-        pending = pending[whole:]
-        with contextlib.suppress(OSError, ValueError):
-            if hasattr(terminal, "buffer"):
-                terminal.buffer.write(block)
-            else:
-                terminal.write(block.decode(errors="replace"))
-            terminal.flush()
-    log.write(pending)
+    for _ in range(100):
+        port = 16384 + secrets.randbelow(16384)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise BackendUnavailable("no free port on 127.0.0.1 for the ranks to meet at")
 
 
-@contextlib.contextmanager
-def _forwarding(group: _Group) -> Iterator[None]:
-    """Pass signals on to the ranks; only the main thread of a process can."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def forward(number: int, _frame: object) -> None:
-        group.interrupted = True
-        group.signal(number)
-
-    numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
-    previous = {number: signal.signal(number, forward) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def _meeting_at_a_port(devices: int) -> Group:
+    """Return the group whose ranks core's own collectives join."""
+    shared = {
+        "RESNEXT_WORLD_SIZE": str(devices),
+        "RESNEXT_MASTER": f"127.0.0.1:{free_port()}",
+        "RESNEXT_JOB": secrets.token_hex(8),
+    }
+    return Group(
+        world=devices,
+        environment=lambda local: {**shared, "RESNEXT_RANK": str(local), "RESNEXT_LOCAL_RANK": str(local)},
+    )
 
 
 def _shared_environment(devices: int) -> dict[str, str]:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
     return {
-        "RESNEXT_WORLD_SIZE": str(devices),
-        "RESNEXT_MASTER": f"127.0.0.1:{port}",
-        "RESNEXT_JOB": secrets.token_hex(8),
         LAUNCHER: str(os.getpid()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(_processors() // devices, 1)),
         "PYTHONUNBUFFERED": "1",  # what a rank says last must reach its log
@@ -234,17 +306,3 @@ def _processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def how_it_ended(returncode: int) -> str:
-    """Return what to say of a rank by :attr:`subprocess.Popen.returncode`, to follow its name."""
-    if returncode >= 0:
-        return f"ended with exit code {returncode}"
-    name = signal.Signals(-returncode).name if -returncode in list(signal.Signals) else f"signal {-returncode}"
-    hint = " (the system does that when memory runs out)" if name == "SIGKILL" else ""
-    return f"was killed by {name}{hint}"
-
-
-def exit_code(returncode: int) -> int:
-    """Return what a shell would: :attr:`subprocess.Popen.returncode`, or 128 + n when signal n killed it."""
-    return returncode if returncode > 0 else 128 - returncode

@@ -1,33 +1,20 @@
-"""Who am I, adding up over TCP, and launching local ranks: exact sums, and a diagnosis when a rank dies."""
+"""Who am I, and adding up over TCP: exact sums, and an error that names the rank that was lost."""
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from resnext_core import launch
 from resnext_core.distributed import RankInfo, SingleProcess, connect_tcp, master_address, rank_info
 from resnext_core.errors import BackendUnavailable, UsageError
-from resnext_core.interfaces import LaunchRequest
-from resnext_core.launch import launch_local
+from resnext_core.launch import free_port
 from resnext_core.tcp import TcpCollectives
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def on_ranks(world: int, work: Callable[[TcpCollectives, int], Any]) -> list[Any]:
@@ -274,167 +261,3 @@ def test_a_taken_port_is_one_line() -> None:
         port = server.getsockname()[1]
         with pytest.raises(BackendUnavailable, match="cannot listen"):
             TcpCollectives(RankInfo(rank=0, world=2), "127.0.0.1", port, join_timeout_s=0.2)
-
-
-# -- launching -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """Write the source of a module that the ranks run, and return its name."""
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-
-    def write(source: str) -> str:
-        (tmp_path / "rank_module.py").write_text(textwrap.dedent(source))
-        return "rank_module"
-
-    return write
-
-
-PRELUDE = """
-import os, sys, time, signal
-import numpy as np
-from resnext_core.distributed import connect_tcp, rank_info
-rank = rank_info()
-"""
-
-
-def request(module: str, tmp_path: Path, devices: int = 2, argv: tuple[str, ...] = ()) -> LaunchRequest:
-    return LaunchRequest(module=module, argv=argv, devices=devices, log_dir=tmp_path / "logs")
-
-
-def test_launch_runs_all_ranks(
-    module: Callable[[str], str],
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    name = module(
-        PRELUDE
-        + "c = connect_tcp(rank)\n"
-        + "total = c.all_reduce_sum(np.array([rank.rank + 10]))[0]\n"
-        + "print('sum', total, sys.argv[1:], rank.launcher, rank.local_rank, os.environ['OMP_NUM_THREADS'])\n"
-        + "print('note', file=sys.stderr)\n"
-        + "c.close()\n"
-    )
-    assert launch_local(request(name, tmp_path, devices=3, argv=("a b", "c"))) == 0
-    threads = max(launch._processors() // 3, 1)
-    logs = [(tmp_path / "logs" / f"rank-{rank}.log").read_text() for rank in range(3)]
-    for rank, log in enumerate(logs):
-        assert f"sum 33 ['a b', 'c'] resnext {rank} {threads}" in log
-        assert "note" in log
-    captured = capfd.readouterr()
-    assert captured.out.count("sum 33") == 1  # rank 0 alone reaches the terminal
-    assert captured.err.count("note") == 1
-    assert launch_local(request(name, tmp_path, devices=3, argv=("again",))) == 0
-    kept = (tmp_path / "logs" / "rank-1.log").read_text()
-    assert "'a b'" in kept  # an earlier run's log is kept
-    assert "'again'" in kept
-
-
-def test_first_failing_rank_is_named_and_the_others_stopped(
-    module: Callable[[str], str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    name = module(
-        PRELUDE
-        + "c = connect_tcp(rank)\n"
-        + "if rank.rank == 1:\n    print('the reason'); sys.exit(3)\n"
-        + "time.sleep(60)\n"
-    )
-    start = time.monotonic()
-    assert launch_local(request(name, tmp_path, devices=3)) == 3
-    assert time.monotonic() - start < 20
-    error = capfd.readouterr().err
-    assert "rank 1 of 3 ended with exit code 3" in error
-    assert "the reason" in error
-
-
-def test_the_culprit_is_named_not_who_lost_it(
-    module: Callable[[str], str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Rank 1 closes its connection a second before it exits: rank 0 ends first, with exit 4."""
-    name = module(
-        PRELUDE
-        + "from resnext_core.errors import ResnextError\n"
-        + "c = connect_tcp(rank)\n"
-        + "if rank.rank == 1:\n    c.close(); time.sleep(1); sys.exit(3)\n"
-        + "try:\n    c.barrier()\n"
-        + "except ResnextError as e:\n    print(e); sys.exit(e.exit_code)\n"
-    )
-    assert launch_local(request(name, tmp_path)) == 3
-    assert "rank 1 of 2 ended with exit code 3" in capfd.readouterr().err
-    assert "rank 1 left" in (tmp_path / "logs" / "rank-0.log").read_text()
-
-
-def test_a_killed_rank_makes_the_others_raise(
-    module: Callable[[str], str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    name = module(
-        PRELUDE
-        + "c = connect_tcp(rank)\n"
-        + "if rank.rank == 1:\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-        + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        + "try:\n    c.all_reduce_sum(np.ones(500_000))\n"
-        + "except Exception as e:\n    print(type(e).__name__, e)\n"
-    )
-    assert launch_local(request(name, tmp_path, devices=3)) == 128 + signal.SIGKILL
-    assert "rank 1 of 3 was killed by SIGKILL" in capfd.readouterr().err
-    for rank in (0, 2):
-        log = (tmp_path / "logs" / f"rank-{rank}.log").read_text()
-        assert log.startswith("BackendUnavailable rank 1 was lost"), log
-
-
-def test_a_rank_that_ignores_sigterm_is_killed(
-    module: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(launch, "GRACE_S", 0.5)
-    name = module(
-        """
-        import os, signal, sys, time
-        if os.environ["RESNEXT_RANK"] == "1":
-            time.sleep(0.5)
-            sys.exit(5)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        time.sleep(60)
-        """
-    )
-    start = time.monotonic()
-    assert launch_local(request(name, tmp_path)) == 5
-    assert time.monotonic() - start < 15
-
-
-def test_sigterm_is_passed_on_and_waited_for(module: Callable[[str], str], tmp_path: Path) -> None:
-    name = module(
-        """
-        import os, signal, sys, time
-        rank = int(os.environ["RESNEXT_RANK"])
-        def save(number, frame):
-            time.sleep(0.2 + rank)  # rank 0 is ready to exit long before rank 1 has saved
-            print("saved", flush=True)
-            sys.exit(75)
-        signal.signal(signal.SIGTERM, save)
-        print("ready", flush=True)
-        time.sleep(60)
-        """
-    )
-    script = (
-        "import sys; from pathlib import Path; from resnext_core.launch import launch_local\n"
-        "from resnext_core.interfaces import LaunchRequest\n"
-        f"r = LaunchRequest(module={name!r}, argv=[], devices=2, log_dir=Path({str(tmp_path / 'logs')!r}))\n"
-        "sys.exit(launch_local(r))"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL)
-    logs = [tmp_path / "logs" / f"rank-{rank}.log" for rank in range(2)]
-    deadline = time.monotonic() + 20
-    while not all(log.exists() and "ready" in log.read_text() for log in logs):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    parent.send_signal(signal.SIGTERM)
-    assert parent.wait(timeout=20) == 75
-    assert all("saved" in log.read_text() for log in logs)
-
-
-def test_launch_refuses_no_devices(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--devices"):
-        launch_local(request("x", tmp_path, devices=0))

@@ -156,7 +156,7 @@ def test_a_rank_that_is_killed_and_another_try(place: Path, whole: Path) -> None
     finally:
         out, err = process.communicate(timeout=200)
     assert process.returncode == 0, out + err
-    assert "rank 1 was killed by SIGKILL" in err
+    assert "rank 1 of 2 was killed by SIGKILL" in err
     assert "restart 1 of 2 from the last checkpoint" in err
     assert (run / "ranks/restart-1/rank-0.log").is_file()
     assert_same(run, whole)

@@ -113,15 +113,15 @@ def test_averaged_statistics_are_the_mean_of_the_local_ones(
 @pytest.mark.parametrize(
     ("what", "code", "words"),
     [
-        ("early", 9, ("rank 1 ended with exit code 9", "the last words of rank 1")),
-        ("exit", 9, ("rank 1 ended with exit code 9", "the last words of rank 1")),
-        ("kill", 137, ("rank 1 was killed by SIGKILL (the system does that when memory runs out)",)),
+        ("early", 9, ("rank 1 of 2 ended with exit code 9", "the last words of rank 1")),
+        ("exit", 9, ("rank 1 of 2 ended with exit code 9", "the last words of rank 1")),
+        ("kill", 137, ("rank 1 of 2 was killed by SIGKILL (the system does that when memory runs out)",)),
         (
             "hang",
             4,
-            ("rank 1 hangs: it gave no sign for", "the last was: steps done", "rank 1 begins to hang"),
+            ("rank 1 of 2 hangs: it gave no sign for", "the last was: steps done", "rank 1 begins to hang"),
         ),
-        ("never", 4, ("rank 1 never started: the others wait for it", "rank 1 begins to never")),
+        ("never", 4, ("rank 1 of 2 never started: the others wait for it", "rank 1 begins to never")),
     ],
 )
 def test_a_bad_end_is_found_and_named(
@@ -189,7 +189,7 @@ def test_an_orderly_stop_lets_every_rank_save(tmp_path: Path) -> None:
 def test_a_failed_job_starts_again_where_asked(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert launch(request("once", tmp_path, 2, "--resume"), options(restarts=2)) == 0
     error = capfd.readouterr().err
-    assert "rank 1 ended with exit code 9" in error
+    assert "rank 1 of 2 ended with exit code 9" in error
     assert "the job ended with exit code 9; restart 1 of 2 from the last checkpoint" in error
     assert "restart 2" not in error
     assert (tmp_path / "logs/rank-1.log").is_file(), "what went wrong can still be read"

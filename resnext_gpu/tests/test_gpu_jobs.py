@@ -90,7 +90,14 @@ def test_the_old_scripts(data: Path, recipe: Path, tmp_path: Path) -> None:
     """One device, two devices, and the evaluation of what they trained, with the old arguments and ours behind."""
     environment = {"RECIPE": str(recipe), "BATCH": "4"}
     one = call(
-        "sh", SCRIPTS / "run_standalone_train_gpu.sh", data, *CPU, "--name", "one", cwd=tmp_path, **environment
+        "sh",
+        SCRIPTS / "run_standalone_train_gpu.sh",
+        data,
+        *CPU,
+        "--name",
+        "one",
+        cwd=tmp_path,
+        **environment,
     )
     assert one.returncode == 0, one.stderr
     assert steps(tmp_path / "runs/one") == 12

@@ -67,8 +67,12 @@ def _configure_launch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--master", metavar="HOST:PORT", help="where ranks meet: a free port of the first")
     parser.add_argument("--server-id", metavar="ID", help="this one in the rank table (default: look)")
     parser.add_argument("--logs", metavar="DIR", help="logs of the ranks (default: runs/ascend-<time>)")
+    parser.usage = "%(prog)s --devices N [options] -- COMMAND ..."
     parser.add_argument(
-        "words", nargs="+", metavar="-- COMMAND", help="what each rank runs: train, eval, ..."
+        "words",
+        nargs="+",
+        metavar="-- COMMAND ...",
+        help="what each rank runs: train or eval, with its flags",
     )
 
 
@@ -177,7 +181,7 @@ def _make(args: argparse.Namespace) -> int:
         return 0
     write_atomic(Path(args.to), text)
     table = rank_table.check(text)
-    Output().say(f"{args.to}: {table.world} ranks on {len(table.servers)} servers")
+    Output().say(f"{args.to}: {table.world} ranks on {_servers(table)}")
     return 0
 
 
@@ -185,9 +189,14 @@ def _check(args: argparse.Namespace) -> int:
     table = rank_table.load(Path(args.file))
     each = table.world // len(table.servers)
     Output().say(
-        f"{args.file}: version {table.version}, {table.world} ranks, {len(table.servers)} servers of {each} devices"
+        f"{args.file}: version {table.version}, {table.world} ranks, {_servers(table)} of {each} devices"
     )
     return 0
+
+
+def _servers(table: rank_table.RankTable) -> str:
+    count = len(table.servers)
+    return f"{count} server{'s' if count > 1 else ''}"
 
 
 def _addresses(source: str) -> dict[int, str]:

@@ -24,6 +24,7 @@ from resnext_core.errors import (
     UsageError,
 )
 from resnext_core.interfaces import LaunchRequest
+from resnext_core.launch import Group, launch_local
 
 #: Ends that another try would only repeat, or that somebody wanted (143 and 130: a signal before a rank could save).
 _FINAL = (EXIT_OK, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED, 143, 130)
@@ -44,7 +45,7 @@ class Servers:
 def launch(request: LaunchRequest, options: AscendOptions, servers: Servers = Servers()) -> int:
     """Run the ranks of this server to their end; returns the exit code of the first that failed, or 0.
 
-    See :func:`resnext_mindspore.launch.launch` for logs, signals, and what happens when a rank fails. Besides, a rank
+    See :func:`resnext_core.launch.launch_local` for logs, signals, and what happens when a rank fails. Besides, a rank
     that never comes or hangs is found, each rank gets its share of the cores, and with ``ascend.restarts`` a failed job
     on one server starts again from its last checkpoint, its logs in ``restart-<n>`` of the log folder.
 
@@ -71,21 +72,22 @@ def _once(request: LaunchRequest, options: AscendOptions, servers: Servers) -> i
             request.log_dir, request.devices, first=group.first, world=group.world,
             start_timeout=options.cluster_timeout, hang_timeout=options.hang_timeout,
         )  # fmt: skip
-        own = group.own
+        joined = group.environment
         group = replace(
-            group, own=lambda local: {**own(local), **watch.environment(local)}, suspect=watch.suspect
-        )
+            group, environment=lambda local: {**joined(local), **watch.environment(local)},
+            suspect=watch.suspect,
+        )  # fmt: skip
     share = len(_cores()) // request.devices
     if options.affinity and share:
-        give = group.own
+        unbound = group.environment
         group = replace(
-            group, own=lambda local: {**give(local), "RESNEXT_CORES": str(share)},
+            group, environment=lambda local: {**unbound(local), "RESNEXT_CORES": str(share)},
             started=lambda local, process_id: _bind(process_id, local, share),
         )  # fmt: skip
-    return engine.launch(request, cluster_timeout=options.cluster_timeout, group=group)
+    return launch_local(request, group)
 
 
-def _group(request: LaunchRequest, options: AscendOptions, servers: Servers) -> engine.Group:
+def _group(request: LaunchRequest, options: AscendOptions, servers: Servers) -> Group:
     if not 0 <= servers.number < servers.count:
         raise UsageError(f"servers are numbered 0 to {servers.count - 1}, not {servers.number}")
     if options.rank_table is not None:
@@ -94,9 +96,7 @@ def _group(request: LaunchRequest, options: AscendOptions, servers: Servers) -> 
     if servers.master is None:
         if servers.count > 1:
             raise UsageError(f"{servers.count} servers need --master HOST:PORT, an address of the first one")
-        return engine.Group(
-            world=request.devices, environment=engine.local_cluster(request.devices, patience)
-        )
+        return engine.group(request.devices, engine.local_cluster(request.devices, patience))
     host, port = servers.master
     address = _resolve(host)
     if servers.number == 0:
@@ -104,13 +104,13 @@ def _group(request: LaunchRequest, options: AscendOptions, servers: Servers) -> 
     else:
         _wait_for(host, address, port, options.cluster_timeout)
     world = request.devices * servers.count
-    return engine.Group(
-        world=world, first=servers.number * request.devices, scheduler=servers.number == 0,
-        environment=engine.cluster(world, patience, address, port),
+    return engine.group(
+        world, engine.cluster(world, patience, address, port), first=servers.number * request.devices,
+        scheduler=servers.number == 0,
     )  # fmt: skip
 
 
-def _by_table(request: LaunchRequest, options: AscendOptions, servers: Servers) -> engine.Group:
+def _by_table(request: LaunchRequest, options: AscendOptions, servers: Servers) -> Group:
     """Ranks that HCCL joins by a rank table; the test mode has no HCCL, and makes a dynamic cluster of them."""
     assert options.rank_table is not None
     path = Path(options.rank_table)
@@ -125,10 +125,9 @@ def _by_table(request: LaunchRequest, options: AscendOptions, servers: Servers) 
         if len(table.servers) > 1:
             raise UsageError("the test mode ascend.device=cpu takes rank tables of one server only")
         environment = engine.local_cluster(table.world, options.cluster_timeout + _MARGIN_S)
-        return engine.Group(world=table.world, environment=environment)
-    return engine.Group(
-        world=table.world, first=mine[0].rank, scheduler=False,
-        environment={"RANK_TABLE_FILE": str(path.absolute())},
+        return engine.group(table.world, environment)
+    return engine.group(
+        table.world, {"RANK_TABLE_FILE": str(path.absolute())}, first=mine[0].rank, scheduler=False,
         own=lambda local: {"DEVICE_ID": str(mine[local].device_id)},
     )  # fmt: skip
 

@@ -2,57 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-import signal
 import subprocess
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from resnext_ascend.compat.log import say
+from resnext_core.children import exit_code, forwarding, kill, send_signal
 
 
 def run(command: Sequence[str], on_line: Callable[[str], None]) -> int:
     """Run `command`, hand each line of its output to `on_line`, let its errors through; returns its exit code.
 
-    128 + n when signal n killed it. SIGTERM and SIGINT are passed on: it saves, and this waits for it.
+    128 + n when signal n killed it. Signals are passed on: it saves, and this waits for it.
     """
     process = subprocess.Popen(
         list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace",
         start_new_session=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
     try:
-        with _forwarded(process):
+        with forwarding(functools.partial(send_signal, process)):
             assert process.stdout is not None
             for line in process.stdout:
                 on_line(line.rstrip("\n"))
             code = process.wait()
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    return code if code >= 0 else 128 - code
-
-
-@contextmanager
-def _forwarded(process: subprocess.Popen[str]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def forward(number: int, _: object) -> None:
-        if process.poll() is None:
-            process.send_signal(number)
-
-    old = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+        kill(process)
+    return exit_code(code)
 
 
 class Follower:

@@ -1,0 +1,92 @@
+"""Child processes that are waited for: their output copied, signals passed on, their end put into words."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
+
+
+@contextlib.contextmanager
+def forwarding(send: Callable[[int], None]) -> Iterator[None]:
+    """Call `send` with SIGTERM, SIGINT and SIGHUP for the length of the block; in the main thread, others cannot.
+
+    The children should have sessions of their own, so that the terminal's Ctrl-C reaches them once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+    previous = {number: signal.signal(number, lambda n, _: send(n)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def send_signal(process: subprocess.Popen[Any], number: int) -> None:
+    """Send a signal to `process` where it still runs."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(number)
+
+
+def kill(process: subprocess.Popen[Any]) -> None:
+    """End `process`, where it still runs, and whatever it started in its session."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def copy_output(source: IO[bytes], log: IO[bytes], terminal: IO[str], noise: str | None = None) -> None:
+    """Copy a stream to the terminal as it comes and to the log in whole lines, which two streams share.
+
+    Lines that begin with `noise` do not reach the terminal. A closed terminal does not stop the log.
+    """
+    pending = b""
+    while block := source.read1(1 << 16):  # type: ignore[attr-defined]
+        pending += block
+        whole = pending.rfind(b"\n") + 1 or (len(pending) if len(pending) > 1 << 16 else 0)
+        lines, pending = pending[:whole], pending[whole:]
+        log.write(lines)
+        _show(block if noise is None else _without(lines, noise), terminal)
+    log.write(pending)
+    if noise is not None:
+        _show(_without(pending, noise), terminal)
+
+
+def _without(lines: bytes, noise: str) -> bytes:
+    return b"".join(line for line in lines.splitlines(keepends=True) if not line.startswith(noise.encode()))
+
+
+def _show(block: bytes, terminal: IO[str]) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        if hasattr(terminal, "buffer"):
+            terminal.buffer.write(block)
+        else:
+            terminal.write(block.decode(errors="replace"))
+        terminal.flush()
+
+
+def how_it_ended(returncode: int) -> str:
+    """Return what to say of a process by :attr:`subprocess.Popen.returncode`, to follow its name."""
+    if returncode >= 0:
+        return f"ended with exit code {returncode}"
+    name = (
+        signal.Signals(-returncode).name if -returncode in list(signal.Signals) else f"signal {-returncode}"
+    )
+    hint = " (the system does that when memory runs out)" if name == "SIGKILL" else ""
+    return f"was killed by {name}{hint}"
+
+
+def exit_code(returncode: int) -> int:
+    """Return what a shell would: :attr:`subprocess.Popen.returncode`, or 128 + n when signal n killed it."""
+    return returncode if returncode >= 0 else 128 - returncode
