@@ -222,6 +222,20 @@ def test_resuming_as_something_else_is_refused(
     assert (run / "checkpoints" / "latest").read_text() == "step-00000012"
 
 
+def test_a_training_that_is_refused_leaves_no_run(
+    start: list[str], cli: CommandLine, tmp_path: Path, finished_run: Path
+) -> None:
+    """So that its name is free; a run that was there already stays as it is."""
+    words = [*start, "--name", "mine", "--set", "precision.compute=bfloat16"]
+    cli.refuses(EXIT_USAGE, *words, says="the reference backend cannot compute in bfloat16")
+    assert not (tmp_path / "mine").exists()
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    before = sorted(p.relative_to(run) for p in run.rglob("*"))
+    change = ["--epochs", 3, "--set", "precision.compute=bfloat16"]
+    assert cli("train", "--resume", run, *change).code == EXIT_USAGE
+    assert sorted(p.relative_to(run) for p in run.rglob("*")) == before
+
+
 def test_a_section_of_a_backend_that_is_not_here_does_not_stop_a_resume(
     finished_run: Path, cli: CommandLine, tmp_path: Path
 ) -> None:
