@@ -43,7 +43,10 @@ _POLL_S = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Companion:
-    """A process beside the ranks, without which they are lost: a module, and the environment it gets besides."""
+    """A process beside the ranks, without which they are lost: a module, and the environment it gets besides.
+
+    It should end when they have left it.
+    """
 
     name: str
     module: str
@@ -107,6 +110,7 @@ class _Job:
     def __init__(self, request: LaunchRequest, group: Group) -> None:
         self._interrupted = False
         self._group, self._folder = group, request.log_dir
+        self._grace = GRACE_S if group.grace is None else group.grace
         self._ranks: list[subprocess.Popen[bytes]] = []
         self._companion: subprocess.Popen[bytes] | None = None
         self._pumps: list[threading.Thread] = []
@@ -157,6 +161,7 @@ class _Job:
         end = self._end()
         if end is None:
             self._drain()
+            self._leave_companion()
             return EXIT_OK
         if end.code == EXIT_INTERRUPTED:  # the others are saving too
             self._wait(None if self._interrupted else ORDERLY_S)
@@ -219,8 +224,14 @@ class _Job:
 
     def _stop(self) -> None:
         self._signal(signal.SIGTERM)
-        self._wait(GRACE_S if self._group.grace is None else self._group.grace)
+        self._wait(self._grace)
         self.kill()
+
+    def _leave_companion(self) -> None:
+        """Let the companion end by itself where ranks on other machines may still have to take leave of it."""
+        if self._companion is not None and self._group.world > len(self._ranks):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._companion.wait(timeout=GRACE_S)
 
     def _report(self, end: _End) -> None:
         name = (

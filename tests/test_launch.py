@@ -257,12 +257,32 @@ def test_ranks_do_not_outlive_their_companion(
     companion = Companion(name="registry", module=name, environment={"MINE": "beside", "FAILS": str(fails)})
     ranks = lambda local: {"MINE": "rank", "FAILS": str(fails)}  # noqa: E731
     start = time.monotonic()
-    code = launch_local(request(name, tmp_path), group(environment=ranks, companion=companion))
+    code = launch_local(
+        request(name, tmp_path), group(world=2, first=0, environment=ranks, companion=companion)
+    )
     assert time.monotonic() - start < 15
     assert code == (4 if fails else 0)
     error = capfd.readouterr().err
     assert ("the registry ended with exit code 7; the others were stopped" in error) == fails
     assert "the reason" in (tmp_path / "logs/registry.log").read_text()
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_companion_waits_for_ranks_elsewhere(
+    world: int, module: Callable[[str], str], tmp_path: Path
+) -> None:
+    """And is not waited for where there are none."""
+    name = module(
+        """
+        import os, time
+        if os.environ["MINE"] == "beside":
+            time.sleep(2)
+            print("the last rank has left", flush=True)
+        """
+    )
+    companion = Companion(name="registry", module=name, environment={"MINE": "beside"})
+    assert launch_local(request(name, tmp_path), group(world=world, first=0, companion=companion)) == 0
+    assert ("the last" in (tmp_path / "logs/registry.log").read_text()) == (world == 4)
 
 
 def test_a_rank_that_stops_in_good_order_lets_the_others_save(
