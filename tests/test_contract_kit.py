@@ -6,9 +6,11 @@ import dataclasses
 import inspect
 import itertools
 import os
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import planted_bugs as bugs
@@ -346,6 +348,7 @@ def test_a_plugin_that_imports_a_framework_is_caught(tmp_path: Path, monkeypatch
     _reachable(monkeypatch, tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "torch.py").write_text("")  # stands for the framework: only its name matters here
+    monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))  # and for this process, until the test ends
     source = """
         {first}
         from resnext_core.interfaces import Backend
