@@ -129,10 +129,10 @@ def _measured(
     clock.say(f"{card.name}: {card.bytes_per_s / 1e12:.2f} TB/s, {card.operations_per_s / 1e12:.0f} TFLOP/s")
     counts = {spec.variant: convolutions(spec) for spec in specs}
     todo: list[Convolution] = list(dict.fromkeys(one for found in counts.values() for one in found))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for one in todo:
-        models = {name: found[one] for name, found in counts.items() if one in found}
-        rows += [work.new_row(one, what, args.batch, models, card) for what in PASSES]
+        often = {name: found[one] for name, found in counts.items() if one in found}
+        rows += [work.new_row(one, what, args.batch, often, card) for what in PASSES]
     models: list[dict[str, Any]] = []
     try:
         with clock.alarm():
@@ -234,8 +234,7 @@ def short(found: dict[str, Any]) -> Iterator[str]:
         yield "smoke test on the CPU: these figures mean nothing, and no goal is judged"
     yield from (f"goal: {goal}: {said}" for goal, said in found["goals"].items())
     if found["may_be_measured"] is not None:
-        capability = tuple(found["may_be_measured"])
-        yield f"all kernels were right: {capability} may be added to MEASURED in grouped_conv/op.py"
+        yield f"all kernels were right: {found['may_be_measured']} may be added to MEASURED in grouped_conv/op.py"
 
 
 def _brief(model: dict[str, Any]) -> str:

@@ -118,9 +118,11 @@ def check(one: Convolution, batch: int, dtype: torch.dtype, device: torch.device
     Few images, but as many factors of two as `batch` has, up to four, so that Triton takes the same kernels.
     """
     given = Operands.make(one, gcd(batch, 16), dtype, device)
-    wide = [t.double() for t in (given.x, given.weight.to(dtype), given.dy)]
-    exact = _passes(*wide, one.stride)
-    sizes = _passes(*(t.abs() for t in wide), one.stride)  # sums of the magnitudes of what is added
+    x, weight, dy = given.x.double(), given.weight.to(dtype).double(), given.dy.double()
+    exact = _passes(x, weight, dy, one.stride)
+    with torch.no_grad():
+        magnitudes = x.abs(), weight.abs(), dy.abs()
+    sizes = _passes(*magnitudes, one.stride)  # sums of the magnitudes of what is added
     wrong: dict[str, list[str]] = {}
     for what, wanted, size in zip(PASSES, exact, sizes, strict=True):
         if what == "weight gradient":

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,8 +16,9 @@ import gpu_vs_timm as against
 import numpy as np
 
 from resnext_core.errors import DataError, UsageError
+from resnext_core.interfaces import Batch
 from resnext_core.spec import ModelSpec
-from resnext_core.weights import random_weights
+from resnext_core.weights import Weights, random_weights
 
 ROUNDS, STEPS, WARMUP = 5, 5, 2
 #: Without these two at one batch size there is nothing to compare.
@@ -52,12 +54,13 @@ class Clock:
             raise TimeUp
 
         before = signal.signal(signal.SIGALRM, up)
-        signal.setitimer(signal.ITIMER_REAL, max(self.left(), 0.01))
+        # Again later, as Python drops what is raised in a destructor.
+        other = signal.setitimer(signal.ITIMER_REAL, max(self.left(), 0.01), 5.0)
         try:
             yield
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
+            signal.setitimer(signal.ITIMER_REAL, *other)
 
 
 def measure(
@@ -85,22 +88,26 @@ def measure(
 def _train(
     args: argparse.Namespace, torch: Any, timm: Any, spec: ModelSpec, batch_size: int, clock: Clock, end: float
 ) -> dict[str, Any]:  # fmt: skip
-    # Initial weights would hide the grouped convolutions behind zeros.
-    weights, batch = against.noise(spec, batch_size, random_weights)
+    given = _noise(spec, batch_size)
     device = torch.device("cpu" if args.smoke else "cuda")
 
     def ours(**options: Any) -> Callable[[], against.Run]:
-        return lambda: against.ours(args, weights, batch, **options)
+        return lambda: against.ours(args, *given(), **options)
 
     def theirs(compiled: bool) -> Callable[[], against.Run]:
-        return lambda: against.theirs(args, torch, timm, weights, batch, device, compiled=compiled)
+        return lambda: against.theirs(args, torch, timm, *given(), device, compiled=compiled)
 
     makers = {"timm": theirs(False), "ours, triton": ours(grouped_conv="triton")}
     if args.smoke:
         makers["ours"] = ours(grouped_conv="cudnn")
     else:  # the most telling first; graphs late, as they keep their memory
         makers["timm, compiled"] = theirs(True)
-        ways = ({"compile": True}, {"compile": True, "cuda_graphs": True}, {"cuda_graphs": True}, {})
+        ways: tuple[dict[str, bool], ...] = (
+            {"compile": True},
+            {"compile": True, "cuda_graphs": True},
+            {"cuda_graphs": True},
+            {},
+        )
         for kind in ("triton", "cudnn"):
             for way in ways:
                 if kind == "cudnn" or way:
@@ -120,15 +127,15 @@ def _infer(
 
     Ours takes its images from the host and brings the logits back; timm's lie on the device.
     """
-    weights, batch = against.noise(spec, batch_size, random_weights)
+    given = _noise(spec, batch_size)
     device = torch.device("cpu" if args.smoke else "cuda")
 
     def ours(kind: str) -> against.Run:
-        predictor = against.trainer(args, weights, batch, grouped_conv=kind).predictor()
-        return lambda steps: max(_score(predictor.logits(batch.images)) for _ in range(steps))
+        predictor, images = against.trainer(args, *given(), grouped_conv=kind).predictor(), given()[1].images
+        return lambda steps: max(_score(predictor.logits(images)) for _ in range(steps))
 
     def theirs(compiled: bool) -> against.Run:
-        model, normalised = against.timm_network(args, torch, timm, weights, batch, device)
+        model, normalised = against.timm_network(args, torch, timm, *given(), device)
         forward = torch.compile(model.eval()) if compiled else model.eval()
 
         def run(steps: int) -> float:
@@ -144,6 +151,11 @@ def _infer(
     return _contest(args, torch, timm, spec, batch_size, makers, clock, end, "root of the mean square logit")
 
 
+def _noise(spec: ModelSpec, batch_size: int) -> Callable[[], tuple[Weights, Batch]]:
+    """Return what makes weights and a batch at its first call; initial weights would hide the grouped convolutions."""
+    return functools.cache(lambda: against.noise(spec, batch_size, random_weights))
+
+
 def _score(logits: Any) -> float:
     """Return one number that any error in the logits moves: the root of their mean square."""
     return float(np.sqrt(np.mean(np.square(logits))))
@@ -156,38 +168,34 @@ def _contest(
     """Make the contenders, and let them run in turns until `end` seconds are left."""
     device = torch.device("cpu" if args.smoke else "cuda")
     torch._dynamo.reset()  # it counts networks of the same class, and gives up after some
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    _free(torch, device)
     contenders: list[against.Contender] = []
     failed = dict.fromkeys(makers, NO_TIME)
-    if timm is None:
-        failed |= dict.fromkeys(timms := [name for name in makers if name.startswith("timm")], "no timm here")
-        makers = {name: make for name, make in makers.items() if name not in timms}
     wrong: str | None = None
     rounds, steps = 0, 1 if args.smoke else STEPS
     try:
         for name, make in makers.items():
-            compiling = "compiled" in name
-            guess = clock.compiling_a_block * sum(spec.depths) if compiling else 0.0
-            if clock.left() - guess < end:
+            if timm is None and name.startswith("timm"):
+                failed[name] = "no timm here"
                 continue
+            compiling = "compiled" in name
             before = clock.left()
-            made = against.contend(name, make, WARMUP, torch, device)
+            if before - (clock.compiling_a_block * sum(spec.depths) if compiling else 0) < end:
+                continue
+            made = _made(name, make, contenders, torch, device)
             if compiling:
                 clock.compiling_a_block = (before - clock.left()) / sum(spec.depths)
             clock.say(f"{name}: {made if isinstance(made, str) else 'ready'}")
-            if not isinstance(made, str) and "graph" in name and not _fit_beside(contenders, torch):
-                made = "no memory for its graph beside the other contenders"
-            if isinstance(made, str):
-                failed[name] = made
-                if name in NEEDED and "memory" in made:
-                    break
+            if isinstance(made, against.Contender):
+                contenders.append(made)
+                del failed[name]
                 continue
-            contenders.append(made)
-            del failed[name]
-        against.check_losses({c.name: c.loss for c in contenders}, what)
-        while rounds < (1 if args.smoke else ROUNDS):
+            failed[name] = made
+            if name in NEEDED and "memory" in made:
+                break
+        if contenders:
+            against.check_losses({c.name: c.loss for c in contenders}, what)
+        while contenders and rounds < (1 if args.smoke else ROUNDS):
             before = clock.left()
             for contender in contenders:
                 against.time_steps(contender, steps, torch, device)
@@ -196,21 +204,45 @@ def _contest(
                 break
     except DataError as error:
         wrong = str(error)
-    except (torch.cuda.OutOfMemoryError, UsageError) as error:
-        clock.say(f"stopped: {' '.join(str(error).split())[:120]}")
+    except (RuntimeError, UsageError) as error:
+        clock.say(f"stopped: {_line(error)}")
     except TimeUp:
         clock.say("time is up")
     for contender in contenders:
         del contender.seconds[rounds:]  # of a round that was not finished
     if not rounds:
-        failed |= dict.fromkeys((c.name for c in contenders), NO_TIME)
+        failed |= dict.fromkeys((c.name for c in contenders), wrong or NO_TIME)
         contenders = []
     args = argparse.Namespace(**{**vars(args), "rounds": rounds, "steps": steps})
-    found = against.result(args, torch, timm, spec, batch_size, contenders, failed)
-    return found | {"wrong": wrong}
+    return against.result(args, torch, timm, spec, batch_size, contenders, failed) | {"wrong": wrong}
 
 
-def _fit_beside(contenders: list[against.Contender], torch: Any) -> bool:
+def _made(
+    name: str, make: Callable[[], against.Run], others: Sequence[against.Contender], torch: Any, device: Any
+) -> against.Contender | str:
+    """Return a contender that leaves memory to the others, or why there is none."""
+    try:
+        made = against.contend(name, make, WARMUP, torch, device)
+    except Exception as error:  # a table with a gap that is named is worth more than none
+        made = f"{type(error).__name__}: {_line(error)}"
+    if isinstance(made, against.Contender) and "graph" in name and not _fit_beside(others, torch):
+        made = "no memory for its graph beside the other contenders"
+    if isinstance(made, str):
+        _free(torch, device)
+    return made
+
+
+def _free(torch: Any, device: Any) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120]
+
+
+def _fit_beside(contenders: Sequence[against.Contender], torch: Any) -> bool:
     """True where those that allocate anew in each step still can."""
     try:
         for contender in contenders:
