@@ -283,6 +283,42 @@ def test_the_check_sees_what_was_not_written(work: Any, monkeypatch: pytest.Monk
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+_COMPILE_ALL = f"""
+import sys
+sys.path.insert(0, {str(BENCHMARKS)!r})
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+class Card:
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device: 0)
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+
+driver.set_active(Card())
+import grouped_conv_kernels as work
+one = work.Convolution(channels=16, group_width=4, height=5, width=6, stride=2)
+print(work.compile_all([one], 128, torch.bfloat16, torch.device("cpu")))
+assert work.launch.kernels is work.kernels
+"""
+
+
+def test_all_kernels_compile_at_once(tmp_path: Path) -> None:
+    """For an H100 that is not there; 2 plans that write images and 3 that sum, and 2 kernels that pack weights."""
+    triton = pytest.importorskip("triton", reason="Triton is not installed")
+    if not hasattr(triton, "AsyncCompileMode"):
+        pytest.skip(f"Triton {triton.__version__} compiles one kernel after the other")
+    (tmp_path / "all.py").write_text(_COMPILE_ALL)
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env |= {"TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    words = [sys.executable, str(tmp_path / "all.py")]
+    ran = subprocess.run(words, capture_output=True, text=True, env=env, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    # The input gradient of stride 2 is a kernel of its own.
+    assert ran.stdout.startswith(f"{2 + 2 + 3 + 2} kernels compiled by ")
+    assert len(list((tmp_path / "cache").iterdir())) == 2 + 2 + 3 + 2
+
+
 # -- all of it ------------------------------------------------------------------------------------
 
 
