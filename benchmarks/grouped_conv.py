@@ -83,7 +83,7 @@ def main() -> int:
     except ResnextError as error:
         print(f"grouped_conv: {error}", file=sys.stderr)
         return error.exit_code
-    print(json.dumps(found, indent=1) if args.json else "\n".join(text(found)))
+    print(json.dumps(found, indent=1) if args.json else "\n".join(text(found)), flush=True)
     if found["wrong"]:
         print(f"grouped_conv: {len(found['wrong'])} results are wrong, see above", file=sys.stderr)
         return EXIT_DATA
@@ -115,16 +115,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _measured(
     args: argparse.Namespace, torch: Any, timm: Any, specs: list[ModelSpec], clock: Clock
 ) -> dict[str, Any]:  # fmt: skip
-    import grouped_conv_kernels as work  # with Triton, which may be missing
-    from resnext_gpu.device import Device, open_device
-    from resnext_gpu.grouped_conv import op, plans
+    from resnext_gpu.device import Device, one_line, open_device
+    from resnext_gpu.grouped_conv import op
 
-    if args.smoke:
-        plans._milliseconds = _by_the_wall  # Triton's stopwatch is the GPU's
     dtype = getattr(torch, args.compute)
     device = open_device(Device(kind="cpu" if args.smoke else "cuda"))
     for spec in specs:
         op.grouped_conv("triton", spec, dtype, device, deterministic=False)  # UsageError where it cannot be
+    import grouped_conv_kernels as work  # only now, as Triton may be missing
+    from resnext_gpu.grouped_conv import plans
+
+    if args.smoke:
+        plans._milliseconds = _by_the_wall  # Triton's stopwatch is the GPU's
     card = work.measure_card(device, dtype, small=args.smoke)
     clock.say(f"{card.name}: {card.bytes_per_s / 1e12:.2f} TB/s, {card.operations_per_s / 1e12:.0f} TFLOP/s")
     counts = {spec.variant: convolutions(spec) for spec in specs}
@@ -145,6 +147,8 @@ def _measured(
                     models.append(measure(args, torch, timm, spec, clock, share))
     except TimeUp:
         clock.say("time is up")
+    except RuntimeError as error:  # of a GPU that does not go on; what was measured before is worth printing
+        clock.say(f"stopped: {one_line(error)}")
     return _found(args, torch, card, rows, models, [spec.variant for spec in specs])
 
 
@@ -214,7 +218,7 @@ def short(found: dict[str, Any]) -> Iterator[str]:
     yield f"{found['card']}{capability}; {versions}; {found['compute']}, batch {found['batch']}"
     yield (
         f"measured: copy {found['bytes_per_s'] / 1e12:.3f} TB/s, product {found['operations_per_s'] / 1e12:.0f} "
-        "TFLOP/s; cuDNN on channels-last images; /floor and cuDNN/ are shares of times"
+        "TFLOP/s; cuDNN on channels-last images; /floor is ours over the floor, cuDNN/ is cuDNN's over ours"
     )
     yield from short_table(found["convolutions"], found["names"])
     trained = {model["model"]: model for model in found["models"]}

@@ -261,10 +261,9 @@ def time_rows(
     """Fill the times of the rows of a convolution."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     timings = plans.Timings(name)  # the file in which training then finds them
-    given = Operands.make(one, batch, dtype, device)
     for row in rows:
         try:
-            _time(row, given, timings)
+            _time(row, Operands.make(one, batch, dtype, device), timings)
         except RuntimeError as error:  # of cuDNN, or no memory
             row["why_not"] = one_line(error)
 

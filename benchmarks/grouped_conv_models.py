@@ -82,6 +82,8 @@ def measure(
         batch //= 2
     clock.say(f"{spec.variant}, inference, batch {batch}")
     found["inference"] = _infer(args, torch, timm, spec, batch, clock, end)
+    for row in found["inference"]["contenders"].values():
+        row["mfu"] = None  # that of a training step
     return found
 
 
@@ -167,20 +169,21 @@ def _contest(
 ) -> dict[str, Any]:  # fmt: skip
     """Make the contenders, and let them run in turns until `end` seconds are left."""
     device = torch.device("cpu" if args.smoke else "cuda")
-    torch._dynamo.reset()  # it counts networks of the same class, and gives up after some
-    _free(torch, device)
     contenders: list[against.Contender] = []
     failed = dict.fromkeys(makers, NO_TIME)
     wrong: str | None = None
-    rounds, steps = 0, 1 if args.smoke else STEPS
+    rounds, steps, two_rounds = 0, 1 if args.smoke else STEPS, 0.0
     try:
+        torch._dynamo.reset()  # it counts networks of the same class, and gives up after some
+        _free(torch, device)
         for name, make in makers.items():
             if timm is None and name.startswith("timm"):
                 failed[name] = "no timm here"
                 continue
             compiling = "compiled" in name
             before = clock.left()
-            if before - (clock.compiling_a_block * sum(spec.depths) if compiling else 0) < end:
+            guess = clock.compiling_a_block * sum(spec.depths) if compiling else 0.0
+            if before - guess - two_rounds < end:
                 continue
             made = _made(name, make, contenders, torch, device)
             if compiling:
@@ -189,6 +192,9 @@ def _contest(
             if isinstance(made, against.Contender):
                 contenders.append(made)
                 del failed[name]
+                before = clock.left()
+                made.run(1)
+                two_rounds += 2 * steps * (before - clock.left())
                 continue
             failed[name] = made
             if name in NEEDED and "memory" in made:
