@@ -218,7 +218,7 @@ def text(found: dict[str, Any]) -> Iterator[str]:
     yield from long_table(found["convolutions"])
     for model in found["models"]:
         yield from ("", against.text(model), f"inference of {against.text(model['inference'])}")
-    yield from ("", *short(found))
+    yield from ("", *(f"WRONG: {said}" for said in found["wrong"]), *short(found))
 
 
 def short(found: dict[str, Any]) -> Iterator[str]:
