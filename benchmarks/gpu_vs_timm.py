@@ -14,6 +14,7 @@ there. All run in one process, one after the other, several rounds; ratios are o
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import sys
@@ -56,10 +57,11 @@ Run = Callable[[int], float]
 
 @dataclass(kw_only=True, eq=False)
 class Contender:
-    """One way to train: `run` after its making, and what was measured of it."""
+    """One way to train: `run` after its making, its first `loss`, and what was measured of it."""
 
     name: str
     run: Run
+    loss: float
     static: int
     seconds: list[float]
     peak: int = 0
@@ -82,19 +84,19 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     try:
-        torch, timm = _imports(args)
+        if args.rounds < 1 or args.steps < 1 or args.warmup < 1 or min(args.batch) < 1:
+            raise UsageError("--rounds, --steps, --warmup and --batch must be 1 or more")
+        torch, timm = import_torch(args), import_timm()
         results = [measure(args, torch, timm, batch) for batch in args.batch]
     except ResnextError as error:
         print(f"gpu_vs_timm: {error}", file=sys.stderr)
         return error.exit_code
-    print(json.dumps(results, indent=1) if args.json else "\n\n".join(map(_text, results)))
+    print(json.dumps(results, indent=1) if args.json else "\n\n".join(map(text, results)))
     return EXIT_OK
 
 
-def _imports(args: argparse.Namespace) -> tuple[Any, Any]:
-    """Return torch and timm; BackendUnavailable without them, or without a GPU."""
-    if args.rounds < 1 or args.steps < 1 or args.warmup < 1 or min(args.batch) < 1:
-        raise UsageError("--rounds, --steps, --warmup and --batch must be 1 or more")
+def import_torch(args: argparse.Namespace) -> Any:
+    """Return torch; BackendUnavailable without it, or without a GPU."""
     try:
         import torch
     except ImportError:
@@ -103,22 +105,47 @@ def _imports(args: argparse.Namespace) -> tuple[Any, Any]:
         raise BackendUnavailable(
             "PyTorch finds no NVIDIA GPU here, and figures need one; --smoke shows that the code runs"
         )
+    return torch
+
+
+def import_timm() -> Any:
+    """Return timm; BackendUnavailable without it."""
     try:
         import timm
         import timm.loss
         import timm.optim
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # the latter where torchvision is of another PyTorch
         raise BackendUnavailable(f"timm is needed to compare with ({error}): pip install timm") from None
-    return torch, timm
+    return timm
 
 
 def measure(args: argparse.Namespace, torch: Any, timm: Any, batch_size: int) -> dict[str, Any]:
     """Return the figures of every contender at one batch size."""
     spec = SMOKE if args.smoke else model_spec(args.model, pool_padding="symmetric")
     device = torch.device("cpu" if args.smoke else "cuda")
+    weights, batch = noise(spec, batch_size)
+    contenders, failed, first = [], {}, {}
+    for name, make in _makers(args, torch, timm, weights, batch, device):
+        made = contend(name, make, args.warmup, torch, device)
+        if isinstance(made, str):
+            failed[name] = made
+        else:
+            contenders.append(made)
+            first[name] = made.loss
+    check_losses(first)
+    for _ in range(args.rounds):
+        for contender in contenders:
+            time_steps(contender, args.steps, torch, device)
+    return result(args, torch, timm, spec, batch_size, contenders, failed)
+
+
+def noise(
+    spec: ModelSpec, batch_size: int, make: Callable[[ModelSpec, int], dict[str, Any]] = init_weights
+) -> tuple[Weights, Batch]:
+    """Return the weights that `make` gives, and a batch of noise."""
     weights = Weights(
         spec=spec, preprocess=PreprocessSpec(size=spec.image_size, resize=spec.image_size),
-        classes=tuple(map(str, range(spec.num_classes))), tensors=init_weights(spec, 1),
+        classes=tuple(map(str, range(spec.num_classes))), tensors=make(spec, 1),
     )  # fmt: skip
     rng = np.random.default_rng(0)
     batch = Batch(
@@ -126,24 +153,26 @@ def measure(args: argparse.Namespace, torch: Any, timm: Any, batch_size: int) ->
         labels=rng.integers(0, spec.num_classes, batch_size).astype(np.int32),
         index=np.arange(batch_size), valid=np.ones(batch_size, bool),
     )  # fmt: skip
-    contenders, failed, first = [], {}, {}
-    for name, make in _makers(args, torch, timm, weights, batch, device):
-        before = _allocated(torch, device)
-        try:
-            run = make()
-            first[name] = run(1)
-            run(args.warmup)
-        except (torch.cuda.OutOfMemoryError, UsageError) as error:
-            failed[name] = " ".join(str(error).split())[:120]
-            continue
-        contenders.append(
-            Contender(name=name, run=run, static=_allocated(torch, device) - before, seconds=[])
-        )
-    _check_losses(first)
-    for _ in range(args.rounds):
-        for contender in contenders:
-            _time(contender, args.steps, torch, device)
-    return _result(args, torch, timm, spec, batch_size, contenders, failed)
+    return weights, batch
+
+
+def contend(name: str, make: Callable[[], Run], warmup: int, torch: Any, device: Any) -> Contender | str:
+    """Return what `make` makes after its first steps, or why it cannot be, with its memory given back."""
+    before = _allocated(torch, device)
+    try:
+        run = make()
+        loss = run(1)
+        run(warmup)
+    except (torch.cuda.OutOfMemoryError, UsageError) as error:
+        why = " ".join(str(error).split())[:120]
+    else:
+        static = _allocated(torch, device) - before
+        return Contender(name=name, run=run, loss=loss, static=static, seconds=[])
+    run = None  # type: ignore[assignment]
+    gc.collect()  # a network and its steps refer to each other
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return why
 
 
 def _makers(
@@ -164,6 +193,20 @@ def _makers(
 
 def ours(args: argparse.Namespace, weights: Weights, batch: Batch, **options: Any) -> Run:
     """Return our trainer's steps."""
+    training = trainer(args, weights, batch, **options)
+
+    def run(steps: int) -> float:
+        losses = []
+        for start in range(0, steps, STEPS_PER_CALL):
+            count = min(STEPS_PER_CALL, steps - start)
+            losses.append(training.run_steps([batch] * count, np.full(count, LR, np.float32)))
+        return float(losses[0][0])
+
+    return run
+
+
+def trainer(args: argparse.Namespace, weights: Weights, batch: Batch, **options: Any) -> Any:
+    """Return our trainer."""
     from resnext_gpu.options import GpuOptions
     from resnext_gpu.trainer import GpuTrainer
 
@@ -176,16 +219,7 @@ def ours(args: argparse.Namespace, weights: Weights, batch: Batch, **options: An
         batch_size=len(batch), rank=RankInfo(), collectives=SingleProcess(),
     )  # fmt: skip
     device = "cpu" if args.smoke else "cuda"
-    trainer = GpuTrainer(request, GpuOptions(device=device, channels_last=True, **options))  # type: ignore[arg-type]
-
-    def run(steps: int) -> float:
-        losses = []
-        for start in range(0, steps, STEPS_PER_CALL):
-            count = min(STEPS_PER_CALL, steps - start)
-            losses.append(trainer.run_steps([batch] * count, np.full(count, LR, np.float32)))
-        return float(losses[0][0])
-
-    return run
+    return GpuTrainer(request, GpuOptions(device=device, channels_last=True, **options))  # type: ignore[arg-type]
 
 
 def theirs(
@@ -199,31 +233,20 @@ def theirs(
     compiled: bool,
 ) -> Run:
     """Return timm's steps: those of its train.py, on a batch that is on the device and normalised there."""
-    spec, dtype = weights.spec, getattr(torch, args.compute)
-    model = _timm_model(timm, spec)
-    state = {name: torch.from_numpy(array.copy()) for name, array in weights.tensors.items()}
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    if unexpected or any("num_batches" not in name for name in missing):
-        raise DataError(f"timm's {spec.variant} has other tensors: {[*missing, *unexpected][:3]}")
-    model = model.to(device=device, memory_format=torch.channels_last).train()
+    model, normalised = timm_network(args, torch, timm, weights, batch, device)
     optimizer = timm.optim.create_optimizer_v2(
         model, opt="momentum", lr=LR, weight_decay=DECAY, momentum=MOMENTUM, fused=True
     )
     loss_of = timm.loss.LabelSmoothingCrossEntropy(smoothing=SMOOTHING).to(device)
     scaler = torch.amp.GradScaler(device.type, enabled=args.compute == "float16")
-    images = torch.from_numpy(batch.images).to(device).permute(0, 3, 1, 2)
     labels = torch.from_numpy(batch.labels.astype(np.int64)).to(device)
-    mean, std = (
-        torch.tensor(values, device=device).view(1, 3, 1, 1)
-        for values in (weights.preprocess.mean, weights.preprocess.std)
-    )
     forward = torch.compile(model) if compiled else model
 
     def run(steps: int) -> float:
         losses = []
         for _ in range(steps):
-            given = images.float().sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, dtype=dtype):
+            given = normalised()
+            with torch.autocast(device.type, dtype=getattr(torch, args.compute)):
                 loss = loss_of(forward(given), labels)
             scaler.scale(loss).backward()
             scaler.step(optimizer)
@@ -233,6 +256,29 @@ def theirs(
         return float(losses[0])
 
     return run
+
+
+def timm_network(
+    args: argparse.Namespace, torch: Any, timm: Any, weights: Weights, batch: Batch, device: Any
+) -> tuple[Any, Callable[[], Any]]:
+    """Return timm's network with `weights`, and what normalises the batch, which lies on the device."""
+    spec = weights.spec
+    model = _timm_model(timm, spec)
+    state = {name: torch.from_numpy(array.copy()) for name, array in weights.tensors.items()}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    if unexpected or any("num_batches" not in name for name in missing):
+        raise DataError(f"timm's {spec.variant} has other tensors: {[*missing, *unexpected][:3]}")
+    model = model.to(device=device, memory_format=torch.channels_last).train()
+    images = torch.from_numpy(batch.images).to(device).permute(0, 3, 1, 2)
+    mean, std = (
+        torch.tensor(values, device=device).view(1, 3, 1, 1)
+        for values in (weights.preprocess.mean, weights.preprocess.std)
+    )
+
+    def normalised() -> Any:
+        return images.float().sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+
+    return model, normalised
 
 
 def _timm_model(timm: Any, spec: ModelSpec) -> Any:
@@ -246,18 +292,18 @@ def _timm_model(timm: Any, spec: ModelSpec) -> Any:
     )  # fmt: skip
 
 
-def _check_losses(first: dict[str, float]) -> None:
+def check_losses(first: dict[str, float], what: str = "first loss") -> None:
+    """Raise DataError where first losses disagree, UsageError where there are none."""
     if not first:
         raise UsageError("nothing fits into this GPU's memory; give a smaller --batch")
     wanted = statistics.median(first.values())
     for name, loss in first.items():
         if not abs(loss - wanted) <= LOSS_TOLERANCE * abs(wanted):
-            raise DataError(
-                f"the first loss of {name} is {loss}, the others have {wanted}: not the same training"
-            )
+            raise DataError(f"the {what} of {name} is {loss}, the others have {wanted}: not the same network")
 
 
-def _time(contender: Contender, steps: int, torch: Any, device: Any) -> None:
+def time_steps(contender: Contender, steps: int, torch: Any, device: Any) -> None:
+    """Add the seconds of a step, and the peak of memory, to what was measured of `contender`."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -274,10 +320,11 @@ def _allocated(torch: Any, device: Any) -> int:
     return int(torch.cuda.memory_allocated()) if device.type == "cuda" else 0
 
 
-def _result(
+def result(
     args: argparse.Namespace, torch: Any, timm: Any, spec: ModelSpec, batch: int, contenders: list[Contender],
     failed: dict[str, str],
 ) -> dict[str, Any]:  # fmt: skip
+    """Return what was measured, as JSON takes it."""
     card = "CPU, smoke test: these figures mean nothing" if args.smoke else torch.cuda.get_device_name()
     known = next((v for k, v in PEAK_TFLOPS.items() if card.startswith(k)), None)
     peak = args.peak_tflops or known
@@ -291,7 +338,8 @@ def _result(
             "ms_a_step": 1e3 * median, "mfu": mfu, "peak_mib": c.peak / 2**20 if c.peak else None,
         }  # fmt: skip
     return {
-        "card": card, "torch": torch.__version__, "timm": timm.__version__, "model": spec.variant, "batch": batch,
+        "card": card, "torch": torch.__version__, "timm": getattr(timm, "__version__", None),
+        "model": spec.variant, "batch": batch,
         "compute": args.compute, "rounds": args.rounds, "steps": args.steps, "contenders": rows, "failed": failed,
         "ratios": _ratios(contenders),
     }  # fmt: skip
@@ -313,7 +361,8 @@ def _ratios(contenders: list[Contender]) -> dict[str, dict[str, float]]:
     return found
 
 
-def _text(result: dict[str, Any]) -> str:
+def text(result: dict[str, Any]) -> str:
+    """Return the figures for people."""
     head = "{card}; torch {torch}, timm {timm}; {model}, batch {batch}, {compute}, {rounds} rounds of {steps} steps"
     lines = [head.format(**result)]
     for name, row in result["contenders"].items():

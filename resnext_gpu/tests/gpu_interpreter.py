@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ def interpreted() -> Iterator[Any]:
         for name in _MODULES:
             patch.setitem(sys.modules, name, importlib.import_module(name))
         _mend_bfloat16(patch)
+        _trust_integers(patch)
         yield sys.modules[f"{_PACKAGE}.launch"]
 
 
@@ -47,3 +49,12 @@ def _mend_bfloat16(patch: pytest.MonkeyPatch) -> None:
         return dot(self, wide(a), wide(b), *rest)
 
     patch.setattr(interpreter.InterpreterBuilder, "create_dot", mended)
+
+
+def _trust_integers(patch: pytest.MonkeyPatch) -> None:
+    """Do not look for overflows of 32 bits, which takes half of the time and cannot be at the sizes of tests."""
+    from triton.runtime import interpreter
+
+    builder = interpreter.interpreter_builder
+    if hasattr(builder.options, "sanitize_overflow"):
+        patch.setattr(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))

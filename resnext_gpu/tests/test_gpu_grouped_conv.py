@@ -18,22 +18,27 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-from gpu_cases import batches, relative, tiny_weights, train_request  # noqa: E402
+from gpu_cases import relative, tiny_weights  # noqa: E402
+from gpu_convolutions import (  # noqa: E402
+    BF16,
+    CPU,
+    HALF,
+    INTERPRETED,
+    LRS,
+    NARROW,
+    check,
+    check_every_plan,
+    check_training,
+    errors,
+    make_case,
+    shape_of,
+    shapes_of,
+)
 from gpu_interpreter import interpreted  # noqa: E402
 from resnext_gpu.grouped_conv import op  # noqa: E402
-from resnext_gpu.options import GpuOptions  # noqa: E402
-from resnext_gpu.trainer import GpuTrainer  # noqa: E402
 
-from resnext_core.config import PrecisionConfig  # noqa: E402
 from resnext_core.errors import BackendUnavailable, UsageError  # noqa: E402
 from resnext_core.spec import VARIANTS, ModelSpec  # noqa: E402
-
-HALF, BF16 = torch.float16, torch.bfloat16
-#: Largest error over the largest value. The interpreter cuts bfloat16 off where hardware rounds it to nearest: a whole
-#: unit of 2**-8 for the weights, and one for the result. Gradients of weights are sums in float32 of exact products.
-TOLERANCE = {HALF: 1e-3, BF16: 2e-2}
-EXACT = 1e-6
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -42,89 +47,20 @@ def launch() -> Iterator[Any]:
         yield module
 
 
-@dataclasses.dataclass
-class Case:
-    """One convolution, the operands of its three passes, and their results in float64."""
-
-    x: Any
-    weight: Any
-    dy: Any
-    stride: int
-    wanted: tuple[Any, Any, Any]
-
-
-def make_case(
-    images: int,
-    channels: int,
-    group_width: int,
-    height: int,
-    width: int,
-    stride: int,
-    dtype: Any,
-    *,
-    seed: int = 0,
-) -> Case:
-    """Return a case of noise; the image lies among NaN, so that a value from beside it would show."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = lambda *size: torch.randn(*size, generator=generator, dtype=torch.float64)  # noqa: E731
-    x = _among_nan(noise(images, height, width, channels).to(dtype)).permute(0, 3, 1, 2)
-    weight = noise(channels, group_width, 3, 3).float()
-    x64, w64 = x.double().requires_grad_(), weight.to(dtype).double().requires_grad_()
-    y = torch.nn.functional.conv2d(x64, w64, None, stride, 1, 1, channels // group_width)
-    dy = _among_nan(noise(*y.permute(0, 2, 3, 1).shape).to(dtype)).permute(0, 3, 1, 2)
-    y.backward(dy.double())
-    return Case(x=x, weight=weight, dy=dy, stride=stride, wanted=(y.detach(), x64.grad, w64.grad))
-
-
-def _among_nan(values: Any) -> Any:
-    around = torch.full((values.numel() + 4096,), float("nan"), dtype=values.dtype)
-    inner = around[2048:-2048].view(values.shape)
-    return inner.copy_(values)
-
-
-def errors(launch: Any, case: Case, plan: Any, gradient_plan: Any | None = None) -> list[float]:
-    """Return the error of output, input gradient and weight gradient, over the largest value of each."""
-    found = (
-        launch.forward(case.x, case.weight, case.stride, plan),
-        launch.input_gradient(case.dy, case.weight, *case.x.shape[2:], case.stride, plan),
-        launch.weight_gradient(case.dy, case.x, case.weight.shape[1], case.stride, gradient_plan or plan),
-    )
-    for one, wanted in zip(found, case.wanted, strict=True):
-        assert one.shape == wanted.shape
-    assert [one.dtype for one in found] == [case.x.dtype, case.x.dtype, torch.float32]
-    return [
-        float((one.double() - wanted).abs().max() / wanted.abs().max())
-        for one, wanted in zip(found, case.wanted, strict=True)
-    ]
-
-
-def check(launch: Any, case: Case, plan: Any, gradient_plan: Any | None = None) -> None:
-    y, dx, dw = errors(launch, case, plan, gradient_plan)
-    assert y <= TOLERANCE[case.x.dtype], "output"
-    assert dx <= TOLERANCE[case.x.dtype], "gradient of the input"
-    assert dw <= EXACT, "gradient of the weights"
-
-
-def shapes_of_the_variants() -> list[tuple[int, int, int, int]]:
-    """Return channels, group width, rows of the input and stride of every grouped convolution that we ship."""
-    found = set()
-    for spec in VARIANTS.values():
-        size = spec.image_size // 4 if spec.stem == "imagenet" else spec.image_size
-        for block in spec.blocks:
-            found.add((block.width, block.width // spec.groups, size, block.stride))
-            size //= block.stride
-    return sorted(found)
-
-
 def kernel_shapes() -> list[tuple[int, int, int, int]]:
-    return [shape for shape in shapes_of_the_variants() if shape[1] in op.GROUP_WIDTHS]
+    """Return channels, group width, rows and stride of what we ship, smaller: each block of channels is one program's.
+
+    The 56 rows of a stage are 7, and so on, and at most 128 channels are left; all 2048 of the widest stay.
+    """
+    found = {
+        (min(channels, 128), group_width, max(2, size // 8), stride)
+        for channels, group_width, size, stride in shapes_of(*VARIANTS.values())
+        if group_width in op.GROUP_WIDTHS
+    }
+    return [*sorted(found), WIDEST]
 
 
-def shape_of(plans: Any, case: Case) -> Any:
-    return plans.Shape(
-        images=case.x.shape[0], channels=case.x.shape[1], group_width=case.weight.shape[1],
-        height=case.x.shape[2], width=case.x.shape[3], stride=case.stride, dtype=case.x.dtype,
-    )  # fmt: skip
+WIDEST = (2048, 32, 2, 2)
 
 
 # -- the kernels ----------------------------------------------------------------------------------
@@ -132,12 +68,10 @@ def shape_of(plans: Any, case: Case) -> Any:
 
 @pytest.mark.parametrize("shape", kernel_shapes(), ids=lambda s: "-".join(map(str, s)))
 def test_every_convolution_that_we_ship(shape: tuple[int, int, int, int], launch: Any) -> None:
-    """All channels and groups; the 56 rows of a stage are 7 here, and so on."""
     from resnext_gpu.grouped_conv import plans
 
-    channels, group_width, size, stride = shape
-    rows = max(2, size // 8)
-    for dtype in (BF16, HALF) if channels <= 512 else (BF16,):
+    channels, group_width, rows, stride = shape
+    for dtype in (BF16,) if shape == WIDEST else (BF16, HALF):
         case = make_case(1, channels, group_width, rows, rows + 1, stride, dtype)
         own = shape_of(plans, case)
         check(launch, case, plans.default_plan("forward", own), plans.default_plan("weight gradient", own))
@@ -148,15 +82,7 @@ def test_every_convolution_that_we_ship(shape: tuple[int, int, int, int], launch
 def test_every_plan(group_width: int, stride: int, launch: Any) -> None:
     from resnext_gpu.grouped_conv import plans
 
-    case = make_case(2, 64, group_width, 5, 8, stride, HALF)
-    own = shape_of(plans, case)
-    cuts = list(plans.candidates("forward", own))
-    sums = list(plans.candidates("weight gradient", own))
-    assert len(cuts) >= 4
-    assert len(sums) >= 2
-    assert plans.default_plan("forward", own) in cuts
-    for number in range(max(len(cuts), len(sums))):
-        check(launch, case, cuts[number % len(cuts)], sums[number % len(sums)])
+    check_every_plan(launch, plans, make_case(2, 64, group_width, 5, 8, stride, HALF))
 
 
 @settings(max_examples=40, deadline=None)
@@ -228,7 +154,7 @@ def test_one_wrong_tap_is_found(launch: Any) -> None:
     case.weight = case.weight.clone()
     case.weight[:, :, 2, 0] = 0
     y, dx, _ = errors(launch, case, launch.Plan(pixels=16, channels=16, warps=4))
-    assert min(y, dx) > 5 * max(TOLERANCE[BF16], plans._AGREEMENT)
+    assert min(y, dx) > 5 * max(INTERPRETED.bfloat16, plans._AGREEMENT)
 
 
 def test_pixels_beyond_32_bits_are_refused(launch: Any) -> None:
@@ -238,7 +164,8 @@ def test_pixels_beyond_32_bits_are_refused(launch: Any) -> None:
 
 
 _COMPILE = """
-import os, re, subprocess, sys
+import os, re, subprocess
+from concurrent.futures import ThreadPoolExecutor
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
@@ -258,16 +185,18 @@ def build(kernel, warps, capability, **constants):
     source = ASTSource(kernel, types, constants, sixteen)
     target = GPUTarget("cuda", capability, 32)
     built = triton.compile(source, target=target, options={"num_warps": warps, "num_stages": 1})
-    with open("kernel.ptx", "w") as stream:
+    name = f"{built.hash}.ptx"
+    with open(name, "w") as stream:
         stream.write(built.asm["ptx"])
     arch = f"sm_{capability}" + ("a" if capability >= 90 else "")
-    told = subprocess.run([get_ptxas(capability).path, "-v", "--gpu-name", arch, "kernel.ptx", "-o", os.devnull],
+    told = subprocess.run([get_ptxas(capability).path, "-v", "--gpu-name", arch, name, "-o", os.devnull],
                           capture_output=True, text=True, check=True).stderr
     spilled = int(re.search(r"(\\d+) bytes spill stores", told)[1])
     registers = int(re.search(r"Used (\\d+) registers", told)[1])
-    print(kernel.__name__, capability, warps, registers, spilled, built.metadata.shared, constants)
+    return kernel.__name__, capability, warps, registers, spilled, built.metadata.shared, constants
 
-for capability in map(int, sys.argv[1:]):
+jobs = []
+for capability in (80, 90):
     seen = set()
     for width in (4, 32):
         shape = plans.Shape(images=128, channels=1024, group_width=width, height=28, width=28, stride=1,
@@ -276,25 +205,27 @@ for capability in map(int, sys.argv[1:]):
             cut = {"BM": plan.pixels, "BC": plan.channels}
             if (plan.pixels, plan.channels, plan.warps) not in seen:
                 seen.add((plan.pixels, plan.channels, plan.warps))
-                build(kernels.forward, plan.warps, capability, STRIDE=1, **cut)
-                build(kernels.input_gradient_of_stride_2, plan.warps, capability, **cut)
+                jobs.append((kernels.forward, plan.warps, capability, {"STRIDE": 1, **cut}))
+                jobs.append((kernels.input_gradient_of_stride_2, plan.warps, capability, cut))
         for plan in plans.candidates("weight gradient", shape):
             if plan.channels == max(16, width):
-                cut = {"BM": plan.pixels, "BC": plan.channels}
-                build(kernels.weight_gradient, plan.warps, capability, GW=width, STRIDE=1, **cut)
-    build(kernels.pack, 4, capability, GW=4, BC=32, BACK=True)
+                cut = {"GW": width, "STRIDE": 1, "BM": plan.pixels, "BC": plan.channels}
+                jobs.append((kernels.weight_gradient, plan.warps, capability, cut))
+    jobs.append((kernels.pack, 4, capability, {"GW": 4, "BC": 32, "BACK": True}))
+with ThreadPoolExecutor(os.cpu_count()) as pool:
+    for row in pool.map(lambda job: build(*job[:3], **job[3]), jobs):
+        print(*row)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", ["80", "90"])
-def test_the_kernels_compile_for_a_gpu(capability: str, tmp_path: Path) -> None:
+def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     """For the A100 and the H100, to machine code, and with what they keep in registers: no GPU is needed for that."""
     pytest.importorskip("triton", reason="Triton is not installed")
     code = tmp_path / "build.py"  # Triton reads the source of kernels from their files
     code.write_text(_COMPILE)
     built = subprocess.run(
-        [sys.executable, str(code), capability],
+        [sys.executable, str(code)],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -303,7 +234,8 @@ def test_the_kernels_compile_for_a_gpu(capability: str, tmp_path: Path) -> None:
     )
     assert built.returncode == 0, built.stderr[-2000:]
     rows = [line.split() for line in built.stdout.splitlines()]
-    assert {row[0] for row in rows} == {"forward", "input_gradient_of_stride_2", "weight_gradient", "pack"}
+    kernels = ("forward", "input_gradient_of_stride_2", "weight_gradient", "pack")
+    assert {tuple(row[:2]) for row in rows} == {(name, card) for name in kernels for card in ("80", "90")}
     for row in rows:
         spilled, shared = int(row[4]), int(row[5])
         assert spilled <= 64, row
@@ -341,44 +273,18 @@ def test_gradients_arrive(library: bool, launch: Any) -> None:
     assert frozen.grad is None
 
 
-def half_request(compute: str, **changes: Any) -> Any:
-    weights = tiny_weights(8, groups=4, base_width=32, depths=(1, 1))
-    precision = PrecisionConfig(compute=compute, loss_scale="fixed", scale=16.0)
-    return train_request(weights, precision=precision, **changes)
-
-
 @pytest.mark.parametrize("compute", ["bfloat16", "float16"])
 def test_training_is_the_same(compute: str, launch: Any) -> None:
-    steps, lrs = batches(2, size=8), np.array([0.05, 0.02], np.float32)
-    ways = [GpuOptions(device="cpu", grouped_conv=way) for way in ("cudnn", "triton")]
-    plain, ours = (GpuTrainer(half_request(compute), options) for options in ways)
-    assert ours._how.grouped is not None
-    first, second = slice(0, 1), slice(1, 2)
-    assert (
-        relative(ours.run_steps(steps[first], lrs[first]), plain.run_steps(steps[first], lrs[first])) <= 2e-2
-    )
-    # After one step: in 16 bits a second one makes much of little, by either way and against float32 too.
-    for name, array in plain.state().tensors.items():
-        if compute == "float16" or name.startswith("weights/"):  # bfloat16 is cut off, see TOLERANCE
-            assert relative(ours.state().tensors[name], array) <= 5e-2, name
-    images = steps[0].images
-    assert relative(ours.predictor().logits(images), plain.predictor().logits(images)) <= 5e-2
-    assert (
-        relative(ours.run_steps(steps[second], lrs[second]), plain.run_steps(steps[second], lrs[second]))
-        <= 2e-2
-    )
+    check_training(NARROW, compute, device="cpu")
 
 
 def test_compiled_training_takes_the_kernels(launch: Any, capfd: pytest.CaptureFixture[str]) -> None:
     """torch.compile leaves the operation whole."""
-    steps, lrs = batches(1, size=8), np.array([0.05], np.float32)
     plain, compiled = (
-        GpuTrainer(
-            half_request("bfloat16"), GpuOptions(device="cpu", grouped_conv="triton", compile=compiled)
-        )
-        for compiled in (False, True)
+        NARROW.trainer("bfloat16", device="cpu", compile=compiled) for compiled in (False, True)
     )
-    assert relative(compiled.run_steps(steps, lrs), plain.run_steps(steps, lrs)) <= 1e-2
+    step, lr = NARROW.steps[:1], LRS[:1]
+    assert relative(compiled.run_steps(step, lr), plain.run_steps(step, lr)) <= 1e-2
     assert "gave up" not in capfd.readouterr().err
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,19 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from gpu_cases import batches, differing, relative, tiny_weights, train_request  # noqa: E402
+from gpu_convolutions import (  # noqa: E402
+    ALL_WIDTHS,
+    BF16,
+    HALF,
+    HARDWARE,
+    NARROW,
+    check_every_plan,
+    check_training,
+    make_case,
+    shapes_of,
+)
 from resnext_gpu.feed import Feed  # noqa: E402
+from resnext_gpu.grouped_conv import op  # noqa: E402
 from resnext_gpu.options import GpuOptions  # noqa: E402
 from resnext_gpu.trainer import GpuTrainer  # noqa: E402
 
@@ -21,9 +35,13 @@ from resnext_core.distributed import launch_local  # noqa: E402
 from resnext_core.errors import UsageError  # noqa: E402
 from resnext_core.interfaces import LaunchRequest  # noqa: E402
 from resnext_core.reference.trainer import ReferenceTrainer  # noqa: E402
+from resnext_core.spec import model_spec  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 LRS = np.array([0.05, 0.02, 0.01, 0.01, 0.01], np.float32)
+SHAPES = shapes_of(model_spec("resnext152_64x4d"), model_spec("resnext50_32x4d"))
+#: Where the tests of the kernels compute, and how exact that is; without a GPU the interpreter can stand in.
+PLACE, EXACT, IMAGES = "cuda", HARDWARE, 2
 
 
 def trainer(options: dict[str, Any] | None = None, **changes: Any) -> GpuTrainer:
@@ -108,3 +126,92 @@ def test_ranks_without_a_gpu_of_their_own_are_refused(
     )
     assert launch_local(request) == 4
     assert f"start at most {count - 1} ranks on a machine" in capfd.readouterr().err
+
+
+# -- the kernels of the grouped convolution -------------------------------------------------------
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return an empty folder in which timings are remembered."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    op._timings.cache_clear()
+    yield tmp_path / "resnext/grouped-conv"
+    op._timings.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [BF16, HALF], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "-".join(map(str, s)))
+def test_a_kernel_is_right_by_every_plan(shape: tuple[int, int, int, int], dtype: Any, fresh: Path) -> None:
+    from resnext_gpu.grouped_conv import launch, plans
+
+    channels, group_width, size, stride = shape
+    case = make_case(IMAGES, channels, group_width, size, size, stride, dtype, device=torch.device(PLACE))
+    check_every_plan(launch, plans, case, EXACT)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("compute", ["bfloat16", "float16"])
+def test_training_with_the_kernels_is_the_same(compute: str, deterministic: bool, fresh: Path) -> None:
+    """The same as with cuDNN; not deterministic, each shape's plan is the fastest."""
+    check_training(ALL_WIDTHS, compute, device=PLACE, deterministic=deterministic)
+    assert fresh.exists() == (not deterministic)
+
+
+@pytest.mark.parametrize("compute", ["bfloat16", "float16"])
+def test_a_cuda_graph_of_the_kernels_is_the_step(
+    compute: str, fresh: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    how = {"device": PLACE, "deterministic": True}
+    plain, graphed = (ALL_WIDTHS.trainer(compute, cuda_graphs=graph, **how) for graph in (False, True))
+    for _ in range(2):
+        losses = [trainer.run_steps(ALL_WIDTHS.steps, LRS[:2]) for trainer in (graphed, plain)]
+        np.testing.assert_array_equal(*losses)
+    assert differing(plain.state(), graphed.state()) == []
+    assert "no CUDA graph" not in capfd.readouterr().err
+
+
+def test_a_cuda_graph_of_timed_kernels_is_near_the_step(
+    fresh: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The warm steps before the capture time the plans; the graph holds the fastest."""
+    plain, graphed = (NARROW.trainer("bfloat16", device=PLACE, cuda_graphs=graph) for graph in (False, True))
+    losses = [trainer.run_steps(NARROW.steps, LRS[:2]) for trainer in (graphed, plain)]
+    assert relative(*losses) <= 2e-2
+    assert "no CUDA graph" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("graphs", [False, True])
+def test_compiled_training_keeps_the_kernels(
+    graphs: bool, fresh: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    how = {"device": PLACE, "deterministic": True}
+    plain = NARROW.trainer("bfloat16", **how)
+    compiled = NARROW.trainer("bfloat16", compile=True, cuda_graphs=graphs, **how)
+    losses = [trainer.run_steps(NARROW.steps, LRS[:2]) for trainer in (compiled, plain)]
+    assert relative(*losses) <= 2e-2
+    told = capfd.readouterr().err
+    assert "gave up" not in told
+    assert "no CUDA graph" not in told
+
+
+def test_auto_measures_on_a_measured_card_and_remembers(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(op, "MEASURED", frozenset({torch.cuda.get_device_capability()}))
+    step, lr = ALL_WIDTHS.steps[:1], LRS[:1]
+    losses = []
+    for told in (True, False):
+        ours = ALL_WIDTHS.trainer("bfloat16", device=PLACE, grouped_conv="auto")
+        losses.append(ours.run_steps(step, lr))
+        assert ("grouped 3x3, weight gradient: " in capfd.readouterr().err) is told
+        op._timings.cache_clear()  # as another process
+    plain = ALL_WIDTHS.trainer("bfloat16", device=PLACE, grouped_conv="cudnn")
+    wanted = plain.run_steps(step, lr)
+    assert max(relative(loss, wanted) for loss in losses) <= 2e-2
+    (file,) = fresh.iterdir()
+    rows = json.loads(file.read_text())["timings"]
+    assert len(rows) == 3 * len(ALL_WIDTHS.depths)
+    assert all(row["ours_ms"] > 0 and row["library_ms"] > 0 for row in rows.values())

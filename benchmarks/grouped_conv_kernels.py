@@ -1,0 +1,285 @@
+"""Check and time our kernels of the grouped convolution, one convolution and pass at a time; measure the card."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import gcd
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import triton
+from grouped_conv_goals import PASSES, Card, Convolution, floor_ms, least_bytes, operations
+from resnext_gpu.device import note, one_line
+from resnext_gpu.grouped_conv import kernels, launch, op, plans
+from torch import Tensor
+
+#: Values of a copy and rows of a square product, by which a card is measured.
+COPIED, ROWS = 1 << 29, 8192
+#: Largest relative error of rounding to nearest.
+_ROUNDING = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+#: Relative error of one addition inside tensor cores, which sum in float32 but cut off instead of rounding, after
+#: aligning some products: 2**-23, taken four times.
+_ADDING = 2.0**-21
+#: Error of a weight gradient over its largest value. No span is longer than 100 steps of 16 pixels at the few images of
+#: a check, each cut off by 2**-22 of a sum that is no larger than the largest: 2.4e-5. One product too many or too few
+#: is 1e-3 of the largest, and more.
+_SPANS = 2.0**-15
+_AROUND = 2048  # values of NaN on either side of an image
+
+
+def measure_card(device: torch.device, dtype: torch.dtype, *, small: bool) -> Card:
+    """Return what a large copy and a large product reach, median."""
+    count, rows = (1 << 18, 64) if small else (COPIED, ROWS)
+    source = torch.ones(count, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    copying = plans._milliseconds(lambda: target.copy_(source))
+    a, b = (torch.randn(rows, rows, device=device).to(dtype) for _ in range(2))
+    computing = plans._milliseconds(lambda: a @ b)
+    cuda = device.type == "cuda"
+    return Card(
+        name=torch.cuda.get_device_name(device) if cuda else "CPU",
+        capability=torch.cuda.get_device_capability(device) if cuda else None,
+        bytes_per_s=1e3 * 2 * 4 * count / copying, operations_per_s=1e3 * 2 * rows**3 / computing,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operands:
+    """What the three passes of one convolution take; images are channels-last, weights as training keeps them."""
+
+    x: Tensor
+    weight: Tensor
+    dy: Tensor
+    one: Convolution
+
+    @classmethod
+    def make(cls, one: Convolution, images: int, dtype: torch.dtype, device: torch.device) -> Operands:
+        """Return noise, the images among NaN, so that a value from beside them would show."""
+        rows, columns = one.out
+        weight = torch.randn(one.channels, one.group_width, 3, 3, device=device)
+        return cls(
+            x=_among_nan(images, one.height, one.width, one.channels, dtype, device),
+            weight=weight.contiguous(memory_format=torch.channels_last),
+            dy=_among_nan(images, rows, columns, one.channels, dtype, device), one=one,
+        )  # fmt: skip
+
+    @property
+    def shape(self) -> plans.Shape:
+        """The key under which training remembers timings."""
+        return plans.Shape(
+            images=len(self.x), channels=self.one.channels, group_width=self.one.group_width,
+            height=self.one.height, width=self.one.width, stride=self.one.stride, dtype=self.x.dtype,
+        )  # fmt: skip
+
+    def ours(self, what: str, plan: launch.Plan) -> Tensor:
+        """Return the result of a pass as training computes it."""
+        one = self.one
+        if what == "forward":
+            return launch.forward(self.x, self.weight, one.stride, plan)
+        if what == "input gradient":
+            return launch.input_gradient(self.dy, self.weight, one.height, one.width, one.stride, plan)
+        return launch.weight_gradient(self.dy, self.x, one.group_width, one.stride, plan)
+
+    def library(self, what: str) -> Tensor:
+        """Return the result of a pass by PyTorch, that is by cuDNN, in the memory order of the operands."""
+        weight = self.weight.to(self.x.dtype)
+        if what == "forward":
+            return op._convolve(self.x, weight, self.one.stride)
+        return op._backward(self.dy, self.x, weight, self.one.stride, PASSES.index(what) - 1)
+
+    def nchw(self) -> Operands:
+        """Return a copy in PyTorch's plain memory order."""
+        return Operands(
+            x=self.x.contiguous(), weight=self.weight.contiguous(), dy=self.dy.contiguous(), one=self.one
+        )
+
+
+def _among_nan(
+    images: int, height: int, width: int, channels: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    size = (images, height, width, channels)
+    count = images * height * width * channels
+    memory = torch.full((count + 2 * _AROUND,), float("nan"), dtype=dtype, device=device)
+    inner = memory[_AROUND:-_AROUND].view(size)
+    return inner.normal_().permute(0, 3, 1, 2)
+
+
+# -- right ----------------------------------------------------------------------------------------
+
+
+def check(one: Convolution, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, list[str]]:
+    """Return what is wrong of each pass, by any plan, against float64.
+
+    Few images, but as many factors of two as `batch` has, up to four, so that Triton takes the same kernels.
+    """
+    given = Operands.make(one, gcd(batch, 16), dtype, device)
+    x, weight, dy = given.x.double(), given.weight.to(dtype).double(), given.dy.double()
+    exact = _passes(x, weight, dy, one.stride)
+    with torch.no_grad():
+        magnitudes = x.abs(), weight.abs(), dy.abs()
+    sizes = _passes(*magnitudes, one.stride)  # sums of the magnitudes of what is added
+    wrong: dict[str, list[str]] = {}
+    for what, wanted, size in zip(PASSES, exact, sizes, strict=True):
+        if what == "weight gradient":
+            bound = torch.full_like(wanted, _SPANS * float(wanted.abs().max()))
+        else:
+            bound = _ROUNDING[dtype] * wanted.abs() + 9 * one.group_width * _ADDING * size
+        cuts = [*plans.candidates(what, given.shape), plans.default_plan(what, given.shape)]
+        wrong[what] = [
+            said for plan in dict.fromkeys(cuts) for said in _wrong(given, what, plan, wanted, bound)
+        ]
+    return wrong
+
+
+def _wrong(given: Operands, what: str, plan: launch.Plan, wanted: Tensor, bound: Tensor) -> Iterator[str]:
+    """Yield what is wrong with one result; a plan that this card cannot run is noted and left out, as in training."""
+    try:
+        with _memory_full_of_nan():
+            found = given.ours(what, plan)
+        apart = (found.double() - wanted).abs()
+    except triton.OutOfResources as error:  # as of shared memory
+        note(f"{given.one}, {what}: {plan} left out: {one_line(error)}")
+        return
+    except triton.TritonError as error:
+        yield f"{plan}: {one_line(error)}"
+        return
+    bad = ~(apart <= bound)  # NaN is bad
+    if bool(bad.any()):
+        at = [int(index[0]) for index in bad.nonzero(as_tuple=True)]
+        yield (
+            f"{plan}: {int(bad.sum())} of {bad.numel()} values, first at {at}: "
+            f"{float(found[tuple(at)]):.6g} for {float(wanted[tuple(at)]):.6g}"
+        )
+
+
+def _passes(x: Tensor, weight: Tensor, dy: Tensor, stride: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return output, input gradient and weight gradient in float64: nine products of matrices, no convolution."""
+    x, weight = x.requires_grad_(), weight.requires_grad_()
+    padded = torch.nn.functional.pad(x, (1, 1, 1, 1))
+    groups = weight.shape[0] // weight.shape[1]
+    matrices = weight.unflatten(0, (groups, -1))
+    y = torch.zeros_like(dy, memory_format=torch.contiguous_format).unflatten(1, (groups, -1))
+    for tap in range(9):
+        rows, columns = (
+            slice(t, t + stride * (n - 1) + 1, stride)
+            for t, n in zip(divmod(tap, 3), dy.shape[2:], strict=True)
+        )
+        taken = padded[:, :, rows, columns].unflatten(1, (groups, -1))
+        y = y + torch.einsum("ngihw,goi->ngohw", taken, matrices[..., tap // 3, tap % 3])
+    y = y.flatten(1, 2)
+    dx, dw = torch.autograd.grad(y, (x, weight), dy)
+    return y.detach(), dx, dw
+
+
+@contextmanager
+def _memory_full_of_nan() -> Iterator[None]:
+    """What torch.empty returns is filled with NaN, so that a value that is never written shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+# -- fast -----------------------------------------------------------------------------------------
+
+
+def compile_all(todo: Sequence[Convolution], batch: int, dtype: torch.dtype, device: torch.device) -> str:
+    """Compile every kernel that the convolutions need, in parallel where Triton can; return what was done, in words."""
+    if not hasattr(triton, "AsyncCompileMode"):
+        return f"Triton {triton.__version__} compiles one kernel after the other, when they are first called"
+    workers = os.cpu_count() or 1
+    try:
+        with ThreadPoolExecutor(workers) as pool, triton.AsyncCompileMode(pool), _compiling_only() as asked:
+            for one in todo:
+                given = Operands.make(one, gcd(batch, 16), dtype, device)
+                for what in PASSES:
+                    for plan in {*plans.candidates(what, given.shape), plans.default_plan(what, given.shape)}:
+                        given.ours(what, plan)
+    except (RuntimeError, triton.TritonError) as error:  # the check tells of which kernel
+        return f"not all kernels compile: {one_line(error)}"
+    return f"{len({id(kernel) for kernel in asked})} kernels compiled by {workers} threads"
+
+
+@contextmanager
+def _compiling_only() -> Iterator[list[Any]]:
+    """`launch` compiles kernels instead of running them; yields a list that they are put on."""
+    asked: list[Any] = []
+
+    class Compiling:
+        def __init__(self, kernel: Any) -> None:
+            self._kernel = kernel
+
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda *args, **how: asked.append(self._kernel.warmup(*args, grid=grid, **how))
+
+    names = ("pack", "forward", "input_gradient_of_stride_2", "weight_gradient")
+    launch.kernels = SimpleNamespace(**{name: Compiling(getattr(kernels, name)) for name in names})
+    try:
+        yield asked
+    finally:
+        launch.kernels = kernels
+
+
+def new_row(one: Convolution, what: str, batch: int, models: dict[str, int], card: Card) -> dict[str, Any]:
+    """Return what is known of one convolution and pass before it is measured."""
+    return {
+        "shape": str(one), "pass": what, "models": models, "batch": batch, "bytes": least_bytes(one, batch),
+        "operations": operations(one, batch), "floor_ms": floor_ms(one, batch, card), "ours_ms": None,
+        "cudnn_ms": None, "nchw_ms": None, "plan": None, "checked": False, "wrong": [], "why_not": "no time left",
+    }  # fmt: skip
+
+
+def check_rows(
+    rows: Sequence[dict[str, Any]], one: Convolution, batch: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Fill ``checked`` and ``wrong`` of the rows of a convolution."""
+    try:
+        wrong = check(one, batch, dtype, device)
+    except torch.cuda.OutOfMemoryError:
+        for row in rows:
+            row["why_not"] = "not checked: no memory"
+    except (
+        RuntimeError
+    ) as error:  # an address beyond the memory, which also ends the GPU's work for this process
+        for row in rows:
+            row["wrong"] = [one_line(error)]
+    else:
+        for row in rows:
+            row["wrong"], row["checked"] = wrong[row["pass"]], True
+
+
+def time_rows(
+    rows: Sequence[dict[str, Any]], one: Convolution, batch: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Fill the times of the rows of a convolution."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    timings = plans.Timings(name)  # the file in which training then finds them
+    for row in rows:
+        try:
+            _time(row, Operands.make(one, batch, dtype, device), timings)
+        except RuntimeError as error:  # of cuDNN, or no memory
+            row["why_not"] = one_line(error)
+
+
+def _time(row: dict[str, Any], given: Operands, timings: plans.Timings) -> None:
+    """Time ours as training chooses it, and cuDNN in both memory orders; L2 is emptied before every call."""
+    what = row["pass"]
+    timing = timings.measure(
+        what, given.shape, lambda plan: given.ours(what, plan), lambda: given.library(what)
+    )
+    row["cudnn_ms"], row["why_not"] = timing.library_ms, None
+    if timing.plan is None:
+        row["wrong"] = ["no plan gives cuDNN's result at the full batch"]
+    else:
+        p, row["ours_ms"] = timing.plan, timing.ours_ms
+        row["plan"] = f"{p.pixels} pixels, {p.channels} channels, {p.warps} warps"
+        row["plan"] += f", {p.programs} programs" if what == "weight gradient" else ""
+    plain = given.nchw()
+    row["nchw_ms"] = plans._milliseconds(lambda: plain.library(what))
