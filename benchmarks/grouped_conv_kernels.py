@@ -25,9 +25,9 @@ _ROUNDING = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 #: Relative error of one addition inside tensor cores, which sum in float32 but cut off instead of rounding, after
 #: aligning some products: 2**-23, taken four times.
 _ADDING = 2.0**-21
-#: Error of a weight gradient over its largest value. No span is longer than 100 steps of 16 pixels at the few images of
-#: a check, each cut off by 2**-22 of a sum that is no larger than the largest: 2.4e-5. One product too many or too few
-#: is 1e-3 of the largest, and more.
+#: Error of a weight gradient over its largest value. No span has more than 100 products of 16 pixels at the few images
+#: of a check, each cut off by 2**-22 of a sum that is no larger than the largest: 2.4e-5. One product too many or too
+#: few is 1e-3 of the largest, and more.
 _SPANS = 2.0**-15
 _AROUND = 2048  # values of NaN on either side of an image
 
@@ -279,7 +279,7 @@ def _time(row: dict[str, Any], given: Operands, timings: plans.Timings) -> None:
         row["wrong"] = ["no plan gives cuDNN's result at the full batch"]
     else:
         p, row["ours_ms"] = timing.plan, timing.ours_ms
-        row["plan"] = f"{p.pixels} pixels, {p.channels} channels, {p.warps} warps"
+        row["plan"] = f"{p.squares} squares, {p.channels} channels, {p.warps} warps"
         row["plan"] += f", {p.programs} programs" if what == "weight gradient" else ""
     plain = given.nchw()
     row["nchw_ms"] = plans._milliseconds(lambda: plain.library(what))

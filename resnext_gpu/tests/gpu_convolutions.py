@@ -112,7 +112,7 @@ def check_every_plan(launch: Any, plans: Any, case: Case, to: Tolerance = INTERP
     cuts = [plans.default_plan("forward", own), *plans.candidates("forward", own)]
     sums = [plans.default_plan("weight gradient", own), *plans.candidates("weight gradient", own)]
     cuts, sums = list(dict.fromkeys(cuts)), list(dict.fromkeys(sums))
-    assert len(cuts) >= 4
+    assert len(cuts) >= 3
     assert len(sums) >= 2
     for number in range(max(len(cuts), len(sums))):
         check(launch, case, cuts[number % len(cuts)], sums[number % len(sums)], to)

@@ -96,7 +96,7 @@ def test_any_size(data: st.DataObject, launch: Any) -> None:
         data.draw(st.sampled_from([HALF, BF16])), seed=draw(0, 99),
     )  # fmt: skip
     plan = launch.Plan(
-        pixels=data.draw(st.sampled_from([16, 32])), channels=block, warps=4, programs=draw(1, 12)
+        squares=data.draw(st.sampled_from([16, 32])), channels=block, warps=4, programs=draw(1, 12)
     )
     check(launch, case, plan)
 
@@ -119,7 +119,7 @@ def test_all_is_written_and_nothing_else(launch: Any, monkeypatch: pytest.Monkey
     monkeypatch.setattr(launch.torch, "empty", poisoned)
     for stride in (1, 2):
         case = make_case(3, 32, 8, 7, 5, stride, HALF)
-        check(launch, case, launch.Plan(pixels=16, channels=16, warps=4, programs=7))
+        check(launch, case, launch.Plan(squares=16, channels=16, warps=4, programs=7))
     monkeypatch.undo()
     assert len(made) == 2 * 5
     for around, count in made:
@@ -130,7 +130,7 @@ def test_all_is_written_and_nothing_else(launch: Any, monkeypatch: pytest.Monkey
 def test_weights_in_any_memory_order(launch: Any) -> None:
     """As the trainer keeps them on a GPU: channels-last."""
     case = make_case(1, 32, 8, 4, 6, 1, HALF)
-    plan = launch.Plan(pixels=16, channels=32, warps=4)
+    plan = launch.Plan(squares=16, channels=32, warps=4)
     plain = launch.forward(case.x, case.weight, 1, plan)
     turned = case.weight.contiguous(memory_format=torch.channels_last)
     assert turned.stride() != case.weight.stride()
@@ -141,7 +141,7 @@ def test_weights_in_any_memory_order(launch: Any) -> None:
 
 def test_a_weight_gradient_is_the_same_bits_every_time(launch: Any) -> None:
     case = make_case(2, 32, 4, 9, 9, 1, HALF)
-    plan = launch.Plan(pixels=16, channels=16, warps=1, programs=8)
+    plan = launch.Plan(squares=16, channels=16, warps=1, programs=8)
     one, other = (launch.weight_gradient(case.dy, case.x, 4, 1, plan) for _ in range(2))
     assert torch.equal(one, other)
 
@@ -153,7 +153,7 @@ def test_one_wrong_tap_is_found(launch: Any) -> None:
     case = make_case(1, 32, 8, 6, 6, 1, BF16)
     case.weight = case.weight.clone()
     case.weight[:, :, 2, 0] = 0
-    y, dx, _ = errors(launch, case, launch.Plan(pixels=16, channels=16, warps=4))
+    y, dx, _ = errors(launch, case, launch.Plan(squares=16, channels=16, warps=4))
     assert min(y, dx) > 5 * max(INTERPRETED.bfloat16, plans._AGREEMENT)
 
 
@@ -202,15 +202,15 @@ for capability in (80, 90):
         shape = plans.Shape(images=128, channels=1024, group_width=width, height=28, width=28, stride=1,
                             dtype=torch.bfloat16)
         for plan in plans.candidates("forward", shape):
-            cut = {"BM": plan.pixels, "BC": plan.channels}
-            if (plan.pixels, plan.channels, plan.warps) not in seen:
-                seen.add((plan.pixels, plan.channels, plan.warps))
-                jobs.append((kernels.forward, plan.warps, capability, {"STRIDE": 1, **cut}))
+            cut = {"BM": plan.squares, "BC": plan.channels}
+            if (plan.squares, plan.channels, plan.warps) not in seen:
+                seen.add((plan.squares, plan.channels, plan.warps))
+                jobs += [(kernels.forward, plan.warps, capability, {"STRIDE": s, **cut}) for s in (1, 2)]
                 jobs.append((kernels.input_gradient_of_stride_2, plan.warps, capability, cut))
         for plan in plans.candidates("weight gradient", shape):
             if plan.channels == max(16, width):
-                cut = {"GW": width, "STRIDE": 1, "BM": plan.pixels, "BC": plan.channels}
-                jobs.append((kernels.weight_gradient, plan.warps, capability, cut))
+                cut = {"GW": width, "BM": plan.squares, "BC": plan.channels}
+                jobs += [(kernels.weight_gradient, plan.warps, capability, {"STRIDE": s, **cut}) for s in (1, 2)]
     jobs.append((kernels.pack, 4, capability, {"GW": 4, "BC": 32, "BACK": True}))
 with ThreadPoolExecutor(os.cpu_count()) as pool:
     for row in pool.map(lambda job: build(*job[:3], **job[3]), jobs):
@@ -238,7 +238,7 @@ def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     assert {tuple(row[:2]) for row in rows} == {(name, card) for name in kernels for card in ("80", "90")}
     for row in rows:
         spilled, shared = int(row[4]), int(row[5])
-        assert spilled <= 64, row
+        assert spilled <= 80, row
         assert shared <= 48 << 10, row
 
 
@@ -378,10 +378,10 @@ def timed(launch: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 def test_the_fastest_is_kept(
     timed: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    _, timing = timed(tmp_path, 3.0, [5, 2, 4, 6, 7])
+    _, timing = timed(tmp_path, 3.0, [5, 2, 4, 6, 7, 8, 9])
     assert (timing.ours_ms, timing.library_ms) == (2, 3)
     assert timing.plan is not None
-    assert (timing.plan.pixels, timing.plan.channels) == (128, 16)
+    assert (timing.plan.squares, timing.plan.channels, timing.plan.warps) == (32, 16, 2)
     assert timing.faster == timing.plan
     said = "grouped 3x3, forward: 1 x 4 x 4 x 32, groups of 8, stride 1, float16: Triton 2.000 ms, cuDNN 3.000 ms"
     assert said in capfd.readouterr().err
@@ -389,7 +389,7 @@ def test_the_fastest_is_kept(
     assert again == timing, "remembered by another process"
     assert json.loads(timings.path.read_text())["card"] == "a card"
     assert capfd.readouterr().err == ""
-    slower = timed(tmp_path / "slower", 1.0, [5, 2, 4, 6, 7])[1]
+    slower = timed(tmp_path / "slower", 1.0, [5, 2, 4, 6, 7, 8, 9])[1]
     assert slower.plan is not None, "for who insists"
     assert slower.faster is None
 
@@ -416,10 +416,10 @@ def test_wrong_results_are_left_out(
 def test_a_broken_memory_is_measured_anew(
     text: str, timed: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    timings, _ = timed(tmp_path, 3.0, [5, 2, 4, 6, 7])
+    timings, _ = timed(tmp_path, 3.0, [5, 2, 4, 6, 7, 8, 9])
     timings.path.write_text(text)
     capfd.readouterr()
-    assert timed(tmp_path, 3.0, [1, 2, 4, 6, 7])[1].ours_ms == 1
+    assert timed(tmp_path, 3.0, [1, 2, 4, 6, 7, 8, 9])[1].ours_ms == 1
     assert "cannot be read" in capfd.readouterr().err
     assert timed(tmp_path, 0.0, [])[1].ours_ms == 1
 
@@ -428,7 +428,7 @@ def test_a_memory_that_cannot_be_is_said(
     timed: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
-    assert timed(tmp_path / "file", 3.0, [5, 2, 4, 6, 7])[1].ours_ms == 2
+    assert timed(tmp_path / "file", 3.0, [5, 2, 4, 6, 7, 8, 9])[1].ours_ms == 2
     assert "cannot be written" in capfd.readouterr().err
 
 

@@ -3,6 +3,9 @@
 Images are (N, H, W, C) in memory, C the fastest. A program works on `BC` neighbouring channels, several whole groups:
 the weights of a tap then are a BC x BC matrix with the groups on its diagonal and zeros elsewhere, which tensor cores
 multiply faster than they would many small matrices. `pack` makes these matrices. Sums are float32.
+
+What is written is cut into squares of 2 x 2 pixels. A program has `BM` of them; a tile is one place of each. The four
+tiles of the output share the tiles of the input: 16 loads for the 36 products of stride 1, in place of 36.
 """
 
 from __future__ import annotations
@@ -39,82 +42,147 @@ def pack(
 
 
 @triton.jit
+def _place(square, height, width):
+    """Return image, row and column of the first pixel of each 2 x 2 square, counted over images of that size."""
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    image, place = square // (rows * columns), square % (rows * columns)
+    return image, place // columns * 2, place % columns * 2
+
+
+@triton.jit
+def _tile(first, inside, row, column, height, width, channels, DOWN: tl.constexpr, RIGHT: tl.constexpr):
+    """Load what is `DOWN` rows and `RIGHT` columns from `first`, which is at (row, column); zeros outside the image."""
+    if DOWN < 0:
+        inside = inside & (row + DOWN >= 0)
+    if DOWN > 0:
+        inside = inside & (row + DOWN < height)
+    if RIGHT < 0:
+        inside = inside & (column + RIGHT >= 0)
+    if RIGHT > 0:
+        inside = inside & (column + RIGHT < width)
+    return tl.load(first + (DOWN * width + RIGHT) * channels, mask=inside[:, None], other=0.0)
+
+
+@triton.jit
+def _store(
+    first, total, inside, row, column, height, width, channels, DOWN: tl.constexpr, RIGHT: tl.constexpr
+):
+    """Store what is `DOWN` rows and `RIGHT` columns from `first`, where that is in the image."""
+    if DOWN > 0:
+        inside = inside & (row + DOWN < height)
+    if RIGHT > 0:
+        inside = inside & (column + RIGHT < width)
+    tl.store(
+        first + (DOWN * width + RIGHT) * channels, total.to(first.dtype.element_ty), mask=inside[:, None]
+    )
+
+
+@triton.jit
 def forward(
-    x, packed, y, pixels, height, width, out_height, out_width, channels,
+    x, packed, y, squares, height, width, out_height, out_width, channels,
     STRIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Write `BM` of the `pixels` of y, counted over all images; also the input gradient of stride 1, from that of y."""
+    """Write `BM` of the `squares` of y, counted over all images; also the input gradient of stride 1, from y's."""
     blocks = channels // BC
-    block, tile = tl.program_id(0) % blocks, tl.program_id(0) // blocks
-    pixel, lane = tile * BM + tl.arange(0, BM), tl.arange(0, BC)
-    image, place = pixel // (out_height * out_width), pixel % (out_height * out_width)
-    top, left = place // out_width * STRIDE - 1, place % out_width * STRIDE - 1
-    within = pixel < pixels
+    block, part = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    square, lane = part * BM + tl.arange(0, BM), tl.arange(0, BC)
+    inside = square < squares
+    image, row, column = _place(square, out_height, out_width)
+    at = ((image * height + row * STRIDE) * width + column * STRIDE).to(tl.int64) * channels + block * BC
+    middle = x + at[:, None] + lane[None, :]
     matrix = packed + block * BC * BC + lane[:, None] * BC + lane[None, :]
-    total = tl.full([BM, BC], 0.0, tl.float32)
-    for tap in tl.static_range(9):
-        row, column = top + tap // 3, left + tap % 3
-        inside = within & (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        at = ((image * height + row) * width + column).to(tl.int64) * channels + block * BC
-        taken = tl.load(x + at[:, None] + lane[None, :], mask=inside[:, None], other=0.0)
-        total = tl.dot(taken, tl.load(matrix + tap * blocks * BC * BC), total)
-    at = pixel.to(tl.int64) * channels + block * BC
-    tl.store(y + at[:, None] + lane[None, :], total.to(y.dtype.element_ty), mask=within[:, None])
+    step = blocks * BC * BC
+    y00 = tl.full([BM, BC], 0.0, tl.float32)
+    y01, y10, y11 = y00, y00, y00
+    for i in tl.static_range(STRIDE + 3):
+        for j in tl.static_range(STRIDE + 3):
+            tile = _tile(middle, inside, row * STRIDE, column * STRIDE, height, width, channels, i - 1, j - 1)
+            if i < 3 and j < 3:
+                y00 = tl.dot(tile, tl.load(matrix + (3 * i + j) * step), y00)
+            if i < 3 and j >= STRIDE:
+                y01 = tl.dot(tile, tl.load(matrix + (3 * i + j - STRIDE) * step), y01)
+            if i >= STRIDE and j < 3:
+                y10 = tl.dot(tile, tl.load(matrix + (3 * (i - STRIDE) + j) * step), y10)
+            if i >= STRIDE and j >= STRIDE:
+                y11 = tl.dot(tile, tl.load(matrix + (3 * (i - STRIDE) + j - STRIDE) * step), y11)
+    at = ((image * out_height + row) * out_width + column).to(tl.int64) * channels + block * BC
+    first = y + at[:, None] + lane[None, :]
+    _store(first, y00, inside, row, column, out_height, out_width, channels, 0, 0)
+    _store(first, y01, inside, row, column, out_height, out_width, channels, 0, 1)
+    _store(first, y10, inside, row, column, out_height, out_width, channels, 1, 0)
+    _store(first, y11, inside, row, column, out_height, out_width, channels, 1, 1)
 
 
 @triton.jit
 def input_gradient_of_stride_2(
-    dy, packed, dx, images, height, width, out_height, out_width, channels, BM: tl.constexpr, BC: tl.constexpr
+    dy,
+    packed,
+    dx,
+    squares,
+    height,
+    width,
+    out_height,
+    out_width,
+    channels,
+    BM: tl.constexpr,
+    BC: tl.constexpr,
 ):
-    """Write `BM` pixels of dx that have the same parity of row and column, and so the same taps: 1, 2, 2 or 4 of 9."""
+    """Write `BM` of the `squares` of dx, counted over all images. A pixel has 1, 2, 2 or 4 taps, by its parity."""
     blocks = channels // BC
-    block, tile = tl.program_id(0) % blocks, tl.program_id(0) // blocks
-    odd_row, odd_column = tl.program_id(1) // 2, tl.program_id(1) % 2
-    rows, columns = (height + 1 - odd_row) // 2, (width + 1 - odd_column) // 2
-    pixel, lane = tile * BM + tl.arange(0, BM), tl.arange(0, BC)
-    within = pixel < images * rows * columns
-    if tile * BM < images * rows * columns:
-        image, place = pixel // (rows * columns), pixel % (rows * columns)
-        row, column = place // columns * 2 + odd_row, place % columns * 2 + odd_column
-        matrix = packed + block * BC * BC + lane[:, None] * BC + lane[None, :]
-        total = tl.full([BM, BC], 0.0, tl.float32)
-        for tap in tl.static_range(9):
-            # The matrices are those of the turned kernel: here is tap (2 - kh, 2 - kw) of the forward pass.
-            if ((odd_row + tap // 3) % 2 == 1) & ((odd_column + tap % 3) % 2 == 1):
-                out_row, out_column = (row + tap // 3 - 1) // 2, (column + tap % 3 - 1) // 2
-                # Rows of dx are 0 or more, so that only (row, tap row) = (0, 0) would be negative, of the wrong parity.
-                inside = within & (out_row < out_height) & (out_column < out_width)
-                at = ((image * out_height + out_row) * out_width + out_column).to(
-                    tl.int64
-                ) * channels + block * BC
-                taken = tl.load(dy + at[:, None] + lane[None, :], mask=inside[:, None], other=0.0)
-                total = tl.dot(taken, tl.load(matrix + tap * blocks * BC * BC), total)
-        at = ((image * height + row) * width + column).to(tl.int64) * channels + block * BC
-        tl.store(dx + at[:, None] + lane[None, :], total.to(dx.dtype.element_ty), mask=within[:, None])
+    block, part = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    square, lane = part * BM + tl.arange(0, BM), tl.arange(0, BC)
+    inside = square < squares
+    image, row, column = _place(square, height, width)
+    up, left = row // 2, column // 2
+    at = ((image * out_height + up) * out_width + left).to(tl.int64) * channels + block * BC
+    first = dy + at[:, None] + lane[None, :]
+    dy00 = _tile(first, inside, up, left, out_height, out_width, channels, 0, 0)
+    dy01 = _tile(first, inside, up, left, out_height, out_width, channels, 0, 1)
+    dy10 = _tile(first, inside, up, left, out_height, out_width, channels, 1, 0)
+    dy11 = _tile(first, inside, up, left, out_height, out_width, channels, 1, 1)
+    # The matrices are those of the turned kernel: at 8 - tap is what the tap of the forward pass takes back.
+    matrix = packed + block * BC * BC + lane[:, None] * BC + lane[None, :]
+    step = blocks * BC * BC
+    none = tl.full([BM, BC], 0.0, tl.float32)
+    dx00 = tl.dot(dy00, tl.load(matrix + 4 * step), none)
+    dx01 = tl.dot(dy00, tl.load(matrix + 3 * step), none)
+    dx01 = tl.dot(dy01, tl.load(matrix + 5 * step), dx01)
+    dx10 = tl.dot(dy00, tl.load(matrix + 1 * step), none)
+    dx10 = tl.dot(dy10, tl.load(matrix + 7 * step), dx10)
+    dx11 = tl.dot(dy00, tl.load(matrix + 0 * step), none)
+    dx11 = tl.dot(dy01, tl.load(matrix + 2 * step), dx11)
+    dx11 = tl.dot(dy10, tl.load(matrix + 6 * step), dx11)
+    dx11 = tl.dot(dy11, tl.load(matrix + 8 * step), dx11)
+    at = ((image * height + row) * width + column).to(tl.int64) * channels + block * BC
+    first = dx + at[:, None] + lane[None, :]
+    _store(first, dx00, inside, row, column, height, width, channels, 0, 0)
+    _store(first, dx01, inside, row, column, height, width, channels, 0, 1)
+    _store(first, dx10, inside, row, column, height, width, channels, 1, 0)
+    _store(first, dx11, inside, row, column, height, width, channels, 1, 1)
 
 
 @triton.jit
-def _tap(
-    total,
-    turned,
-    x,
-    image,
-    top,
-    left,
-    within,
-    lane,
-    height,
-    width,
-    channels,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-):
-    """Add to `total` (out, in) what tap (KH, KW) of the pixels gives."""
-    row, column = top + KH, left + KW
-    inside = within & (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    at = ((image * height + row) * width + column).to(tl.int64) * channels
-    taken = tl.load(x + at[:, None] + lane[None, :], mask=inside[:, None], other=0.0)
-    return tl.dot(turned, taken, total)
+def _add(t0, t1, t2, t3, t4, t5, t6, t7, t8, turned, tile, TAP: tl.constexpr):
+    """Return the sums (out, in) of the nine taps, with what `tile` gives added to that of `TAP`."""
+    if TAP == 0:
+        t0 = tl.dot(turned, tile, t0)
+    if TAP == 1:
+        t1 = tl.dot(turned, tile, t1)
+    if TAP == 2:
+        t2 = tl.dot(turned, tile, t2)
+    if TAP == 3:
+        t3 = tl.dot(turned, tile, t3)
+    if TAP == 4:
+        t4 = tl.dot(turned, tile, t4)
+    if TAP == 5:
+        t5 = tl.dot(turned, tile, t5)
+    if TAP == 6:
+        t6 = tl.dot(turned, tile, t6)
+    if TAP == 7:
+        t7 = tl.dot(turned, tile, t7)
+    if TAP == 8:
+        t8 = tl.dot(turned, tile, t8)
+    return t0, t1, t2, t3, t4, t5, t6, t7, t8
 
 
 @triton.jit
@@ -127,34 +195,51 @@ def _keep(parts, total, tap, channels, lane, GW: tl.constexpr):
 
 @triton.jit
 def weight_gradient(
-    dy, x, parts, pixels, span, height, width, out_height, out_width, channels,
+    dy, x, parts, squares, span, height, width, out_height, out_width, channels,
     GW: tl.constexpr, STRIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Write the part (tap, out, in of group) that `span` pixels of dy give, float32; their sum is the gradient.
+    """Write the part (tap, out, in of group) that `span` squares of dy give, float32; their sum is the gradient.
 
-    Each part is summed in the order of the pixels, by one program, so that the result is the same every time.
+    Each part is summed in the order of the squares, by one program, so that the result is the same every time.
     """
     part = tl.program_id(1)
     lane = tl.program_id(0) * BC + tl.arange(0, BC)
     parts += part.to(tl.int64) * 9 * channels * GW
     t0 = tl.full([BC, BC], 0.0, tl.float32)
     t1, t2, t3, t4, t5, t6, t7, t8 = t0, t0, t0, t0, t0, t0, t0, t0
-    for start in range(part * span, min((part + 1) * span, pixels), BM):
-        pixel = start + tl.arange(0, BM)
-        within = pixel < pixels  # a span is a multiple of BM
-        image, place = pixel // (out_height * out_width), pixel % (out_height * out_width)
-        top, left = place // out_width * STRIDE - 1, place % out_width * STRIDE - 1
-        at = pixel.to(tl.int64) * channels
-        turned = tl.trans(tl.load(dy + at[:, None] + lane[None, :], mask=within[:, None], other=0.0))
-        t0 = _tap(t0, turned, x, image, top, left, within, lane, height, width, channels, 0, 0)
-        t1 = _tap(t1, turned, x, image, top, left, within, lane, height, width, channels, 0, 1)
-        t2 = _tap(t2, turned, x, image, top, left, within, lane, height, width, channels, 0, 2)
-        t3 = _tap(t3, turned, x, image, top, left, within, lane, height, width, channels, 1, 0)
-        t4 = _tap(t4, turned, x, image, top, left, within, lane, height, width, channels, 1, 1)
-        t5 = _tap(t5, turned, x, image, top, left, within, lane, height, width, channels, 1, 2)
-        t6 = _tap(t6, turned, x, image, top, left, within, lane, height, width, channels, 2, 0)
-        t7 = _tap(t7, turned, x, image, top, left, within, lane, height, width, channels, 2, 1)
-        t8 = _tap(t8, turned, x, image, top, left, within, lane, height, width, channels, 2, 2)
+    for start in range(part * span, min((part + 1) * span, squares), BM):
+        square = start + tl.arange(0, BM)
+        inside = square < squares  # a span is a multiple of BM
+        image, row, column = _place(square, out_height, out_width)
+        at = ((image * out_height + row) * out_width + column).to(tl.int64) * channels
+        first = dy + at[:, None] + lane[None, :]
+        at = ((image * height + row * STRIDE) * width + column * STRIDE).to(tl.int64) * channels
+        middle = x + at[:, None] + lane[None, :]
+        turned00 = tl.trans(_tile(first, inside, row, column, out_height, out_width, channels, 0, 0))
+        turned01 = tl.trans(_tile(first, inside, row, column, out_height, out_width, channels, 0, 1))
+        turned10 = tl.trans(_tile(first, inside, row, column, out_height, out_width, channels, 1, 0))
+        turned11 = tl.trans(_tile(first, inside, row, column, out_height, out_width, channels, 1, 1))
+        for i in tl.static_range(STRIDE + 3):
+            for j in tl.static_range(STRIDE + 3):
+                tile = _tile(
+                    middle, inside, row * STRIDE, column * STRIDE, height, width, channels, i - 1, j - 1
+                )
+                if i < 3 and j < 3:
+                    t0, t1, t2, t3, t4, t5, t6, t7, t8 = _add(
+                        t0, t1, t2, t3, t4, t5, t6, t7, t8, turned00, tile, 3 * i + j
+                    )
+                if i < 3 and j >= STRIDE:
+                    t0, t1, t2, t3, t4, t5, t6, t7, t8 = _add(
+                        t0, t1, t2, t3, t4, t5, t6, t7, t8, turned01, tile, 3 * i + j - STRIDE
+                    )
+                if i >= STRIDE and j < 3:
+                    t0, t1, t2, t3, t4, t5, t6, t7, t8 = _add(
+                        t0, t1, t2, t3, t4, t5, t6, t7, t8, turned10, tile, 3 * (i - STRIDE) + j
+                    )
+                if i >= STRIDE and j >= STRIDE:
+                    t0, t1, t2, t3, t4, t5, t6, t7, t8 = _add(
+                        t0, t1, t2, t3, t4, t5, t6, t7, t8, turned11, tile, 3 * (i - STRIDE) + j - STRIDE
+                    )
     _keep(parts, t0, 0, channels, lane, GW)
     _keep(parts, t1, 1, channels, lane, GW)
     _keep(parts, t2, 2, channels, lane, GW)

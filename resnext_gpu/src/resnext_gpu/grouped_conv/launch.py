@@ -1,6 +1,6 @@
 """Calling the kernels: sizes, memory and grids. Tensors are (N, C, H, W) in channels-last memory.
 
-One stage each: software pipelining would load the nine taps past the L1 cache, where eight of them are found.
+One stage each: software pipelining would load tiles past the L1 cache, where most of them are found.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from torch import Tensor
 
 from resnext_gpu.grouped_conv import kernels
 
-#: Pixels are counted in 32 bits.
-_MOST_PIXELS = 2**31 - 1
+#: Pixels, and the values of a few rows, are counted in 32 bits.
+_MOST_PIXELS, _MOST_IN_A_ROW = 2**31 - 1, 2**28
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How a kernel is cut: pixels and channels of a program, its warps, and programs in all for weight gradients."""
+    """How a kernel is cut: squares and channels of a program, its warps, and programs in all for weight gradients."""
 
-    pixels: int
+    squares: int
     channels: int
     warps: int
     programs: int = 1024
@@ -41,28 +41,28 @@ def input_gradient(dy: Tensor, weight: Tensor, height: int, width: int, stride: 
     if stride == 1:
         _convolve(dy, packed, dx, 1, plan)
         return dx
-    images, channels, out_height, out_width = dy.shape
-    most = images * ((height + 1) // 2) * ((width + 1) // 2)
-    grid = (triton.cdiv(most, plan.pixels) * (channels // plan.channels), 4)
+    channels, out_height, out_width = dy.shape[1:]
+    squares = _squares(dx)
+    grid = (triton.cdiv(squares, plan.squares) * (channels // plan.channels),)
     kernels.input_gradient_of_stride_2[grid](
-        dy, packed, dx, images, height, width, out_height, out_width, channels,
-        BM=plan.pixels, BC=plan.channels, num_warps=plan.warps, num_stages=1,
+        dy, packed, dx, squares, height, width, out_height, out_width, channels,
+        BM=plan.squares, BC=plan.channels, num_warps=plan.warps, num_stages=1,
     )  # fmt: skip
     return dx
 
 
 def weight_gradient(dy: Tensor, x: Tensor, group_width: int, stride: int, plan: Plan) -> Tensor:
     """Return the float32 gradient (C, C / groups, 3, 3) of the weights; the same bits every time."""
-    images, channels, height, width = x.shape
+    channels, height, width = x.shape[1:]
     out_height, out_width = dy.shape[2:]
-    pixels = images * out_height * out_width
+    squares = _squares(dy)
     blocks = channels // plan.channels
-    span = triton.cdiv(triton.cdiv(pixels, max(1, plan.programs // blocks)), plan.pixels) * plan.pixels
-    count = triton.cdiv(pixels, span)
+    span = triton.cdiv(triton.cdiv(squares, max(1, plan.programs // blocks)), plan.squares) * plan.squares
+    count = triton.cdiv(squares, span)
     parts = torch.empty((count, 3, 3, channels, group_width), dtype=torch.float32, device=x.device)
     kernels.weight_gradient[(blocks, count)](
-        dy, x, parts, pixels, span, height, width, out_height, out_width, channels,
-        GW=group_width, STRIDE=stride, BM=plan.pixels, BC=plan.channels, num_warps=plan.warps, num_stages=1,
+        dy, x, parts, squares, span, height, width, out_height, out_width, channels,
+        GW=group_width, STRIDE=stride, BM=plan.squares, BC=plan.channels, num_warps=plan.warps, num_stages=1,
     )  # fmt: skip
     return parts.sum(0).permute(2, 3, 0, 1).contiguous()
 
@@ -74,17 +74,23 @@ def out_size(size: int, stride: int) -> int:
 
 def fits(x: Tensor) -> bool:
     """True where the kernels can count the pixels of `x`, and so those of what it becomes."""
-    return 0 < x.shape[0] * x.shape[2] * x.shape[3] <= _MOST_PIXELS
+    images, channels, height, width = x.shape
+    return 0 < images * height * width <= _MOST_PIXELS and width * channels <= _MOST_IN_A_ROW
 
 
 def _convolve(x: Tensor, packed: Tensor, y: Tensor, stride: int, plan: Plan) -> None:
-    images, channels, out_height, out_width = y.shape
-    pixels = images * out_height * out_width
-    grid = (triton.cdiv(pixels, plan.pixels) * (channels // plan.channels),)
+    channels, out_height, out_width = y.shape[1:]
+    squares = _squares(y)
+    grid = (triton.cdiv(squares, plan.squares) * (channels // plan.channels),)
     kernels.forward[grid](
-        x, packed, y, pixels, x.shape[2], x.shape[3], out_height, out_width, channels,
-        STRIDE=stride, BM=plan.pixels, BC=plan.channels, num_warps=plan.warps, num_stages=1,
+        x, packed, y, squares, x.shape[2], x.shape[3], out_height, out_width, channels,
+        STRIDE=stride, BM=plan.squares, BC=plan.channels, num_warps=plan.warps, num_stages=1,
     )  # fmt: skip
+
+
+def _squares(written: Tensor) -> int:
+    images, _, height, width = written.shape
+    return images * ((height + 1) // 2) * ((width + 1) // 2)
 
 
 def _pack(weight: Tensor, dtype: torch.dtype, block: int, *, back: bool) -> Tensor:

@@ -62,31 +62,32 @@ class Timing:
 
 
 #: Plans of the weight gradient, and of what writes images. A100 and H100 have the registers for them, but for at most
-#: 64 bytes that spill (tests/test_gpu_grouped_conv.py).
+#: 80 bytes that spill (tests/test_gpu_grouped_conv.py). Of blocks of 16 channels those of few warps have the least to
+#: move in L1 and shared memory, by count of their instructions: see docs/kernels.md.
 _WEIGHT_GRADIENT = (
-    Plan(pixels=32, channels=16, warps=1, programs=2048),
-    Plan(pixels=64, channels=16, warps=1),
-    Plan(pixels=64, channels=16, warps=2),
-    Plan(pixels=32, channels=32, warps=4, programs=512),
-    Plan(pixels=32, channels=32, warps=4),
+    Plan(squares=16, channels=16, warps=1),
+    Plan(squares=16, channels=16, warps=1, programs=2048),
+    Plan(squares=32, channels=16, warps=1),
+    Plan(squares=16, channels=32, warps=2),
+    Plan(squares=16, channels=32, warps=4),
 )
 _IMAGES = (
-    Plan(pixels=64, channels=16, warps=4),
-    Plan(pixels=128, channels=16, warps=4),
-    Plan(pixels=64, channels=32, warps=4),
-    Plan(pixels=128, channels=32, warps=4),
-    Plan(pixels=256, channels=32, warps=8),
-    Plan(pixels=128, channels=64, warps=8),
+    Plan(squares=32, channels=16, warps=1),
+    Plan(squares=32, channels=16, warps=2),
+    Plan(squares=64, channels=16, warps=2),
+    Plan(squares=128, channels=16, warps=4),
+    Plan(squares=16, channels=32, warps=2),
+    Plan(squares=64, channels=32, warps=4),
+    Plan(squares=128, channels=32, warps=8),
 )
 
 
 def default_plan(what: Pass, shape: Shape) -> Plan:
     """Return the plan that is taken where nothing is timed."""
+    narrow = shape.group_width <= 16
     if what == "weight gradient":
-        narrow = shape.group_width <= 16
-        return Plan(pixels=32, channels=16 if narrow else 32, warps=1 if narrow else 4)
-    wide = 32 if shape.channels % 32 == 0 else 16
-    return Plan(pixels=128, channels=max(wide, shape.group_width), warps=4)
+        return Plan(squares=16, channels=16 if narrow else 32, warps=1 if narrow else 2)
+    return Plan(squares=64, channels=16 if narrow else 32, warps=2 if narrow else 4)
 
 
 def candidates(what: Pass, shape: Shape) -> Iterator[Plan]:
