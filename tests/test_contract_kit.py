@@ -348,7 +348,7 @@ def test_a_plugin_that_imports_a_framework_is_caught(tmp_path: Path, monkeypatch
     _reachable(monkeypatch, tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "torch.py").write_text("")  # stands for the framework: only its name matters here
-    monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))  # and for this process, until the test ends
+    monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))  # and in this process, till the end
     source = """
         {first}
         from resnext_core.interfaces import Backend

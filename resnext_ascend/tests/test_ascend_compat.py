@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from resnext_ascend.compat import flags, log, old_config
+from resnext_ascend.compat import flags, log, old_config, seed_layout
 from resnext_ascend.compat.__main__ import main
 from resnext_ascend.compat.evaluate import checkpoints
 from resnext_ascend.compat.train import RECIPE, settings
@@ -472,3 +472,31 @@ def test_epoch_lines() -> None:
     assert epochs({**second, "epoch": 2, "step": 16, "loss": None}) == [line]
     assert epochs({"kind": "eval"}) == ["epoch[1], iter[15], loss:nan, mean_fps:10.00imgs/sec"]
     assert epochs({"kind": "checkpoint"}) == epochs({"kind": "end"}) == []
+
+
+def test_names_of_old_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Epochs from 1, steps within the epoch; the last two are kept, and one that fails is no reason to stop."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text("train: {keep: 2}")
+    written: list[str] = []
+
+    def convert(checkpoint: Path, target: Path) -> int:
+        if checkpoint.name == "bad":
+            return 3
+        written.append(target.name)
+        target.parent.mkdir(exist_ok=True)
+        target.touch()
+        target.with_name(f"{target.name}.json").touch()
+        return 0
+
+    monkeypatch.setattr(seed_layout, "_convert", convert)
+    follow = seed_layout.SeedLayout(tmp_path / "ckpt_0")
+    saved = {3: 0, 10: 1, 20: 2, 25: 2, 30: 3}  # steps to whole epochs of ten
+    for step in range(1, 31):
+        follow(tmp_path / "run", {"kind": "train", "epoch": (step + 9) // 10, "step": step})
+        if step in saved:
+            name = "bad" if step == 20 else str(step)
+            follow(tmp_path / "run", {"kind": "checkpoint", "step": step, "epoch": saved[step], "path": name})
+    assert written == ["0-1_3.ckpt", "0-1_10.ckpt", "0-3_5.ckpt", "0-3_10.ckpt"]
+    kept = ["0-3_10.ckpt", "0-3_10.ckpt.json", "0-3_5.ckpt", "0-3_5.ckpt.json"]
+    assert sorted(path.name for path in (tmp_path / "ckpt_0").iterdir()) == kept

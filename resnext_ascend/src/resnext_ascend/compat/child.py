@@ -37,7 +37,7 @@ def run(command: Sequence[str], on_line: Callable[[str], None]) -> int:
 class Follower:
     """Follows a training by its output: finds its run folder there, and its records in that."""
 
-    def __init__(self, on_record: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, on_record: Callable[[Path, dict[str, Any]], None]) -> None:
         self.run: Path | None = None
         self._on_record = on_record
         self._position = 0
@@ -62,4 +62,4 @@ class Follower:
         whole = block[: block.rfind(b"\n") + 1]
         self._position += len(whole)
         for line in whole.splitlines():
-            self._on_record(json.loads(line))
+            self._on_record(self.run, json.loads(line))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from resnext_ascend import modelarts
 from resnext_ascend.compat import child, flags, log, old_config
-from resnext_core.checkpoint import pointed
+from resnext_ascend.compat.seed_layout import SeedLayout
 from resnext_core.distributed import rank_info
 from resnext_core.errors import EXIT_OK, UsageError
 
@@ -43,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config_path", metavar="FILE", help="an old default_config.yaml")
     parser.add_argument(
         "--seed-layout", "--seed_layout", action="store_true",
-        help="new: also write checkpoints under the ancestor's names, ckpt_0/0-EPOCH_STEPS.ckpt",
+        help="new: also write checkpoints under the ancestor's names, ckpt_0/0-EPOCH_STEP.ckpt",
     )  # fmt: skip
     modelarts.add_flags(parser)
 
@@ -72,19 +71,22 @@ def _train(
     words = ["train", "--recipe", RECIPE, "--output", str(output), *flags.config_files(values, folder)]
     pretrained = given.get("pretrained")
     epochs = log.Epochs()
+    main = not ranks.member or rank_info().is_main
+    layout = SeedLayout(output / "ckpt_0") if args.seed_layout and main else None
 
-    def on_record(record: dict[str, Any]) -> None:
+    def on_record(run: Path, record: dict[str, Any]) -> None:
         if record["kind"] == "note" and record["text"].startswith("starting from"):
             log.say(log.loaded(pretrained))
         for line in epochs(record):
             log.say(line)
+        if layout is not None:
+            layout(run, record)
 
     follower = child.Follower(on_record)
     code = child.run(flags.command(flags.PLATFORMS[args.platform], ranks, words, output / "ranks"), follower)
     follower.look()
-    main = not ranks.member or rank_info().is_main
-    if code == EXIT_OK and args.seed_layout and main and follower.run is not None:
-        code = write_seed_layout(follower.run, output / "ckpt_0")
+    if code == EXIT_OK and layout is not None and follower.run is not None:
+        code = layout.finish(follower.run)
     return code
 
 
@@ -124,31 +126,3 @@ def settings(
 
 def _boolean(value: Any) -> bool:
     return value if isinstance(value, bool) else flags.boolean(str(value))
-
-
-def write_seed_layout(run: Path, folder: Path) -> int:
-    """Write the latest and the best checkpoint of `run` as the ancestor's; returns the exit code."""
-    checkpoints = run / "checkpoints"
-    targets = {}
-    latest, best = pointed(checkpoints, "latest"), pointed(checkpoints, "best")
-    for name, step, epoch in _saved(run):
-        if name == latest:
-            targets[folder / f"0-{epoch}_{step // max(epoch, 1)}.ckpt"] = name
-    if best is not None:
-        targets[folder / "best.ckpt"] = best
-    folder.mkdir(parents=True, exist_ok=True)
-    for target, name in targets.items():
-        command = [sys.executable, "-m", "resnext_core.cli", "convert", str(checkpoints / name), str(target)]
-        code = child.run([*command, "--to", "ancestor-split", "--force"], log.say)
-        if code != EXIT_OK:
-            return code
-    return EXIT_OK
-
-
-def _saved(run: Path) -> list[tuple[str, int, int]]:
-    """Return name, step and epoch of the checkpoints that the run recorded."""
-    from resnext_core.runs import RunFolder
-
-    return [
-        (r["path"], r["step"], r["epoch"]) for r in RunFolder(run).read_records() if r["kind"] == "checkpoint"
-    ]

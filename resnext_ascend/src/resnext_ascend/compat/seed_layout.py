@@ -1,0 +1,72 @@
+"""Checkpoints under the ancestor's names, written beside ours while a training runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from resnext_ascend.compat import child, log
+from resnext_core.checkpoint import pointed
+from resnext_core.errors import EXIT_OK
+
+
+class SeedLayout:
+    """Follows the records of a training and keeps ``0-EPOCH_STEP.ckpt`` of its last checkpoints in `folder`.
+
+    Epochs count from 1, steps within their epoch, as MindSpore's ModelCheckpoint names them. As many are kept as of
+    ours (``train.keep``); at the end ``best.ckpt`` is written too.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._epoch, self._step, self._steps_per_epoch = 1, 0, 0
+        self._written: list[Path] = []
+
+    def __call__(self, run: Path, record: Mapping[str, Any]) -> None:
+        """Take one record of `run`. A checkpoint that cannot be written is told, and does not end the training."""
+        if record["kind"] == "train":
+            if record["epoch"] > self._epoch:  # the step before was the last of its epoch
+                self._steps_per_epoch = self._step // self._epoch
+            self._epoch, self._step = record["epoch"], record["step"]
+        if record["kind"] == "checkpoint":
+            target = self._folder / self._name(record["step"], record["epoch"])
+            if _convert(run / "checkpoints" / record["path"], target) != EXIT_OK:
+                log.say(f"{target} was not written", "WARNING")
+                return
+            self._written = [*(path for path in self._written if path != target), target]
+            for old in self._written[: -_keep(run)]:
+                for path in (old, old.with_name(old.name + ".json")):
+                    path.unlink(missing_ok=True)
+                self._written.remove(old)
+
+    def finish(self, run: Path) -> int:
+        """Write ``best.ckpt`` where an evaluation has found one; returns the exit code."""
+        best = pointed(run / "checkpoints", "best")
+        return EXIT_OK if best is None else _convert(run / "checkpoints" / best, self._folder / "best.ckpt")
+
+    def _name(self, step: int, epoch: int) -> str:
+        """Return the name of the checkpoint after `step` steps, `epoch` whole epochs."""
+        if epoch == 0:
+            return f"0-1_{step}.ckpt"
+        if epoch == self._epoch:  # the epoch of the last step is over
+            return f"0-{epoch}_{step // epoch}.ckpt"
+        return f"0-{epoch + 1}_{step - epoch * self._steps_per_epoch}.ckpt"
+
+
+def _convert(checkpoint: Path, target: Path) -> int:
+    """Write a checkpoint as the ancestor's, with a convolution for each group; says the result in a line."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "resnext_core.cli", "convert", str(checkpoint), str(target)]
+    lines: list[str] = []
+    code = child.run([*command, "--to", "ancestor-split", "--force"], lines.append)
+    for line in lines[-1:]:
+        log.say(line)
+    return code
+
+
+def _keep(run: Path) -> int:
+    return int(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["train"]["keep"])
