@@ -99,6 +99,20 @@ def onnx_file(program: Path, tmp_path: Path) -> Path:
     return tmp_path / "m.onnx"
 
 
+def test_the_runtime_is_found_however_the_engine_is_named(
+    onnx_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = class_tree(tmp_path / "data", per_class=1)
+    for engine in ([], ["--engine", "onnx"], ["--engine=onnx"]):
+        code, _, err = say(capfd, "cpp", "run", "--", f"--model={onnx_file}", "--data", data, *engine)
+        assert code == 0, engine
+        assert "3 of 3 images" in err
+    words = [f"--model={onnx_file}", "--data", data, "--runtime", "no-such-file"]
+    code, _, err = say(capfd, "cpp", "run", "--", *words)
+    assert code == 4
+    assert "no-such-file" in err, "a runtime that is named is taken"
+
+
 def test_core_commands_serve_through_it(
     onnx_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

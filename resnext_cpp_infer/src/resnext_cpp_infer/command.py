@@ -77,16 +77,20 @@ def sdks() -> dict[str, tuple[str, str]]:
 
 
 def _run(words: list[str]) -> int:
-    model = next((Path(w.partition("=")[2] or "") for w in words if w.startswith("--model=")), None)
-    if model is None and "--model" in words[:-1]:
-        model = Path(words[words.index("--model") + 1])
-    given = any(w.split("=")[0] in ("--runtime", "--engine") for w in words)
-    flags = (
-        []
-        if model is None or given
-        else [f for f in engine_flags(CppInferOptions(), model) if "--runtime" in f]
-    )
+    flags = []
+    if _value(words, "--runtime") is None:
+        options = CppInferOptions(engine=_value(words, "--engine"))
+        flags = [f for f in engine_flags(options, Path(_value(words, "--model") or "")) if "--runtime" in f]
     return subprocess.run([find_program(), *flags, *words], check=False).returncode
+
+
+def _value(words: list[str], flag: str) -> str | None:
+    """Return what a flag of the program is set to, the last time; None without it."""
+    found = None
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == flag or word.startswith(f"{flag}="):
+            found = following if word == flag else word.partition("=")[2]
+    return found
 
 
 def _short(path: Path) -> str:
