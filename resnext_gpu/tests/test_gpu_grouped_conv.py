@@ -161,6 +161,8 @@ def test_pixels_beyond_32_bits_are_refused(launch: Any) -> None:
     assert launch.fits(torch.empty((2**15, 32, 2**8, 2**7), dtype=HALF, device="meta"))
     assert not launch.fits(torch.empty((2**15, 32, 2**8, 2**8), dtype=HALF, device="meta"))
     assert not launch.fits(torch.empty((0, 32, 8, 8), dtype=HALF))
+    assert launch.fits(torch.empty((1, 2**11, 2, 2**17), dtype=HALF, device="meta"))
+    assert not launch.fits(torch.empty((1, 2**11, 2, 2**18), dtype=HALF, device="meta")), "three rows further"
 
 
 _COMPILE = """

@@ -78,6 +78,14 @@ def _store(
 
 
 @triton.jit
+def _tap(total, tile, matrix, step, KH: tl.constexpr, KW: tl.constexpr):
+    """Return `total` with what `tile` gives by tap (KH, KW), where there is such a tap."""
+    if (KH >= 0 and KH < 3) and (KW >= 0 and KW < 3):  # in pairs, as older Tritons want it
+        total = tl.dot(tile, tl.load(matrix + (3 * KH + KW) * step), total)
+    return total
+
+
+@triton.jit
 def forward(
     x, packed, y, squares, height, width, out_height, out_width, channels,
     STRIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
@@ -97,14 +105,10 @@ def forward(
     for i in tl.static_range(STRIDE + 3):
         for j in tl.static_range(STRIDE + 3):
             tile = _tile(middle, inside, row * STRIDE, column * STRIDE, height, width, channels, i - 1, j - 1)
-            if i < 3 and j < 3:
-                y00 = tl.dot(tile, tl.load(matrix + (3 * i + j) * step), y00)
-            if i < 3 and j >= STRIDE:
-                y01 = tl.dot(tile, tl.load(matrix + (3 * i + j - STRIDE) * step), y01)
-            if i >= STRIDE and j < 3:
-                y10 = tl.dot(tile, tl.load(matrix + (3 * (i - STRIDE) + j) * step), y10)
-            if i >= STRIDE and j >= STRIDE:
-                y11 = tl.dot(tile, tl.load(matrix + (3 * (i - STRIDE) + j - STRIDE) * step), y11)
+            y00 = _tap(y00, tile, matrix, step, i, j)
+            y01 = _tap(y01, tile, matrix, step, i, j - STRIDE)
+            y10 = _tap(y10, tile, matrix, step, i - STRIDE, j)
+            y11 = _tap(y11, tile, matrix, step, i - STRIDE, j - STRIDE)
     at = ((image * out_height + row) * out_width + column).to(tl.int64) * channels + block * BC
     first = y + at[:, None] + lane[None, :]
     _store(first, y00, inside, row, column, out_height, out_width, channels, 0, 0)
@@ -115,18 +119,8 @@ def forward(
 
 @triton.jit
 def input_gradient_of_stride_2(
-    dy,
-    packed,
-    dx,
-    squares,
-    height,
-    width,
-    out_height,
-    out_width,
-    channels,
-    BM: tl.constexpr,
-    BC: tl.constexpr,
-):
+    dy, packed, dx, squares, height, width, out_height, out_width, channels, BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
     """Write `BM` of the `squares` of dx, counted over all images. A pixel has 1, 2, 2 or 4 taps, by its parity."""
     blocks = channels // BC
     block, part = tl.program_id(0) % blocks, tl.program_id(0) // blocks
@@ -140,19 +134,15 @@ def input_gradient_of_stride_2(
     dy01 = _tile(first, inside, up, left, out_height, out_width, channels, 0, 1)
     dy10 = _tile(first, inside, up, left, out_height, out_width, channels, 1, 0)
     dy11 = _tile(first, inside, up, left, out_height, out_width, channels, 1, 1)
-    # The matrices are those of the turned kernel: at 8 - tap is what the tap of the forward pass takes back.
+    # The matrices are those of the turned kernel: (2 - kh, 2 - kw) takes back what (kh, kw) of the forward pass gave.
     matrix = packed + block * BC * BC + lane[:, None] * BC + lane[None, :]
     step = blocks * BC * BC
     none = tl.full([BM, BC], 0.0, tl.float32)
-    dx00 = tl.dot(dy00, tl.load(matrix + 4 * step), none)
-    dx01 = tl.dot(dy00, tl.load(matrix + 3 * step), none)
-    dx01 = tl.dot(dy01, tl.load(matrix + 5 * step), dx01)
-    dx10 = tl.dot(dy00, tl.load(matrix + 1 * step), none)
-    dx10 = tl.dot(dy10, tl.load(matrix + 7 * step), dx10)
-    dx11 = tl.dot(dy00, tl.load(matrix + 0 * step), none)
-    dx11 = tl.dot(dy01, tl.load(matrix + 2 * step), dx11)
-    dx11 = tl.dot(dy10, tl.load(matrix + 6 * step), dx11)
-    dx11 = tl.dot(dy11, tl.load(matrix + 8 * step), dx11)
+    dx00 = _tap(none, dy00, matrix, step, 1, 1)
+    dx01 = _tap(_tap(none, dy00, matrix, step, 1, 0), dy01, matrix, step, 1, 2)
+    dx10 = _tap(_tap(none, dy00, matrix, step, 0, 1), dy10, matrix, step, 2, 1)
+    dx11 = _tap(_tap(none, dy00, matrix, step, 0, 0), dy01, matrix, step, 0, 2)
+    dx11 = _tap(_tap(dx11, dy10, matrix, step, 2, 0), dy11, matrix, step, 2, 2)
     at = ((image * height + row) * width + column).to(tl.int64) * channels + block * BC
     first = dx + at[:, None] + lane[None, :]
     _store(first, dx00, inside, row, column, height, width, channels, 0, 0)
@@ -162,25 +152,25 @@ def input_gradient_of_stride_2(
 
 
 @triton.jit
-def _add(t0, t1, t2, t3, t4, t5, t6, t7, t8, turned, tile, TAP: tl.constexpr):
-    """Return the sums (out, in) of the nine taps, with what `tile` gives added to that of `TAP`."""
-    if TAP == 0:
+def _add(t0, t1, t2, t3, t4, t5, t6, t7, t8, turned, tile, KH: tl.constexpr, KW: tl.constexpr):
+    """Return the sums (out, in) of the nine taps, with what `tile` gives added to that of (KH, KW), if there is one."""
+    if KH == 0 and KW == 0:
         t0 = tl.dot(turned, tile, t0)
-    if TAP == 1:
+    if KH == 0 and KW == 1:
         t1 = tl.dot(turned, tile, t1)
-    if TAP == 2:
+    if KH == 0 and KW == 2:
         t2 = tl.dot(turned, tile, t2)
-    if TAP == 3:
+    if KH == 1 and KW == 0:
         t3 = tl.dot(turned, tile, t3)
-    if TAP == 4:
+    if KH == 1 and KW == 1:
         t4 = tl.dot(turned, tile, t4)
-    if TAP == 5:
+    if KH == 1 and KW == 2:
         t5 = tl.dot(turned, tile, t5)
-    if TAP == 6:
+    if KH == 2 and KW == 0:
         t6 = tl.dot(turned, tile, t6)
-    if TAP == 7:
+    if KH == 2 and KW == 1:
         t7 = tl.dot(turned, tile, t7)
-    if TAP == 8:
+    if KH == 2 and KW == 2:
         t8 = tl.dot(turned, tile, t8)
     return t0, t1, t2, t3, t4, t5, t6, t7, t8
 
@@ -224,22 +214,18 @@ def weight_gradient(
                 tile = _tile(
                     middle, inside, row * STRIDE, column * STRIDE, height, width, channels, i - 1, j - 1
                 )
-                if i < 3 and j < 3:
-                    t0, t1, t2, t3, t4, t5, t6, t7, t8 = _add(
-                        t0, t1, t2, t3, t4, t5, t6, t7, t8, turned00, tile, 3 * i + j
-                    )
-                if i < 3 and j >= STRIDE:
-                    t0, t1, t2, t3, t4, t5, t6, t7, t8 = _add(
-                        t0, t1, t2, t3, t4, t5, t6, t7, t8, turned01, tile, 3 * i + j - STRIDE
-                    )
-                if i >= STRIDE and j < 3:
-                    t0, t1, t2, t3, t4, t5, t6, t7, t8 = _add(
-                        t0, t1, t2, t3, t4, t5, t6, t7, t8, turned10, tile, 3 * (i - STRIDE) + j
-                    )
-                if i >= STRIDE and j >= STRIDE:
-                    t0, t1, t2, t3, t4, t5, t6, t7, t8 = _add(
-                        t0, t1, t2, t3, t4, t5, t6, t7, t8, turned11, tile, 3 * (i - STRIDE) + j - STRIDE
-                    )
+                t0, t1, t2, t3, t4, t5, t6, t7, t8 = _add(
+                    t0, t1, t2, t3, t4, t5, t6, t7, t8, turned00, tile, i, j
+                )
+                t0, t1, t2, t3, t4, t5, t6, t7, t8 = _add(
+                    t0, t1, t2, t3, t4, t5, t6, t7, t8, turned01, tile, i, j - STRIDE
+                )
+                t0, t1, t2, t3, t4, t5, t6, t7, t8 = _add(
+                    t0, t1, t2, t3, t4, t5, t6, t7, t8, turned10, tile, i - STRIDE, j
+                )
+                t0, t1, t2, t3, t4, t5, t6, t7, t8 = _add(
+                    t0, t1, t2, t3, t4, t5, t6, t7, t8, turned11, tile, i - STRIDE, j - STRIDE
+                )
     _keep(parts, t0, 0, channels, lane, GW)
     _keep(parts, t1, 1, channels, lane, GW)
     _keep(parts, t2, 2, channels, lane, GW)
