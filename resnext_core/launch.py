@@ -96,12 +96,12 @@ def launch_local(request: LaunchRequest, group: Group | None = None) -> int:
 
 
 class _End(NamedTuple):
-    """How a job ended badly: its exit code, and what to say of whom."""
+    """How a job ended badly: its exit code, what to say of whom, and the name of the log that tells more."""
 
     code: int
     who: str
     how: str
-    rank: int | None
+    log: str
 
 
 class _Job:
@@ -159,17 +159,15 @@ class _Job:
     def wait(self) -> int:
         """Return the exit code of the launch once no rank is left."""
         end = self._end()
-        if end is None:
-            self._drain()
-            self._leave_companion()
-            return EXIT_OK
-        if end.code == EXIT_INTERRUPTED:  # the others are saving too
+        if end is not None and end.code == EXIT_INTERRUPTED:  # the others are saving too
             self._wait(None if self._interrupted else ORDERLY_S)
         self._stop()
         self._drain()
-        if end.code != EXIT_INTERRUPTED:
+        if end is None or end.code == EXIT_INTERRUPTED:
+            self._leave_companion()
+        else:
             self._report(end)
-        return end.code
+        return EXIT_OK if end is None else end.code
 
     def _end(self) -> _End | None:
         """Wait; return None when all ended well, or what ended first, or has to be ended.
@@ -197,23 +195,19 @@ class _Job:
             time.sleep(_POLL_S)
 
     def _failure(self, local: int, returncode: int) -> _End:
-        rank = self._group.first + local
-        return _End(exit_code(returncode), self._name(rank), how_it_ended(returncode), rank)
+        return self._blame(self._group.first + local, exit_code(returncode), how_it_ended(returncode))
+
+    def _blame(self, rank: int, code: int, how: str) -> _End:
+        return _End(code, f"rank {rank} of {self._group.world}", how, f"rank-{rank}")
 
     def _broken(self) -> _End | None:
         """Return why a job has to be ended whose ranks all run or ended well, if it has."""
         returncode = None if self._companion is None else self._companion.poll()
         if returncode and self._group.companion is not None:
-            how = how_it_ended(returncode)
-            return _End(EXIT_UNAVAILABLE, f"the {self._group.companion.name}", how, None)
+            name = self._group.companion.name
+            return _End(EXIT_UNAVAILABLE, f"the {name}", how_it_ended(returncode), name)
         suspect = self._group.suspect()
-        if suspect is None:
-            return None
-        rank, reason = suspect
-        return _End(EXIT_UNAVAILABLE, self._name(rank), reason, rank)
-
-    def _name(self, rank: int) -> str:
-        return f"rank {rank} of {self._group.world}"
+        return None if suspect is None else self._blame(suspect[0], EXIT_UNAVAILABLE, suspect[1])
 
     def _wait(self, seconds: float | None) -> None:
         deadline = None if seconds is None else time.monotonic() + seconds
@@ -223,9 +217,11 @@ class _Job:
             time.sleep(_POLL_S)
 
     def _stop(self) -> None:
+        """End the ranks that still run."""
         self._signal(signal.SIGTERM)
         self._wait(self._grace)
-        self.kill()
+        for process in self._ranks:
+            kill(process)
 
     def _leave_companion(self) -> None:
         """Let the companion end by itself where ranks on other machines may still have to take leave of it."""
@@ -234,16 +230,14 @@ class _Job:
                 self._companion.wait(timeout=GRACE_S)
 
     def _report(self, end: _End) -> None:
-        name = (
-            self._group.companion.name if self._group.companion and end.rank is None else f"rank-{end.rank}"
-        )
-        with self._log(name).open("rb") as stream:
-            stream.seek(self._offsets[name])
+        log = self._log(end.log)
+        with log.open("rb") as stream:
+            stream.seek(self._offsets[end.log])
             lines = stream.read().decode(errors="replace").splitlines()
         if self._group.noise is not None:
             lines = [line for line in lines if not line.startswith(self._group.noise)]
         shown = "".join(f"  {line}\n" for line in lines[-TAIL_LINES:])
-        print(f"{end.who} {end.how}; the others were stopped; log: {self._log(name)}", file=sys.stderr)
+        print(f"{end.who} {end.how}; the others were stopped; log: {log}", file=sys.stderr)
         print(f"its last lines:\n{shown}" if shown else "it wrote nothing", file=sys.stderr)
 
     def interrupt(self, number: int) -> None:
