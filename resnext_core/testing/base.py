@@ -20,6 +20,11 @@ from resnext_core.weights import Weights
 REQUIRE = "RESNEXT_REQUIRE"
 
 
+def required(backend_id: str) -> bool:
+    """True where tests of a backend must not be skipped for what is missing here."""
+    return backend_id in os.environ.get(REQUIRE, "").replace(" ", "").split(",")
+
+
 class ContractBase:
     """The backend under test and helpers; holds no tests.
 
@@ -78,7 +83,7 @@ class ContractBase:
             pytest.skip(f"{backend.id} offers no {capability}")
         reason = backend.probe()
         if reason is not None:
-            if backend.id in os.environ.get(REQUIRE, "").replace(" ", "").split(","):
+            if required(backend.id):
                 pytest.fail(f"{backend.id} is required here ({REQUIRE}) but not available: {reason}")
             pytest.skip(f"{backend.id} is not available: {reason}")
         return factory

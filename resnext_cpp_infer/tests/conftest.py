@@ -17,7 +17,9 @@ sys.path.append(str(Path(__file__).parents[2] / "tests"))  # images that core's 
 from cpp_cases import Done
 from resnext_cpp_infer.program import VARIABLE, build, missing_tools
 
-REQUIRED = "cpp-infer" in os.environ.get("RESNEXT_REQUIRE", "").split(",")
+from resnext_core.testing.base import required
+
+REQUIRED = required("cpp-infer")
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from resnext_core.testing.base import required
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 
@@ -14,6 +16,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give the tests marked ``gpu`` their reason; those of the kit that start two ranks need two GPUs."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
     reason = _no_gpu() if marked else None
+    if reason is not None and required("gpu"):
+        raise pytest.UsageError(f"gpu is required here (RESNEXT_REQUIRE) but not available: {reason}")
     for item in marked:
         several = getattr(item, "function", _no_gpu).__qualname__.startswith("DistributedContract.")
         why = reason or (_one_gpu() if several else None)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib import metadata, util
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -176,3 +178,14 @@ def test_switches_of_a_gpu() -> None:
     assert torch.backends.cudnn.deterministic
     open_device(Device(kind="cuda"))
     assert not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_required_is_not_skipped() -> None:
+    words = [sys.executable, "-m", "pytest", "-q", "--collect-only", "test_gpu_hardware.py"]
+    done = subprocess.run(
+        words, env={**os.environ, "RESNEXT_REQUIRE": "gpu"}, cwd=Path(__file__).parent, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 4
+    assert "gpu is required here (RESNEXT_REQUIRE) but not available: needs an NVIDIA GPU" in done.stderr
