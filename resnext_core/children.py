@@ -8,9 +8,31 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import IO, Any
 
+#: Environment variable with the file in which a rank notes how it ends.
+END = "RESNEXT_END"
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
+
+
+def note_end(code: int) -> None:
+    """Note the exit code of this process where its launcher wants to know it.
+
+    For what comes after: a framework may crash while it is torn down, and all is saved by then.
+    """
+    path = os.environ.get(END)
+    if path is not None:
+        with contextlib.suppress(OSError):
+            Path(path).write_text(str(code), encoding="ascii")
+
+
+def noted_end(path: Path) -> int | None:
+    """Return the exit code that was noted in a file, None where there is none."""
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
-from resnext_core.children import copy_output, exit_code, forwarding, how_it_ended, kill, send_signal
+from resnext_core.children import (
+    END,
+    copy_output,
+    exit_code,
+    forwarding,
+    how_it_ended,
+    kill,
+    noted_end,
+    send_signal,
+)
 from resnext_core.distributed import LAUNCHER
 from resnext_core.errors import (
     EXIT_INTERRUPTED,
@@ -82,7 +92,8 @@ def launch_local(request: LaunchRequest, group: Group | None = None) -> int:
     SIGHUP are passed on to the ranks and waited for. When a rank fails, it is named on standard error with its last
     lines and the others are stopped (SIGTERM, after 20 s SIGKILL).
 
-    Returns 0, or the exit code of the first rank that failed (128 + n when signal n killed it), or 4 when one hangs.
+    Returns 0, or the exit code of the first rank that failed (128 + n when signal n killed it), or 4 when one hangs. A
+    rank that notes its exit code in the file RESNEXT_END, as resnext-run does, is believed whatever kills it then.
     Raises UsageError for fewer than one device, DataError when a log cannot be written.
     """
     if request.devices < 1:
@@ -115,6 +126,7 @@ class _Job:
         self._companion: subprocess.Popen[bytes] | None = None
         self._pumps: list[threading.Thread] = []
         self._offsets: dict[str, int] = {}
+        self._ends = tempfile.TemporaryDirectory(prefix="resnext-ends-")
         shared = _shared_environment(request.devices)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +143,7 @@ class _Job:
             ) from error
 
     def _start_rank(self, local: int, words: list[str], shared: Mapping[str, str]) -> None:
-        environment = {**shared, **self._group.environment(local)}
+        environment = {**shared, **self._group.environment(local), END: str(self._noted(local))}
         log = self._open(f"rank-{self._group.first + local}")
         if local > 0:
             with log:
@@ -177,7 +189,7 @@ class _Job:
         """
         deadline = None
         while True:
-            codes = [process.poll() for process in self._ranks]
+            codes = [self._code(local) for local in range(len(self._ranks))]
             failures = [(local, code) for local, code in enumerate(codes) if code]
             culprits = [failure for failure in failures if failure[1] != EXIT_UNAVAILABLE]
             if culprits:
@@ -193,6 +205,17 @@ class _Job:
                 if end is not None:
                     return end
             time.sleep(_POLL_S)
+
+    def _code(self, local: int) -> int | None:
+        """Return how a rank ended, as :attr:`subprocess.Popen.returncode`; what it noted counts before a signal."""
+        code = self._ranks[local].poll()
+        if code is None or code >= 0:
+            return code
+        noted = noted_end(self._noted(local))
+        return code if noted is None else noted
+
+    def _noted(self, local: int) -> Path:
+        return Path(self._ends.name) / str(local)
 
     def _failure(self, local: int, returncode: int) -> _End:
         return self._blame(self._group.first + local, exit_code(returncode), how_it_ended(returncode))
@@ -253,6 +276,7 @@ class _Job:
         """End every process that still runs, and whatever it started."""
         for process in (*self._ranks, *([] if self._companion is None else [self._companion])):
             kill(process)
+        self._ends.cleanup()
 
     def _drain(self) -> None:
         for pump in self._pumps:

@@ -302,5 +302,32 @@ def test_a_rank_that_stops_in_good_order_lets_the_others_save(
     assert "rank" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(("noted", "code"), [(0, 0), (75, 75), (3, 3), (None, 128 + signal.SIGSEGV)])
+def test_a_crash_after_the_end_is_none(
+    noted: int | None, code: int, module: Callable[[str], str], tmp_path: Path
+) -> None:
+    """As of a framework that is torn down, after all is saved: a rank is believed that has noted its exit code."""
+    name = module(
+        """
+        import os, resource, signal, sys
+        from resnext_core.children import note_end
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if sys.argv[1] != "None":
+            note_end(int(sys.argv[1]))
+        os.kill(os.getpid(), signal.SIGSEGV)
+        """
+    )
+    assert launch_local(request(name, tmp_path, argv=(str(noted),))) == code
+
+
+@pytest.mark.parametrize(("words", "code"), [(["recipes"], 0), (["eval", "--weights", "no-such-file"], 3)])
+def test_a_rank_of_resnext_run_notes_its_end(words: list[str], code: int, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "resnext_core.cli", *words], capture_output=True, check=False,
+        env={**os.environ, "RESNEXT_END": str(tmp_path / "end")},
+    )  # fmt: skip
+    assert (done.returncode, (tmp_path / "end").read_text()) == (code, str(code))
+
+
 def test_a_free_port_is_below_those_of_connections() -> None:
     assert all(16384 <= free_port() < 32768 for _ in range(20))

@@ -2,6 +2,9 @@
 
 import sys
 
+from resnext_core.children import note_end
 from resnext_core.cli.main import main
 
-sys.exit(main())
+code = main()
+note_end(code)
+sys.exit(code)
