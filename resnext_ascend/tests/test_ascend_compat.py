@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from resnext_ascend.compat.evaluate import checkpoints
 from resnext_ascend.compat.train import RECIPE, settings
 
 from resnext_ascend import rank_table
+from resnext_core.children import forwarding
 from resnext_core.cli.common import read_recipe
 from resnext_core.config import Layer, load_config
 from resnext_core.errors import DataError, UsageError
@@ -500,3 +502,25 @@ def test_names_of_old_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert written == ["0-1_3.ckpt", "0-1_10.ckpt", "0-3_5.ckpt", "0-3_10.ckpt"]
     kept = ["0-3_10.ckpt", "0-3_10.ckpt.json", "0-3_5.ckpt", "0-3_5.ckpt.json"]
     assert sorted(path.name for path in (tmp_path / "ckpt_0").iterdir()) == kept
+
+
+def test_a_stop_while_a_checkpoint_is_written_reaches_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not what writes the checkpoint, which is finished."""
+    slow = tmp_path / "python"
+    slow.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\nsleep 1\ntouch {tmp_path}/finished\n")
+    slow.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(slow))
+
+    def stop() -> None:
+        while not (tmp_path / "started").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    got: list[int] = []
+    with forwarding(got.append):
+        threading.Thread(target=stop).start()
+        assert seed_layout._convert(tmp_path / "step", tmp_path / "ckpt_0/0-1_1.ckpt") == 0
+    assert got == [signal.SIGTERM]
+    assert (tmp_path / "finished").exists()

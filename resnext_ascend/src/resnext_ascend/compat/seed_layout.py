@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 import yaml
 
-from resnext_ascend.compat import child, log
+from resnext_ascend.compat import log
 from resnext_core.checkpoint import pointed
+from resnext_core.children import exit_code
 from resnext_core.errors import EXIT_OK
 
 
@@ -58,14 +60,19 @@ class SeedLayout:
 
 
 def _convert(checkpoint: Path, target: Path) -> int:
-    """Write a checkpoint as the ancestor's, with a convolution for each group; says the result in a line."""
+    """Write a checkpoint as the ancestor's, with a convolution for each group; says the result in a line.
+
+    A signal that comes meanwhile is left to who follows the training.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "resnext_core.cli", "convert", str(checkpoint), str(target)]
-    lines: list[str] = []
-    code = child.run([*command, "--to", "ancestor-split", "--force"], lines.append)
-    for line in lines[-1:]:
+    done = subprocess.run(
+        [*command, "--to", "ancestor-split", "--force"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        text=True, errors="replace", start_new_session=True, check=False,
+    )  # fmt: skip
+    for line in done.stdout.splitlines()[-1:]:
         log.say(line)
-    return code
+    return exit_code(done.returncode)
 
 
 def _keep(run: Path) -> int:
