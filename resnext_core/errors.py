@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import os
+import reprlib
+from collections.abc import Iterable, Mapping, Set
 
 EXIT_OK = 0
 EXIT_BUG = 1
@@ -43,13 +45,82 @@ class Interrupted(ResnextError):
     exit_code = EXIT_INTERRUPTED
 
 
+#: Characters of a user's value that a message quotes.
+MOST_SHOWN = 80
+
+
+def shown(value: object, most: int | None = MOST_SHOWN) -> str:
+    """Return a user's value as it may stand in a message or on a terminal: one line, printable, not long.
+
+    Text, bytes and paths stand as they are, other values as Python writes them. Control characters, line ends and
+    characters that change the direction of text become escapes like ``\\x1b``; a byte of a file name that is not
+    UTF-8 becomes one like ``\\xe9``. What is longer than `most` characters is cut and ends in ``...``; None cuts
+    nothing. A value of any size or depth costs little time and memory, unless `most` is None and it is text.
+    """
+
+    text = os.fsdecode(value) if isinstance(value, (str, bytes, os.PathLike)) else _bounded_repr(value)
+    if most is not None and len(text) > most:
+        text, end = text[:most], "..."
+    else:
+        end = ""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else _escape(c) for c in text)
+    if most is not None and len(text) > most:  # by its escapes
+        text, end = text[:most], "..."
+    return text + end
+
+
+def quoted(value: object, most: int | None = MOST_SHOWN) -> str:
+    """Return :func:`shown`, with text between single quotes: the place of ``{value!r}`` in a message."""
+    return f"'{shown(value, most)}'" if isinstance(value, (str, bytes, os.PathLike)) else shown(value, most)
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that Python could not decode
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape", "surrogatepass").decode()
+
+
+def _bounded_repr(value: object) -> str:
+    if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to print more than 4,300 digits
+        return f"an integer of {value.bit_length()} bits"
+    if isinstance(value, (Mapping, Set, list, tuple)):
+        return _REPR.repr(value)
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__}"
+
+
+class _Repr(reprlib.Repr):
+    """Values in values: a few of each, three levels down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, MOST_SHOWN, MOST_SHOWN
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = 8
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() <= 256 else _bounded_repr(x)
+
+
+_REPR = _Repr()
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest of `known`, or the list of all of them.
 
-    The result is meant to be appended to an error message.
+    The result is meant to be appended to an error message. Of a long list only the first names are told.
     """
     names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    # a long word is near to none, and comparing it takes time by the square of its length
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6) if len(word) <= 200 else []
     if close:
-        return f"; did you mean '{close[0]}'?"
-    return f"; known: {', '.join(names)}" if names else ""
+        return f"; did you mean '{shown(close[0])}'?"
+    more = f", ... ({len(names)} in all)" if len(names) > _MOST_NAMES else ""
+    return f"; known: {', '.join(map(shown, names[:_MOST_NAMES]))}{more}" if names else ""
+
+
+#: Names that a message lists.
+_MOST_NAMES = 40
