@@ -2,38 +2,56 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import secrets
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from resnext_core.errors import DataError
 
+#: Bytes of a temporary file's name before its random part: 255 in all is what file systems take.
+_LONGEST_NAME = 240
+
 
 @contextmanager
 def atomic_path(path: Path, *, parents: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends well it is fsynced and renamed to `path`.
+    """Yield a temporary path; when the block ends well, what was written there is put in place of `path`.
 
-    Missing folders above it are made, unless `parents` is False.
+    Missing folders above it are made, unless `parents` is False. A symbolic link is followed: the file that it names
+    is replaced, and the link stays. A replaced file keeps its mode and, where the system allows, its owner. What
+    exists and is no regular file (a device, a named pipe) is written into, not replaced: the temporary file is then
+    in the system's temporary folder. A regular file is fsynced and renamed.
 
     On any error the temporary file is removed and an old `path` stays as it was. Operating-system errors
     (disk full, read-only folder) become a DataError that names the path.
     """
     temporary = None
     try:
+        target = _target(path)
         if parents:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+        old = _status(target)
+        if old is not None and stat.S_ISDIR(old.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        special = old is not None and not stat.S_ISREG(old.st_mode)
+        temporary = _create(Path(tempfile.gettempdir()) if special else target.parent, path.name)
+        new = os.stat(temporary)
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        fsync(temporary)
-        os.replace(temporary, path)
-        temporary = None
-        fsync(path.parent)
+        if special:
+            with temporary.open("rb") as source, target.open("wb") as stream:
+                shutil.copyfileobj(source, stream)
+        else:
+            _take_over(temporary, old or new)
+            fsync(temporary)
+            os.replace(temporary, target)
+            temporary = None
+            fsync(target.parent)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
@@ -42,9 +60,34 @@ def atomic_path(path: Path, *, parents: bool = True) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, data: str | bytes, *, parents: bool = True) -> None:
-    """Write `data` (text as UTF-8) to `path` as :func:`atomic_path` does; DataError when it cannot be written."""
+    """Write `data` to `path` as :func:`atomic_path` does; DataError when it cannot be written.
+
+    Text is written as UTF-8; names that are not (surrogates of :func:`os.fsdecode`) become their own bytes again.
+    """
     with atomic_path(path, parents=parents) as temporary:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        temporary.write_bytes(data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data)
+
+
+def replace_file(made: Path, path: Path) -> None:
+    """Move the regular file `made` to `path` by the rules of :func:`atomic_path`; DataError when that fails.
+
+    The file systems may differ; `path` is then a copy, and whole or not there all the same.
+    """
+    try:
+        target = _target(path)
+        old = _status(target)
+        if old is None or stat.S_ISREG(old.st_mode):
+            if old is not None:
+                _take_over(made, old)
+            os.replace(made, target)
+            fsync(target.parent)
+            return
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+    with atomic_path(path) as temporary:
+        shutil.copyfile(made, temporary)
+    made.unlink()
 
 
 def fsync(path: Path) -> None:
@@ -65,15 +108,49 @@ def file_digest(path: Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def cache_folder() -> Path:
     """Return where to keep what can be had again: ``resnext`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; it may not exist.
 
     Source: XDG Base Directory Specification.
     """
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "resnext"
+
+
+def _target(path: Path) -> Path:
+    """Return what is to be written where `path` is asked for: the end of its symbolic links (OSError in a loop)."""
+    if not path.is_symlink():
+        return path
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    return target
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return None
+
+
+def _create(folder: Path, name: str) -> Path:
+    """Make a new empty file ``.<name>.<random><ending of name>`` in `folder`, with the mode that new files have."""
+    ending = Path(name).suffix[:16]
+    while len(os.fsencode(name + ending)) > _LONGEST_NAME:
+        name = name[:-1]
+    while True:
+        made = folder / f".{name}.{secrets.token_hex(4)}{ending}"
+        try:
+            os.close(os.open(made, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
+        except FileExistsError:
+            continue
+        return made
+
+
+def _take_over(path: Path, old: os.stat_result) -> None:
+    """Give `path` the mode of `old`, and its owner where the system allows it."""
+    new = os.stat(path)
+    if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
+        with suppress(OSError):
+            os.chown(path, old.st_uid, old.st_gid)
+    os.chmod(path, stat.S_IMODE(old.st_mode) & 0o777)

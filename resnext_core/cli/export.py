@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,7 +15,7 @@ from resnext_core.cli.eval import add_weights_flag
 from resnext_core.cli.output import Output
 from resnext_core.config import Config
 from resnext_core.errors import DataError, UsageError, suggest
-from resnext_core.files import file_digest
+from resnext_core.files import file_digest, replace_file
 from resnext_core.interfaces import Backend, ExportRequest
 from resnext_core.plugins import PluginSet, load_plugins, probe
 from resnext_core.serve import WEIGHTS_SUFFIX, read_weights, serve, serve_weights
@@ -99,7 +98,7 @@ def export(
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}") from error
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
     try:
         made = partial / path.name
         backend.exporters[name](weights, made, request)
@@ -110,7 +109,7 @@ def export(
                 f"(allowed {TOLERANCE:.0e}); it was not kept"
             )
         for file in partial.iterdir():
-            os.replace(file, path.parent / file.name)
+            replace_file(file, path.parent / file.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return {
