@@ -90,9 +90,17 @@ class PluginSet:
             raise BackendUnavailable(f"backend '{backend_id}' is not available: {reason}")
         return backend
 
-    def choose(self, backend_id: str | None, task: str, able: Callable[[Backend], bool]) -> Backend:
+    def choose(
+        self,
+        backend_id: str | None,
+        task: str,
+        able: Callable[[Backend], bool],
+        *,
+        prefer: str | None = None,
+    ) -> Backend:
         """Return the named backend, or the available one of highest priority, that is `able` to do `task`.
 
+        Without a `backend_id`, the one called `prefer` comes before all others.
         Raises UsageError when the named one lacks the capability, BackendUnavailable when none is left.
         """
         if backend_id is not None:
@@ -104,7 +112,7 @@ class PluginSet:
                 )
             return backend
         reasons = []
-        for backend in self._ranked():
+        for backend in self._ranked(prefer):
             if not able(backend):
                 continue
             reason = probe(backend)
@@ -114,8 +122,8 @@ class PluginSet:
         detail = "; ".join(reasons) or "no installed backend has that capability"
         raise BackendUnavailable(f"no backend here can {task}: {detail}")
 
-    def _ranked(self) -> list[Backend]:
-        return sorted(self.backends.values(), key=lambda b: (-b.priority, b.id))
+    def _ranked(self, prefer: str | None = None) -> list[Backend]:
+        return sorted(self.backends.values(), key=lambda b: (b.id != prefer, -b.priority, b.id))
 
 
 def probe(backend: Backend) -> str | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from resnext_core.config import Config
 from resnext_core.convert.containers import readable
 from resnext_core.convert.reading import Stated, read_foreign
 from resnext_core.distributed import RankInfo
-from resnext_core.errors import DataError, UsageError
+from resnext_core.errors import BackendUnavailable, DataError, UsageError, suggest
 from resnext_core.interfaces import Backend, Predictor, PredictRequest
 from resnext_core.plugins import PluginSet
 from resnext_core.preprocess import PreprocessSpec
@@ -87,6 +88,53 @@ def build_spec(config: Config, num_classes: int) -> ModelSpec:
     return model_spec(model.variant, num_classes=num_classes, **changes)
 
 
+def server_of(
+    plugins: PluginSet, suffix: str, backend_id: str | None = None, *, prefer: str | None = None
+) -> Backend:
+    """Return the backend that serves files with the ending `suffix`; see :meth:`PluginSet.choose`.
+
+    Raises UsageError where no installed backend does, BackendUnavailable where none of them can run here.
+    """
+    known = sorted({s for b in plugins.backends.values() if b.predictor for s in b.formats})
+    if suffix not in known:
+        raise UsageError(f"no installed backend serves '{suffix}' files; known: {', '.join(known)}")
+    return plugins.choose(
+        backend_id,
+        "serve weights" if suffix == WEIGHTS_SUFFIX else f"serve {suffix} files",
+        lambda b: b.predictor is not None and suffix in b.formats,
+        prefer=prefer,
+    )
+
+
+def exporters(
+    plugins: PluginSet, formats: Sequence[str], *, only: str | None = None, prefer: str | None = None
+) -> dict[str, Backend]:
+    """Return the backend that writes each format; without `formats`, everything that can be written here.
+
+    `only` names the one backend to take, `prefer` the one to take where it can. Raises UsageError on a format that
+    no installed backend writes, BackendUnavailable with what is missing where none of them can run here.
+    """
+    able = [plugins.get(only)] if only is not None else list(plugins.backends.values())
+    known = {name for backend in able for name in backend.exporters}
+    if not known and only is not None:
+        raise UsageError(f"backend '{only}' has no exporter")
+    chosen = {}
+    for name in formats or sorted(known):
+        if name not in known:
+            missing = f"; pip install 'resnext-core[{name}]' adds it" if name in plugins.extras() else ""
+            raise UsageError(f"no installed backend exports '{name}'{missing or suggest(name, known)}")
+        try:
+            chosen[name] = plugins.choose(only, f"export {name}", partial(_exports, name), prefer=prefer)
+        except BackendUnavailable:
+            if formats:
+                raise
+    return chosen
+
+
+def _exports(name: str, backend: Backend) -> bool:
+    return name in backend.exporters
+
+
 def serve(
     path: Path,
     config: Config,
@@ -94,6 +142,7 @@ def serve(
     plugins: PluginSet,
     *,
     backend_id: str | None = None,
+    prefer: str | None = None,
     batch_size: int = 32,
     tensor_input: bool = False,
     rank: RankInfo | None = None,
@@ -101,6 +150,7 @@ def serve(
 ) -> Served:
     """Load the model at `path` on the named backend, or on the best available one that can read it.
 
+    `prefer` names the backend to take where it can read the file; see :meth:`PluginSet.choose`.
     `self_check` False leaves out the golden logits (as ``eval.self_check`` can): for artefacts that are about to
     be compared with their source.
     """
@@ -113,20 +163,12 @@ def serve(
             config,
             plugins,
             backend_id=backend_id,
+            prefer=prefer,
             batch_size=batch_size,
             rank=rank,
             source=str(path),
         )
-    known = sorted({s for b in plugins.backends.values() if b.predictor for s in b.formats})
-    if path.suffix not in known:
-        raise UsageError(
-            f"no installed backend serves '{path.suffix or path.name}' files; known: {', '.join(known)}"
-        )
-    backend = plugins.choose(
-        backend_id,
-        f"serve {path.suffix} files",
-        lambda b: b.predictor is not None and path.suffix in b.formats,
-    )
+    backend = server_of(plugins, path.suffix or path.name, backend_id, prefer=prefer)
     assert backend.predictor is not None
     predictor = backend.predictor(
         PredictRequest(
@@ -149,14 +191,13 @@ def serve_weights(
     plugins: PluginSet,
     *,
     backend_id: str | None = None,
+    prefer: str | None = None,
     batch_size: int = 32,
     rank: RankInfo | None = None,
     source: str = "weights in memory",
 ) -> Served:
-    """Serve `weights` on the named backend, or on the best available one."""
-    backend = plugins.choose(
-        backend_id, "serve weights", lambda b: b.predictor is not None and WEIGHTS_SUFFIX in b.formats
-    )
+    """Serve `weights` on the named backend, or on the best available one; `prefer` as in :func:`serve`."""
+    backend = server_of(plugins, WEIGHTS_SUFFIX, backend_id, prefer=prefer)
     assert backend.predictor is not None
     predictor = backend.predictor(
         PredictRequest(

@@ -16,7 +16,7 @@ from PIL import Image
 from resnext_core import __version__, builtin
 from resnext_core.config import load_config
 from resnext_core.data.augment import load_eval
-from resnext_core.errors import EXIT_DATA, EXIT_USAGE
+from resnext_core.errors import EXIT_DATA, EXIT_UNAVAILABLE, EXIT_USAGE
 from resnext_core.interfaces import Command, PredictRequest
 from resnext_core.metrics import softmax
 from resnext_core.preprocess import normalize
@@ -254,3 +254,9 @@ def test_a_reader_that_goes_away_is_no_error(weights_file: Path, photos: Path, t
 def test_errors_leave_standard_output_alone(cli: CommandLine, tmp_path: Path) -> None:
     outcome = cli("eval", "--weights", tmp_path / "none", "--data", tmp_path, "--json")
     assert (outcome.code, outcome.out) == (EXIT_DATA, "")
+
+
+def test_nothing_to_export_with_is_said(cli: CommandLine, weights_file: Path, tmp_path: Path) -> None:
+    says = "no backend here writes an artefact"
+    cli.refuses(EXIT_UNAVAILABLE, "export", "--weights", weights_file, "--to", tmp_path / "out", says=says)
+    assert not (tmp_path / "out").exists()

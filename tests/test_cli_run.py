@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import json
+import typing
 from pathlib import Path
 
 import pytest
 from command_line import CommandLine, Outcome, in_process, write_plugin
 
 from resnext_core.errors import EXIT_DATA, EXIT_USAGE
+from resnext_core.interfaces import Backend
+from resnext_core.plugins import load_plugins, probe
 from resnext_core.runs import RunFolder
 from resnext_core.weights import load_weights
 
@@ -197,3 +200,41 @@ def test_a_run_without_val_is_refused_before_training(
     assert outcome.code == EXIT_USAGE
     assert "has no val or test part to evaluate on" in outcome.err
     assert not (tmp_path / "job").exists(), "no hour of training before such a line"
+
+
+# -- every backend that trains -------------------------------------------------------------------
+
+
+def _test_mode(backend: Backend) -> list[str]:
+    """Return the words that let `backend` compute on any machine: ``device=cpu``, where it has such an option."""
+    devices = typing.get_type_hints(backend.options).get("device") if backend.options else None
+    return [f"--set={backend.id}.device=cpu"] if "cpu" in typing.get_args(devices) else []
+
+
+@pytest.mark.parametrize("backend_id", sorted(b.id for b in load_plugins().backends.values() if b.trainer))
+def test_the_whole_job_on_every_backend_that_trains(
+    spawn: CommandLine, photos: Path, recipe: Path, tmp_path: Path, backend_id: str
+) -> None:
+    """A process computes on one device: what exports, compares and validates must be the backend that trained.
+
+    Formats are its own where it has some, else those of backends that only serve.
+    """
+    plugins = load_plugins()
+    backend = plugins.get(backend_id)
+    if reason := probe(backend):
+        pytest.skip(reason)
+    others = [b for b in plugins.backends.values() if b.trainer is None and probe(b) is None]
+    formats = sorted(backend.exporters) or sorted({name for b in others for name in b.exporters})
+    words = ["--backend", backend_id, "run", "--recipe", recipe, "--data", photos, "--name", "job", "--json"]
+    words += ["--epochs", 1, "--set", f"export.formats=[{','.join(formats)}]", *_test_mode(backend)]
+    result = spawn.ok(*words).json()
+    assert result["backend"] == backend_id
+    assert result["evaluation"]["scored"] == 23
+    assert sorted(a["format"] for a in result["artefacts"]) == formats
+    for artefact, validation in zip(result["artefacts"], result["validations"], strict=True):
+        assert artefact["difference"] <= 1e-4
+        assert validation["passed"] is True
+        assert validation["images"] == 23
+        assert validation["source_backend"] == backend_id
+        if backend.exporters:
+            assert (artefact["backend"], validation["artefact_backend"]) == (backend_id, backend_id)

@@ -14,11 +14,11 @@ from resnext_core.cli.common import add_config_flags, add_json_flag, resolve_con
 from resnext_core.cli.eval import add_weights_flag
 from resnext_core.cli.output import Output
 from resnext_core.config import Config
-from resnext_core.errors import DataError, UsageError, suggest
+from resnext_core.errors import BackendUnavailable, DataError
 from resnext_core.files import file_digest, replace_file
 from resnext_core.interfaces import Backend, ExportRequest
 from resnext_core.plugins import PluginSet, load_plugins, probe
-from resnext_core.serve import WEIGHTS_SUFFIX, read_weights, serve, serve_weights
+from resnext_core.serve import WEIGHTS_SUFFIX, exporters, read_weights, serve, serve_weights
 from resnext_core.validate import TOLERANCE
 from resnext_core.weights import Weights
 
@@ -52,7 +52,11 @@ def handle(args: argparse.Namespace) -> int:
     wanted = tuple(args.format) or config.export.formats
     if not wanted and target.suffix and not target.is_dir():
         wanted = (target.suffix[1:],)
-    formats = exporters(plugins, wanted, args.backend)
+    formats = exporters(plugins, wanted, only=args.backend)
+    if not formats:
+        raise BackendUnavailable(
+            "no backend here writes an artefact; 'resnext-run backends' shows what is missing"
+        )
     single = len(formats) == 1 and target.suffix == f".{next(iter(formats))}"
     results = []
     for name, backend in formats.items():
@@ -63,31 +67,19 @@ def handle(args: argparse.Namespace) -> int:
     return 0
 
 
-def exporters(
-    plugins: PluginSet, formats: tuple[str, ...], backend_id: str | None = None
-) -> dict[str, Backend]:
-    """Return the backend that writes each format; without `formats`, everything that can be written here."""
-    table: dict[str, list[Backend]] = {}
-    for backend in sorted(plugins.backends.values(), key=lambda b: (-b.priority, b.id)):
-        for name in backend.exporters:
-            if backend_id is None or backend.id == backend_id:
-                table.setdefault(name, []).append(backend)
-    if not table and backend_id is not None:
-        raise UsageError(f"backend '{plugins.get(backend_id).id}' has no exporter")
-    if not formats:
-        return {n: b[0] for n, b in table.items() if probe(b[0]) is None}
-    chosen = {}
-    for name in formats:
-        if name not in table:
-            raise UsageError(f"no installed backend exports '{name}'{suggest(name, table)}")
-        chosen[name] = plugins.available(table[name][0].id)
-    return chosen
-
-
 def export(
-    weights: Weights, name: str, backend: Backend, path: Path, config: Config, plugins: PluginSet
+    weights: Weights,
+    name: str,
+    backend: Backend,
+    path: Path,
+    config: Config,
+    plugins: PluginSet,
+    prefer: str | None = None,
 ) -> dict[str, Any]:
-    """Write one artefact beside `path`, compare its logits with the source's, then move it into place."""
+    """Write one artefact beside `path`, compare its logits with the source's, then move it into place.
+
+    `prefer` names the backend to compare on where it can, because this process already computes with it.
+    """
     request = ExportRequest(
         batch_size=config.export.batch_size,
         input=config.export.input,
@@ -102,7 +94,7 @@ def export(
     try:
         made = partial / path.name
         backend.exporters[name](weights, made, request)
-        difference = compare(weights, made, config, plugins)
+        difference = compare(weights, made, config, plugins, prefer)
         if difference is not None and not difference <= TOLERANCE:
             raise DataError(
                 f"{path.name} disagrees with its source by {difference:.2e} of the largest logit "
@@ -123,7 +115,9 @@ def export(
     }
 
 
-def compare(weights: Weights, artefact: Path, config: Config, plugins: PluginSet) -> float | None:
+def compare(
+    weights: Weights, artefact: Path, config: Config, plugins: PluginSet, prefer: str | None = None
+) -> float | None:
     """Return max |logit difference| / max |logit| on random images; None where nothing here reads the format."""
     readers = [
         b
@@ -134,8 +128,8 @@ def compare(weights: Weights, artefact: Path, config: Config, plugins: PluginSet
         return None
     size = weights.spec.image_size
     images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
-    source = serve_weights(weights, config, plugins, batch_size=2).predictor
-    made = serve(artefact, config, {}, plugins, batch_size=2, self_check=False).predictor
+    source = serve_weights(weights, config, plugins, prefer=prefer, batch_size=2).predictor
+    made = serve(artefact, config, {}, plugins, prefer=prefer, batch_size=2, self_check=False).predictor
     expected, got = source.logits(images), made.logits(images)
     source.close()
     made.close()

@@ -16,7 +16,7 @@ from resnext_core.cli.common import (
     add_json_flag,
 )  # fmt: skip
 from resnext_core.cli.eval import evaluate_served
-from resnext_core.cli.export import export, exporters, line
+from resnext_core.cli.export import export, line
 from resnext_core.cli.output import Output, ProgressBar
 from resnext_core.cli.report import make_report
 from resnext_core.cli.train import (
@@ -37,7 +37,7 @@ from resnext_core.interfaces import Backend
 from resnext_core.jobs import open_splits, per_rank
 from resnext_core.plugins import PluginSet, load_plugins
 from resnext_core.runs import RunFolder
-from resnext_core.serve import serve, serve_weights
+from resnext_core.serve import exporters, serve, serve_weights
 from resnext_core.validate import TOLERANCE
 from resnext_core.weights import load_weights
 
@@ -66,7 +66,9 @@ def handle(args: argparse.Namespace) -> int:
     recipe = DEFAULT_RECIPE if args.data else DEMO_RECIPE
     resumed, backend_id, config = resumed_config(args, plugins, recipe)
     backend = plugins.choose(backend_id, "train", lambda b: b.trainer is not None)
-    formats = exporters(plugins, config.export.formats)  # an unknown format must not wait for the training
+    formats = exporters(
+        plugins, config.export.formats, prefer=backend.id
+    )  # an unknown format must not wait for the training
     output = Output(json_result=args.json)
     if config.data.dir is None:
         folder = Path(config.output.dir) / DEMO_DATA
@@ -124,7 +126,7 @@ def finish(
     weights = load_weights(path)
     name, index = _scored_part(config)
     source = serve_weights(
-        weights, config, plugins, backend_id=backend.id, batch_size=config.eval.batch_size, source=str(path)
+        weights, config, plugins, prefer=backend.id, batch_size=config.eval.batch_size, source=str(path)
     )
     evaluation, samples = evaluate_served(source, index, config, RankInfo(), SingleProcess(), output)
     output.say(f"{name}: {evaluation.line()}")
@@ -133,15 +135,16 @@ def finish(
     artefacts = []
     for format_name, exporter in formats.items():
         target = run.path / f"{weights.spec.variant}.{format_name}"
-        artefacts.append(export(weights, format_name, exporter, target, config, plugins))
+        artefacts.append(export(weights, format_name, exporter, target, config, plugins, backend.id))
         output.say(line(artefacts[-1]))
     run.write_result("artefacts", artefacts)
 
     validations = []
     for artefact in artefacts:
         made = serve(
-            Path(artefact["path"]), config, {}, plugins, batch_size=config.eval.batch_size, self_check=False
-        )
+            Path(artefact["path"]), config, {}, plugins, prefer=backend.id,
+            batch_size=config.eval.batch_size, self_check=False,
+        )  # fmt: skip
         result = compare_on(made, source, index, config, TOLERANCE, ProgressBar(output))
         made.predictor.close()
         validations.append(describe(made, source, result))

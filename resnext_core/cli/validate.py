@@ -54,8 +54,9 @@ def handle(args: argparse.Namespace) -> int:
         self_check=False,
     )  # fmt: skip
     source = serve(
-        Path(args.weights), config, sources, plugins, backend_id=args.source_backend, batch_size=batch
-    )
+        Path(args.weights), config, sources, plugins, backend_id=args.source_backend, prefer=args.backend,
+        batch_size=batch,
+    )  # fmt: skip
     index = open_split(config, args.split, source.classes)
     result = compare_on(artefact, source, index, config, args.tolerance, ProgressBar(output))
     value = describe(artefact, source, result)
