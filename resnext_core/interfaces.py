@@ -93,8 +93,8 @@ class Trainer(Protocol):
     def run_steps(self, batches: Sequence[Batch], lrs: NDArray[Any]) -> NDArray[Any]:
         """Take one optimizer step a batch with learning rate lrs[i] (float32).
 
-        Returns float32 (len(batches),): the mean loss of each step over its samples and over all ranks,
-        before that step's update and without the loss scale. A step whose gradients are not finite is
+        Returns float32 (len(batches),): the mean loss of each step over its valid rows on all ranks, 0 where
+        there are none, before that step's update and without the loss scale. A step whose gradients are not finite is
         skipped and counted where a loss scale is in use or `skip_nonfinite` asks for it; its loss is returned
         as computed.
         """

@@ -1,15 +1,17 @@
-"""What every trainer keeps beside its tensors: the loss scale, the counters, and the check of a state it is given."""
+"""What every trainer shares: loss scale, counters, the weights of a batch's rows, checks of batches and states."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from resnext_core.config import PrecisionConfig
-from resnext_core.errors import DataError
-from resnext_core.interfaces import TrainState
+from resnext_core.errors import DataError, UsageError
+from resnext_core.interfaces import Batch, TrainRequest, TrainState
 
 #: The dynamic loss scale stops doubling here, the largest power of two of float32.
 MAX_LOSS_SCALE = 2.0**127
@@ -64,6 +66,61 @@ class StepCounter:
         self.overflow_steps = int(scalars["overflow_steps"])
         self.good_steps = int(scalars["good_steps"])
         self.scale = float(scalars["loss_scale"])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rows:
+    """What the loss of a training batch needs: `labels` int32 (N,), `weights` float64 (N,).
+
+    Labels of rows that are not valid are 0.
+    """
+
+    labels: NDArray[np.int32]
+    weights: NDArray[np.float64]
+
+
+def training_rows(request: TrainRequest, batches: Sequence[Batch], lrs: Sequence[float] | Any) -> list[Rows]:
+    """Check the arguments of :meth:`Trainer.run_steps` and return the labels and weights of every batch.
+
+    A row's weight is 0 where it is not valid, else rows / valid rows, both counted over the step's batch on all ranks;
+    0 everywhere where none is valid. The mean of weight x loss over equal micro-batches and ranks is then the mean loss
+    of the valid rows. All weights of a batch without invalid rows are 1. With several ranks the counts of all `batches`
+    are added in one message.
+
+    Raises UsageError on batches that are not what `request` says, DataError on labels that are no class.
+    """
+    if len(batches) != len(lrs):
+        raise UsageError(f"{len(batches)} batches need as many learning rates, not {len(lrs)}")
+    for batch in batches:
+        _check_batch(request, batch)
+    valid = [np.asarray(batch.valid, np.bool_) for batch in batches]
+    counts = np.array([np.count_nonzero(v) for v in valid], np.int64)
+    if request.rank.world > 1 and batches:
+        counts = request.collectives.all_reduce_sum(counts)
+    total = request.batch_size * request.rank.world
+    return [
+        Rows(
+            labels=np.where(v, batch.labels, 0).astype(np.int32),
+            weights=v * (total / int(count) if count else 0.0),
+        )
+        for batch, v, count in zip(batches, valid, counts, strict=True)
+    ]
+
+
+def _check_batch(request: TrainRequest, batch: Batch) -> None:
+    size, images, classes = request.batch_size, batch.images, request.weights.spec.num_classes
+    if len(batch.labels) != size or len(images) != size:
+        raise UsageError(f"a training step takes {size} images a rank, not {len(images)}")
+    if batch.valid.shape != (size,):
+        raise UsageError(f"valid must be bool ({size},), not {batch.valid.dtype} {batch.valid.shape}")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise UsageError(f"images must be uint8 (N, H, W, 3), not {images.dtype} {images.shape}")
+    labels = batch.labels[batch.valid]
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise DataError(
+            f"training labels must be 0 to {classes - 1}, not {labels.min()} to {labels.max()}; "
+            "train on labelled images of the classes of the model"
+        )
 
 
 def check_state(state: TrainState, shapes: Mapping[str, tuple[int, ...]], variant: str) -> None:

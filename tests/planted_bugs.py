@@ -257,10 +257,10 @@ class PreviousRate(ReferenceTrainer):
 
 
 class LossAfterTheStep(ReferenceTrainer):
-    def _run_step(self, batch: Batch, lr: float) -> float:
-        super()._run_step(batch, lr)
+    def _run_step(self, batch: Batch, rows: Any, lr: float) -> float:
+        super()._run_step(batch, rows, lr)
         kept = {name: array.copy() for name, array in self._weights.items()}
-        loss, _ = self._accumulate(batch)
+        loss, _ = self._accumulate(batch, rows)
         self._weights.update(kept)
         return float(loss)
 
@@ -280,9 +280,9 @@ class ResetsOnGood(ReferenceTrainer):
 
 
 class StatisticsStopOnOverflow(ReferenceTrainer):
-    def _run_step(self, batch: Batch, lr: float) -> float:
+    def _run_step(self, batch: Batch, rows: Any, lr: float) -> float:
         kept, count = dict(self._weights), self._count.overflow_steps
-        loss = super()._run_step(batch, lr)
+        loss = super()._run_step(batch, rows, lr)
         if self._count.overflow_steps > count:
             self._weights.update(kept)
         return loss
@@ -369,9 +369,9 @@ class CountsMicroBatches(ReferenceTrainer):
 class EmaOfOldWeights(ReferenceTrainer):
     """The average is taken before the step."""
 
-    def _accumulate(self, batch: Batch) -> Any:
+    def _accumulate(self, batch: Batch, rows: Any) -> Any:
         super()._update_ema()
-        return super()._accumulate(batch)
+        return super()._accumulate(batch, rows)
 
     def _update_ema(self) -> None:
         pass
@@ -392,10 +392,10 @@ class Unrepeatable(ReferenceTrainer):
 
     noise = np.random.default_rng()
 
-    def _run_step(self, batch: Batch, lr: float) -> float:
+    def _run_step(self, batch: Batch, rows: Any, lr: float) -> float:
         images = batch.images.copy()
         images[0, 0, 0, 0] = self.noise.integers(0, 256)
-        return super()._run_step(dataclasses.replace(batch, images=images), lr)
+        return super()._run_step(dataclasses.replace(batch, images=images), rows, lr)
 
 
 # -- mistakes of the state -----------------------------------------------------------------------

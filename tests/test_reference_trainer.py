@@ -147,6 +147,86 @@ def test_accumulation_averages_micro_batches_with_statistics_of_their_own() -> N
         np.testing.assert_allclose(state[f"weights/{name}"], tensors[name], rtol=1e-6, atol=1e-7)
 
 
+def masked(seed: int, valid: list[bool]) -> Batch:
+    """Return a batch with rows that are not valid: black, and with a label that is none."""
+    data, mask = batch(seed, len(valid)), np.array(valid)
+    return Batch(
+        images=data.images * mask[:, None, None, None].astype(np.uint8),
+        labels=np.where(mask, data.labels, -1).astype(np.int32),
+        index=data.index,
+        valid=mask,
+    )
+
+
+def loss_formula(tensors: dict[str, Array], data: Batch, micro: int, smoothing: float) -> float:
+    """Return the sum over valid rows of their smoothed cross-entropy, over the number of valid rows, in float64.
+
+    The logits are the network's; the mask, the mean and the cross-entropy are written out here.
+    """
+    losses = []
+    for start in range(0, len(data), micro):
+        part = slice(start, start + micro)
+        x = normalize(data.images[part], WEIGHTS.preprocess, np.dtype("float64"))
+        logits = train_pass(SPEC, tensors, x, np.zeros(micro, np.int32), LossConfig()).logits
+        logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        for row, label in zip(logs[data.valid[part]], data.labels[part][data.valid[part]], strict=True):
+            target = np.full(4, smoothing / 3)
+            target[label] = 1 - smoothing
+            losses.append(-(target * row).sum())
+    return float(np.sum(losses) / max(len(losses), 1))
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "valid"),
+    [
+        (1, [True, False, True, True]),
+        (2, [True, True, False, True]),
+        (2, [False, False, True, False]),
+        (3, [True, False, False, False, True, True]),
+        (2, [False] * 4),
+    ],
+)
+def test_a_row_that_is_not_valid_has_no_weight(accumulate: int, valid: list[bool]) -> None:
+    """Loss and gradient, by central differences, of the mean over valid rows; statistics are over all rows."""
+    data, size = masked(7, valid), len(valid)
+    exact = PrecisionConfig(compute="float64")
+    fields = {"optimizer": PLAIN, "precision": exact, "batch_size": size, "accumulate": accumulate}
+    made = trainer(loss=LossConfig(smoothing=0.1, smoothing_form="others"), **fields)
+    found = float(made.run_steps([data], lrs(0.0))[0])
+    tensors = {n: a.astype(np.float64) for n, a in WEIGHTS.tensors.items()}
+    formula = lambda given: loss_formula(given, data, size // accumulate, 0.1)  # noqa: E731
+    assert found == pytest.approx(formula(tensors), rel=1e-6)
+    state, rng = made.state().tensors, np.random.default_rng(0)
+    for name in ("conv1.weight", "bn1.bias", "layer2.0.conv2.weight", "fc.weight", "fc.bias"):
+        direction, step = rng.normal(size=tensors[name].shape), 1e-6
+        ends = [formula({**tensors, name: tensors[name] + s * direction}) for s in (step, -step)]
+        slope = float((state[f"momentum/{name}"] * direction).sum())
+        assert slope == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-4, abs=1e-7), name
+    whole = trainer(**fields)
+    whole.run_steps(
+        [Batch(images=data.images, labels=abs(data.labels), index=data.index, valid=data.valid | True)],
+        lrs(0),
+    )
+    for name in STATISTICS:
+        assert np.array_equal(state[f"weights/{name}"], whole.state().tensors[f"weights/{name}"]), name
+
+
+def test_a_step_without_a_valid_row_is_taken() -> None:
+    made = trainer(optimizer=OptimizerConfig(momentum=0.5, weight_decay=0.01))
+    assert made.run_steps([batch(0), masked(1, [False] * 4)], lrs(0.1, 0.1))[1] == 0
+    one = trainer(optimizer=OptimizerConfig(momentum=0.5, weight_decay=0.01))
+    one.run_steps([batch(0)], lrs(0.1))
+    before, after = one.state().tensors, made.state().tensors
+    for tensor in [t for t in SPEC.tensors if t.trainable]:
+        weight = before[f"weights/{tensor.name}"]
+        velocity = 0.5 * before[f"momentum/{tensor.name}"] + (0.01 * weight if tensor.decay else 0)
+        np.testing.assert_allclose(after[f"momentum/{tensor.name}"], velocity, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(
+            after[f"weights/{tensor.name}"], weight - 0.1 * velocity, rtol=1e-6, atol=1e-8
+        )
+    assert made.counters() == {"step": 2, "overflow_steps": 0, "loss_scale": 1.0, "good_steps": 0}
+
+
 def test_clipping_bounds_the_gradient_before_decay_is_added() -> None:
     _, found = gradients(batch(0))
     norm = np.sqrt(sum(np.square(g).sum() for g in found.values()))
@@ -329,7 +409,7 @@ class Threads:
             self.group, self.rank = group, rank
 
         def all_reduce_sum(self, values: Array) -> Array:
-            assert values.dtype == np.float64
+            assert values.dtype in (np.float64, np.int64)
             self.group.parts[self.rank] = values
             self.group.gate.wait()
             total: Array = sum(self.group.parts[r] for r in sorted(self.group.parts))  # type: ignore[assignment]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
 from resnext_core.config import PrecisionConfig
-from resnext_core.errors import DataError
-from resnext_core.interfaces import TrainState
-from resnext_core.trainer_state import MAX_LOSS_SCALE, SCALARS, StepCounter, check_state
+from resnext_core.distributed import RankInfo
+from resnext_core.errors import DataError, UsageError
+from resnext_core.interfaces import Batch, TrainState
+from resnext_core.trainer_state import MAX_LOSS_SCALE, SCALARS, StepCounter, check_state, training_rows
 
 DYNAMIC = PrecisionConfig(loss_scale="dynamic", scale=8.0, growth_interval=2)
 SHAPES = {"weights/a": (2, 3), "momentum/a": (2, 3)}
@@ -95,3 +99,66 @@ def test_missing_scalars_are_named() -> None:
         check_state(
             TrainState(tensors=state().tensors, scalars={"loss_scale": 1.0, "good_steps": 0}), SHAPES, "tiny"
         )
+
+
+class Adds:
+    """Collectives that add what other ranks counted, and count the messages."""
+
+    def __init__(self, others: list[int]) -> None:
+        self.others, self.messages = np.array(others, np.int64), 0
+
+    def all_reduce_sum(self, values: Any) -> Any:
+        self.messages += 1
+        assert values.dtype == np.int64
+        return values + self.others
+
+
+def request(world: int = 1, collectives: Any = None) -> Any:
+    """Return what `training_rows` reads of a request for batches of 4 of 3 classes."""
+    weights = SimpleNamespace(spec=SimpleNamespace(num_classes=3))
+    return SimpleNamespace(
+        weights=weights, batch_size=4, rank=RankInfo(rank=0, world=world), collectives=collectives
+    )
+
+
+def rows_batch(*valid: int, labels: tuple[int, ...] = (0, 1, 2, 0), images: int = 4) -> Batch:
+    return Batch(
+        images=np.zeros((images, 2, 2, 3), np.uint8),
+        labels=np.array(labels, np.int32),
+        index=np.arange(4),
+        valid=np.array(valid, bool),
+    )
+
+
+def test_weights_are_rows_over_valid_rows() -> None:
+    batches = [rows_batch(1, 1, 1, 1), rows_batch(1, 0, 1, 0), rows_batch(0, 0, 0, 0), rows_batch(1, 1, 0, 1)]
+    rows = training_rows(request(), batches, [0.1] * 4)
+    assert [r.weights.tolist() for r in rows] == [
+        [1, 1, 1, 1], [2, 0, 2, 0], [0, 0, 0, 0], [4 / 3, 4 / 3, 0, 4 / 3],
+    ]  # fmt: skip
+    assert training_rows(request(), [], []) == []
+
+
+def test_weights_count_the_rows_of_all_ranks_in_one_message() -> None:
+    adds = Adds([8, 6, 0, 1])
+    batches = [rows_batch(1, 1, 1, 1), rows_batch(1, 0, 1, 0), rows_batch(0, 0, 0, 0), rows_batch(0, 0, 0, 0)]
+    rows = training_rows(request(3, adds), batches, [0.1] * 4)
+    assert [r.weights.tolist() for r in rows] == [[1, 1, 1, 1], [1.5, 0, 1.5, 0], [0] * 4, [0] * 4]
+    assert adds.messages == 1
+
+
+def test_labels_of_rows_that_are_not_valid_are_not_looked_at() -> None:
+    (rows,) = training_rows(request(), [rows_batch(1, 0, 1, 0, labels=(2, -1, 1, 99))], [0.1])
+    assert (rows.labels.tolist(), rows.labels.dtype) == ([2, 0, 1, 0], np.int32)
+    with pytest.raises(DataError, match="labels must be 0 to 2, not 0 to 3"):
+        training_rows(request(), [rows_batch(1, 1, 1, 1, labels=(0, 1, 2, 3))], [0.1])
+
+
+def test_batches_that_are_not_what_was_asked_for_are_refused() -> None:
+    for batch, lrs, says in (
+        (rows_batch(1, 1, 1, 1), [0.1, 0.1], "as many learning rates, not 2"),
+        (rows_batch(1, 1, 1, 1, images=3), [0.1], "takes 4 images a rank, not 3"),
+        (rows_batch(1, 1, 1), [0.1], r"valid must be bool \(4,\)"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            training_rows(request(), [batch], lrs)

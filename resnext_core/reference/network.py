@@ -72,9 +72,11 @@ def train_pass(
     labels: Array,
     loss: LossConfig,
     scale: float = 1.0,
+    weights: Array | None = None,
 ) -> TrainPass:
     """Run x (3, N, H, W) forward with batch statistics and backward from the loss times `scale`.
 
+    The loss is the mean over rows of `weights` (N,), 1 without, times their cross-entropy.
     Nothing is written to `tensors`: gradients and new running statistics are in the returned record.
     Raises DataError on labels that are no class, UsageError where a batch statistic is over one value.
     """
@@ -84,7 +86,7 @@ def train_pass(
             "train on labelled images of the classes of the model"
         )
     run = TrainPass(spec=spec, tensors=tensors)
-    run.forward_backward(x, labels, loss, scale)
+    run.forward_backward(x, labels, loss, scale, weights)
     return run
 
 
@@ -92,7 +94,7 @@ def train_pass(
 class TrainPass:
     """One pass over a micro-batch and what it found.
 
-    `loss` is the mean over samples without the scale, `gradients` those of the scaled loss by tensor name,
+    `loss` is the weighted mean over rows without the scale, `gradients` those of the scaled loss by tensor name,
     `running` the new running statistics by tensor name, `logits` (N, classes).
     """
 
@@ -103,7 +105,9 @@ class TrainPass:
     loss: float = float("nan")
     logits: Array = field(default_factory=lambda: np.empty(0))
 
-    def forward_backward(self, x: Array, labels: Array, loss: LossConfig, scale: float) -> None:
+    def forward_backward(
+        self, x: Array, labels: Array, loss: LossConfig, scale: float, weights: Array | None
+    ) -> None:
         """Fill the record; each layer hands back the function that carries the gradient through it."""
         backwards: list[Backward] = []
         x, back = self._conv_bn("conv1", "bn1", x, stride=_stem_stride(self.spec), relu=True, first=True)
@@ -117,7 +121,7 @@ class TrainPass:
         self.logits, back = self._head(x)
         backwards.append(back)
         targets = ops.smoothed_targets(labels, self.spec.num_classes, loss.smoothing, loss.smoothing_form)
-        self.loss, gradient = ops.cross_entropy(self.logits, targets.astype(x.dtype))
+        self.loss, gradient = ops.cross_entropy(self.logits, targets.astype(x.dtype), weights)
         gradient *= x.dtype.type(scale)  # a scale beyond the range of the arithmetic overflows here
         for back in reversed(backwards):
             gradient = back(gradient)

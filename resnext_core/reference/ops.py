@@ -164,11 +164,16 @@ def smoothed_targets(labels: Array, classes: int, smoothing: float, form: str) -
     return targets
 
 
-def cross_entropy(logits: Array, targets: Array) -> tuple[float, Array]:
-    """Return the mean of -Σ target · log softmax(logits) over the N rows, and its gradient (N, classes)."""
+def cross_entropy(logits: Array, targets: Array, weights: Array | None = None) -> tuple[float, Array]:
+    """Return the mean of weight · -Σ target · log softmax(logits) over the N rows, and its gradient (N, classes).
+
+    `weights` (N,) None means 1 for every row.
+    """
     shifted = logits - logits.max(axis=1, keepdims=True)
     exponentials = np.exp(shifted)
     total = exponentials.sum(axis=1, keepdims=True)
-    loss = -(targets * (shifted - np.log(total))).sum(axis=1).mean()
+    losses = -(targets * (shifted - np.log(total))).sum(axis=1)
     gradient = exponentials / total * targets.sum(axis=1, keepdims=True) - targets
-    return float(loss), (gradient / len(logits)).astype(logits.dtype)
+    if weights is not None:
+        losses, gradient = weights * losses, weights[:, None] * gradient
+    return float(losses.mean()), (gradient / len(logits)).astype(logits.dtype)

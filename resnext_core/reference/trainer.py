@@ -12,7 +12,7 @@ from resnext_core.interfaces import Batch, TrainRequest, TrainState
 from resnext_core.reference.network import normalize, train_pass
 from resnext_core.reference.ops import Array
 from resnext_core.reference.predictor import ReferencePredictor
-from resnext_core.trainer_state import StepCounter, check_state
+from resnext_core.trainer_state import Rows, StepCounter, check_state, training_rows
 
 #: Added to the norm when clipping, as torch.nn.utils.clip_grad_norm_ does.
 CLIP_EPS = 1e-6
@@ -24,9 +24,10 @@ class ReferenceTrainer:
     In float64 weights, momentum and EMA are float64 too, and :meth:`state` rounds them to float32: a run
     resumed from it goes on from the rounded values. In float32 resuming is exact to the bit.
 
-    Every row of a training batch counts, whatever its `valid` says: an image that could not be decoded is
-    a row with its label and black pixels. Running statistics are those of this rank, and they move on every
+    Rows that are not valid have weight 0 in the loss, see :func:`~resnext_core.trainer_state.training_rows`;
+    batch statistics are over all rows. Running statistics are those of this rank, and they move on every
     micro-batch, also on a step that is skipped because its gradients overflowed, as on every framework.
+    The EMA follows there too.
 
     Raises UsageError on an arithmetic or a split of the batch that it cannot do.
     """
@@ -57,10 +58,9 @@ class ReferenceTrainer:
 
         Raises UsageError on batches that are not of the size asked for, DataError on impossible labels.
         """
-        if len(batches) != len(lrs):
-            raise UsageError(f"{len(batches)} batches need as many learning rates, not {len(lrs)}")
+        rows = training_rows(self._request, batches, lrs)
         return np.array(
-            [self._run_step(b, float(lr)) for b, lr in zip(batches, lrs, strict=True)], np.float32
+            [self._run_step(b, r, float(lr)) for b, r, lr in zip(batches, rows, lrs, strict=True)], np.float32
         )
 
     def predictor(self, *, ema: bool = False) -> ReferencePredictor:
@@ -105,15 +105,11 @@ class ReferenceTrainer:
         groups = {"weights": self._weights, "momentum": self._momentum}
         return groups if self._ema is None else {**groups, "ema": self._ema}
 
-    def _run_step(self, batch: Batch, lr: float) -> float:
-        if len(batch) != self._request.batch_size or len(batch.images) != len(batch):
-            raise UsageError(
-                f"a training step takes {self._request.batch_size} images a rank, not {len(batch.images)}"
-            )
+    def _run_step(self, batch: Batch, rows: Rows, lr: float) -> float:
         # An overflow is an outcome here, seen by `_take` or by the caller in the loss, not a warning.
         kept = self._running() if self._request.skip_nonfinite else {}
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            loss, gradients = self._accumulate(batch)
+            loss, gradients = self._accumulate(batch, rows)
             loss, gradients = self._average_ranks(loss, gradients)
             for gradient in gradients.values():
                 gradient /= self._dtype.type(self._count.scale)
@@ -126,15 +122,21 @@ class ReferenceTrainer:
             self._update_ema()
         return loss
 
-    def _accumulate(self, batch: Batch) -> tuple[float, dict[str, Array]]:
-        """Return the mean loss and the mean scaled gradient over the micro-batches."""
+    def _accumulate(self, batch: Batch, rows: Rows) -> tuple[float, dict[str, Array]]:
+        """Return the mean weighted loss and its mean scaled gradient over the micro-batches."""
         total, gradients = 0.0, {n: np.zeros_like(a) for n, a in self._momentum.items()}
         micro = self._request.batch_size // self._request.accumulate
         for start in range(0, self._request.batch_size, micro):
             part = slice(start, start + micro)
             x = normalize(batch.images[part], self._request.weights.preprocess, self._dtype)
             found = train_pass(
-                self._spec, self._weights, x, batch.labels[part], self._request.loss, self._count.scale
+                self._spec,
+                self._weights,
+                x,
+                rows.labels[part],
+                self._request.loss,
+                self._count.scale,
+                rows.weights[part],
             )
             self._weights |= found.running
             total += found.loss / self._request.accumulate

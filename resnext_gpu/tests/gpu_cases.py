@@ -11,6 +11,7 @@ from resnext_core.distributed import RankInfo, SingleProcess
 from resnext_core.interfaces import Batch, TrainRequest, TrainState
 from resnext_core.preprocess import PreprocessSpec
 from resnext_core.spec import ModelSpec
+from resnext_core.trainer_state import Rows
 from resnext_core.weights import Weights, random_weights
 
 CLASSES = 5
@@ -40,6 +41,11 @@ def batches(count: int, images: int = 6, size: int = 16) -> list[Batch]:
         )
         for _ in range(count)
     ]
+
+
+def rows_of(given: list[Batch]) -> list[Rows]:
+    """Return the labels of batches and weights that are all different."""
+    return [Rows(labels=b.labels, weights=np.arange(len(b)) / 7 + i) for i, b in enumerate(given)]
 
 
 def part(batch: Batch, rank: RankInfo) -> Batch:

@@ -13,7 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-from gpu_cases import batches, differing, relative, tiny_weights, train_request  # noqa: E402
+from gpu_cases import batches, differing, relative, rows_of, tiny_weights, train_request  # noqa: E402
 from gpu_convolutions import (  # noqa: E402
     ALL_WIDTHS,
     BF16,
@@ -54,13 +54,14 @@ def test_the_feed_delivers_while_the_gpu_is_busy() -> None:
     busy = torch.randn(2048, 2048, device=device)
     for _ in range(2):
         found = []
-        for images, labels in feeding(given):
+        for tensors in feeding(given, rows_of(given)):
             for _ in range(20):
                 busy = busy @ busy / 2048
-            found.append((images.clone(), labels.clone()))
-        for (images, labels), batch in zip(found, given, strict=True):
+            found.append([tensor.clone() for tensor in tensors])
+        for (images, labels, weights), batch, rows in zip(found, given, rows_of(given), strict=True):
             np.testing.assert_array_equal(images.cpu().numpy(), batch.images)
             np.testing.assert_array_equal(labels.cpu().numpy(), batch.labels)
+            np.testing.assert_array_equal(weights.cpu().numpy(), rows.weights.astype(np.float32))
 
 
 @pytest.mark.parametrize("compute", ["float32", "bfloat16", "float16"])

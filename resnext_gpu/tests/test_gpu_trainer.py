@@ -14,7 +14,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-from gpu_cases import batches, differing, relative, tiny_weights, train_request  # noqa: E402
+from gpu_cases import batches, differing, relative, rows_of, tiny_weights, train_request  # noqa: E402
 from resnext_gpu.network import Arithmetic, Network, max_pool  # noqa: E402
 from resnext_gpu.options import GpuOptions  # noqa: E402
 from resnext_gpu.step import Step, Table  # noqa: E402
@@ -345,12 +345,13 @@ def test_the_feed_fills_one_slot_while_the_other_is_used(monkeypatch: pytest.Mon
     feeding = feed.Feed(torch.device("cuda", 0))
     for _ in range(2):  # two calls of run_steps
         seen, slots = [], []
-        for images, labels in feeding(given):
-            seen.append((images.clone().numpy(), labels.clone().numpy()))
-            slots.append(images.data_ptr())
-        for (images, labels), batch in zip(seen, given, strict=True):
+        for tensors in feeding(given, rows_of(given)):
+            seen.append([tensor.clone().numpy() for tensor in tensors])
+            slots.append(tensors[0].data_ptr())
+        for (images, labels, weights), batch, rows in zip(seen, given, rows_of(given), strict=True):
             np.testing.assert_array_equal(images, batch.images)
             np.testing.assert_array_equal(labels, batch.labels)
+            np.testing.assert_array_equal(weights, rows.weights.astype(np.float32))
         assert len(set(slots)) == 2
         assert all(a != b for a, b in itertools.pairwise(slots))
     filled = [slot.filled for slot in feeding._slots]
@@ -468,5 +469,6 @@ def test_a_step_stays_on_its_device(
     step = Step(request, table, network, checked=bool(changes), balanced=True, bucket_bytes=1 << 20)
     images = torch.empty((6, 32, 32, 3), dtype=torch.uint8, device=device)
     scalar = torch.full((), 1.0, device=device)
-    loss, found = step(images, torch.zeros(6, dtype=torch.int64, device=device), scalar, scalar)
+    labels, weights = torch.zeros(6, dtype=torch.int64, device=device), torch.ones(6, device=device)
+    loss, found = step(images, labels, weights, scalar, scalar)
     assert loss.device == found.device == device

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from resnext_core.interfaces import Batch
+from resnext_core.trainer_state import Rows
 
 
 class Feed:
-    """Yields (images, labels) on `device`; valid until the next is asked for.
+    """Yields (images, labels, weights) on `device`; valid until the next is asked for.
 
     On a GPU there are two slots, each a page-locked buffer and its twin on the GPU, filled on a stream of its own. A
     slot is filled again only after the step that used it.
@@ -36,31 +37,34 @@ class Feed:
         seconds, self._copied = self._copied, 0.0
         return seconds
 
-    def __call__(self, batches: Sequence[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield each batch as uint8 (N, H, W, 3) and int64 (N,)."""
+    def __call__(
+        self, batches: Sequence[Batch], rows: Sequence[Rows]
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield each batch as uint8 (N, H, W, 3), int64 (N,) and float32 (N,)."""
         if self._stream is None:
-            for batch in batches:
+            for batch, row in zip(batches, rows, strict=True):
                 started = time.perf_counter()
                 # A copy: PyTorch would take read-only memory, and the loader's is used again.
                 images = torch.from_numpy(np.array(batch.images))
-                labels = torch.from_numpy(batch.labels.astype(np.int64))
+                labels = torch.from_numpy(row.labels.astype(np.int64))
+                weights = torch.from_numpy(row.weights.astype(np.float32))
                 self._copied += time.perf_counter() - started
-                yield images, labels
+                yield images, labels, weights
             return
         if not self._slots or self._slots[0].shape != batches[0].images.shape:
             self._slots = [_Slot(batches[0], self._device) for _ in range(2)]
-        self._slots[0].fill(batches[0], self._stream)
+        self._slots[0].fill(batches[0], rows[0], self._stream)
         for i in range(len(batches)):
             slot = self._slots[i % 2]
             if i + 1 < len(batches):
-                self._slots[(i + 1) % 2].fill(batches[i + 1], self._stream)
+                self._slots[(i + 1) % 2].fill(batches[i + 1], rows[i + 1], self._stream)
             current = torch.cuda.current_stream(self._device)
             wait = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             wait[0].record(current)
             current.wait_event(slot.filled)
             wait[1].record(current)
             self._waits.append(wait)
-            yield slot.images, slot.labels
+            yield slot.images, slot.labels, slot.weights
             slot.used.record(current)
 
 
@@ -71,19 +75,23 @@ class _Slot:
         self.shape = batch.images.shape
         self._images = torch.empty(self.shape, dtype=torch.uint8, pin_memory=True)
         self._labels = torch.empty(len(batch.labels), dtype=torch.int64, pin_memory=True)
+        self._weights = torch.empty(len(batch.labels), dtype=torch.float32, pin_memory=True)
         self.images = torch.empty(self.shape, dtype=torch.uint8, device=device)
         self.labels = torch.empty(len(batch.labels), dtype=torch.int64, device=device)
+        self.weights = torch.empty(len(batch.labels), dtype=torch.float32, device=device)
         self.filled, self.used = torch.cuda.Event(), torch.cuda.Event()
         # The buffers come from the stream of the computation: what was freed there must be done with.
         self.used.record(torch.cuda.current_stream(device))
 
-    def fill(self, batch: Batch, stream: Any) -> None:
+    def fill(self, batch: Batch, rows: Rows, stream: Any) -> None:
         """Start the copy of `batch`; it waits for the last step that used the slot."""
         self.filled.synchronize()  # the page-locked buffer has been read
         np.copyto(self._images.numpy(), batch.images)
-        np.copyto(self._labels.numpy(), batch.labels, casting="safe")
+        np.copyto(self._labels.numpy(), rows.labels, casting="safe")
+        np.copyto(self._weights.numpy(), rows.weights, casting="same_kind")
         with torch.cuda.stream(stream):
             stream.wait_event(self.used)
             self.images.copy_(self._images, non_blocking=True)
             self.labels.copy_(self._labels, non_blocking=True)
+            self.weights.copy_(self._weights, non_blocking=True)
             self.filled.record(stream)

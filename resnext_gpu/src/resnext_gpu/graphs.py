@@ -14,7 +14,8 @@ from resnext_gpu.network import Network
 #: Steps before a capture, in which libraries choose their algorithms and allocate.
 _WARM_STEPS = 3
 
-StepFunction = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+#: Images, labels, row weights, learning rate and loss scale to loss and whether the step was skipped.
+StepFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Compiled:
@@ -67,8 +68,10 @@ class Replayed:
         self._outputs: tuple[Tensor, Tensor] | None = None
         self._given_up = False
 
-    def __call__(self, images: Tensor, labels: Tensor, lr: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        given = (images, labels, lr, scale)
+    def __call__(
+        self, images: Tensor, labels: Tensor, weights: Tensor, lr: Tensor, scale: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        given = (images, labels, weights, lr, scale)
         if self._replay is None and not self._given_up:
             self._record(given)
         if self._replay is None or self._outputs is None:

@@ -37,7 +37,9 @@ def _parts_that_fit(step: Step, batch: Batch, micro: int, device: torch.device) 
                     torch.cuda.empty_cache()
                 step.try_backward(
                     torch.from_numpy(batch.images[:size].copy()).to(device),
-                    torch.from_numpy(batch.labels[:size].astype(np.int64)).to(device),
+                    torch.from_numpy(np.where(batch.valid, batch.labels, 0)[:size].astype(np.int64)).to(
+                        device
+                    ),
                 )
                 return parts
             except torch.cuda.OutOfMemoryError:

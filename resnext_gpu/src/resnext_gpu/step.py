@@ -59,16 +59,19 @@ def _join(spec: ModelSpec, weights: dict[str, Tensor]) -> Tensor:
     return flat
 
 
-def smoothed_loss(config: LossConfig, classes: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the mean cross-entropy of float32 logits (N, K) and int64 labels with smoothed targets; see LossConfig."""
+def smoothed_loss(config: LossConfig, classes: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Return the mean over rows of weight times cross-entropy with smoothed targets (see LossConfig).
+
+    Of float32 logits (N, K), int64 labels (N,) and float32 weights (N,).
+    """
     rest = classes - 1 if config.smoothing_form == "others" else classes
     off = config.smoothing / rest if rest else 0.0
     on = 1 - config.smoothing + (off if config.smoothing_form == "uniform" else 0.0)
 
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+    def loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         logs = F.log_softmax(logits, 1)
         picked = logs.gather(1, labels[:, None]).squeeze(1)
-        return -((on - off) * picked + off * logs.sum(1)).mean()
+        return -(((on - off) * picked + off * logs.sum(1)) * weights).mean()
 
     return loss
 
@@ -101,15 +104,17 @@ class Step:
             self._groups.append((weights, grads, moments, amount))
         self._one = torch.ones((), device=table.statistics.device)
 
-    def __call__(self, images: Tensor, labels: Tensor, lr: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """Take a step on uint8 (N, H, W, 3) and int64 (N,), with float32 scalars `lr` and loss `scale`.
+    def __call__(
+        self, images: Tensor, labels: Tensor, weights: Tensor, lr: Tensor, scale: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Take a step on uint8 (N, H, W, 3), int64 (N,) and float32 (N,), with float32 scalars `lr` and loss `scale`.
 
         Returns two float32 scalars: the loss before the update, without the scale, of this rank; and 1 where the step
         was skipped, else 0.
         """
         skips = self._request.skip_nonfinite
         kept = self._table.statistics.clone() if skips else None
-        loss = self.backward(images, labels, scale)
+        loss = self.backward(images, labels, weights, scale)
         with torch.no_grad():
             found = self._update(lr, scale)
             if kept is not None:
@@ -118,7 +123,7 @@ class Step:
                 self.average()
         return loss, found
 
-    def backward(self, images: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
+    def backward(self, images: Tensor, labels: Tensor, weights: Tensor, scale: Tensor) -> Tensor:
         """Fill the gradients: sums over micro-batches and ranks, times `scale`. Returns the mean loss of this rank."""
         count, world = self._request.accumulate, self._request.rank.world
         size = len(images) // count
@@ -126,7 +131,7 @@ class Step:
         total = torch.zeros_like(self._one)
         for i in range(count):
             part = slice(i * size, (i + 1) * size)
-            loss = self._loss(self.forward(images[part]), labels[part])
+            loss = self._loss(self.forward(images[part]), labels[part], weights[part])
             with torch.no_grad():
                 total += loss / count
                 if self._request.skip_nonfinite:  # 0, or not a number: for all ranks to see
@@ -139,7 +144,7 @@ class Step:
     def try_backward(self, images: Tensor, labels: Tensor) -> None:
         """Compute the gradients of one micro-batch for nothing but their use of memory."""
         self.gradients.expect(last=False)
-        self._loss(self.forward(images), labels).backward()
+        self._loss(self.forward(images), labels, torch.ones_like(labels, dtype=torch.float32)).backward()
 
     def average(self) -> None:
         """Move the EMA, if there is one: ema = decay · ema + (1 − decay) · w, over weights and statistics."""

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnext_core.errors import DataError, UsageError
+from resnext_core.errors import UsageError
 from resnext_core.interfaces import Batch, TrainRequest, TrainState
-from resnext_core.trainer_state import StepCounter, check_state
+from resnext_core.trainer_state import StepCounter, check_state, training_rows
 from resnext_gpu.device import channels_last, device_of, note, open_device
 from resnext_gpu.feed import Feed
 from resnext_gpu.graphs import Compiled, Replayed, StepFunction
@@ -30,8 +30,9 @@ _COMPUTE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torc
 class GpuTrainer:
     """A network being trained on the device of its rank.
 
-    Every row of a training batch counts, whatever its `valid` says. Running statistics are those of this rank, and they
-    move on every micro-batch, also on a step that is skipped for its overflow.
+    Rows that are not valid have weight 0 in the loss; batch statistics are over all rows. Running statistics are those
+    of this rank, and they move on every micro-batch, also on a step that is skipped for its overflow; the EMA follows
+    there too.
 
     Raises UsageError on an arithmetic, a split of the batch or a group of ranks that it cannot do, BackendUnavailable
     without the device.
@@ -82,10 +83,7 @@ class GpuTrainer:
         """
         if self._own_step is None:
             raise UsageError("this trainer is closed")
-        if len(batches) != len(lrs):
-            raise UsageError(f"{len(batches)} batches need as many learning rates, not {len(lrs)}")
-        for batch in batches:
-            self._check_batch(batch)
+        rows = training_rows(self._request, batches, lrs)
         if not batches:
             return np.zeros(0, np.float32)
         losses: list[Tensor] = []
@@ -93,8 +91,8 @@ class GpuTrainer:
         waits = self._count.dynamic or (self._request.skip_nonfinite and self._request.ema_decay is not None)
         exhausted = False
         try:
-            for (images, labels), lr in zip(self._feed(batches), lrs, strict=True):
-                loss, found = self._step(images, labels, self._scalar(lr), self._scalar(self._count.scale))
+            for given, lr in zip(self._feed(batches, rows), lrs, strict=True):
+                loss, found = self._step(*given, self._scalar(lr), self._scalar(self._count.scale))
                 losses.append(loss)
                 flags.append(found)
                 if waits:  # what comes next depends on whether this step was taken
@@ -178,17 +176,6 @@ class GpuTrainer:
         if self._request.skip_nonfinite and self._own_step is not None and not found[-1]:
             self._own_step.average()
         flags.clear()
-
-    def _check_batch(self, batch: Batch) -> None:
-        size, images, labels = self._request.batch_size, batch.images, batch.labels
-        if len(labels) != size or len(images) != size:
-            raise UsageError(f"a training step takes {size} images a rank, not {len(images)}")
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-            raise UsageError(f"images must be uint8 (N, H, W, 3), not {images.dtype} {images.shape}")
-        if labels.min() < 0 or labels.max() >= self._spec.num_classes:
-            raise DataError(
-                f"training labels must be 0 to {self._spec.num_classes - 1}, not {labels.tolist()}"
-            )
 
 
 def _closed(*_: Tensor) -> tuple[Tensor, Tensor]:

@@ -78,7 +78,7 @@ def _average_one(decay: Tensor, mean: Tensor, weight: Tensor) -> Tensor:
 
 
 class SmoothedLoss(nn.Cell):
-    """Mean cross-entropy of float32 logits (N, K) with smoothed targets; see LossConfig."""
+    """Mean over rows of weight times cross-entropy of float32 logits (N, K) with smoothed targets; see LossConfig."""
 
     def __init__(self, config: LossConfig, classes: int) -> None:
         super().__init__(auto_prefix=False)
@@ -91,9 +91,9 @@ class SmoothedLoss(nn.Cell):
         self.off = Tensor(off, ms.float32)
         self.log_softmax = ops.LogSoftmax(axis=1)
 
-    def construct(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def construct(self, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         targets = self.one_hot(labels, self.classes, self.on, self.off)
-        return -(targets * self.log_softmax(logits)).sum(1).mean()
+        return -((targets * self.log_softmax(logits)).sum(1) * weights).mean()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -159,12 +159,16 @@ class Gradients(nn.Cell):
         self.weights = weights
         self.gradient = ops.value_and_grad(self.scaled_loss, None, weights, has_aux=True)
 
-    def scaled_loss(self, images: Tensor, labels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        loss = self.loss(self.network(images), labels)
+    def scaled_loss(
+        self, images: Tensor, labels: Tensor, weights: Tensor, scale: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        loss = self.loss(self.network(images), labels, weights)
         return loss * scale, loss
 
-    def construct(self, images: Tensor, labels: Tensor, scale: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        (_, loss), gradients = self.gradient(images, labels, scale)
+    def construct(
+        self, images: Tensor, labels: Tensor, weights: Tensor, scale: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        (_, loss), gradients = self.gradient(images, labels, weights, scale)
         if self.with_loss:
             gradients = (*gradients[:-1], gradients[-1] + loss * 0)
         return loss, gradients
@@ -227,8 +231,10 @@ class Step(nn.Cell):
         super().__init__(auto_prefix=False)
         self.gradients, self.update = gradients, update
 
-    def construct(self, images: Tensor, labels: Tensor, lr: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        loss, gradients = self.gradients(images, labels, scale)
+    def construct(
+        self, images: Tensor, labels: Tensor, weights: Tensor, lr: Tensor, scale: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        loss, gradients = self.gradients(images, labels, weights, scale)
         return loss, self.update(gradients, lr, scale)
 
 
@@ -240,8 +246,8 @@ class Accumulate(nn.Cell):
         self.gradients, self.totals = gradients, totals
         self.map = ops.HyperMap()
 
-    def construct(self, images: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
-        loss, gradients = self.gradients(images, labels, scale)
+    def construct(self, images: Tensor, labels: Tensor, weights: Tensor, scale: Tensor) -> Tensor:
+        loss, gradients = self.gradients(images, labels, weights, scale)
         return ops.depend(loss, self.map(_add, self.totals, gradients))
 
 

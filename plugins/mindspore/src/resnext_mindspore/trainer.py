@@ -7,17 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from resnext_core.errors import DataError, UsageError
+from resnext_core.errors import UsageError
 from resnext_core.interfaces import Batch, TrainRequest, TrainState
-from resnext_core.trainer_state import StepCounter, check_state
+from resnext_core.trainer_state import Rows, StepCounter, check_state, training_rows
 from resnext_mindspore.device import Device, open_device
 
 
 class MindsporeTrainer:
     """A network being trained on `device`.
 
-    Every row of a training batch counts, whatever its `valid` says. Running statistics are those of this
-    rank, and they move on every micro-batch, also on a step that is skipped for its overflow.
+    Rows that are not valid have weight 0 in the loss; batch statistics are over all rows. Running statistics are
+    those of this rank, and they move on every micro-batch, also on a step that is skipped for its overflow; the EMA
+    follows there too.
 
     Raises UsageError on an arithmetic, a split of the batch or a group of ranks that it cannot do.
     """
@@ -66,15 +67,12 @@ class MindsporeTrainer:
         """
         if not self._graphs:
             raise UsageError("this trainer is closed")
-        if len(batches) != len(lrs):
-            raise UsageError(f"{len(batches)} batches need as many learning rates, not {len(lrs)}")
-        for batch in batches:
-            self._check_batch(batch)
+        rows = training_rows(self._request, batches, lrs)
         losses, flags = [], []
         skips = self._request.skip_nonfinite
-        for batch, lr in zip(batches, lrs, strict=True):
+        for batch, row, lr in zip(batches, rows, lrs, strict=True):
             kept = self._untrained() if skips else {}
-            step_losses, finite = self._run_step(batch, float(lr))
+            step_losses, finite = self._run_step(batch, row, float(lr))
             losses.append(step_losses)
             flags.append(finite)
             if skips and not bool(finite.asnumpy()):  # statistics that are not numbers would never recover
@@ -128,13 +126,15 @@ class MindsporeTrainer:
         """Drop the graphs and predictors; the device stays open for the rest of the process."""
         self._predictors, self._graphs = {}, {}
 
-    def _run_step(self, batch: Batch, lr: float) -> tuple[list[Any], Any]:
+    def _run_step(self, batch: Batch, rows: Rows, lr: float) -> tuple[list[Any], Any]:
         """Start one step; return the losses of its micro-batches and the flag `finite`, as Tensors."""
         tensor = self._ms.Tensor
         rate, scale = tensor(np.float32(lr)), tensor(np.float32(self._count.scale))
-        count = self._request.accumulate
+        count, weights = self._request.accumulate, rows.weights.astype(np.float32)
         if count == 1:
-            loss, finite = self._graphs["whole"](tensor(batch.images), tensor(batch.labels), rate, scale)
+            loss, finite = self._graphs["whole"](
+                tensor(batch.images), tensor(rows.labels), tensor(weights), rate, scale
+            )
             return [loss], finite
         size = self._request.batch_size // count
         share = tensor(
@@ -142,7 +142,10 @@ class MindsporeTrainer:
         )  # so that the sum over micro-batches is the mean
         losses = [
             self._graphs["micro"](
-                tensor(batch.images[i : i + size]), tensor(batch.labels[i : i + size]), share
+                tensor(batch.images[i : i + size]),
+                tensor(rows.labels[i : i + size]),
+                tensor(weights[i : i + size]),
+                share,
             )
             for i in range(0, len(batch), size)
         ]
@@ -158,17 +161,6 @@ class MindsporeTrainer:
         """Return copies of what a step moves beside weights and momenta: running statistics and EMA."""
         running = [self._table.weights[t.name] for t in self._spec.tensors if not t.trainable]
         return {p: self._ms.Tensor(p.asnumpy().copy()) for p in [*running, *self._table.averages.values()]}
-
-    def _check_batch(self, batch: Batch) -> None:
-        size, images, labels = self._request.batch_size, batch.images, batch.labels
-        if len(labels) != size or len(images) != size:
-            raise UsageError(f"a training step takes {size} images a rank, not {len(images)}")
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-            raise UsageError(f"images must be uint8 (N, H, W, 3), not {images.dtype} {images.shape}")
-        if labels.min() < 0 or labels.max() >= self._spec.num_classes:
-            raise DataError(
-                f"training labels must be 0 to {self._spec.num_classes - 1}, not {labels.tolist()}"
-            )
 
     def _named(self) -> dict[str, Any]:
         """Return every Parameter of the state under its neutral name."""
