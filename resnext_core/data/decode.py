@@ -28,6 +28,8 @@ from resnext_core.errors import DataError
 
 #: More pixels than this are refused before any of them is decoded (Pillow's own bound).
 MAX_PIXELS = 178_956_970
+#: How the text begins that Git has in place of a large file until that is fetched.
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 class BadImage(DataError):
@@ -36,6 +38,11 @@ class BadImage(DataError):
     def __init__(self, path: str | Path, reason: str) -> None:
         super().__init__(f"cannot read image {path}: {reason}")
         self.reason = reason
+
+    @property
+    def errno(self) -> int | None:
+        """The number of the operating system's error where that is the cause, None where the image itself is bad."""
+        return self.__cause__.errno if isinstance(self.__cause__, OSError) else None
 
 
 def read_image(path: str | Path, *, minimum: int | None = None) -> Image.Image:
@@ -54,8 +61,11 @@ def opened(path: str | Path) -> Iterator[ImageFile.ImageFile]:
     with ExitStack() as stack:
         with _guarded(path):
             stream = stack.enter_context(open(path, "rb"))
-            if not stream.peek(1):
+            start = stream.peek(len(_LFS_POINTER))
+            if not start:
                 raise BadImage(path, "the file is empty")
+            if start.startswith(_LFS_POINTER):
+                raise BadImage(path, "a Git LFS pointer, not an image; run git lfs pull")
             file = stack.enter_context(Image.open(stream, formats=_formats()))
             width, height = file.size
             if width * height > MAX_PIXELS:
