@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,12 +40,14 @@ def noted_end(path: Path) -> int | None:
 def forwarding(send: Callable[[int], None]) -> Iterator[None]:
     """Call `send` with SIGTERM, SIGINT and SIGHUP for the length of the block; in the main thread, others cannot.
 
-    The children should have sessions of their own, so that the terminal's Ctrl-C reaches them once.
+    The children should have sessions of their own, so that the terminal's Ctrl-C reaches them once. A signal that
+    this process ignores stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+    numbers = [n for n in numbers if signal.getsignal(n) is not signal.SIG_IGN]  # nohup, outliving_terminal
     previous = {number: signal.signal(number, lambda n, _: send(n)) for number in numbers}
     try:
         yield
@@ -68,34 +71,95 @@ def kill(process: subprocess.Popen[Any]) -> None:
         process.wait()
 
 
-def copy_output(source: IO[bytes], log: IO[bytes], terminal: IO[str], noise: str | None = None) -> None:
+def copy_output(
+    source: IO[bytes], log: IO[bytes], terminal: IO[str] | None, noise: str | None = None
+) -> None:
     """Copy a stream to the terminal as it comes and to the log in whole lines, which two streams share.
 
-    Lines that begin with `noise` do not reach the terminal. A closed terminal does not stop the log.
+    Lines that begin with `noise` do not reach the terminal. Neither a terminal nor a log that takes no more stops the
+    other, nor the process that writes the stream.
     """
-    pending = b""
+    pending, failed = b"", False
     while block := source.read1(1 << 16):  # type: ignore[attr-defined]
         pending += block
         whole = pending.rfind(b"\n") + 1 or (len(pending) if len(pending) > 1 << 16 else 0)
         lines, pending = pending[:whole], pending[whole:]
-        log.write(lines)
+        failed = _keep(lines, log, terminal, failed)
         _show(block if noise is None else _without(lines, noise), terminal)
-    log.write(pending)
+    _keep(pending, log, terminal, failed)
     if noise is not None:
         _show(_without(pending, noise), terminal)
+
+
+def say_error(text: str) -> None:
+    """Print a line on standard error, if anybody is there to read it."""
+    _show(f"{text}\n".encode(errors="backslashreplace"), sys.stderr)
+
+
+def silence(stream: IO[str] | None) -> None:
+    """Have what is still buffered for a stream that takes no more, and all that follows, go nowhere."""
+    with contextlib.suppress(OSError, ValueError):
+        if stream is not None:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+
+
+def hold_standard_streams() -> None:
+    """Open what of standard input, output and error is closed, on nothing.
+
+    Else the next file gets that number, and a child process takes it for its output.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+
+
+@contextlib.contextmanager
+def outliving_terminal() -> Iterator[None]:
+    """Ignore SIGHUP, which a terminal that closes sends, for the length of the block; children inherit that."""
+    number = getattr(signal, "SIGHUP", None)
+    if number is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(number)
+    if before is signal.SIG_DFL:
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def _keep(lines: bytes, log: IO[bytes], terminal: IO[str] | None, failed: bool) -> bool:
+    """Add lines to a log and return whether that fails; said once on the terminal."""
+    try:
+        while lines:
+            lines = lines[log.write(lines) :]
+    except OSError as error:
+        if not failed:
+            _show(f"cannot write {log.name}: {error.strerror}; going on\n".encode(), terminal)
+        return True
+    return failed
 
 
 def _without(lines: bytes, noise: str) -> bytes:
     return b"".join(line for line in lines.splitlines(keepends=True) if not line.startswith(noise.encode()))
 
 
-def _show(block: bytes, terminal: IO[str]) -> None:
-    with contextlib.suppress(OSError, ValueError):
+def _show(block: bytes, terminal: IO[str] | None) -> None:
+    if terminal is None:  # closed from the start
+        return
+    try:
         if hasattr(terminal, "buffer"):
             terminal.buffer.write(block)
         else:
             terminal.write(block.decode(errors="replace"))
         terminal.flush()
+    except (OSError, ValueError):
+        silence(terminal)
 
 
 def how_it_ended(returncode: int) -> str:

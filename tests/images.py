@@ -90,6 +90,9 @@ def bad_images(folder: Path) -> dict[str, Path]:
     (folder / "text.jpg").write_text("this is no photograph\n" * 100)
     (folder / "zeros.png").write_bytes(bytes(5000))
     (folder / "script.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n%%EOF\n")
+    (folder / "pointer.jpg").write_text(
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{0:064d}\nsize 9\n"
+    )
     (folder / "bomb.png").write_bytes(_png_bomb(20_000, 20_000))
     Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(folder / "float.tif")
     Image.fromarray(np.full((8, 8), 1 << 20, np.int32)).save(folder / "int32.tif")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from command_line import CommandLine, environment, write_plugin
-from processes import finish
+from processes import eventually, finish
 
 from resnext_core.checkpoint import load_checkpoint, load_latest
 from resnext_core.errors import EXIT_DATA, EXIT_INTERRUPTED, EXIT_USAGE
@@ -370,3 +370,72 @@ def test_a_diverging_run_stops_and_keeps_what_it_has(
     words = ["train", "--recipe", recipe, "--data", photos, "--output", tmp_path, "--name", "run"]
     says = ("loss is not a number at step", "lower optimizer.lr")
     cli.refuses(EXIT_DATA, *words, "--set", "optimizer.lr=1e30", says=says)
+
+
+# -- the terminal --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("way", ["pipe", "full", "closed"])
+def test_a_terminal_that_takes_nothing_ends_no_training(
+    photos: Path, recipe: Path, tmp_path: Path, way: str, devices: int
+) -> None:
+    """EPIPE, ENOSPC, and no standard output at all, of one process and through the launcher."""
+    words = ["--backend", "reference", "train", "--recipe", recipe, "--data", photos, "--output", tmp_path]
+    words += ["--name", "run", "--set", "data.workers=1", "--devices", devices]
+    command = [sys.executable, "-m", "resnext_core.cli", *map(str, words)]
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with open("/dev/full", "w") as full, os.fdopen(theirs, "w") as pipe:
+        done = subprocess.run(
+            ["sh", "-c", 'exec "$@" >&-', "sh", *command] if way == "closed" else command,
+            env=environment(), stdout={"pipe": pipe, "full": full, "closed": None}[way], stderr=subprocess.PIPE,
+            text=True, timeout=120, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    run = RunFolder(tmp_path / "run")
+    assert run.read_records()[-1]["kind"] == "end"
+    log = (run.path / "log.txt").read_text()
+    assert "epoch   2  val top-1" in log
+    if devices == 1 and way != "closed":
+        assert log.count("the terminal takes no more") == 1
+    if devices == 2:
+        assert "epoch   2  val top-1" in (run.logs / "rank-0.log").read_text()
+    # what a worker decoded is what was trained on: its memory did not take the number of a closed stream
+    losses = [r["loss"] for r in run.read_records() if r["kind"] == "train"]
+    assert len(set(losses)) > 6
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_terminal_that_hangs_up_ends_no_training(start: list[str], tmp_path: Path, devices: int) -> None:
+    """A real one, with SIGHUP and EIO, while the progress bar is drawn on it."""
+    master, slave = os.openpty()
+    words = [*start, "--name", "run", "--epochs", "2000", "--devices", str(devices)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", TERMINAL, *words], env=environment(TERM="xterm"), stdin=slave, stdout=slave,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    os.close(slave)
+    seen = b""
+    while b"12000" not in seen and b"step      6" not in seen:  # the bar's total; the launcher has no bar
+        seen += os.read(master, 4096)
+    run = RunFolder(tmp_path / "run")
+    os.close(master)
+    steps = len(run.read_records())
+    assert eventually(lambda: len(run.read_records()) > steps + 10)
+    assert process.poll() is None
+    process.terminate()
+    assert finish(process) == (EXIT_INTERRUPTED, finish_line(run, devices))
+
+
+TERMINAL = """
+import fcntl, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from resnext_core.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def finish_line(run: RunFolder, devices: int) -> str:
+    step = load_latest(run.checkpoints, pytest.fail).progress.step
+    return f"resnext-run: stopped after step {step}; continue with --resume {run.path}\n"

@@ -70,6 +70,7 @@ def test_reasons(bad: dict[str, Path]) -> None:
 
     assert reason("empty.jpg") == "the file is empty"
     assert "not an image of a known format (JPEG, PNG" in reason("text.jpg")
+    assert reason("pointer.jpg") == "a Git LFS pointer, not an image; run git lfs pull"
     assert "not an image" in reason("script.jpg")  # PostScript is never tried
     assert "truncated" in reason("truncated.jpg")
     assert reason("missing.jpg") == "No such file or directory"

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from resnext_core import __version__
+from resnext_core.children import hold_standard_streams
 from resnext_core.errors import (
     EXIT_INTERRUPTED,
     EXIT_OK,
@@ -64,6 +65,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``resnext-run`` with `argv` (the process's own by default) and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    hold_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file name need not be text that the terminal can show
         sys.stdout.reconfigure(errors="backslashreplace")
     follow_launcher(os.environ)

@@ -3,39 +3,48 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from resnext_core.children import silence
 from resnext_core.runs import Record
+
+#: Seconds between two drawings of the progress bar.
+_REFRESH_S = 0.1
 
 
 class Output:
     """Lines for people on standard output, or on standard error when --json owns standard output.
 
-    Where they also go to a `log` file, nobody needs to be there to read them: a closed terminal or pipe ends nothing.
+    Where they also go to a `log` file, nobody needs to be there to read them: a terminal, pipe or file that takes no
+    more ends nothing. The log says that it happened.
     """
 
     def __init__(self, *, json_result: bool = False, quiet: bool = False, log: Path | None = None) -> None:
         self.json_result, self.quiet, self.log = json_result, quiet, log
-        self._stream = sys.stderr if json_result else sys.stdout
+        self._stream = sys.stderr if json_result else sys.stdout  # None where it was closed from the start
+        self._gone = self._stream is None
 
     def say(self, text: str) -> None:
         """Print a line for people, and add it to the log file if there is one."""
-        if not self.quiet:
+        if not self.quiet and not self._gone:
             try:
                 print(text, file=self._stream, flush=True)
-            except BrokenPipeError:
-                if self.log is None:
-                    raise
-                self.quiet = True
-                os.dup2(
-                    os.open(os.devnull, os.O_WRONLY), self._stream.fileno()
-                )  # what is buffered goes there
+            except (OSError, ValueError) as error:
+                self.lose(error)
         self.note(text)
+
+    def lose(self, error: OSError | ValueError) -> None:
+        """Go on without the terminal that failed with `error`; raises it where there is no log to go on in."""
+        if self.log is None or isinstance(error, UnicodeError):
+            raise error
+        self._gone = True
+        silence(self._stream)
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        self.note(f"the terminal takes no more ({reason}); going on without it")
 
     def note(self, text: str) -> None:
         """Add a line to the log file alone."""
@@ -59,7 +68,10 @@ class Output:
     @property
     def interactive(self) -> bool:
         """True where a progress bar can be drawn."""
-        return not self.quiet and self._stream.isatty()
+        try:
+            return not self.quiet and not self._gone and self._stream.isatty()
+        except ValueError:  # closed
+            return False
 
 
 class ProgressBar:
@@ -70,11 +82,13 @@ class ProgressBar:
         self._bars: dict[str, Any] = {}
         self._started: dict[str, float] = {}
         self._progress: Any = None
+        self._refreshed = 0.0
 
     def __call__(self, record: Record) -> None:
         kind = record["kind"]
         if kind == "progress":
-            self._advance(record)
+            if self._output.interactive:
+                self._drawn(lambda: self._advance(record))
             return
         line = describe(record)
         if line is None:
@@ -82,7 +96,8 @@ class ProgressBar:
         if self._progress is not None and kind == "train":
             self._output.note(line)  # the bar shows it already
         elif self._progress is not None:
-            self._progress.console.print(line, highlight=False, markup=False)
+            progress = self._progress
+            self._drawn(lambda: progress.console.print(line, highlight=False, markup=False))
             self._output.note(line)
         else:
             self._output.say(line)
@@ -90,12 +105,20 @@ class ProgressBar:
     def close(self) -> None:
         """Take the bar off the terminal."""
         if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+            progress, self._progress = self._progress, None
+            self._drawn(progress.stop)
+
+    def _drawn(self, draw: Callable[[], object]) -> None:
+        """Draw on the terminal; one that is gone loses the bar, and nothing else."""
+        try:
+            draw()
+        except (OSError, ValueError) as error:
+            progress, self._progress = self._progress, None
+            self._output.lose(error)
+            if progress is not None:
+                progress.stop()
 
     def _advance(self, record: Record) -> None:
-        if not self._output.interactive:
-            return
         if self._progress is None:
             self._progress = _rich_progress(self._output)
             self._progress.start()
@@ -113,6 +136,9 @@ class ProgressBar:
         self._progress.update(
             self._bars[what], completed=record["done"], total=record["total"], detail=detail, visible=not done
         )
+        if done or time.perf_counter() - self._refreshed > _REFRESH_S:
+            self._progress.refresh()
+            self._refreshed = time.perf_counter()
 
 
 def describe(record: Record) -> str | None:
@@ -150,6 +176,7 @@ def _rich_progress(output: Output) -> Any:
         TextColumn("{task.description:>6}"), BarColumn(bar_width=None), MofNCompleteColumn(),
         TimeRemainingColumn(), TextColumn("{task.fields[detail]}"),
         console=Console(stderr=output.json_result), transient=True,
+        auto_refresh=False,  # its thread would die of a terminal that is gone, and say so
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from resnext_core.checkpoint import best_weights
+from resnext_core.children import outliving_terminal
 from resnext_core.cli.common import (
     DEFAULT_RECIPE,
     add_config_flags,
@@ -62,6 +63,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def handle(args: argparse.Namespace) -> int:
+    with outliving_terminal():
+        return _handle(args)
+
+
+def _handle(args: argparse.Namespace) -> int:
     plugins = load_plugins()
     recipe = DEFAULT_RECIPE if args.data else DEMO_RECIPE
     resumed, backend_id, config = resumed_config(args, plugins, recipe)

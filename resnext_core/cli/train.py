@@ -16,6 +16,7 @@ from typing import Any
 
 from resnext_core import __version__
 from resnext_core.checkpoint import best_weights, load_latest
+from resnext_core.children import outliving_terminal
 from resnext_core.cli.common import (
     DEFAULT_RECIPE,
     add_config_flags,
@@ -61,6 +62,11 @@ def add_resume_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def handle(args: argparse.Namespace) -> int:
+    with outliving_terminal():
+        return _handle(args)
+
+
+def _handle(args: argparse.Namespace) -> int:
     plugins = load_plugins()
     rank = rank_info()
     resumed, backend_id, config = resumed_config(args, plugins, DEFAULT_RECIPE)
