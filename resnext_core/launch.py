@@ -90,8 +90,8 @@ def launch_local(request: LaunchRequest, group: Group | None = None) -> int:
     Without `group` these are all ranks of the job, and each gets RESNEXT_RANK, RESNEXT_WORLD_SIZE, RESNEXT_LOCAL_RANK,
     RESNEXT_MASTER and RESNEXT_JOB. Each gets its share of the processors (OMP_NUM_THREADS, unless the user set it).
     Output is appended to ``log_dir/rank-<n>.log``; the first one's also goes to the terminal. SIGTERM, SIGINT and
-    SIGHUP are passed on to the ranks and waited for, unless they are ignored. When a rank fails, it is named on standard
-    error with its last lines and the others are stopped (SIGTERM, after 20 s SIGKILL).
+    SIGHUP are passed on to the ranks and waited for, unless they are ignored. When a rank fails, it is named on
+    standard error with its last lines and the others are stopped (SIGTERM, after 20 s SIGKILL).
 
     Returns 0, or the exit code of the first rank that failed (128 + n when signal n killed it), or 4 when one hangs. A
     rank that notes its exit code in the file RESNEXT_END, as resnext-run does, is believed whatever kills it then.
