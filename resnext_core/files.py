@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -13,10 +14,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from resnext_core.errors import DataError
+from resnext_core.errors import DataError, UsageError, quoted
 
+#: The beginning of a URL; :class:`pathlib.Path` leaves one slash of the two.
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+:)/+")
 #: Bytes of a temporary file's name before its random part: 255 in all is what file systems take.
 _LONGEST_NAME = 240
+
+
+def local_path(text: str | Path) -> Path:
+    """Return a path that the user gave; UsageError where it is an address like ``https://...``.
+
+    A path that exists is none, whatever it looks like.
+    """
+    match = _ADDRESS.match(str(text))
+    if match and not os.path.lexists(text):
+        address = f"{match[1]}//{str(text)[match.end() :]}"
+        raise UsageError(
+            f"{quoted(address)} is an address, not a file; download it first, then give its path"
+        )
+    return Path(text)
 
 
 @contextmanager

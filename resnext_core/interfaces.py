@@ -192,9 +192,10 @@ class Backend:
     ``--backend`` the available one of highest `priority` that can do what is asked is taken. `probe()`
     returns None when the backend can run here, or one sentence on what is missing; it must be fast and
     must not import a framework. `formats` are the file suffixes that the predictor can serve; a backend that
-    serves weights in memory lists ``.safetensors``. `exporters` maps a format name (``onnx``) to its
-    exporter. `connect` joins the other ranks and returns the collectives; None takes core's own over TCP.
-    `launch` starts several processes and returns their exit code; None takes core's own local launcher.
+    serves weights in memory lists ``.safetensors``. `format_probe` is asked with one of them, and says like `probe()`
+    why such files cannot be served here; None where all can that `probe()` allows. `exporters` maps a format name
+    (``onnx``) to its exporter. `connect` joins the other ranks and returns the collectives; None takes core's own
+    over TCP. `launch` starts several processes and returns their exit code; None takes core's own local launcher.
     `steps_per_call` is how many steps the trainer likes in one call of :meth:`Trainer.run_steps`.
 
     Factories import their framework when called, never before.
@@ -208,6 +209,7 @@ class Backend:
     trainer: Callable[[TrainRequest], Trainer] | None = None
     predictor: Callable[[PredictRequest], Predictor] | None = None
     formats: tuple[str, ...] = (".safetensors",)
+    format_probe: Callable[[str], str | None] | None = None
     exporters: Mapping[str, Exporter] = field(default_factory=dict)
     options: type | None = None
     steps_per_call: int = 1

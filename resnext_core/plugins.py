@@ -134,6 +134,16 @@ def probe(backend: Backend) -> str | None:
         return f"its probe failed: {_one_line(error)}"
 
 
+def format_reason(backend: Backend, suffix: str) -> str | None:
+    """Return why `backend` cannot serve files that end with `suffix` here, or None; see :class:`Backend`."""
+    if backend.format_probe is None:
+        return None
+    try:
+        return backend.format_probe(suffix)
+    except Exception as error:
+        return f"its probe failed: {_one_line(error)}"
+
+
 @functools.cache
 def load_plugins() -> PluginSet:
     """Load every plugin once; a broken one becomes a line in `problems`, never an exception."""

@@ -14,6 +14,7 @@ from resnext_core.convert.containers import readable
 from resnext_core.convert.reading import Stated, read_foreign
 from resnext_core.distributed import RankInfo
 from resnext_core.errors import BackendUnavailable, DataError, UsageError, suggest
+from resnext_core.files import local_path
 from resnext_core.interfaces import Backend, Predictor, PredictRequest
 from resnext_core.plugins import PluginSet
 from resnext_core.preprocess import PreprocessSpec
@@ -39,6 +40,7 @@ class Served:
 
 def find_model(path: Path) -> Path:
     """Return the file to serve: `path` itself, or the best weights of a run or checkpoint folder (DataError)."""
+    path = local_path(path)
     if path.is_dir():
         if (path / "weights.safetensors").is_file():
             return path / "weights.safetensors"

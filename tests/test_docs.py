@@ -519,7 +519,7 @@ def test_environment_variables_match() -> None:
 
 def test_tolerances_match() -> None:
     table = {row[0]: row[1] for row in rows(CONTRACT, "Tolerances")}
-    doctor = importlib.import_module("resnext_core.cli.doctor")
+    doctor = importlib.import_module("resnext_core.cli.backend_check")
     export = importlib.import_module("resnext_core.cli.export")
     for label, value in (
         ("float32 logits", cases.TOLERANCE),

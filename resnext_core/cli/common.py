@@ -9,6 +9,7 @@ from typing import Any
 
 from resnext_core.config import Config, Layer, load_config, parse_set, read_layer
 from resnext_core.errors import EXIT_OK, UsageError, suggest
+from resnext_core.files import local_path
 from resnext_core.interfaces import Backend
 from resnext_core.plugins import PluginSet
 
@@ -120,6 +121,11 @@ def resolve_config(
             layers.append(Layer(source=source, values={section: {key: value}}))
     layers += parse_set(args.set)
     config, sources = load_config(layers, plugins.option_types())
+    data = config.data
+    for given in (
+        data.dir, data.train, data.val, data.test, data.quarantine, config.model.pretrained, config.output.dir
+    ):  # fmt: skip
+        local_path(given or "")
     if args.print_config:
         _print_config(config, sources)
         raise SystemExit(EXIT_OK)

@@ -19,7 +19,7 @@ from resnext_core.data.batch import Task
 from resnext_core.data.index import Index, image_folder
 from resnext_core.data.sampler import eval_batches
 from resnext_core.errors import EXIT_DATA, EXIT_OK, DataError, UsageError
-from resnext_core.files import atomic_path
+from resnext_core.files import atomic_path, local_path
 from resnext_core.jobs import eval_loader
 from resnext_core.metrics import softmax
 from resnext_core.plugins import load_plugins
@@ -131,7 +131,7 @@ def _expand(words: Sequence[str]) -> Iterator[Path]:
     """Yield the files named by `words`: files as they are, folders by their images, - by standard input."""
     for word in words:
         if word == "-":
-            yield from (Path(line.rstrip("\n")) for line in sys.stdin if line.strip())
+            yield from (local_path(line.rstrip("\n")) for line in sys.stdin if line.strip())
         elif Path(word).is_dir():
             found = image_folder(Path(word))
             yield from (found.path(i) for i in range(len(found)))

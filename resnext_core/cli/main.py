@@ -7,6 +7,7 @@ import importlib
 import io
 import itertools
 import os
+import re
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -22,8 +23,9 @@ from resnext_core.errors import (
     UsageError,
     suggest,
 )
+from resnext_core.files import local_path
 from resnext_core.interfaces import Command
-from resnext_core.plugins import PluginSet, load_plugins
+from resnext_core.plugins import CORE, PluginSet, load_plugins
 from resnext_core.signals import follow_launcher
 
 _EPILOG = """\
@@ -104,8 +106,18 @@ def _run(words: list[str]) -> int:
     parser.add_argument("--backend", metavar="ID", help="backend to use; see 'resnext-run backends'")
     module.configure(parser)
     args = parser.parse_args(words[:position] + words[position + 1 :])
+    if plugins.origins.get(name) == CORE:  # no flag of core takes anything but a file of this machine
+        _refuse_addresses(args)
     result = module.handle(args)
     return int(result)
+
+
+def _refuse_addresses(args: argparse.Namespace) -> None:
+    """Raise UsageError where the value of a flag, or of ``--set KEY=VALUE``, is a URL."""
+    for given in vars(args).values():
+        for word in given if isinstance(given, list) else [given]:
+            if isinstance(word, str):
+                local_path(re.sub(r"^[\w.-]+=", "", word))
 
 
 def _top_parser(plugins: PluginSet) -> Parser:

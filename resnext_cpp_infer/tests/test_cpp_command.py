@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -255,3 +256,77 @@ def test_labels_need_names_of_their_own(tmp_path: Path) -> None:
 
 def test_the_program_is_found_where_it_was_built(program: Path) -> None:
     assert find_program() == program
+
+
+# -- what is here, and what it was built from ----------------------------------------------------
+
+
+def test_a_program_of_other_sources_is_not_taken_but_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(program_module.VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    copy = tmp_path / "cpp"
+    shutil.copytree(program_module.sources(), copy)
+    monkeypatch.setattr(program_module, "sources", lambda: copy)
+    folders = []
+    for name in ("src/main.cpp", "CMakeLists.txt", "engines/ort_api.h", "include/resnext_engine.h"):
+        program_module.sources_digest.cache_clear()
+        folders.append(program_module.build_folder())
+        made = folders[-1] / program_module.NAME
+        made.parent.mkdir(parents=True)
+        made.write_text("")
+        made.chmod(0o755)
+        assert find_program() == made
+        with (copy / name).open("a") as stream:
+            stream.write(" ")
+        program_module.sources_digest.cache_clear()
+        code, _, err = say(capfd, "cpp", "path")
+        assert code == 4
+        assert "was built from other sources; run: resnext-run cpp build" in err, name
+    assert len(set(folders)) == 4
+    program_module.sources_digest.cache_clear()
+
+
+def test_what_each_engine_lacks_is_said(
+    build_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The engines beside the program, and the libraries that they need; empty files stand in for CANN's."""
+    shutil.copytree(build_dir, tmp_path / "here", ignore=shutil.ignore_patterns("CMake*", "*.a"))
+    monkeypatch.setenv(program_module.VARIABLE, str(tmp_path / "here" / "resnext-infer"))
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
+    reason = load_plugins().backends["cpp-infer"].format_probe
+    assert reason is not None
+    assert "set LITE_HOME" in str(reason(".mindir"))
+    assert "install CANN" in str(reason(".om"))
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    (tmp_path / "libascendcl.so").touch()
+    assert reason(".om") is None
+    monkeypatch.setattr(program_module, "onnxruntime_library", lambda: None)
+    assert "pip install onnxruntime" in str(reason(".onnx"))
+    code, out, _ = say(capfd, "backends", "--json")
+    (found,) = (b for b in json.loads(out)["backends"] if b["id"] == "cpp-infer")
+    assert (code, set(found["formats_not_here"])) == (0, {".onnx", ".mindir"})
+    (tmp_path / "libonnxruntime.so.1").touch()
+    assert reason(".onnx") is None
+    (tmp_path / "here" / "libresnext_engine_onnx.so").unlink()
+    assert "there is no engine 'onnx'" in str(reason(".onnx"))
+
+
+def test_doctor_checks_what_it_can_and_calls_a_healthy_program_ready(
+    onnx_file: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = say(capfd, "--backend", "cpp-infer", "doctor", "--json")
+    (found,) = json.loads(out)["backends"]
+    states = {f["format"]: f["state"] for f in found["formats"]}
+    assert (code, found["state"], states[".onnx"]) == (0, "ready", "ready")
+    assert states[".mindir"] == "not here"
+    assert found["difference"] < 1e-5
+
+
+def test_the_extra_brings_a_runtime() -> None:
+    root = Path(__file__).parents[2]
+    (line,) = (x for x in (root / "pyproject.toml").read_text().splitlines() if x.startswith("cpp-infer ="))
+    assert "resnext-cpp-infer[onnxruntime]" in line
+    assert '\nonnxruntime = ["onnxruntime>=' in (root / "resnext_cpp_infer" / "pyproject.toml").read_text()

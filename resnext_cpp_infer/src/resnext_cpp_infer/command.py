@@ -12,7 +12,14 @@ from resnext_core.cli.output import Output
 from resnext_core.errors import UsageError
 from resnext_cpp_infer.options import CppInferOptions
 from resnext_cpp_infer.predictor import engine_flags
-from resnext_cpp_infer.program import build, build_folder, find_program, onnxruntime_library
+from resnext_cpp_infer.program import (
+    build,
+    build_folder,
+    engines_beside,
+    find_program,
+    onnxruntime_library,
+    other_builds,
+)
 
 EPILOG = """\
 examples:
@@ -53,9 +60,9 @@ def handle(args: argparse.Namespace) -> int:
     for name, (state, detail) in found.items():
         output.say(f"{name:<8} {state:<8} {detail}")
     program = build(folder, [f"-D{text}" for text in args.define], output.say)
-    engines = subprocess.run(
-        [program, "--list-engines"], capture_output=True, text=True, check=True
-    ).stdout.split()
+    engines = engines_beside(program)
+    for old in other_builds():  # another installation may use them
+        output.say(f"{old} is of other sources; delete it if no other installation uses it")
     value = {
         "program": str(program), "engines": engines,
         "sdks": {name: {"state": state, "detail": detail} for name, (state, detail) in found.items()},

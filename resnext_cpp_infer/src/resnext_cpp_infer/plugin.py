@@ -9,7 +9,7 @@ from resnext_core.errors import BackendUnavailable
 from resnext_core.hookspecs import hookimpl
 from resnext_core.interfaces import Backend, Command
 from resnext_cpp_infer.options import CppInferOptions
-from resnext_cpp_infer.program import find_program
+from resnext_cpp_infer.program import ENGINES, find_program, lacking_engine
 
 if TYPE_CHECKING:
     from resnext_core.interfaces import Predictor, PredictRequest
@@ -24,7 +24,8 @@ def resnext_backends() -> Iterator[Backend]:
         priority=-5,
         probe=_probe,
         predictor=_predictor,
-        formats=(".onnx", ".om", ".mindir"),
+        formats=tuple(ENGINES),
+        format_probe=lacking_engine,
         options=CppInferOptions,
     )
 

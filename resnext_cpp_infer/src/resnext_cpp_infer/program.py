@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes.util
+import functools
+import hashlib
 import os
 import shutil
 import subprocess
@@ -11,8 +14,13 @@ from pathlib import Path
 
 from resnext_core import __version__
 from resnext_core.errors import BackendUnavailable, DataError
+from resnext_core.files import cache_folder
 
 NAME = "resnext-infer"
+#: The engine that serves files with an ending, unless another one is named.
+ENGINES = {".onnx": "onnx", ".om": "acl", ".mindir": "mslite"}
+#: How the names of the engines' libraries begin.
+_ENGINE = "libresnext_engine_"
 #: Names a program that is to be used instead of the one that was built.
 VARIABLE = "RESNEXT_INFER"
 #: What the build needs, and the Debian package that has it.
@@ -21,19 +29,73 @@ HEADERS = {"jpeglib.h": "libjpeg-dev", "png.h": "libpng-dev"}
 
 
 def build_folder() -> Path:
-    """Return where the program is built: a folder of this release in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(cache) / "resnext" / f"cpp-{__version__}"
+    """Return where the program is built: a folder of this release and these sources in the user's cache."""
+    return cache_folder() / f"cpp-{__version__}-{sources_digest()}"
+
+
+@functools.cache
+def sources_digest() -> str:
+    """Return 12 hexadecimal digits that change with every C++ source, header and CMake file."""
+    digest = hashlib.sha256()
+    folder = sources()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in (".cpp", ".h", ".txt")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:12]
 
 
 def find_program(given: str | None = None) -> Path:
-    """Return the program; BackendUnavailable where it is not built, or not where it is said to be."""
+    """Return the program; BackendUnavailable where it is not built, or not where it is said to be.
+
+    A program that was built from other sources is not taken, and named.
+    """
     named = given or os.environ.get(VARIABLE)
     path = Path(named) if named else build_folder() / NAME
-    if not path.is_file() or not os.access(path, os.X_OK):
-        hint = "correct the path" if named else "build it with: resnext-run cpp build"
-        raise BackendUnavailable(f"there is no program {path}; {hint}")
-    return path
+    if path.is_file() and os.access(path, os.X_OK):
+        return path
+    if named:
+        raise BackendUnavailable(f"there is no program {path}; correct the path")
+    others = other_builds()
+    if others:
+        raise BackendUnavailable(
+            f"{others[0] / NAME} was built from other sources; run: resnext-run cpp build"
+        )
+    raise BackendUnavailable(f"there is no program {path}; build it with: resnext-run cpp build")
+
+
+def other_builds() -> list[Path]:
+    """Return the build folders in the cache that are of other releases or sources, the newest first."""
+    found = [p for p in cache_folder().glob("cpp-*") if (p / NAME).is_file() and p != build_folder()]
+    return sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)
+
+
+def engines_beside(program: Path) -> list[str]:
+    """Return the names of the engines that lie beside `program`."""
+    return sorted(
+        p.name.removeprefix(_ENGINE).removesuffix(".so") for p in program.parent.glob(f"{_ENGINE}*.so")
+    )
+
+
+def lacking_engine(suffix: str) -> str | None:
+    """Return what the engine for files with this ending lacks here, in one sentence, or None."""
+    program = find_program()
+    engine = ENGINES[suffix]
+    if engine not in engines_beside(program):
+        if engine == "mslite":
+            return "it is built without MindSpore Lite: set LITE_HOME, then resnext-run cpp build"
+        return f"there is no engine '{engine}' beside {program}: resnext-run cpp build"
+    if engine == "onnx" and onnxruntime_library() is None and not _loadable("onnxruntime"):
+        return "libonnxruntime.so is not on this machine: pip install onnxruntime"
+    if engine == "acl" and not _loadable("ascendcl"):
+        return "libascendcl.so is not on this machine: install CANN and source its set_env.sh"
+    return None
+
+
+def _loadable(library: str) -> bool:
+    folders = os.environ.get("LD_LIBRARY_PATH", "").split(":")
+    return any(
+        folder and next(Path(folder).glob(f"lib{library}.so*"), None) is not None for folder in folders
+    ) or (ctypes.util.find_library(library) is not None)
 
 
 def onnxruntime_library() -> Path | None:
@@ -73,6 +135,9 @@ def build(folder: Path, options: Sequence[str] = (), tell: Callable[[str], None]
     if lacking:
         raise BackendUnavailable(f"to build {NAME} install {', '.join(lacking)}")
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    lite = os.environ.get("LITE_HOME")
+    if lite:  # CMake would keep what it was the first time
+        options = [f"-DLITE_HOME={lite}", *options]
     tell(f"configuring in {folder}")
     _run(["cmake", *generator, "-S", str(sources()), "-B", str(folder), *options])
     tell("compiling")
