@@ -106,47 +106,62 @@ def save_checkpoint(
     disk refuses; nothing that was there before is lost.
     """
     started = time.perf_counter()
-    name = f"step-{progress.step:08d}"
-    final, partial = folder / name, folder / f".{name}.partial"
-    try:
-        folder.mkdir(
-            exist_ok=True
-        )  # but not the run around it: one that was moved away must not come back half
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+    with _replacing(folder, progress.step) as partial:
         save_weights(weights, partial / _WEIGHTS, parents=False)
         served = _served(weights, state)
         tensors = {k: np.ascontiguousarray(v) for k, v in state.tensors.items() if k.split("/")[0] != served}
         safetensors.numpy.save_file(tensors, partial / _TENSORS)
         fsync(partial / _TENSORS)
-        files = (_WEIGHTS, _TENSORS)
-        digests = {f: file_digest(partial / f) for f in files}
-        saving = Saving(
-            bytes=sum((partial / f).stat().st_size for f in files),
-            seconds=round(time.perf_counter() - started, 3), blocked_s=round(blocked_s, 3), records=records,
-        )  # fmt: skip
+        saving = _saving(partial, started, blocked_s, records)
         record = {
             "format": FORMAT_VERSION, "progress": vars(progress), "scalars": dict(state.scalars), "served": served,
-            "run": dict(run), "files": digests, "saving": vars(saving), "metrics": dict(weights.metrics),
+            "run": dict(run), "files": {f: file_digest(partial / f) for f in (_WEIGHTS, _TENSORS)},
+            "saving": vars(saving), "metrics": dict(weights.metrics),
         }  # fmt: skip
-        write_atomic(partial / _STATE, json.dumps({**record, _SEAL: _seal(record)}, indent=1), parents=False)
-        fsync(partial)
-        if final.exists():  # the same step again, e.g. evaluated by now; the old one stays until then
-            shutil.rmtree(folder / f"{name}{_REPLACED}", ignore_errors=True)
-            os.replace(final, folder / f"{name}{_REPLACED}")
-        os.replace(partial, final)
-        fsync(folder)
-    except (OSError, safetensors.SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DataError(f"cannot write checkpoint {final}: {reason}; older checkpoints are kept") from error
-    except DataError:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    for pointer in ("latest", "best") if best else ("latest",):
-        write_atomic(folder / pointer, name, parents=False)
-    _sweep(folder, keep)
-    return Summary(name=name, progress=progress, saving=saving, metrics=dict(weights.metrics))
+        _write_record(partial, record)
+    return _point(folder, progress, saving, weights.metrics, best, keep)
+
+
+def complete_checkpoint(
+    folder: Path,
+    progress: Progress,
+    metrics: Mapping[str, Any],
+    *,
+    best: bool,
+    keep: int,
+    records: int | None = None,
+    blocked_s: float = 0.0,
+) -> Summary:
+    """Write the checkpoint of ``progress.step`` again with what its evaluation found; returns the sum of both savings.
+
+    The state stays as it is: the weights file gets its `metrics`, the file of the other tensors is kept (a hard link,
+    or a copy where there are none). Raises DataError when the disk refuses or the checkpoint is damaged; the old one
+    is kept until the new one is whole.
+    """
+    started = time.perf_counter()
+    name = f"step-{progress.step:08d}"
+    old = next((p for p in (folder / name, folder / f"{name}{_REPLACED}") if p.is_dir()), folder / name)
+    with _readable(old):
+        record = _read_record(old)
+        before = Saving(**record["saving"])
+        weights = load_weights(old / _WEIGHTS).replace(metrics=dict(metrics))
+    with _replacing(folder, progress.step) as partial:
+        save_weights(weights, partial / _WEIGHTS, parents=False)
+        try:
+            os.link(old / _TENSORS, partial / _TENSORS)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(old / _TENSORS, partial / _TENSORS)
+            fsync(partial / _TENSORS)
+        saving = _saving(partial, started - before.seconds, before.blocked_s + blocked_s, records)
+        files = {**record["files"], _WEIGHTS: file_digest(partial / _WEIGHTS)}
+        changes = {
+            "progress": vars(progress),
+            "files": files,
+            "saving": vars(saving),
+            "metrics": dict(metrics),
+        }
+        _write_record(partial, {**record, **changes})
+    return _point(folder, progress, saving, metrics, best, keep)
 
 
 def checkpoint_names(folder: Path) -> list[str]:
@@ -232,6 +247,56 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _replacing(folder: Path, step: int) -> Iterator[Path]:
+    """Yield a folder to write a checkpoint in, which then takes the place of the one of that step, if there is one."""
+    name = f"step-{step:08d}"
+    final, partial = folder / name, folder / f".{name}.partial"
+    try:
+        folder.mkdir(
+            exist_ok=True
+        )  # but not the run around it: one that was moved away must not come back half
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        yield partial
+        fsync(partial)
+        if final.exists():  # the same step again, e.g. evaluated by now; the old one stays until then
+            shutil.rmtree(folder / f"{name}{_REPLACED}", ignore_errors=True)
+            os.replace(final, folder / f"{name}{_REPLACED}")
+        os.replace(partial, final)
+        fsync(folder)
+    except (OSError, safetensors.SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise DataError(f"cannot write checkpoint {final}: {reason}; older checkpoints are kept") from error
+    except DataError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _saving(partial: Path, started: float, blocked_s: float, records: int | None) -> Saving:
+    """Return what it took to write the tensors into `partial` since `started` (``perf_counter``)."""
+    return Saving(
+        bytes=sum((partial / f).stat().st_size for f in (_WEIGHTS, _TENSORS)),
+        seconds=round(time.perf_counter() - started, 3), blocked_s=round(blocked_s, 3), records=records,
+    )  # fmt: skip
+
+
+def _write_record(partial: Path, record: Mapping[str, Any]) -> None:
+    write_atomic(partial / _STATE, json.dumps({**record, _SEAL: _seal(record)}, indent=1), parents=False)
+
+
+def _point(
+    folder: Path, progress: Progress, saving: Saving, metrics: Mapping[str, Any], best: bool, keep: int
+) -> Summary:
+    """Move the pointers to the checkpoint that was written, and remove what is beyond the newest `keep`."""
+    name = f"step-{progress.step:08d}"
+    for pointer in ("latest", "best") if best else ("latest",):
+        write_atomic(folder / pointer, name, parents=False)
+    _sweep(folder, keep)
+    return Summary(name=name, progress=progress, saving=saving, metrics=dict(metrics))
 
 
 def _served(weights: Weights, state: TrainState) -> str | None:

@@ -29,13 +29,21 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._result: Summary | None = None
         self._error: BaseException | None = None
+        self._tell = True
+        #: True when the last checkpoint could not be written.
+        self.failed = False
 
-    def save(self, write: Write, *, since: float) -> None:
-        """Have `write` called; `since` is when (``perf_counter``) the training stopped for it."""
+    def save(self, write: Write, *, since: float, tell: bool = True) -> None:
+        """Have `write` called; `since` is when (``perf_counter``) the training stopped for it.
+
+        Without `tell` the checkpoint is not reported: another writing will complete it.
+        """
         self.wait()
         blocked_s = time.perf_counter() - since
+        self._tell = tell
         if not self._background:
-            self._done(write(blocked_s))
+            self._run(write, blocked_s)
+            self._report()
             return
         self._thread = threading.Thread(
             target=self._run, args=(write, blocked_s), name="resnext-saver", daemon=True
@@ -53,11 +61,16 @@ class Saver:
             return
         self._thread.join()
         self._thread = None
+        self._report()
+
+    def _report(self) -> None:
+        """Report the checkpoint that was written, or raise the error of one that could not be."""
         error, result = self._error, self._result
         self._error = self._result = None
+        self.failed = error is not None
         if error is not None:
             raise error
-        if result is not None:
+        if result is not None and self._tell:
             self._done(result)
 
     def __enter__(self) -> Saver:

@@ -20,6 +20,7 @@ from resnext_core.checkpoint import (
     Progress,
     best_weights,
     checkpoint_names,
+    complete_checkpoint,
     load_checkpoint,
     load_latest,
     read_summary,
@@ -129,6 +130,33 @@ def test_the_same_step_again_replaces_it(save: Save, tmp_path: Path) -> None:
     assert checkpoint_names(tmp_path / "c") == ["step-00000005"]
 
 
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("killed", [False, True])
+def test_completing_keeps_the_state_and_adds_the_evaluation(
+    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool, killed: bool
+) -> None:
+    """Also after an end between the two renames, and where files cannot be linked."""
+    folder = tmp_path / "c"
+    path = save(5, closed=False)
+    before = load_checkpoint(path)
+    if killed:
+        path.rename(folder / "step-00000005.replaced")
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: os.stat("/nowhere/at/all"))
+    complete(folder, 5)
+    after = load_checkpoint(path)
+    assert after.progress == Progress(step=5, epoch_closed=True, best=0.9, best_step=5)
+    assert after.weights.metrics == after.summary.metrics == {"top1": 0.9}
+    assert (after.saving.records, after.saving.blocked_s) == (123, 0.75), "the sum of both"
+    assert after.saving.seconds >= before.saving.seconds
+    assert (after.state.scalars, after.run) == (before.state.scalars, before.run)
+    assert after.weights.manifest() == {**before.weights.manifest(), "metrics": {"top1": 0.9}}
+    for name, tensor in before.state.tensors.items():
+        assert after.state.tensors[name].tobytes() == tensor.tobytes()
+    assert checkpoint_names(folder) == ["step-00000005"]
+    assert pointers(folder) == ("step-00000005", "step-00000005")
+
+
 def test_leftovers_of_a_killed_process_are_removed(save: Save, tmp_path: Path) -> None:
     save(5)
     (tmp_path / "c" / ".step-00000006.partial").mkdir()
@@ -176,8 +204,17 @@ def full() -> OSError:
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["new step", "same step"])
-def test_a_disk_full_at_any_write_loses_nothing(save: Save, tmp_path: Path, again: bool) -> None:
+def complete(folder: Path, step: int, keep: int = 3) -> None:
+    """Complete the checkpoint of `step` as after its evaluation."""
+    progress = Progress(step=step, epoch_closed=True, best=0.9, best_step=step)
+    complete_checkpoint(folder, progress, {"top1": 0.9}, best=True, keep=keep, records=123, blocked_s=0.25)
+
+
+WAYS = pytest.mark.parametrize("way", ["new step", "same step", "completed"])
+
+
+@WAYS
+def test_a_disk_full_at_any_write_loses_nothing(save: Save, tmp_path: Path, way: str) -> None:
     folder = tmp_path / "c"
     for n in range(1, 100):
         shutil.rmtree(folder, ignore_errors=True)
@@ -186,7 +223,7 @@ def test_a_disk_full_at_any_write_loses_nothing(save: Save, tmp_path: Path, agai
         with pytest.MonkeyPatch.context() as patch:
             reached = nth(patch, n, full)
             try:
-                save(5 if again else 6, best=True)
+                complete(folder, 5) if way == "completed" else save(5 if way == "same step" else 6, best=True)
                 message = None
             except DataError as error:
                 message = str(error)
@@ -203,8 +240,8 @@ def test_a_disk_full_at_any_write_loses_nothing(save: Save, tmp_path: Path, agai
     assert n > 15
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["new step", "same step"])
-def test_killed_at_any_moment_leaves_a_readable_latest(save: Save, tmp_path: Path, again: bool) -> None:
+@WAYS
+def test_killed_at_any_moment_leaves_a_readable_latest(save: Save, tmp_path: Path, way: str) -> None:
     folder = tmp_path / "c"
     for n in range(1, 100):
         shutil.rmtree(folder, ignore_errors=True)
@@ -213,7 +250,10 @@ def test_killed_at_any_moment_leaves_a_readable_latest(save: Save, tmp_path: Pat
             patch.setattr(Path, "unlink", lambda *_, **__: None)  # a dead process clears nothing up
             reached = nth(patch, n, Killed)
             with contextlib.suppress(Killed):
-                save(5 if again else 6, best=True, keep=1)
+                if way == "completed":
+                    complete(folder, 5, keep=1)
+                else:
+                    save(5 if way == "same step" else 6, best=True, keep=1)
             if not reached():
                 break
         assert load_latest(folder, pytest.fail).progress.step in (5, 6)
