@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resnext_core import __version__
-from resnext_core.checkpoint import Checkpoint, Progress
+from resnext_core.checkpoint import Checkpoint
+from resnext_core.checkpoint_folder import Progress
 from resnext_core.config import Config
 from resnext_core.data.index import Index, find_splits, open_index
 from resnext_core.data.loader import Loader, default_workers

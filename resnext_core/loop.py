@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from resnext_core.checkpoint import Checkpoint, Progress, Summary, save_checkpoint
+from resnext_core.checkpoint import Checkpoint, save_checkpoint
+from resnext_core.checkpoint_folder import Progress, Summary
 from resnext_core.config import Config
 from resnext_core.data.batch import Task
 from resnext_core.data.index import Index
@@ -195,7 +196,7 @@ def _close_epoch(work: _Work, progress: Progress) -> Progress:
         )  # fmt: skip
     progress = replace(progress, epoch_closed=True)
     if last or is_best or epoch % train.checkpoint_every == 0:
-        _save(work, progress, best=is_best, metrics=metrics)
+        _save(work, progress, metrics=metrics)
     return progress
 
 
@@ -237,9 +238,7 @@ def _stop(work: _Work, progress: Progress) -> NoReturn:
     raise Interrupted(f"stopped after step {progress.step}; continue with --resume {work.job.run.path}")
 
 
-def _save(
-    work: _Work, progress: Progress, *, best: bool = False, metrics: Mapping[str, Any] | None = None
-) -> None:
+def _save(work: _Work, progress: Progress, *, metrics: Mapping[str, Any] | None = None) -> None:
     """Take the state and have it written, on rank 0; the other ranks go on."""
     trainer, job = work.trainer, work.job
     if not job.rank.is_main:
@@ -259,7 +258,7 @@ def _save(
     records, facts = job.run.position(), job.facts()
     work.saver.save(
         lambda blocked_s: save_checkpoint(
-            job.run.checkpoints, weights, state, progress, run=facts, best=best, keep=job.config.train.keep,
+            job.run.checkpoints, weights, state, progress, run=facts, keep=job.config.train.keep,
             records=records, blocked_s=blocked_s,
         ),
         since=started,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from resnext_core.checkpoint import Summary
+from resnext_core.checkpoint_folder import Summary
 
 #: Writes a checkpoint; gets the seconds that training stood still for it.
 Write = Callable[[float], Summary]

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from resnext_core.checkpoint import best_weights
 from resnext_core.config import Config
 from resnext_core.convert.containers import readable
 from resnext_core.convert.reading import Stated, read_foreign
@@ -17,6 +16,7 @@ from resnext_core.errors import BackendUnavailable, DataError, UsageError, sugge
 from resnext_core.files import local_path
 from resnext_core.interfaces import Backend, Predictor, PredictRequest
 from resnext_core.plugins import PluginSet
+from resnext_core.pointers import best_weights
 from resnext_core.preprocess import PreprocessSpec
 from resnext_core.selfcheck import check_golden
 from resnext_core.spec import ModelSpec, model_spec

@@ -15,19 +15,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from resnext_core import checkpoint, files
-from resnext_core.checkpoint import (
-    Progress,
-    best_weights,
-    checkpoint_names,
-    complete_checkpoint,
-    load_checkpoint,
-    load_latest,
-    read_summary,
-    save_checkpoint,
-)
+from resnext_core import checkpoint, checkpoint_folder, files
+from resnext_core.checkpoint import complete_checkpoint, load_checkpoint, load_latest, save_checkpoint
+from resnext_core.checkpoint_folder import Progress, checkpoint_names, read_summary
 from resnext_core.errors import DataError
 from resnext_core.interfaces import TrainState
+from resnext_core.pointers import best_weights
 from resnext_core.weights import Weights
 
 Save = Callable[..., Path]
@@ -36,34 +29,30 @@ SAVING = {"bytes": 1, "seconds": 1.0, "blocked_s": 0.0, "records": None}
 
 def sealed(record: dict[str, Any]) -> dict[str, Any]:
     """Return the record with its digest, so that only its content can be what is wrong with it."""
-    return {**record, "sha256": checkpoint._seal(record)}
+    return {**record, "sha256": checkpoint_folder.seal(record)}
 
 
 @pytest.fixture
 def save(tmp_path: Path, tiny_weights: Weights) -> Save:
     """Save a checkpoint of `step` in ``tmp_path/c``."""
 
+    best_step: int | None = None
+
     def call(step: int, *, best: bool = False, keep: int = 3, closed: bool = True) -> Path:
+        nonlocal best_step
         tensors = {f"weights/{n}": a for n, a in tiny_weights.tensors.items()}
         tensors["momentum/fc.bias"] = np.full(6, step, np.float32)
         state = TrainState(tensors=tensors, scalars={"step": step, "loss_scale": 0.1, "good_steps": 2**40})
-        progress = Progress(step=step, epoch_closed=closed, best=0.1 + 0.2, best_step=step)
+        progress = Progress(
+            step=step, epoch_closed=closed, best=0.1 + 0.2, best_step=step if best else best_step
+        )
         facts = {"seed": 1, "train_digest": "sha256:0"}
         folder = tmp_path / "c"
-        return (
-            folder
-            / save_checkpoint(
-                folder,
-                tiny_weights,
-                state,
-                progress,
-                run=facts,
-                best=best,
-                keep=keep,
-                records=99,
-                blocked_s=0.5,
-            ).name
+        saved = save_checkpoint(
+            folder, tiny_weights, state, progress, run=facts, keep=keep, records=99, blocked_s=0.5
         )
+        best_step = progress.best_step
+        return folder / saved.name
 
     return call
 
@@ -73,7 +62,7 @@ def pointers(folder: Path) -> tuple[str, str]:
 
 
 def test_round_trip_is_exact(save: Save, tiny_weights: Weights) -> None:
-    path = save(7)
+    path = save(7, best=True)
     read = load_checkpoint(path)
     assert path.name == "step-00000007"
     assert read.weights.digest == tiny_weights.digest
@@ -104,7 +93,7 @@ def test_what_is_served_is_not_stored_twice(
     weights = tiny_weights.replace(tensors=groups[served]) if served else tiny_weights
     progress = Progress(step=1, epoch_closed=True)
     state = TrainState(tensors=tensors, scalars={"step": 1})
-    name = save_checkpoint(tmp_path / "c", weights, state, progress, run={}, best=False, keep=1).name
+    name = save_checkpoint(tmp_path / "c", weights, state, progress, run={}, keep=1).name
     read = load_checkpoint(tmp_path / "c" / name)
     assert read.state.tensors.keys() == tensors.keys()
     assert all(np.array_equal(read.state.tensors[n], a) for n, a in tensors.items())
@@ -207,7 +196,7 @@ def full() -> OSError:
 def complete(folder: Path, step: int, keep: int = 3) -> None:
     """Complete the checkpoint of `step` as after its evaluation."""
     progress = Progress(step=step, epoch_closed=True, best=0.9, best_step=step)
-    complete_checkpoint(folder, progress, {"top1": 0.9}, best=True, keep=keep, records=123, blocked_s=0.25)
+    complete_checkpoint(folder, progress, {"top1": 0.9}, keep=keep, records=123, blocked_s=0.25)
 
 
 WAYS = pytest.mark.parametrize("way", ["new step", "same step", "completed"])

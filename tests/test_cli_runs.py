@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from command_line import CommandLine
 
-from resnext_core.checkpoint import checkpoint_names
+from resnext_core.checkpoint_folder import checkpoint_names
 from resnext_core.errors import EXIT_DATA, EXIT_USAGE
 from resnext_core.runs import RunFolder
 

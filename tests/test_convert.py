@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from resnext_core.checkpoint import Progress, load_checkpoint, save_checkpoint
+from resnext_core.checkpoint import load_checkpoint, save_checkpoint
+from resnext_core.checkpoint_folder import Progress
 from resnext_core.convert.ckpt import read_ckpt, write_ckpt
 from resnext_core.convert.containers import BUILTIN
 from resnext_core.convert.names import NAMINGS, detect
@@ -449,7 +450,7 @@ def test_momentum_belongs_to_the_weights_and_not_to_their_average(
     tensors |= {f"momentum/{n}": a for n, a in learned.items()}
     save_checkpoint(
         tmp_path / "c", average, TrainState(tensors=tensors, scalars={}), Progress(step=5, epoch_closed=True), run={},
-        best=False, keep=1,
+        keep=1,
     )  # fmt: skip
     folder = tmp_path / "c" / "step-00000005"
     kept = cli.ok(
@@ -599,7 +600,7 @@ def test_a_checkpoint_of_the_ancestor_is_trained_on_with_its_momentum(
     folder = tmp_path / "old"
     save_checkpoint(
         folder, tiny_weights, TrainState(tensors=tensors, scalars=scalars), Progress(step=3, epoch_closed=True),
-        run={}, best=False, keep=1,
+        run={}, keep=1,
     )  # fmt: skip
     words = [*tiny_train, "--pretrained", folder / "step-00000003", "--set", "optimizer.lr=0"]
     cli.ok(*words, "--set", "model.pretrained_momentum=true")

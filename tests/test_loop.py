@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from resnext_core.checkpoint import checkpoint_names, load_checkpoint, load_latest
+from resnext_core.checkpoint import load_checkpoint, load_latest
+from resnext_core.checkpoint_folder import checkpoint_names
 from resnext_core.config import Config, load_config, parse_set
 from resnext_core.data.index import open_index
 from resnext_core.data.loader import Loader

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from command_line import TRAIN, CommandLine
 
-from resnext_core.checkpoint import read_summary
+from resnext_core.checkpoint_folder import read_summary
 from resnext_core.cli.common import read_recipe
 from resnext_core.config import Layer, load_config
 from resnext_core.errors import EXIT_DATA, EXIT_OK, EXIT_USAGE

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from resnext_core.checkpoint import Progress, Saving, Summary
+from resnext_core.checkpoint_folder import Progress, Saving, Summary
 from resnext_core.errors import DataError
 from resnext_core.saver import Saver
 

@@ -14,9 +14,9 @@ import yaml
 from command_line import CommandLine
 
 from resnext_core import selfcheck
-from resnext_core.checkpoint import best_weights
 from resnext_core.errors import EXIT_DATA, DataError, UsageError
 from resnext_core.interfaces import Backend, Predictor, PredictRequest
+from resnext_core.pointers import best_weights
 from resnext_core.reference.network import evaluate, normalize
 from resnext_core.reference.plugin import ReferenceOptions, resnext_backends
 from resnext_core.selfcheck import check_golden, golden_images, make_golden, synthetic_images

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnext_core.checkpoint import Progress, load_checkpoint, save_checkpoint
+from resnext_core.checkpoint import load_checkpoint, save_checkpoint
+from resnext_core.checkpoint_folder import Progress
 from resnext_core.cli.common import add_json_flag
 from resnext_core.cli.output import Output
 from resnext_core.config import load_config, parse_set
@@ -208,7 +209,7 @@ def _write_checkpoint(
         raise DataError(f"cannot write {target}: {error.strerror or error}") from error
     save_checkpoint(
         target, weights, TrainState(tensors=tensors, scalars=scalars), Progress(step=step, epoch_closed=True),
-        run={}, best=False, keep=1,
+        run={}, keep=1,
     )  # fmt: skip
     return []
 

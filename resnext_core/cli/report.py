@@ -61,7 +61,7 @@ def make_report(run: RunFolder) -> Path:
 
 def _sizes(run: RunFolder) -> dict[str, Any]:
     """Return parameters and MACs from the weights' manifest."""
-    from resnext_core.checkpoint import best_weights
+    from resnext_core.pointers import best_weights
     from resnext_core.weights import parse_manifest, read_manifest_text
 
     try:

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from resnext_core.checkpoint import best_weights
 from resnext_core.children import outliving_terminal
 from resnext_core.cli.common import (
     DEFAULT_RECIPE,
@@ -37,6 +36,7 @@ from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import Backend
 from resnext_core.jobs import open_splits, per_rank
 from resnext_core.plugins import PluginSet, load_plugins
+from resnext_core.pointers import best_weights
 from resnext_core.runs import RunFolder
 from resnext_core.serve import exporters, serve, serve_weights
 from resnext_core.validate import TOLERANCE

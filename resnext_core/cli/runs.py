@@ -6,21 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from resnext_core.checkpoint import (
-    Summary,
-    checkpoint_names,
-    load_checkpoint,
-    pointed,
-    read_summary,
-    remove,
-    superfluous,
-)
+from resnext_core.checkpoint import load_checkpoint
+from resnext_core.checkpoint_folder import Summary, checkpoint_age, checkpoint_names, read_summary
 from resnext_core.cli.common import add_json_flag
 from resnext_core.cli.output import Output, table
 from resnext_core.cli.train import stored_config
 from resnext_core.config import read_layer
 from resnext_core.errors import DataError, ResnextError, UsageError
 from resnext_core.plugins import load_plugins
+from resnext_core.pointers import best_checkpoint, latest_checkpoint, pointer_damages, remove, superfluous
 from resnext_core.runs import RunFolder
 
 EPILOG = """\
@@ -110,7 +104,7 @@ def _list(folder: Path, output: Output) -> int:
 
 def _show(run: RunFolder, output: Output) -> int:
     about = describe_run(run)
-    latest, best = pointed(run.checkpoints, "latest"), pointed(run.checkpoints, "best")
+    latest, best = latest_checkpoint(run.checkpoints), best_checkpoint(run.checkpoints, output.say)
     checkpoints = []
     for name, summary in _summaries(run):
         marks = [word for word, target in (("latest", latest), ("best", best)) if target == name]
@@ -155,16 +149,13 @@ def _verify(run: RunFolder, output: Output) -> int:
         damages.append(str(error))
     torn = run.torn_records()
     damages += [f"{run.records}:{number}: not a JSON record" for number in torn]
-    names = checkpoint_names(run.checkpoints)
+    names, whole = checkpoint_names(run.checkpoints), None
     for name in names:
         try:
-            load_checkpoint(run.checkpoints / name)
+            whole = load_checkpoint(run.checkpoints / name).summary
         except DataError as error:
             damages.append(str(error))
-    for pointer in ("latest", "best"):
-        target = pointed(run.checkpoints, pointer)
-        if target is not None and target not in names:
-            damages.append(f"{run.checkpoints / pointer} names {target}, which is not there")
+    damages += [*pointer_damages(run.checkpoints, whole), *_missing(run, whole)]
     text = f"{run.path}: {len(names)} checkpoints, {len(run.read_records())} records"
     output.result(
         {"run": str(run.path), "checkpoints": len(names), "damages": damages},
@@ -173,6 +164,22 @@ def _verify(run: RunFolder, output: Output) -> int:
     if damages:
         raise DataError(f"{run.path} is damaged: {len(damages)} findings")
     return 0
+
+
+def _missing(run: RunFolder, whole: Summary | None) -> list[str]:
+    """Return what is gone of the records and checkpoints, by what is left of them; `whole` is the newest checkpoint."""
+    records, found = run.read_records(), []
+    if whole is not None and not records:
+        found.append(f"{run.records} has no record, and there is {whole.name}")
+    if records and records[0].get("kind") != "start":
+        found.append(f"{run.records} does not begin with a start record: those before are missing")
+    elif whole is not None and run.position() < (whole.saving.records or 0):
+        found.append(f"{run.records} is shorter than when {whole.name} was saved: records are missing")
+    saved = [str(r.get("path")) for r in records if r.get("kind") == "checkpoint"]
+    there = checkpoint_names(run.checkpoints)
+    if saved and (not there or checkpoint_age(saved[-1]) > checkpoint_age(there[-1])):
+        found.append(f"{run.checkpoints / saved[-1]} is missing, the last one that {run.records.name} names")
+    return found
 
 
 def _prune(folder: Path, keep: int, dry_run: bool, output: Output) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from resnext_core import __version__
-from resnext_core.checkpoint import best_weights, load_latest
+from resnext_core.checkpoint import load_latest
 from resnext_core.children import outliving_terminal
 from resnext_core.cli.common import (
     DEFAULT_RECIPE,
@@ -35,6 +35,7 @@ from resnext_core.interfaces import Backend, LaunchRequest
 from resnext_core.jobs import connect, initial_weights, open_splits, per_rank, run_training, training_job
 from resnext_core.loop import Emit
 from resnext_core.plugins import PluginSet, load_plugins
+from resnext_core.pointers import best_weights
 from resnext_core.runs import Record, RunFolder
 
 EPILOG = """\

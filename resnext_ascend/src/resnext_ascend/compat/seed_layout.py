@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from resnext_ascend.compat import log
-from resnext_core.checkpoint import pointed
 from resnext_core.children import exit_code
 from resnext_core.errors import EXIT_OK
+from resnext_core.pointers import best_checkpoint
 
 
 class SeedLayout:
@@ -47,7 +47,7 @@ class SeedLayout:
 
     def finish(self, run: Path) -> int:
         """Write ``best.ckpt`` where an evaluation has found one; returns the exit code."""
-        best = pointed(run / "checkpoints", "best")
+        best = best_checkpoint(run / "checkpoints", lambda line: log.say(line, "WARNING"))
         return EXIT_OK if best is None else _convert(run / "checkpoints" / best, self._folder / "best.ckpt")
 
     def _name(self, step: int, epoch: int) -> str:

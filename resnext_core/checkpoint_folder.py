@@ -1,0 +1,176 @@
+"""The folder of checkpoints: which are there, and what each says of itself in its sealed ``state.json``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resnext_core.errors import DataError
+from resnext_core.files import file_digest
+
+FORMAT_VERSION = 2
+STATE, WEIGHTS, TENSORS = "state.json", "weights.safetensors", "training.safetensors"
+#: Ending of a checkpoint that another one of the same step is about to replace.
+REPLACED = ".replaced"
+#: Field of ``state.json`` with the digest of all its other fields.
+SEAL = "sha256"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands: optimizer steps done, whether the epoch they end was closed (evaluated), best so far."""
+
+    step: int
+    epoch_closed: bool
+    best: float | None = None
+    best_step: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saving:
+    """What it took: `bytes` of the tensors on disk, `seconds` to write them, `blocked_s` that training stood still.
+
+    `records` is the length in bytes of the run's ``records.jsonl`` when the state was taken (None: unknown).
+    """
+
+    bytes: int
+    seconds: float
+    blocked_s: float
+    records: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What ``state.json`` says of a checkpoint; `metrics` are those of the evaluation it closed, if any."""
+
+    name: str
+    progress: Progress
+    saving: Saving
+    metrics: Mapping[str, Any]
+
+    @property
+    def best(self) -> str | None:
+        """The name of the checkpoint that was best when this one was written, or None."""
+        return None if self.progress.best_step is None else step_name(self.progress.best_step)
+
+
+# -- one checkpoint ------------------------------------------------------------------------------
+
+
+def step_name(step: int) -> str:
+    """Return the name of the checkpoint after `step` steps."""
+    return f"step-{step:08d}"
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return ``state.json`` of a checkpoint in the present format, its seal checked."""
+    record = json.loads((path / STATE).read_text())
+    version = record["format"]
+    if version != FORMAT_VERSION:
+        raise DataError(f"{path} has checkpoint format {version}, this resnext reads {FORMAT_VERSION}")
+    if record.pop(SEAL) != seal(record):
+        raise DataError(f"{path / STATE} is damaged: it does not have its own digest")
+    return dict(record)
+
+
+def read_summary(path: Path) -> Summary:
+    """Return what a checkpoint's ``state.json`` says, without reading its tensors; DataError when it is damaged."""
+    with readable(path):
+        record = read_record(path)
+        return Summary(
+            name=path.name, progress=Progress(**record["progress"]), saving=Saving(**record["saving"]),
+            metrics=dict(record["metrics"]),
+        )  # fmt: skip
+
+
+def check_files(path: Path, record: Mapping[str, Any]) -> None:
+    """Raise DataError where a file of a checkpoint does not have its digest in `record`."""
+    for name in (WEIGHTS, TENSORS):
+        if file_digest(path / name) != record["files"][name]:
+            raise DataError(f"{path / name} is damaged: it does not have the digest in {STATE}")
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged checkpoint does to its reader into a DataError."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # a damaged record can be any JSON at all
+        raise DataError(f"{path} is not a readable checkpoint: {' '.join(str(error).split())}") from error
+
+
+def seal(record: Mapping[str, Any]) -> str:
+    """Return the digest of the fields of ``state.json``."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+# -- all of them ---------------------------------------------------------------------------------
+
+
+def checkpoint_names(folder: Path) -> list[str]:
+    """Return the names of all checkpoints in `folder`, oldest first."""
+    names = (p.name for p in folder.glob("step-*") if p.is_dir())
+    return sorted(names, key=checkpoint_age)
+
+
+def checkpoint_age(name: str) -> tuple[int, str, bool]:
+    """Return what checkpoints are sorted by: the step, the replaced one first."""
+    return len(plain_name(name)), plain_name(name), not name.endswith(REPLACED)
+
+
+def newest_whole(folder: Path) -> Summary | None:
+    """Return the newest checkpoint whose files all have their digests; None where there is none."""
+    for name in reversed(checkpoint_names(folder)):
+        try:
+            with readable(folder / name):
+                check_files(folder / name, read_record(folder / name))
+                return read_summary(folder / name)
+        except DataError:
+            continue
+    return None
+
+
+def newest_readable(folder: Path) -> Summary | None:
+    """Return what the newest checkpoint says of itself whose ``state.json`` is whole."""
+    for name in reversed(checkpoint_names(folder)):
+        try:
+            return read_summary(folder / name)
+        except DataError:
+            continue
+    return None
+
+
+def readable_before(folder: Path, summary: Summary) -> Summary | None:
+    """Return what the newest checkpoint says that was written before that of `summary`, of those that can be read."""
+    for name in reversed(checkpoint_names(folder)):
+        if checkpoint_age(plain_name(name)) < checkpoint_age(plain_name(summary.name)):
+            try:
+                return read_summary(folder / name)
+            except DataError:
+                continue
+    return None
+
+
+def find_checkpoint(folder: Path, name: str) -> Path | None:
+    """Return where the checkpoint `name` is; None where it is not there."""
+    found = (folder / name, folder / f"{name}{REPLACED}")
+    return next((path for path in found if (path / WEIGHTS).is_file()), None)
+
+
+def restore_replaced(folder: Path) -> None:
+    """Give a checkpoint its name back whose successor was never finished, since the process was killed."""
+    for name in checkpoint_names(folder):
+        if name.endswith(REPLACED) and not (folder / plain_name(name)).exists():
+            (folder / name).rename(folder / plain_name(name))
+
+
+def plain_name(name: str) -> str:
+    """Return the name without the ending of a replaced one."""
+    return name.removesuffix(REPLACED)
