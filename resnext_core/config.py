@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import yaml
 
-from resnext_core.errors import UsageError, suggest
+from resnext_core.errors import DataError, UsageError, quoted, shown, suggest
+from resnext_core.plain import parse_yaml, read_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,17 +246,19 @@ def load_config(
         for section, values in layer.values.items():
             if section not in sections:
                 raise UsageError(
-                    f"{layer.source}: unknown config section '{section}'{suggest(str(section), sections)}"
+                    f"{layer.source}: unknown config section '{shown(section)}'{suggest(shown(section), sections)}"
                 )
             if values is None:
                 continue
             if not isinstance(values, Mapping):
-                raise UsageError(f"{layer.source}: section '{section}' must be a mapping, not {values!r}")
+                raise UsageError(
+                    f"{layer.source}: section '{section}' must be a mapping, not {quoted(values)}"
+                )
             hints = typing.get_type_hints(sections[section])
             for key, value in values.items():
                 if key not in hints:
                     raise UsageError(
-                        f"{layer.source}: unknown config key '{section}.{key}'{suggest(str(key), hints)}"
+                        f"{layer.source}: unknown config key '{section}.{shown(key)}'{suggest(shown(key), hints)}"
                     )
                 where = f"{layer.source}: {section}.{key}"
                 merged[section][key] = _coerce(value, hints[key], where)
@@ -281,12 +284,9 @@ def load_config(
 def read_layer(path: Path) -> Layer:
     """Read a YAML file as a layer; UsageError when it is missing or not a mapping of sections."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise UsageError(f"cannot read config {path}: {reason}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date like 2026-99-99
-        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        values = parse_yaml(read_text(path), f"{path}:")
+    except DataError as error:
+        raise UsageError(f"cannot read config {path}: {error}") from error
     if values is None:
         values = {}
     if not isinstance(values, Mapping):
@@ -301,12 +301,11 @@ def parse_set(assignments: Iterable[str]) -> list[Layer]:
         name, equals, value = text.partition("=")
         section, dot, key = name.strip().partition(".")
         if not equals or not dot or not key:
-            raise UsageError(f"--set takes section.key=value, got '{text}'")
-        try:
-            parsed = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise UsageError(f"--set {text}: the value is not valid YAML") from error
-        layers.append(Layer(source=f"--set {text}", values={section: {key: parsed}}))
+            raise UsageError(f"--set takes section.key=value, got '{shown(text)}'")
+        source = f"--set {shown(text)}"
+        layers.append(
+            Layer(source=source, values={section: {key: parse_yaml(value, f"{source}: the value is")}})
+        )
     return layers
 
 
@@ -326,28 +325,26 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
     if origin is Literal:
         if value in args and type(value) in {type(a) for a in args}:
             return value
-        hinted = suggest(str(value), map(str, args))
-        raise UsageError(f"{where}: must be one of {', '.join(map(str, args))}, not {value!r}{hinted}")
+        hinted = suggest(shown(value), map(str, args))
+        raise UsageError(f"{where}: must be one of {', '.join(map(str, args))}, not {quoted(value)}{hinted}")
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or (args[-1] is not ... and len(value) != len(args)):
             count = "" if args[-1] is ... else f" of {len(args)}"
-            raise UsageError(f"{where}: must be a list{count}, not {value!r}")
+            raise UsageError(f"{where}: must be a list{count}, not {quoted(value)}")
         kinds = [args[0]] * len(value) if args[-1] is ... else args
         return tuple(_coerce(v, k, where) for v, k in zip(value, kinds, strict=True))
     if hint is float and not isinstance(value, bool):
-        if isinstance(value, (int, float)):
-            return float(value)
-        if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
+        if isinstance(value, (int, float, str)):  # YAML 1.1 reads 1e-4 as text
             try:
                 return float(value)
-            except ValueError:
+            except (ValueError, OverflowError):
                 pass
     elif hint is Any or (isinstance(hint, type) and type(value) is hint):
         return value
     name = {"str": "text", "int": "an integer", "float": "a number", "bool": "true or false"}.get(
         getattr(hint, "__name__", ""), str(hint)
     )
-    raise UsageError(f"{where}: must be {name}, not {value!r}")
+    raise UsageError(f"{where}: must be {name}, not {quoted(value)}")
 
 
 def _check(config: Config, sources: Mapping[str, str]) -> None:
@@ -368,7 +365,7 @@ def _check(config: Config, sources: Mapping[str, str]) -> None:
         return getattr(getattr(config, section), name)
 
     def refuse(key: str, rule: str) -> None:
-        raise UsageError(f"{sources[key]}: {key} must be {rule}, not {value(key)!r}")
+        raise UsageError(f"{sources[key]}: {key} must be {rule}, not {quoted(value(key))}")
 
     for key in positive:
         if not value(key) > 0:
@@ -403,6 +400,23 @@ def _check(config: Config, sources: Mapping[str, str]) -> None:
         refuse("preprocess.mean", "three finite numbers")
     if not all(0 < s < math.inf for s in config.preprocess.std):
         refuse("preprocess.std", "three finite numbers above 0")
+    for section in _SECTIONS:
+        for name, given in vars(getattr(config, section)).items():
+            key = f"{section}.{name}"
+            if any(isinstance(v, float) and not math.isfinite(v) for v in _each(given)):
+                refuse(key, "finite")
+            if type(given) is int and given >= 2**31 and key != "train.seed":
+                refuse(key, "below 2^31")
+            if any(isinstance(v, str) and ("\0" in v or len(v) > _LONGEST_TEXT) for v in _each(given)):
+                refuse(key, f"text of at most {_LONGEST_TEXT} characters without a null character")
+
+
+#: Of a setting that is text: no path is longer.
+_LONGEST_TEXT = 4096
+
+
+def _each(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _plain(value: Any) -> Any:

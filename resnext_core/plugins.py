@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import pluggy
 
 from resnext_core import API_VERSION, builtin, hookspecs
-from resnext_core.errors import BackendUnavailable, UsageError, suggest
+from resnext_core.errors import BackendUnavailable, UsageError, shown, suggest
 from resnext_core.interfaces import Backend, Command, WeightFile
 from resnext_core.reference import plugin as reference
 
@@ -80,7 +80,7 @@ class PluginSet:
             raise UsageError(
                 f"backend '{backend_id}' is not installed: pip install 'resnext-core[{backend_id}]'"
             )
-        raise UsageError(f"unknown backend '{backend_id}'{suggest(backend_id, self.backends)}")
+        raise UsageError(f"unknown backend '{shown(backend_id)}'{suggest(backend_id, self.backends)}")
 
     def available(self, backend_id: str) -> Backend:
         """Return the backend if it can run here; BackendUnavailable with its own reason otherwise."""

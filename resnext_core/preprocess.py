@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from resnext_core.errors import UsageError
+from resnext_core.errors import UsageError, quoted, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,8 +44,8 @@ class PreprocessSpec:
     scaled_decode: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", tuple(float(m) for m in self.mean))
-        object.__setattr__(self, "std", tuple(float(s) for s in self.std))
+        for field in ("mean", "std"):
+            object.__setattr__(self, field, _three_numbers(field, getattr(self, field)))
         for field, allowed in (
             ("mode", ("shorter-side", "squash")),
             ("filter", ("antialias", "plain")),
@@ -52,14 +53,16 @@ class PreprocessSpec:
         ):
             value = getattr(self, field)
             if value not in allowed:
-                raise UsageError(f"preprocess {field} must be one of {', '.join(allowed)}, not {value!r}")
+                raise UsageError(
+                    f"preprocess {field} must be one of {', '.join(allowed)}, not {quoted(value)}"
+                )
         for field in ("size", "resize"):
             value = getattr(self, field)
             if type(value) is not int or not 1 <= value <= 8192:
-                raise UsageError(f"preprocess {field} must be an integer from 1 to 8192, not {value!r}")
+                raise UsageError(f"preprocess {field} must be an integer from 1 to 8192, not {quoted(value)}")
         if self.resize < self.size:
             raise UsageError(f"preprocess resize {self.resize} is below the crop size {self.size}")
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(0 < s < 1e6 for s in self.std):
+        if not all(0 < s < 1e6 for s in self.std):
             raise UsageError("preprocess mean and std are three numbers, std above 0")
         if type(self.scaled_decode) is not bool:
             raise UsageError("preprocess scaled_decode is true or false")
@@ -73,9 +76,21 @@ class PreprocessSpec:
         """Build from JSON types; every field must be there and no other (UsageError)."""
         fields = {f.name for f in dataclasses.fields(cls)}
         if not isinstance(data, Mapping) or set(data) != fields:
-            got = sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
+            got = shown(sorted(map(str, data)), 200) if isinstance(data, Mapping) else type(data).__name__
             raise UsageError(f"a preprocess spec has the fields {sorted(fields)}, got {got}")
         return cls(**data)
+
+
+def _three_numbers(field: str, values: Any) -> tuple[float, ...]:
+    """Return three finite floats; UsageError on text, truth values, and other counts."""
+    if isinstance(values, (list, tuple)) and len(values) == 3:
+        try:
+            numbers = tuple(float(v) for v in values if not isinstance(v, (str, bool)))
+        except (TypeError, ValueError, OverflowError):
+            numbers = ()
+        if len(numbers) == 3 and all(map(math.isfinite, numbers)):
+            return numbers
+    raise UsageError(f"preprocess {field} must be three finite numbers, not {quoted(values)}")
 
 
 def preprocess_spec(config: PreprocessConfig, image_size: int) -> PreprocessSpec:

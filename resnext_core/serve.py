@@ -20,7 +20,7 @@ from resnext_core.pointers import best_weights
 from resnext_core.preprocess import PreprocessSpec
 from resnext_core.selfcheck import check_golden
 from resnext_core.spec import ModelSpec, model_spec
-from resnext_core.weights import Manifest, Weights, load_weights, parse_manifest, read_manifest_text
+from resnext_core.weights import Manifest, Weights, load_weights, read_manifest, read_manifest_text
 
 WEIGHTS_SUFFIX = ".safetensors"
 
@@ -221,9 +221,6 @@ def artefact_manifest(path: Path, predictor: Predictor) -> Manifest:
     if isinstance(inside, Manifest):
         return inside
     sidecar = path.with_name(path.name + ".json")
-    try:
-        return parse_manifest(sidecar.read_text(encoding="utf-8"), where=str(sidecar))
-    except OSError as error:
-        raise DataError(f"{path} has no manifest: {sidecar.name} is missing beside it") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{sidecar} is not text") from error
+    if not sidecar.is_file():
+        raise DataError(f"{path} has no manifest: {sidecar.name} is missing beside it")
+    return read_manifest(sidecar)

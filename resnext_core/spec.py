@@ -13,7 +13,7 @@ from functools import cached_property
 from math import prod
 from typing import Any, Literal
 
-from resnext_core.errors import UsageError, suggest
+from resnext_core.errors import UsageError, quoted, shown, suggest
 
 Stem = Literal["imagenet", "cifar"]
 PoolPadding = Literal["same", "symmetric"]
@@ -96,13 +96,13 @@ class ModelSpec:
         for field, allowed in (("stem", ("imagenet", "cifar")), ("pool_padding", ("same", "symmetric"))):
             if getattr(self, field) not in allowed:
                 raise UsageError(
-                    f"model {field} must be one of {', '.join(allowed)}, not {getattr(self, field)!r}"
+                    f"model {field} must be one of {', '.join(allowed)}, not {quoted(getattr(self, field))}"
                 )
         if not 1 <= len(self.depths) <= 8 or any(
             type(d) is not int or not 1 <= d <= 512 for d in self.depths
         ):
             raise UsageError(
-                f"model depths must be 1 to 8 integers between 1 and 512, not {list(self.depths)}"
+                f"model depths must be 1 to 8 integers between 1 and 512, not {shown(list(self.depths))}"
             )
         for field, low, high in (
             ("groups", 1, 4096),
@@ -113,7 +113,9 @@ class ModelSpec:
         ):
             value = getattr(self, field)
             if type(value) is not int or not low <= value <= high:
-                raise UsageError(f"model {field} must be an integer from {low} to {high}, not {value!r}")
+                raise UsageError(
+                    f"model {field} must be an integer from {low} to {high}, not {quoted(value)}"
+                )
         if self.stem_width * self.base_width < 64:
             raise UsageError(
                 f"model base_width {self.base_width} gives an empty group at stem_width {self.stem_width}"
@@ -229,7 +231,7 @@ class ModelSpec:
         """Build from JSON types; every field must be there and no other (UsageError)."""
         fields = {f.name for f in dataclasses.fields(cls)}
         if not isinstance(data, Mapping) or set(data) != fields:
-            got = sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
+            got = shown(sorted(map(str, data)), 200) if isinstance(data, Mapping) else type(data).__name__
             raise UsageError(f"a model spec has the fields {sorted(fields)}, got {got}")
         depths = data["depths"]
         if not isinstance(depths, (list, tuple)) or not isinstance(data["variant"], str):
@@ -318,5 +320,5 @@ VARIANTS: Mapping[str, ModelSpec] = {spec.variant: spec for spec in _variants()}
 def model_spec(variant: str, **changes: Any) -> ModelSpec:
     """Return the named variant, with some of its fields changed; unknown names raise UsageError."""
     if variant not in VARIANTS:
-        raise UsageError(f"unknown model variant '{variant}'{suggest(variant, VARIANTS)}")
+        raise UsageError(f"unknown model variant '{shown(variant)}'{suggest(variant, VARIANTS)}")
     return VARIANTS[variant].replace(**changes)

@@ -16,8 +16,9 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from resnext_core.errors import DataError, ResnextError
+from resnext_core.errors import DataError, ResnextError, quoted, shown
 from resnext_core.files import atomic_path
+from resnext_core.plain import MOST_JSON, parse_json, read_text
 from resnext_core.preprocess import PreprocessSpec
 from resnext_core.spec import ModelSpec
 
@@ -42,12 +43,18 @@ class Golden:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], classes: int) -> Golden:
         """Build from JSON types; ValueError, KeyError or TypeError on anything but rows of `classes` finite numbers."""
-        rows = tuple(tuple(float(x) for x in row) for row in data["logits"])
+        rows = tuple(tuple(_number(x) for x in row) for row in data["logits"])
         if not 1 <= len(rows) <= 8 or any(len(row) != classes or not np.isfinite(row).all() for row in rows):
             raise ValueError(f"golden logits must be 1 to 8 rows of {classes} finite numbers")
         if set(data) != {"compute", "logits"} or not isinstance(data["compute"], str):
             raise ValueError("golden logits have the fields compute and logits")
         return cls(compute=data["compute"], logits=rows)
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise ValueError(f"{quoted(value)} is not a number")
+    return float(value)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -118,30 +125,24 @@ def check_tensors(spec: ModelSpec, tensors: Mapping[str, NDArray[Any]], where: s
         sum(spec.depths) > 4 * len(tensors) + 16
     ):  # before a table is made of a network that no such file can hold
         raise DataError(
-            f"{where} do not fit {spec.variant}: {len(tensors)} tensors for {sum(spec.depths)} blocks"
+            f"{where} do not fit {shown(spec.variant)}: {len(tensors)} tensors for {sum(spec.depths)} blocks"
         )
     wanted = {t.name: t.shape for t in spec.tensors}
     problems = [f"missing {n}" for n in wanted if n not in tensors]
-    problems += [f"unexpected {printable(n)}" for n in tensors if n not in wanted]
+    problems += [f"unexpected {shown(n)}" for n in tensors if n not in wanted]
     for name, shape in wanted.items():
         if name not in tensors:
             continue
         array = tensors[name]
         if tuple(array.shape) != shape:
-            problems.append(f"{name} is {tuple(array.shape)}, not {shape}")
+            problems.append(f"{name} is {shown(tuple(array.shape))}, not {shape}")
         elif array.dtype != np.float32:
             problems.append(f"{name} is {array.dtype}, not float32")
         elif not np.isfinite(array).all():
             problems.append(f"{name} holds NaN or infinity")
     if problems:
-        shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
-        raise DataError(f"{where} do not fit {spec.variant} with {spec.num_classes} classes: {shown}")
-
-
-def printable(name: str) -> str:
-    """Return a tensor's name as it may stand in a message: one line, not long."""
-    text = name if name.isprintable() else repr(name)
-    return text if len(text) <= 100 else f"{text[:100]}..."
+        listed = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
+        raise DataError(f"{where} do not fit {shown(spec.variant)} with {spec.num_classes} classes: {listed}")
 
 
 def tensor_digest(spec: ModelSpec, tensors: Mapping[str, NDArray[Any]]) -> str:
@@ -210,30 +211,34 @@ def reading(path: Path) -> Iterator[None]:
         raise DataError(f"no weights file {path}")
     try:
         yield
-    except (safetensors.SafetensorError, OSError, TypeError, ValueError, KeyError) as error:
-        raise DataError(
-            f"{path} is not a readable safetensors file: {' '.join(str(error).split())}"
-        ) from error
+    except (safetensors.SafetensorError, OSError, TypeError, ValueError, KeyError, OverflowError) as error:
+        reason = shown(" ".join(str(error).split()), 300)
+        raise DataError(f"{path} is not a readable safetensors file: {reason}") from error
 
 
 def parse_manifest(text: str, where: str) -> Manifest:
     """Parse the JSON of a manifest strictly; DataError naming `where` and what is wrong."""
     try:
-        data = json.loads(text)
+        data = parse_json(text)
         if not isinstance(data, dict):
             raise ValueError(f"it must be a JSON object, not {type(data).__name__}")
         if _SEAL in data and data.pop(_SEAL) != _seal(data):
             raise DataError(f"{where} is damaged: its manifest does not have its own digest")
-        if data["format"] != FORMAT_VERSION:
+        if type(data["format"]) is not int or data["format"] != FORMAT_VERSION:
             raise DataError(
-                f"{where} has manifest format {data['format']}, this resnext reads {FORMAT_VERSION}"
+                f"{where} has manifest format {shown(data['format'])}, this resnext reads {FORMAT_VERSION}"
             )
         spec = ModelSpec.from_dict(data["model"])
+        if not isinstance(data["classes"], list):
+            raise ValueError("classes must be a list")
         classes = tuple(data["classes"])
         if len(classes) != spec.num_classes or not all(isinstance(c, str) for c in classes):
             raise ValueError(f"{len(classes)} class names for {spec.num_classes} classes")
         if not isinstance(data["digest"], str):
             raise ValueError("digest is not text")
+        for key in ("origin", "metrics"):
+            if not isinstance(data[key], dict):
+                raise ValueError(f"{key} must be an object")
         preprocess = PreprocessSpec.from_dict(data["preprocess"])
         if preprocess.size != spec.image_size:
             raise ValueError(
@@ -244,15 +249,26 @@ def parse_manifest(text: str, where: str) -> Manifest:
             preprocess=preprocess,
             classes=classes,
             digest=data["digest"],
-            origin=dict(data["origin"]),
-            metrics=dict(data["metrics"]),
+            origin=data["origin"],
+            metrics=data["metrics"],
             golden=Golden.from_dict(data["golden"], spec.num_classes) if "golden" in data else None,
         )
     except DataError:
         raise
-    except (ResnextError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (ResnextError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         detail = f"missing {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise DataError(f"{where} has a broken manifest: {detail}") from error
+        raise DataError(f"{where} has a broken manifest: {shown(detail, 400)}") from error
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Return the manifest in the file `path`, which holds it alone; DataError when it is missing or broken."""
+    try:
+        text = read_text(path, MOST_JSON)
+    except DataError as error:
+        if isinstance(error.__cause__, UnicodeDecodeError):
+            raise DataError(f"{path} is not text") from error
+        raise DataError(f"cannot read {path}: {error}") from error
+    return parse_manifest(text, where=str(path))
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:

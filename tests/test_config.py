@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -166,6 +168,13 @@ def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
         ("lr=3", "--set takes section.key=value, got 'lr=3'"),
         ("optimizer.=3", "--set takes section.key=value"),
         ("=3", "--set takes section.key=value"),
+        ("optimizer.lr=.inf", "optimizer.lr must be finite, not inf"),
+        ("schedule.gamma=.nan", "schedule.gamma must be finite, not nan"),
+        ("schedule.milestones=[1, .inf]", "schedule.milestones must be finite"),
+        ("train.epochs=2147483648", "train.epochs must be below 2^31"),
+        ("train.epochs=99999999999999999999999999", "train.epochs must be below 2^31"),
+        ("optimizer.lr=1e999", "optimizer.lr must be finite"),
+        ('output.name="a\\0b"', "without a null character"),
     ],
 )
 def test_a_wrong_assignment_is_one_line_that_names_it(assignment: str, says: str) -> None:
@@ -201,6 +210,90 @@ def test_a_wrong_file_is_one_line_that_names_it(tmp_path: Path, text: str, says:
     assert says in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+#: 352 bytes that stand for a thousand million values.
+BOMB = "a: &a [lol, lol, lol, lol, lol, lol, lol, lol, lol]\n" + "".join(
+    f"{here}: &{here} [{', '.join(['*' + before] * 9)}]\n" for before, here in itertools.pairwise("abcdefghi")
+)
+#: The same by merging: PyYAML would copy the keys.
+MERGED = "a: &a {x: 1}\n" + "".join(
+    f"{here}: &{here} {{<<: [{', '.join(['*' + before] * 9)}]}}\n"
+    for before, here in itertools.pairwise("abcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (BOMB, "more than 10000 values"),
+        (MERGED, "more than 10000 values"),
+        ("train: {epochs: " + "[" * 20_000, "nested too deeply"),
+        ("train: {epochs: " + "9" * 300_000 + "}", "a number of 300000 characters"),
+        ("train: {epochs: 0x" + "f" * 300_000 + "}", "a number of 300002 characters"),
+        ("train: {epochs: 1" + ":59" * 100_000 + "}", "a number of 300001 characters"),
+        (
+            "train: {epochs: 0x" + "f" * 300 + "}",
+            "train.epochs must be below 2^31, not an integer of 1200 bits",
+        ),
+        (
+            "optimizer: {lr: 0x" + "f" * 300 + "}",
+            "optimizer.lr: must be a number, not an integer of 1200 bits",
+        ),
+        ("train: {epochs: '" + "9" * 300_000 + "'}", "train.epochs: must be an integer, not '999"),
+        ("train:\n  ? " + "x" * 200_000 + "\n  : 1", "unknown config key 'train.xxx"),
+        ("? " + "x" * 200_000 + "\n: {a: 1}", "unknown config section 'xxx"),
+        ("train: [" + "1, " * 5_000 + "]", "section 'train' must be a mapping, not [1, 1"),
+        ("export: {formats: [[" + "1, " * 5_000 + "]]}", "export.formats: must be text, not [1, 1"),
+        (
+            "schedule: {kind: [" + "a, " * 5_000 + "]}",
+            "must be one of cosine-epoch, cosine-step, step, constant",
+        ),
+        ("#" * (2 << 20), "it is larger than 1 MiB"),
+        ('output: {name: "\\e[31m\\n", dir: 3}', "output.dir: must be text, not 3"),
+        ('output: {tensorboard: "\\e[31m\\n"}', r"must be true or false, not '\x1b[31m\n'"),
+        ('"tr\\ein": {a: 1}', r"unknown config section 'tr\x1bin'"),
+    ],
+)
+def test_a_small_file_that_stands_for_a_large_one_costs_little(tmp_path: Path, text: str, says: str) -> None:
+    """The bomb took 10 s, 480 MB and a message of 140 MB; 300,000 hexadecimal digits were a traceback."""
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        load_config([read_layer(path)])
+    message = str(caught.value)
+    assert says in message
+    assert message.isprintable()
+    assert len(message) < 600 + len(str(path))
+
+
+@pytest.mark.parametrize("text", [BOMB, MERGED])
+def test_a_bomb_takes_no_memory(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    tracemalloc.start()
+    with pytest.raises(UsageError):
+        load_config([read_layer(path)])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20, f"{peak >> 20} MiB"
+
+
+def test_a_huge_value_of_set_is_one_short_line() -> None:
+    for value in ("9" * 300_000, "0x" + "9" * 300_000, "x" * 300_000, "[" * 300_000, BOMB):
+        with pytest.raises(UsageError) as caught:
+            load(f"train.epochs={value}")
+        assert len(str(caught.value)) < 600
+        assert str(caught.value).isprintable()
+
+
+def test_values_may_be_repeated_within_reason(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "train: &t {epochs: 3}\neval: {batch_size: &n 8}\noutput: {name: a}\nexport: {batch_size: *n}\n"
+    )
+    config, _ = load_config([read_layer(path)])
+    assert (config.train.epochs, config.eval.batch_size, config.export.batch_size) == (3, 8, 8)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

@@ -217,6 +217,65 @@ def test_a_broken_manifest_is_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_a_huge_value_of_a_manifest_is_one_short_line(tiny_weights: Weights) -> None:
+    """A million depths gave a message of 3 MB."""
+    model, preprocess = tiny_weights.spec.to_dict(), tiny_weights.preprocess.to_dict()
+    digits = 10**4000
+    changes: list[dict[str, Any]] = [
+        {"model": {**model, "depths": [1] * 1_000_000}},
+        {"model": {**model, "depths": ["x" * 1_000_000]}},
+        {"model": {**model, "groups": digits}},
+        {"model": {**model, "stem": "x" * 1_000_000}},
+        {"model": {f"field {i}": 1 for i in range(100_000)}},
+        {"preprocess": {**preprocess, "size": digits}},
+        {"preprocess": {**preprocess, "mode": ["x"] * 1_000_000}},
+        {"preprocess": {**preprocess, "mean": [1] * 1_000_000}},
+        {"preprocess": {**preprocess, "mean": [digits, 1, 1]}},
+        {"format": "x" * 1_000_000},
+        {"format": digits},
+        {"golden": {"compute": "float32", "logits": [["x" * 1_000_000] * 6]}},
+        {"golden": {"compute": "float32", "logits": [[digits] * 6]}},
+        {"model": {**model, "variant": "\x1b[31m\n"}, "classes": []},
+    ]
+    for change in changes:
+        with pytest.raises(DataError) as caught:
+            parse_manifest(json.dumps({**tiny_weights.manifest(), **change}), where="x")
+        assert len(str(caught.value)) < 700, str(caught.value)[:1000]
+        assert str(caught.value).isprintable()
+    text = json.dumps(tiny_weights.manifest()).replace('"groups": 4', '"groups": ' + "4" * 100_000)
+    with pytest.raises(DataError, match="broken manifest"):
+        parse_manifest(text, where="x")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"format": True}, "manifest format True"),
+        ({"format": 1.0}, "manifest format 1.0"),
+        ({"classes": "abcdef"}, "classes must be a list"),
+        ({"origin": [["a", 1]]}, "origin must be an object"),
+        ({"metrics": []}, "metrics must be an object"),
+        ({"metrics": {"top1": float("nan")}}, "NaN is no number of JSON"),
+        ({"golden": {"compute": "float32", "logits": [[True, 1, 1, 1, 1, 1]]}}, "True is not a number"),
+        ({"golden": {"compute": "float32", "logits": [["1", 1, 1, 1, 1, 1]]}}, "'1' is not a number"),
+    ],
+)
+def test_a_manifest_of_other_types_is_refused(
+    tiny_weights: Weights, change: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(DataError, match=says):
+        parse_manifest(json.dumps({**tiny_weights.manifest(), **change}), where="x")
+
+
+@pytest.mark.parametrize(
+    "mean", [[True, 1, 1], ["1", 1, 1], [1, 1], 3, [1, 1, float("inf")], [10**400, 1, 1]]
+)
+def test_mean_and_std_are_three_finite_numbers(mean: Any) -> None:
+    for field in ("mean", "std"):
+        with pytest.raises(UsageError, match=f"preprocess {field} must be three finite numbers"):
+            PreprocessSpec(**{field: mean})
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '"x"', "[" * 50_000, '{"format": 1}', "{}"])
 def test_text_that_is_no_manifest(text: str) -> None:
     with pytest.raises(DataError, match=r"^here has a broken manifest: "):

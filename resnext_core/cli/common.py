@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from resnext_core.config import Config, Layer, load_config, parse_set, read_layer
-from resnext_core.errors import EXIT_OK, UsageError, suggest
+from resnext_core.errors import EXIT_OK, UsageError, shown, suggest
 from resnext_core.files import local_path
 from resnext_core.interfaces import Backend
 from resnext_core.plugins import PluginSet
@@ -143,7 +143,7 @@ def recipe_path(name: str) -> Path:
     if name.endswith((".yaml", ".yml")) or "/" in name:
         return Path(name)
     if name not in recipe_names():
-        raise UsageError(f"unknown recipe '{name}'{suggest(name, recipe_names())}")
+        raise UsageError(f"unknown recipe '{shown(name)}'{suggest(name, recipe_names())}")
     return Path(str(resources.files("resnext_core") / "recipes" / f"{name}.yaml"))
 
 

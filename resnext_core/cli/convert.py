@@ -23,7 +23,7 @@ from resnext_core.convert.reading import Stated, from_tensors, read_converted
 from resnext_core.convert.report import Change, Kind, summary
 from resnext_core.convert.sidecar import sidecar_path, write_sidecar
 from resnext_core.convert.writing import to_tensors
-from resnext_core.errors import DataError, UsageError, suggest
+from resnext_core.errors import DataError, UsageError, shown, suggest
 from resnext_core.files import write_atomic
 from resnext_core.interfaces import StoredTensors, TrainState
 from resnext_core.plugins import PluginSet, load_plugins
@@ -89,7 +89,7 @@ def handle(args: argparse.Namespace) -> int:
     plugins = load_plugins()
     source, target = Path(args.source), Path(args.target)
     if args.variant is not None and args.variant not in VARIANTS:
-        raise UsageError(f"unknown model variant '{args.variant}'{suggest(args.variant, VARIANTS)}")
+        raise UsageError(f"unknown model variant '{shown(args.variant)}'{suggest(args.variant, VARIANTS)}")
     for there in (target, sidecar_path(target)):
         if there.exists() and not args.force and not args.dry_run:
             raise UsageError(f"{there} is there already; choose another name or use --force")

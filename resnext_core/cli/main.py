@@ -21,6 +21,7 @@ from resnext_core.errors import (
     BackendUnavailable,
     ResnextError,
     UsageError,
+    shown,
     suggest,
 )
 from resnext_core.files import local_path
@@ -43,7 +44,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are UsageError with a suggestion for unknown flags."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
+        raise UsageError(f"{shown(message, 1000)} (see {self.prog} --help)")  # it quotes what was given
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         if self._subparsers is None:  # before argparse complains of what a misspelt flag did not give
@@ -61,7 +62,9 @@ class Parser(argparse.ArgumentParser):
                     for option, action in self._option_string_actions.items()
                     if option.startswith("--") and action.help != argparse.SUPPRESS
                 ]
-                raise UsageError(f"unknown flag '{flag}'{suggest(flag, known)} (see {self.prog} --help)")
+                raise UsageError(
+                    f"unknown flag '{shown(flag)}'{suggest(flag, known)} (see {self.prog} --help)"
+                )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,7 +98,7 @@ def _run(words: list[str]) -> int:
         words.insert(position, "run")
     name = words[position]
     if name not in plugins.commands:
-        raise UsageError(f"unknown command '{name}'{suggest(name, plugins.commands)}")
+        raise UsageError(f"unknown command '{shown(name)}'{suggest(name, plugins.commands)}")
     command = plugins.commands[name]
     module = _module(command, plugins)
     parser = Parser(

@@ -9,7 +9,8 @@ from typing import Any
 
 from resnext_core.cli.common import add_json_flag
 from resnext_core.cli.output import Output
-from resnext_core.errors import ResnextError
+from resnext_core.errors import DataError, ResnextError
+from resnext_core.plain import parse_yaml, read_text
 from resnext_core.runs import RunFolder
 
 #: Longest side of the sample images in the report, pixels.
@@ -30,12 +31,13 @@ def handle(args: argparse.Namespace) -> int:
 
 def make_report(run: RunFolder) -> Path:
     """Write ``report.html`` from the records and results in the run folder; returns its path."""
-    import yaml
-
     from resnext_core.report import ReportData, write_report
 
-    text = run.config.read_text(encoding="utf-8")
-    config = yaml.safe_load(text)
+    try:
+        text = read_text(run.config)
+    except DataError as error:
+        raise DataError(f"cannot read {run.config}: {error}") from error
+    config = parse_yaml(text, f"{run.config}:")
     about = run.read_result("run") or {}
     evaluation = run.read_result("evaluation") or {}
     records = run.read_records()

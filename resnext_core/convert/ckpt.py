@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnext_core.errors import DataError
+from resnext_core.errors import DataError, quoted, shown
 from resnext_core.files import atomic_path
 from resnext_core.interfaces import StoredTensors
 
@@ -88,7 +88,7 @@ def _parse(data: memoryview) -> StoredTensors:
             raise _Broken(f"unknown field {number} (is it another format?)")
         tag, dims, kind, content = _value(value)
         if tag in pieces and tag != last:
-            raise _Broken(f"{tag!r} is there twice")
+            raise _Broken(f"{quoted(tag)} is there twice")
         pieces.setdefault(tag, []).append((dims, kind, content))
         last = tag
     return StoredTensors(
@@ -129,22 +129,22 @@ def _value(data: memoryview) -> tuple[str, tuple[int, ...], str, memoryview]:
             for n in [value] if isinstance(value, int) else _varints(value):
                 dims.append(n)
                 if len(dims) > _MOST_DIMS:
-                    raise _Broken(f"{tag!r} has more than {_MOST_DIMS} dimensions")
+                    raise _Broken(f"{quoted(tag)} has more than {_MOST_DIMS} dimensions")
         elif number == 2 and isinstance(value, memoryview):
             kind = str(value, "utf-8")
         elif number == 3 and isinstance(value, memoryview):
             content = value
         else:
-            raise _Broken(f"{tag!r} has the unknown field {number}")
+            raise _Broken(f"{quoted(tag)} has the unknown field {number}")
     if kind not in _DTYPES and kind not in (_TEXT, _BFLOAT16):
-        raise _Broken(f"{tag!r} has an unknown type")
+        raise _Broken(f"{quoted(tag)} has an unknown type")
     return tag, tuple(dims), kind, content
 
 
 def _join(tag: str, parts: list[tuple[tuple[int, ...], str, memoryview]]) -> NDArray[Any]:
     dims, kind, content = parts[0]
     if any((d, k) != (dims, kind) for d, k, _ in parts):
-        raise _Broken(f"{tag!r} has parts of several shapes or types")
+        raise _Broken(f"{quoted(tag)} has parts of several shapes or types")
     raw = content if len(parts) == 1 else memoryview(b"".join(c for _, _, c in parts))
     dtype = np.dtype("<u2" if kind == _BFLOAT16 else _DTYPES[kind])
     if dims == (0,) and len(raw) == dtype.itemsize:  # how older versions write a scalar
@@ -154,7 +154,8 @@ def _join(tag: str, parts: list[tuple[tuple[int, ...], str, memoryview]]) -> NDA
         count *= n
     if len(raw) != count * dtype.itemsize:
         raise _Broken(
-            f"{tag!r} has {len(raw)} bytes, not the {count * dtype.itemsize} of its shape {list(dims)}"
+            f"{quoted(tag)} has {len(raw)} bytes, not the {shown(count * dtype.itemsize)} of its shape "
+            f"{shown(list(dims))}"
         )
     array = np.frombuffer(raw, dtype).reshape(dims)
     if kind == _BFLOAT16:

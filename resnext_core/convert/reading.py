@@ -15,12 +15,12 @@ from resnext_core.convert.containers import read_tensors
 from resnext_core.convert.names import NAMINGS, Naming, detect
 from resnext_core.convert.report import Change
 from resnext_core.convert.sidecar import from_manifest, read_sidecar
-from resnext_core.errors import DataError, UsageError
+from resnext_core.errors import DataError, UsageError, shown
 from resnext_core.files import file_digest
 from resnext_core.interfaces import StoredTensors, WeightFile
 from resnext_core.preprocess import preprocess_spec
 from resnext_core.spec import VARIANTS, ModelSpec, PoolPadding
-from resnext_core.weights import Weights, check_tensors, load_weights, printable, read_manifest_text
+from resnext_core.weights import Weights, check_tensors, load_weights, read_manifest_text
 
 #: Floating-point types that float32 holds without a loss.
 _WIDENED = (np.dtype(np.float16),)
@@ -135,9 +135,9 @@ def _naming(tensors: Mapping[str, Any], path: Path, stated: Stated) -> Naming:
         return NAMINGS[stated.naming]
     naming = detect(tensors)
     if naming is None:
-        shown = ", ".join(printable(name) for name in sorted(tensors)[:3])
+        some = ", ".join(shown(name) for name in sorted(tensors)[:3])
         raise DataError(
-            f"the tensors of {path} ({shown}, ...) are not a ResNeXt of {', '.join(NAMINGS)}; "
+            f"the tensors of {path} ({some}, ...) are not a ResNeXt of {', '.join(NAMINGS)}; "
             "where they are one of these all the same, say which with --from"
         )
     return naming
@@ -156,7 +156,7 @@ def _strip(tensors: Mapping[str, NDArray[Any]], naming: Naming, path: Path) -> _
         if short.startswith(moments) and not head:  # the prefix stood before `moments.`
             short = moments + naming.strip(short[len(moments) :])
         if short in plain:
-            raise DataError(f"{path} holds {printable(short)} twice")
+            raise DataError(f"{path} holds {shown(short)} twice")
         plain[short] = (name, array)
     return plain
 
@@ -197,7 +197,7 @@ def _gather(
     missing = [prefix + name for name in wanted if name not in found]
     unexpected = [prefix + name for name in found if name not in set(wanted)]
     if missing or unexpected:
-        problems = [f"missing {n}" for n in missing] + [f"unexpected {printable(n)}" for n in unexpected]
+        problems = [f"missing {n}" for n in missing] + [f"unexpected {shown(n)}" for n in unexpected]
         more = f"; and {len(problems) - 6} more" if len(problems) > 6 else ""
         raise DataError(f"{path} does not fit: {'; '.join(problems[:6])}{more}")
     changes, neutral = [], {}

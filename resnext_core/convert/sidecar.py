@@ -7,7 +7,7 @@ from pathlib import Path
 
 from resnext_core.errors import DataError
 from resnext_core.files import write_atomic
-from resnext_core.weights import Manifest, Weights, parse_manifest
+from resnext_core.weights import Manifest, Weights, read_manifest
 
 
 def sidecar_path(path: Path) -> Path:
@@ -20,12 +20,7 @@ def read_sidecar(path: Path) -> Manifest | None:
     beside = sidecar_path(path)
     if not beside.is_file():
         return None
-    try:
-        return parse_manifest(beside.read_text(encoding="utf-8"), where=str(beside))
-    except OSError as error:
-        raise DataError(f"cannot read {beside}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{beside} is not text") from error
+    return read_manifest(beside)
 
 
 def write_sidecar(path: Path, weights: Weights) -> None:

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from resnext_core.errors import UsageError, suggest
+from resnext_core.errors import DataError, UsageError, shown, suggest
+from resnext_core.plain import parse_yaml, read_text
 
 _NETWORKS = {
     "resnext50": "resnext50_32x4d",
@@ -114,13 +113,10 @@ NO_EFFECT: Mapping[str, str] = {
 def read(path: Path) -> OldConfig:
     """Read an old configuration; UsageError for keys that it never had (with a suggestion) and wrong values."""
     try:
-        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise UsageError(f"cannot read {path}: {reason}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    old = documents[0] if documents else {}  # what follows are its help texts and choices
+        old = parse_yaml(read_text(path), f"{path}:", first=True)  # others are its help texts and choices
+    except DataError as error:
+        raise UsageError(f"cannot read {path}: {error}") from error
+    old = {} if old is None else old
     if not isinstance(old, dict):
         raise UsageError(f"{path}: an old configuration is a mapping of keys, not {type(old).__name__}")
     known = {*SETTINGS, *FLAGS, *_TOGETHER, *NO_EFFECT}
@@ -128,7 +124,7 @@ def read(path: Path) -> OldConfig:
     report = []
     for key, value in old.items():
         if key not in known:
-            raise UsageError(f"{path}: unknown key '{key}'{suggest(str(key), known)}")
+            raise UsageError(f"{path}: unknown key '{shown(key)}'{suggest(shown(key), known)}")
         if key in SETTINGS:
             name, convert = SETTINGS[key]
             section, _, field_ = name.partition(".")

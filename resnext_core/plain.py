@@ -1,0 +1,113 @@
+"""Small text files of the user, YAML and JSON: read with bounds, so that no file takes memory or time without end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from resnext_core.errors import DataError, UsageError, shown
+
+#: Bytes of a configuration file. The longest recipe has 2 KB.
+MOST_YAML = 1 << 20
+#: Bytes of a manifest. That of a network of a million classes has 200 MB, that of one of 20,000 classes 4 MB.
+MOST_JSON = 256 << 20
+#: Values in a YAML file, where one that is referred to counts each time.
+_MOST_NODES = 10_000
+#: Values inside values.
+_DEEPEST = 32
+#: Characters of a number.
+_LONGEST_NUMBER = 400
+
+
+def read_text(path: Path, most: int = MOST_YAML) -> str:
+    """Return the UTF-8 text of `path`; DataError, with the reason alone, when it is none or above `most` bytes."""
+    try:
+        data = bytearray()
+        with path.open("rb") as stream:
+            while len(data) <= most and (block := stream.read(1 << 16)):
+                data += block
+    except OSError as error:
+        raise DataError(error.strerror or str(error)) from error
+    except ValueError as error:  # a null character in the name
+        raise DataError(str(error)) from error
+    if len(data) > most:
+        raise DataError(f"it is larger than {most >> 20} MiB")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise DataError("not a text file") from error
+
+
+def parse_yaml(text: str, where: str, *, first: bool = False) -> Any:
+    """Return the only document of `text` as plain types (None when empty), with `first` the first of several.
+
+    Raises UsageError beginning with `where` when it is no YAML, holds other types, or would grow beyond bounds: by
+    values that refer to others which refer to others, by depth, or by numbers of hundreds of digits.
+    """
+    if len(text) > MOST_YAML:
+        raise UsageError(f"{where} not valid YAML: it has more than {MOST_YAML >> 20} MiB")
+    loader = _Loader(text)
+    try:
+        if first:
+            return next(_documents(loader), None)
+        return loader.get_single_data()
+    except RecursionError as error:
+        raise UsageError(f"{where} not valid YAML: it is nested too deeply") from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: a date like 2026-99-99
+        reason = shown(" ".join(str(error).split()), 300)
+        raise UsageError(f"{where} not valid YAML: {reason}") from error
+    finally:
+        loader.dispose()
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of JSON `text`; ValueError, with one line, on anything else, NaN and infinity among it."""
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _documents(loader: Any) -> Iterator[Any]:
+    while loader.check_data():
+        yield loader.get_data()
+
+
+class _Loader(yaml.SafeLoader):
+    """Counts values as they are composed; what an alias stands for counts again."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._nodes = self._depth = 0
+        self._sizes: dict[str, int] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        anchor: str | None = getattr(event, "anchor", None)
+        alias, before = isinstance(event, yaml.AliasEvent), self._nodes
+        self._nodes += self._sizes.get(anchor or "", 1) if alias else 1
+        if self._nodes > _MOST_NODES:
+            raise yaml.YAMLError(f"it has more than {_MOST_NODES} values, counting those that it repeats")
+        if self._depth > _DEEPEST:
+            raise yaml.YAMLError("it is nested too deeply")
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if anchor is not None and not alias:
+            self._sizes[anchor] = self._nodes - before
+        return node
+
+    def compose_scalar_node(self, anchor: Any) -> Any:
+        node = super().compose_scalar_node(anchor)
+        kind = str(node.tag).rpartition(":")[2]
+        if kind in ("int", "float", "timestamp") and len(node.value) > _LONGEST_NUMBER:
+            raise yaml.YAMLError(f"a number of {len(node.value)} characters")
+        return node
