@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from resnext_core.terminal import silence
+
 #: Environment variable with the file in which a rank notes how it ends.
 END = "RESNEXT_END"
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
@@ -71,9 +73,7 @@ def kill(process: subprocess.Popen[Any]) -> None:
         process.wait()
 
 
-def copy_output(
-    source: IO[bytes], log: IO[bytes], terminal: IO[str] | None, noise: str | None = None
-) -> None:
+def copy_output(source: IO[bytes], log: IO[bytes], terminal: IO[str], noise: str | None = None) -> None:
     """Copy a stream to the terminal as it comes and to the log in whole lines, which two streams share.
 
     Lines that begin with `noise` do not reach the terminal. Neither a terminal nor a log that takes no more stops the
@@ -96,27 +96,6 @@ def say_error(text: str) -> None:
     _show(f"{text}\n".encode(errors="backslashreplace"), sys.stderr)
 
 
-def silence(stream: IO[str] | None) -> None:
-    """Have what is still buffered for a stream that takes no more, and all that follows, go nowhere."""
-    with contextlib.suppress(OSError, ValueError):
-        if stream is not None:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
-
-
-def hold_standard_streams() -> None:
-    """Open what of standard input, output and error is closed, on nothing.
-
-    Else the next file gets that number, and a child process takes it for its output.
-    """
-    for number in (0, 1, 2):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-
-
 @contextlib.contextmanager
 def outliving_terminal() -> Iterator[None]:
     """Ignore SIGHUP, which a terminal that closes sends, for the length of the block; children inherit that."""
@@ -133,7 +112,7 @@ def outliving_terminal() -> Iterator[None]:
         signal.signal(number, before)
 
 
-def _keep(lines: bytes, log: IO[bytes], terminal: IO[str] | None, failed: bool) -> bool:
+def _keep(lines: bytes, log: IO[bytes], terminal: IO[str], failed: bool) -> bool:
     """Add lines to a log and return whether that fails; said once on the terminal."""
     try:
         while lines:
@@ -149,9 +128,7 @@ def _without(lines: bytes, noise: str) -> bytes:
     return b"".join(line for line in lines.splitlines(keepends=True) if not line.startswith(noise.encode()))
 
 
-def _show(block: bytes, terminal: IO[str] | None) -> None:
-    if terminal is None:  # closed from the start
-        return
+def _show(block: bytes, terminal: IO[str]) -> None:
     try:
         if hasattr(terminal, "buffer"):
             terminal.buffer.write(block)

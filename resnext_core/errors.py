@@ -64,7 +64,7 @@ def shown(value: object, most: int | None = MOST_SHOWN) -> str:
     else:
         end = ""
     if not text.isprintable():
-        text = "".join(c if c.isprintable() else _escape(c) for c in text)
+        text = "".join(c if c.isprintable() else escaped_character(c) for c in text)
     if most is not None and len(text) > most:  # by its escapes
         text, end = text[:most], "..."
     return text + end
@@ -75,7 +75,8 @@ def quoted(value: object, most: int | None = MOST_SHOWN) -> str:
     return f"'{shown(value, most)}'" if isinstance(value, (str, bytes, os.PathLike)) else shown(value, most)
 
 
-def _escape(character: str) -> str:
+def escaped_character(character: str) -> str:
+    """Return a character as an escape like ``\\x1b``; a surrogate of a file name as the byte it stands for."""
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:  # a byte that Python could not decode
         return f"\\x{code - 0xDC00:02x}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
-import io
 import itertools
 import os
 import re
@@ -14,10 +14,11 @@ from types import ModuleType
 from typing import NoReturn
 
 from resnext_core import __version__
-from resnext_core.children import hold_standard_streams
 from resnext_core.errors import (
+    EXIT_DATA,
     EXIT_INTERRUPTED,
     EXIT_OK,
+    EXIT_UNAVAILABLE,
     BackendUnavailable,
     ResnextError,
     UsageError,
@@ -28,6 +29,7 @@ from resnext_core.files import local_path
 from resnext_core.interfaces import Command
 from resnext_core.plugins import CORE, PluginSet, load_plugins
 from resnext_core.signals import follow_launcher
+from resnext_core.terminal import StreamError, guarded_streams, silence
 
 _EPILOG = """\
 Without a command the whole job runs: train, evaluate, export, validate, report; on --data DIR, or on
@@ -70,21 +72,44 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``resnext-run`` with `argv` (the process's own by default) and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    hold_standard_streams()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name need not be text that the terminal can show
-        sys.stdout.reconfigure(errors="backslashreplace")
     follow_launcher(os.environ)
-    try:
-        return _run(words)
-    except ResnextError as error:
-        print(f"resnext-run: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("resnext-run: stopped", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
+    with guarded_streams():
+        try:
+            try:
+                return _run(words)
+            finally:
+                sys.stdout.flush()
+        except ResnextError as error:
+            _complain(str(error))
+            return error.exit_code
+        except KeyboardInterrupt:
+            _complain("stopped")
+            return EXIT_INTERRUPTED
+        except StreamError as error:
+            silence(sys.stdout)
+            _complain(str(error.strerror))
+            return EXIT_DATA
+        except MemoryError as error:
+            _complain(f"out of memory{f': {error}' if str(error) else ''}; free some, or use smaller batches")
+            return EXIT_UNAVAILABLE
+        except OSError as error:
+            if error.errno not in _ENVIRONMENT:
+                raise
+            where = f"{error.filename}: " if error.filename is not None else ""
+            _complain(f"{where}{error.strerror}")
+            return EXIT_DATA
+
+
+#: Errors of the operating system that are the machine's state and no bug: full, unreadable, out of descriptors.
+_ENVIRONMENT = {
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
+    errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG,
+}  # fmt: skip
+
+
+def _complain(message: str) -> None:
+    """Print one line on standard error."""
+    print("resnext-run: " + message.replace("\n", "\\n"), file=sys.stderr)
 
 
 def _run(words: list[str]) -> int:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from resnext_core.children import silence
+from resnext_core.errors import shown
 from resnext_core.runs import Record
+from resnext_core.terminal import printable, raw, silence
 
 #: Seconds between two drawings of the progress bar.
 _REFRESH_S = 0.1
@@ -25,8 +26,8 @@ class Output:
 
     def __init__(self, *, json_result: bool = False, quiet: bool = False, log: Path | None = None) -> None:
         self.json_result, self.quiet, self.log = json_result, quiet, log
-        self._stream = sys.stderr if json_result else sys.stdout  # None where it was closed from the start
-        self._gone = self._stream is None
+        self._stream = sys.stderr if json_result else sys.stdout
+        self._gone = False
 
     def say(self, text: str) -> None:
         """Print a line for people, and add it to the log file if there is one."""
@@ -51,7 +52,7 @@ class Output:
         if self.log is not None:
             try:
                 with self.log.open("a", encoding="utf-8") as stream:
-                    stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+                    stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {printable(text)}\n")
             except OSError:  # the log is a convenience: records and checkpoints report a full disk
                 self.log = None
 
@@ -97,7 +98,7 @@ class ProgressBar:
             self._output.note(line)  # the bar shows it already
         elif self._progress is not None:
             progress = self._progress
-            self._drawn(lambda: progress.console.print(line, highlight=False, markup=False))
+            self._drawn(lambda: progress.console.print(printable(line), highlight=False, markup=False))
             self._output.note(line)
         else:
             self._output.say(line)
@@ -175,13 +176,14 @@ def _rich_progress(output: Output) -> Any:
     return Progress(
         TextColumn("{task.description:>6}"), BarColumn(bar_width=None), MofNCompleteColumn(),
         TimeRemainingColumn(), TextColumn("{task.fields[detail]}"),
-        console=Console(stderr=output.json_result), transient=True,
+        console=Console(file=raw(sys.stderr if output.json_result else sys.stdout)), transient=True,
         auto_refresh=False,  # its thread would die of a terminal that is gone, and say so
     )  # fmt: skip
 
 
 def table(rows: list[list[str]], header: list[str]) -> str:
-    """Return aligned plain-text columns."""
+    """Return aligned plain-text columns; cells are one line each, whatever names they hold."""
+    rows = [[shown(cell, None) for cell in row] for row in rows]
     widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in [header, *rows]]
     return "\n".join(lines)
