@@ -9,7 +9,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import NoReturn
 
@@ -72,32 +72,42 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``resnext-run`` with `argv` (the process's own by default) and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    return run_program("resnext-run", lambda: _run(words))
+
+
+def run_program(name: str, work: Callable[[], int]) -> int:
+    """Return the exit code of `work`, with expected failures turned into one line on standard error after `name`."""
     follow_launcher(os.environ)
     with guarded_streams():
         try:
             try:
-                return _run(words)
+                return work()
             finally:
                 sys.stdout.flush()
-        except ResnextError as error:
-            _complain(str(error))
-            return error.exit_code
-        except KeyboardInterrupt:
-            _complain("stopped")
-            return EXIT_INTERRUPTED
-        except StreamError as error:
-            silence(sys.stdout)
-            _complain(str(error.strerror))
-            return EXIT_DATA
-        except MemoryError as error:
-            _complain(f"out of memory{f': {error}' if str(error) else ''}; free some, or use smaller batches")
-            return EXIT_UNAVAILABLE
-        except OSError as error:
-            if error.errno not in _ENVIRONMENT:
-                raise
-            where = f"{error.filename}: " if error.filename is not None else ""
-            _complain(f"{where}{error.strerror}")
-            return EXIT_DATA
+        except (ResnextError, KeyboardInterrupt, StreamError, MemoryError, OSError) as error:
+            code, message = _expected(error)
+            if isinstance(error, StreamError):
+                silence(sys.stdout)
+            one_line = message.replace("\n", "\\n")
+            print(f"{name}: {one_line}", file=sys.stderr)
+            return code
+
+
+def _expected(error: BaseException) -> tuple[int, str]:
+    """Return exit code and message of a failure that is no bug; raises any other again."""
+    if isinstance(error, ResnextError):
+        return error.exit_code, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED, "stopped"
+    if isinstance(error, StreamError):
+        return EXIT_DATA, str(error.strerror)
+    if isinstance(error, MemoryError):
+        what = f": {error}" if str(error) else ""
+        return EXIT_UNAVAILABLE, f"out of memory{what}; free some, or use smaller batches"
+    if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return EXIT_DATA, f"{where}{error.strerror}"
+    raise error
 
 
 #: Errors of the operating system that are the machine's state and no bug: full, unreadable, out of descriptors.
@@ -105,11 +115,6 @@ _ENVIRONMENT = {
     errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
     errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG,
 }  # fmt: skip
-
-
-def _complain(message: str) -> None:
-    """Print one line on standard error."""
-    print("resnext-run: " + message.replace("\n", "\\n"), file=sys.stderr)
 
 
 def _run(words: list[str]) -> int:

@@ -7,8 +7,9 @@ import json
 import sys
 from pathlib import Path
 
+from resnext_core.cli.main import run_program
 from resnext_core.data.index import class_folders
-from resnext_core.errors import DataError, ResnextError
+from resnext_core.errors import EXIT_OK, DataError
 from resnext_core.files import write_atomic
 
 
@@ -17,12 +18,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="write imagenet_label.json: {file name: class number}")
     parser.add_argument("--img_path", type=Path, required=True, help="folder with a folder for each class")
     args = parser.parse_args()
-    try:
+
+    def work() -> int:
         write_atomic(Path("imagenet_label.json"), json.dumps(labels(args.img_path)))
-    except ResnextError as error:
-        print(f"create_imagenet2012_label: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+        return EXIT_OK
+
+    return run_program("create_imagenet2012_label", work)
 
 
 def labels(folder: Path) -> dict[str, int]:

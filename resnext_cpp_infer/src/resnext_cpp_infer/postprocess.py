@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from resnext_core.errors import DataError, ResnextError
+from resnext_core.cli.main import run_program
+from resnext_core.errors import EXIT_OK, DataError
 
 
 def main() -> int:
@@ -20,12 +21,12 @@ def main() -> int:
     )
     parser.add_argument("--label_path", type=Path, required=True, help="JSON: {file name: class number}")
     args = parser.parse_args()
-    try:
+
+    def work() -> int:
         print(accuracy(args.result_path, args.label_path))
-    except ResnextError as error:
-        print(f"postprocess: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+        return EXIT_OK
+
+    return run_program("postprocess", work)
 
 
 def accuracy(results: Path, labels: Path) -> str:

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from resnext_core.cli.main import Parser
-from resnext_core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, ResnextError, UsageError, suggest
+from resnext_core.cli.main import Parser, run_program
+from resnext_core.errors import EXIT_OK, EXIT_USAGE, UsageError, suggest
 
 #: What the ancestor's programs are called here, and where they are.
 PROGRAMS = {
@@ -26,22 +26,20 @@ Takes the flags of the ancestor's train.py, eval.py and export.py; each has its 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one of the old programs and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    return run_program("resnext_ascend.compat", lambda: _run(words))
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, end="", file=sys.stdout if words else sys.stderr)
         return EXIT_OK if words else EXIT_USAGE
-    try:
-        name = words[0]
-        if name not in PROGRAMS:
-            raise UsageError(f"unknown program '{name}'{suggest(name, PROGRAMS)}")
-        module: Any = importlib.import_module(PROGRAMS[name])
-        parser = Parser(prog=f"{name}.py", description=module.__doc__, allow_abbrev=False)
-        module.configure(parser)
-        return int(module.handle(parser.parse_args(words[1:])))
-    except ResnextError as error:
-        print(f"resnext_ascend.compat: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    name = words[0]
+    if name not in PROGRAMS:
+        raise UsageError(f"unknown program '{name}'{suggest(name, PROGRAMS)}")
+    module: Any = importlib.import_module(PROGRAMS[name])
+    parser = Parser(prog=f"{name}.py", description=module.__doc__, allow_abbrev=False)
+    module.configure(parser)
+    return int(module.handle(parser.parse_args(words[1:])))
 
 
 if __name__ == "__main__":
