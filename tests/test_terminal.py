@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from shutil import copytree
 
+import numpy as np
 import pytest
-from command_line import CommandLine, environment
+from command_line import CLASSES, VAL, CommandLine, environment
 
 from resnext_core.cli.main import main
 from resnext_core.errors import EXIT_DATA, EXIT_OK
@@ -33,7 +34,7 @@ COMMANDS: dict[str, Callable[[Path, Path, Path, Path], list[str]]] = {
     "runs show": lambda run, weights, data, new: ["runs", "show", f"{run}"],
     "runs verify": lambda run, weights, data, new: ["runs", "verify", f"{run}"],
     "runs prune": lambda run, weights, data, new: ["runs", "prune", f"{run}", "--dry-run"],
-    "report": lambda run, weights, data, new: ["report", f"{run}"],
+    "report": lambda run, weights, data, new: ["report", f"{copytree(run, new / 'run')}"],
     "bench": lambda run, weights, data, new: ["bench", "data", "--data", f"{data}", "--steps", "1"],
 }
 
@@ -85,15 +86,24 @@ def test_a_closed_standard_error_costs_nothing(photos: Path) -> None:
     assert done.stdout.startswith("class")
 
 
-def test_what_was_made_stays_when_the_output_is_full(
-    core_only: None, weights_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_logits_are_written_though_the_output_is_full(
+    core_only: None, weights_file: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with open("/dev/full", "w") as full:
+    words = [
+        "infer",
+        "--weights",
+        str(weights_file),
+        str(photos / "val"),
+        "--logits",
+        str(tmp_path / "l.npy"),
+    ]
+    words += ["--backend", "reference", "--set", "data.workers=0", "--set", "eval.batch_size=1"]
+    with open("/dev/full", "w", buffering=1) as full:  # fails at the first line
         monkeypatch.setattr(sys, "stdout", full)
-        assert main(["convert", str(weights_file), str(tmp_path / "new.pth")]) != EXIT_OK
-        words = ["infer", "--weights", str(weights_file), str(tmp_path), "--logits", str(tmp_path / "l.npy")]
-        assert main(words) != EXIT_OK
-    assert os.listdir(tmp_path) == [] or set(os.listdir(tmp_path)) <= {"new.pth", "new.pth.json", "l.npy"}
+        assert main(words) == EXIT_DATA
+    logits = np.load(tmp_path / "l.npy")
+    assert logits.shape == (sum(VAL), len(CLASSES))
+    assert np.isfinite(logits).all()
 
 
 def test_terminal_escapes_are_shown(cli: CommandLine, tmp_path: Path) -> None:

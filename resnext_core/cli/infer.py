@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from resnext_core.jobs import eval_loader
 from resnext_core.metrics import softmax
 from resnext_core.plugins import load_plugins
 from resnext_core.serve import Served, serve
+from resnext_core.terminal import StreamError
 
 EPILOG = """\
 examples:
@@ -96,20 +97,34 @@ def _infer_images(served: Served, args: argparse.Namespace, config: Config) -> i
         Task(epoch=0, indices=i, valid=v) for i, v in eval_batches(len(index), config.eval.batch_size, 0, 1)
     ]
     rows, failed = [], 0
+    lost: StreamError | None = None
+
+    def tell(value: Mapping[str, Any]) -> None:
+        nonlocal lost
+        try:
+            if lost is None:
+                print(json.dumps(value))
+        except StreamError as error:
+            if not args.logits:
+                raise
+            lost = error  # the logits are worth going on
+
     with eval_loader(index, served.preprocess, config) as loader:
         for task, batch in zip(tasks, loader.batches(tasks), strict=True):
             logits = served.predictor.logits(batch.images)
             for row in np.flatnonzero(task.valid):
                 position = int(batch.index[row])
                 if batch.valid[row]:
-                    print(json.dumps(_prediction(paths[position], logits[row], served.classes, args.top)))
+                    tell(_prediction(paths[position], logits[row], served.classes, args.top))
                     rows.append(logits[row])
                 else:
                     failed += 1
-                    print(json.dumps({"path": str(paths[position]), "error": loader.failures[position]}))
+                    tell({"path": str(paths[position]), "error": loader.failures[position]})
                     rows.append(np.full(len(served.classes), np.nan, np.float32))
     if args.logits:
         _save(Path(args.logits), np.stack(rows))
+    if lost is not None:
+        raise lost
     if failed:
         print(f"resnext-run: {failed} of {len(paths)} images could not be read", file=sys.stderr)
         return EXIT_DATA

@@ -15,7 +15,7 @@ from resnext_core.data.index import Index
 from resnext_core.data.loader import default_workers
 from resnext_core.data.quarantine import Quarantine, write_list
 from resnext_core.data.scan import Memory, Scan, scan_files
-from resnext_core.errors import DataError, Interrupted
+from resnext_core.errors import DataError, Interrupted, shown
 from resnext_core.files import cache_folder
 from resnext_core.signals import StopRequest
 
@@ -64,8 +64,8 @@ def handle(args: argparse.Namespace, folder: Path, parts: Mapping[str, Index], o
         "folder": str(folder), "read": scan.read, "remembered": scan.remembered, "seconds": round(seconds, 3),
         **found.to_dict(), "list": args.list,
     }  # fmt: skip
-    shown = None if args.all else _SHOWN
-    lines = [*_text(found, shown), *_ends(scan, seconds, memory, found, args.list)]
+    most = None if args.all else _SHOWN
+    lines = [*_text(found, most), *_ends(scan, seconds, memory, found, args.list)]
     output.result(value, "\n".join(lines))
     if found.wrong:
         raise DataError(f"{folder} is not sound: {', '.join(_counts(found))}")
@@ -95,7 +95,7 @@ def _scan(paths: Sequence[str], memory: Memory, workers: int, output: Output) ->
 # -- what people read ----------------------------------------------------------------------------
 
 
-def _text(found: Findings, shown: int | None) -> Iterator[str]:
+def _text(found: Findings, most: int | None) -> Iterator[str]:
     images = ", ".join(f"{part} {n}" for part, n in found.images.items())
     formats = ", ".join(f"{name} {n}" for name, n in found.formats.items())
     yield f"images    {images}; {found.bytes / 1e6:.1f} MB; {formats or 'none can be read'}"
@@ -107,13 +107,13 @@ def _text(found: Findings, shown: int | None) -> Iterator[str]:
     if any(found.classes.values()):
         yield ""
         yield from _balance(found)
-    yield from _list("corrupt", [f"{b.file.name}: {b.reason}" for b in found.bad], shown)
+    yield from _list("corrupt", [f"{b.file.name}: {b.reason}" for b in found.bad], most)
     for title, groups in (
         ("one picture, several classes", found.contradictions),
         ("one picture, several parts", found.leaks),
         ("one picture, several files", found.duplicates),
     ):
-        yield from _list(title, [_group(group) for group in groups], shown)
+        yield from _list(title, [_group(group) for group in groups], most)
 
 
 def _spread(values: tuple[int, int, int]) -> str:
@@ -142,7 +142,7 @@ def _balance(found: Findings) -> Iterator[str]:
     if least:
         yield f"the largest class of {first} has {most / least:.1f} times the images of the smallest"
     for part, name in found.empty:
-        yield f"{part} has no image of the class {name}"
+        yield f"{part} has no image of the class {shown(name, None)}"
 
 
 def _bar(n: int, most: int) -> str:
@@ -153,14 +153,14 @@ def _group(group: Sequence[File]) -> str:
     return " = ".join(f.name for f in group)
 
 
-def _list(title: str, lines: Sequence[str], shown: int | None) -> Iterator[str]:
+def _list(title: str, lines: Sequence[str], most: int | None) -> Iterator[str]:
     if not lines:
         return
     yield ""
     yield f"{title}: {len(lines)}"
-    yield from (f"  {line}" for line in lines[:shown])
-    if shown is not None and len(lines) > shown:
-        yield f"  and {len(lines) - shown} more (--all prints them, --json has them too)"
+    yield from (f"  {shown(line, None)}" for line in lines[:most])
+    if most is not None and len(lines) > most:
+        yield f"  and {len(lines) - most} more (--all prints them, --json has them too)"
 
 
 def _counts(found: Findings) -> list[str]:
