@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.config import DataConfig
-from resnext_core.errors import DataError, UsageError, suggest
+from resnext_core.data.classes import by_folder, folder_remarks, ignored_remark
+from resnext_core.data.folders import SUFFIXES, ending, entries, is_folder, is_image_file, walk
+from resnext_core.data.lists import read_list
+from resnext_core.data.paths import Paths, encoded
+from resnext_core.errors import DataError, UsageError
 
-#: File names with these endings (in any case) are images; others are ignored and counted.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 #: The usual names of each split.
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-_MAX_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,15 +29,18 @@ class Index:
     """The images of one split, sorted by path.
 
     `paths` are relative to `root`, with ``/`` (absolute where a list says so); `labels` int32 (N,) are
-    positions in `classes`, or -1 for images without label (`classes` is then empty unless given).
-    `ignored` counts files that are not images by their name; hidden files are not counted.
+    positions in `classes`, or -1 for images without label (`classes` is then empty unless given). `named` is False
+    where the classes are mere numbers, from a list of integers. `ignored` counts files that are not images by their
+    name, by ending; hidden files are not counted. `remarks` are lines that someone should read, see :func:`remarks`.
     """
 
     root: Path
     paths: Sequence[str]
     labels: NDArray[np.int32]
     classes: tuple[str, ...]
-    ignored: int = 0
+    named: bool = True
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -56,78 +61,84 @@ class Index:
         It tells data sets apart without reading their pixels; it does not depend on where they lie.
         """
         digest = hashlib.sha256()
-        for name, label in zip(self.paths, self.labels.tolist(), strict=True):
+        root = encoded(str(self.root))
+        for name, label in zip(self.paths, map(int, self.labels), strict=True):
+            path = encoded(name)
             try:
-                size = os.stat(self.root / name).st_size
-            except OSError:
+                size = os.stat(os.path.join(root, path)).st_size
+            except (OSError, ValueError):
                 size = -1
-            digest.update(os.fsencode(name) + f"\0{label}\0{size}\n".encode())
+            digest.update(b"%s\0%d\0%d\n" % (path, label, size))
         return f"sha256:{digest.hexdigest()}"
 
 
-def open_index(path: str | Path, classes: Sequence[str] | None = None) -> Index:
+def open_index(path: str | Path, classes: Sequence[str] | None = None, *, named: bool = True) -> Index:
     """Return the index of `path`: a text list, a folder of class folders, or a folder of unlabelled images.
 
     A folder with folders in it is one of class folders. With `classes` (those of the training) labels are
-    positions in them; a class that they lack is a DataError naming it, one without images is fine. Raises
+    positions in them; a class that they lack is a DataError naming it, one without images is fine. `named` False
+    says that these classes are mere numbers: see :func:`resnext_core.data.classes.by_folder`. Raises
     DataError for what is missing, empty or ambiguous.
     """
     path = Path(path)
-    if path.is_file():
-        return text_list(path, classes)
-    if not path.is_dir():
+    if os.path.isfile(path):
+        return text_list(path, classes, named=named)
+    if not os.path.isdir(path):
         raise DataError(
             f"there is no data at {path}; give a folder of class folders, of images, or a text list"
         )
-    entries = [e for e in _entries(path) if not e.name.startswith(".")]
-    folders = [e.name for e in entries if e.is_dir()]
-    images = [e.name for e in entries if _is_image(e.name) and e.is_file()]
+    found = entries(path)
+    folders = [e.name for e in found if is_folder(e)]
+    images = [e.name for e in found if not is_folder(e) and is_image_file(e)]
     if folders and images:
         raise DataError(
             f"{path} holds both images ({min(images)}) and folders ({min(folders)}); "
             "put every image into a class folder, or move the folders away"
         )
-    return class_folders(path, classes) if folders else image_folder(path, classes)
+    return class_folders(path, classes, named=named) if folders else image_folder(path, classes)
 
 
-def class_folders(root: Path, classes: Sequence[str] | None = None) -> Index:
+def class_folders(root: Path, classes: Sequence[str] | None = None, *, named: bool = True) -> Index:
     """Return the index of a folder with a folder of images for each class, searched to any depth.
 
     Without `classes` they are the folder names in code-point order, and a folder without images is a
     DataError naming it.
     """
-    names = sorted(e.name for e in _entries(root) if e.is_dir() and not e.name.startswith("."))
+    found = entries(root)
+    names = sorted(e.name for e in found if is_folder(e))
+    ignored = Counter(ending(e) for e in found if not is_folder(e))
     if not names:
         raise DataError(
             f"{root} has no class folders; put the images of each class into a folder of its name"
         )
-    known = tuple(names) if classes is None else tuple(classes)
-    label_of = {name: label for label, name in enumerate(known)}
-    found, ignored = [], 0
-    for name in names:
-        if name not in label_of:
-            raise DataError(
-                f"{root} has the class '{name}', which the training data lacks{suggest(name, known)}"
-            )
-        images, others = _images(root / name, f"{name}/")
-        if not images and classes is None:
+    if classes is None:
+        label_of, known, said = {name: i for i, name in enumerate(names)}, tuple(names), folder_remarks(names)
+    else:
+        label_of, known, remark = by_folder(root, names, classes, named=named)
+        said = () if remark is None else (remark,)
+    paths, labels, counts = Paths(), [], []
+    for name in sorted(names, key=lambda name: f"{name}/"):
+        before = len(paths)
+        walk(root / name, f"{name}/", paths, ignored)
+        if len(paths) == before and classes is None:
             raise DataError(
                 f"class folder {root / name} has no images ({', '.join(SUFFIXES)}); fill it or remove it"
             )
-        found += [(image, label_of[name]) for image in images]
-        ignored += others
-    return _index(root, found, known, ignored)
+        labels.append(label_of[name])
+        counts.append(len(paths) - before)
+    return _index(root, paths, np.repeat(np.array(labels, np.int32), counts), known, ignored, said)
 
 
 def image_folder(root: Path, classes: Sequence[str] | None = None) -> Index:
     """Return the index of every image under a folder, without labels. DataError when there is none."""
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(f"there is no folder {root}; give a folder of images")
-    images, ignored = _images(root, "")
-    return _index(root, [(image, -1) for image in images], tuple(classes or ()), ignored)
+    paths, ignored = Paths(), Counter[str]()
+    walk(root, "", paths, ignored)
+    return _index(root, paths, np.full(len(paths), -1, np.int32), tuple(classes or ()), ignored)
 
 
-def text_list(path: Path, classes: Sequence[str] | None = None) -> Index:
+def text_list(path: Path, classes: Sequence[str] | None = None, *, named: bool = True) -> Index:
     """Return the index of a UTF-8 text file of ``path label`` lines, paths relative to its folder.
 
     The label is what follows the last tab, or the last blank in a line without tabs; it is an integer from 0
@@ -135,28 +146,9 @@ def text_list(path: Path, classes: Sequence[str] | None = None) -> Index:
     lines and lines that begin with # are skipped. Raises DataError naming file and line, also for
     files that do not exist and for a path listed with two labels.
     """
-    lines = list(_list_lines(path))
-    if not lines:
-        raise DataError(f"{path} lists no images; write a 'path label' line for each")
-    texts = {label for _, _, label in lines}
-    label_of = _list_labels(path, lines, texts, classes)
-    seen: dict[str, int] = {}
-    found = []
-    for number, name, text in lines:
-        label = label_of[text]
-        if seen.setdefault(name, label) != label:
-            raise DataError(f"{path}:{number}: {name} was listed before with another label; keep one of them")
-        if not (path.parent / name).is_file():
-            raise DataError(
-                f"{path}:{number}: there is no file {path.parent / name}; correct or remove the line"
-            )
-        found.append((name, label))
-    known = (
-        tuple(classes) if classes is not None else tuple(sorted(label_of, key=lambda name: label_of[name]))
-    )
-    if classes is None and _all_integers(texts):
-        known = tuple(str(label) for label in range(max(label_of.values()) + 1))
-    return _index(path.parent, found, known, 0)
+    paths, labels, known, by_name = read_list(path, classes, named=named)
+    said = folder_remarks(known) if classes is None and by_name else ()
+    return replace(_index(path.parent, paths, labels, known, {}, said), named=by_name)
 
 
 def find_splits(folder: str | Path, config: DataConfig, need: Sequence[str] = ()) -> dict[str, Path]:
@@ -195,103 +187,32 @@ def find_splits(folder: str | Path, config: DataConfig, need: Sequence[str] = ()
     return splits
 
 
-def _index(root: Path, found: Sequence[tuple[str, int]], classes: tuple[str, ...], ignored: int) -> Index:
-    if not found:
+def remarks(parts: Iterable[Index]) -> Iterator[str]:
+    """Yield what should be said once of the indices that a command opened: files passed over, classes by position."""
+    ignored: Counter[str] = Counter()
+    said: dict[str, None] = {}
+    for index in parts:
+        ignored.update(index.ignored)
+        said |= dict.fromkeys(index.remarks)
+    yield from said
+    if (line := ignored_remark(ignored)) is not None:
+        yield line
+
+
+def _index(
+    root: Path,
+    paths: Paths,
+    labels: NDArray[np.int32],
+    classes: tuple[str, ...],
+    ignored: Mapping[str, int],
+    said: tuple[str, ...] = (),
+) -> Index:
+    if not len(paths):
+        line = ignored_remark(ignored)
         raise DataError(
-            f"{root} has no images ({', '.join(SUFFIXES)}); put some there or give another folder"
+            f"{root} has no images ({', '.join(SUFFIXES)}){'; ' + line if line else ''}; put some there or give "
+            "another folder"
         )
-    ordered = sorted(found)
     return Index(
-        root=root,
-        paths=tuple(name for name, _ in ordered),
-        labels=np.array([label for _, label in ordered], np.int32),
-        classes=classes,
-        ignored=ignored,
+        root=root, paths=paths.freeze(), labels=labels, classes=classes, ignored=ignored, remarks=said
     )
-
-
-def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except OSError as error:
-        raise DataError(
-            f"cannot list {folder}: {error.strerror or error}; check the path and its rights"
-        ) from error
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
-
-
-def _images(folder: Path, prefix: str, above: tuple[tuple[int, int], ...] = ()) -> tuple[list[str], int]:
-    """Return the images under `folder` as `prefix` + relative path, and how many other files there are.
-
-    Links are followed; a link to a folder above itself is not entered again.
-    """
-    status = os.stat(folder)
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        return [], 0
-    images, ignored = [], 0
-    for entry in _entries(folder):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            more, others = _images(folder / entry.name, f"{prefix}{entry.name}/", (*above, identity))
-            images += more
-            ignored += others
-        elif _is_image(entry.name) and entry.is_file():
-            images.append(prefix + entry.name)
-        else:
-            ignored += 1
-    return images, ignored
-
-
-def _list_lines(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Yield (line number, image path, label text)."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not a UTF-8 text list of 'path label' lines") from None
-    for number, line in enumerate(text.split("\n"), 1):
-        line = line.strip()
-        if not line or line.startswith("#"):
-            continue
-        name, _, label = line.rpartition("\t" if "\t" in line else " ")
-        name, label = name.strip(), label.strip()
-        if not name:
-            raise DataError(f"{path}:{number}: expected 'path label', got '{line[:100]}'")
-        yield number, Path(name).as_posix(), label
-
-
-def _list_labels(
-    path: Path, lines: Sequence[tuple[int, str, str]], texts: set[str], classes: Sequence[str] | None
-) -> dict[str, int]:
-    """Return the label of each text, or raise DataError naming the first line that has none."""
-    integers = _all_integers(texts)
-    if classes is None:
-        if not integers:
-            return {name: label for label, name in enumerate(sorted(texts))}
-        bound, names = _MAX_CLASSES, dict[str, int]()
-    else:
-        bound, names = len(classes), {name: label for label, name in enumerate(classes)}
-        if texts <= set(names):
-            return {text: names[text] for text in texts}
-    label_of = {}
-    for number, _, text in lines:
-        if not integers:
-            if text not in names:
-                raise DataError(
-                    f"{path}:{number}: the training data lacks the class '{text}'{suggest(text, names)}"
-                )
-        elif int(text) >= bound:
-            raise DataError(f"{path}:{number}: the label {text} is not below {bound}")
-        label_of[text] = names[text] if not integers else int(text)
-    return label_of
-
-
-def _all_integers(texts: set[str]) -> bool:
-    return all(text.isascii() and text.isdigit() and len(text) < 10 for text in texts)
