@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from resnext_core.checkpoint import load_checkpoint
 from resnext_core.config import Config
 from resnext_core.convert.reading import Stated, read_foreign
+from resnext_core.data.classes import GIVE_NAMES, is_number
 from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import TrainState, WeightFile
 from resnext_core.preprocess import preprocess_spec
@@ -49,11 +50,18 @@ def pretrained_weights(
     if (preprocess.mean, preprocess.std) != (weights.preprocess.mean, weights.preprocess.std):
         raise UsageError(f"{path} was trained with another preprocess.mean or .std; set them to the file's")
     same = tuple(classes) == weights.classes
-    numbered = weights.classes == tuple(str(i) for i in range(len(classes)))
+    numbered = not weights.has_names and len(weights.classes) == len(classes)
     line = f"starting from {path}, digest {weights.digest[:19]}"
     if same or (numbered and model.num_classes is None):
         line += "; its head is kept"
-        weights = weights.replace(classes=tuple(classes))
+        if not same and all(is_number(name) for name in classes):
+            raise UsageError(
+                f"{path} has no class names but numbers from 0, and the data has other numbers, or sorts them as text "
+                f"({', '.join(classes[:3])}, ...): {GIVE_NAMES}, or replace the head with --num-classes {len(classes)}"
+            )
+        if not same:
+            line += f", and its classes, which have no names, are those of the {len(classes)} folders in sorted order"
+        weights = weights.replace(classes=tuple(classes), named=None)
     elif model.num_classes is None:
         raise UsageError(
             f"{path} knows {len(weights.classes)} classes, the data has {len(classes)} others; "

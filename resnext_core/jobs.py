@@ -36,6 +36,12 @@ class Splits:
     val: Index | None
     test: Index | None
 
+    @property
+    def parts(self) -> dict[str, Index]:
+        """Those that are there, by name."""
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: index for name, index in parts.items() if index is not None}
+
 
 def open_splits(config: Config) -> Splits:
     """Open train, val and test of ``config.data``; UsageError or DataError when they cannot be used."""
@@ -136,6 +142,7 @@ def training_job(
     else:
         tell = lambda line: emit({"kind": "note", "step": 0, "text": line})  # noqa: E731
         weights = initial_weights(config, splits.train.classes, tell)
+    weights = weights.replace(named=splits.train.named)
     per_rank(config, rank.world, len(splits.train))
     with ExitStack() as stack:
         train_loader = stack.enter_context(

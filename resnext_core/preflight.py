@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from resnext_core.config import Config
-from resnext_core.data.index import Index
+from resnext_core.data.index import Index, remarks
 from resnext_core.data.sampler import steps_per_epoch
 from resnext_core.errors import ResnextError
 from resnext_core.jobs import Splits, initial_weights, loader_workers, per_rank
@@ -95,6 +95,8 @@ def _data(splits: Splits) -> Iterator[Note]:
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
     found = ", ".join(f"{name} {len(index)}" for name, index in parts.items() if index is not None)
     yield Note(topic="data", level="ok", text=f"{found} images, {len(splits.train.classes)} classes")
+    for line in remarks(splits.parts.values()):
+        yield Note(topic="data", level="ok", text=line)
     if splits.val is None:
         yield Note(topic="data", level="warning", text="no val part: nothing says which checkpoint is best")
     for name, index in parts.items():

@@ -36,6 +36,7 @@ class Served:
     preprocess: PreprocessSpec
     classes: tuple[str, ...]
     digest: str
+    has_names: bool = True
 
 
 def find_model(path: Path) -> Path:
@@ -184,6 +185,7 @@ def serve(
     return Served(
         predictor=predictor, backend=backend, source=str(path), spec=manifest.spec,
         preprocess=manifest.preprocess, classes=manifest.classes, digest=manifest.digest,
+        has_names=manifest.has_names,
     )  # fmt: skip
 
 
@@ -212,6 +214,7 @@ def serve_weights(
     return Served(
         predictor=predictor, backend=backend, source=source, spec=weights.spec,
         preprocess=weights.preprocess, classes=weights.classes, digest=weights.digest,
+        has_names=weights.has_names,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +64,8 @@ class Weights:
     `tensors` are float32 arrays under every name of ``spec.tensors``, shaped as there. `origin` says where
     they came from, `metrics` what they reached; both are JSON values for people. `golden` are logits by which a
     loader can tell that it computes this network, see :mod:`resnext_core.selfcheck`; it is for these `tensors` only.
+    `named` says whether `classes` are names; False: they are mere numbers that stand for names nobody gave. None, as in
+    files of before: told by whether they are 0, 1, ...
     """
 
     spec: ModelSpec
@@ -73,6 +75,7 @@ class Weights:
     origin: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     golden: Golden | None = None
+    named: bool | None = None
 
     def __post_init__(self) -> None:
         check_tensors(self.spec, self.tensors)
@@ -80,6 +83,13 @@ class Weights:
             raise DataError(
                 f"{len(self.classes)} class names for a network of {self.spec.num_classes} classes"
             )
+        if (reason := bad_class_names(self.classes)) is not None:
+            raise DataError(reason)
+
+    @property
+    def has_names(self) -> bool:
+        """True where `classes` are names; see :func:`has_names`."""
+        return has_names(self.classes, self.named)
 
     @property
     def digest(self) -> str:
@@ -93,6 +103,7 @@ class Weights:
             "model": self.spec.to_dict(),
             "preprocess": self.preprocess.to_dict(),
             "classes": list(self.classes),
+            **({"named_classes": self.named} if self.named is not None else {}),
             "digest": self.digest,
             "origin": dict(self.origin),
             "metrics": dict(self.metrics),
@@ -117,6 +128,28 @@ class Manifest:
     origin: Mapping[str, Any]
     metrics: Mapping[str, Any]
     golden: Golden | None = None
+    named: bool | None = None
+
+    @property
+    def has_names(self) -> bool:
+        """True where `classes` are names; see :func:`has_names`."""
+        return has_names(self.classes, self.named)
+
+
+def has_names(classes: Sequence[str], named: bool | None) -> bool:
+    """Return whether `classes` are names: as `named` says, and where it says nothing, whether they are not 0, 1, ..."""
+    return named if named is not None else tuple(classes) != tuple(map(str, range(len(classes))))
+
+
+def bad_class_names(classes: Sequence[str]) -> str | None:
+    """Return why `classes` cannot name the classes of a network, None where they can: two equal ones, an empty one."""
+    seen: dict[str, int] = {}
+    for i, name in enumerate(classes):
+        if not name:
+            return f"class {i} has an empty name"
+        if seen.setdefault(name, i) != i:
+            return f"the class name {printable(name)} is that of class {seen[name]} and of class {i}"
+    return None
 
 
 def check_tensors(spec: ModelSpec, tensors: Mapping[str, NDArray[Any]], where: str = "weights") -> None:
@@ -188,6 +221,7 @@ def load_weights(path: Path) -> Weights:
         origin=manifest.origin,
         metrics=manifest.metrics,
         golden=manifest.golden,
+        named=manifest.named,
     )
 
 
@@ -234,6 +268,10 @@ def parse_manifest(text: str, where: str) -> Manifest:
         classes = tuple(data["classes"])
         if len(classes) != spec.num_classes or not all(isinstance(c, str) for c in classes):
             raise ValueError(f"{len(classes)} class names for {spec.num_classes} classes")
+        if (reason := bad_class_names(classes)) is not None:
+            raise ValueError(reason)
+        if not isinstance(data.get("named_classes"), (bool, type(None))):
+            raise ValueError("named_classes is neither true nor false")
         if not isinstance(data["digest"], str):
             raise ValueError("digest is not text")
         for key in ("origin", "metrics"):
@@ -252,6 +290,7 @@ def parse_manifest(text: str, where: str) -> Manifest:
             origin=data["origin"],
             metrics=data["metrics"],
             golden=Golden.from_dict(data["golden"], spec.num_classes) if "golden" in data else None,
+            named=data.get("named_classes"),
         )
     except DataError:
         raise

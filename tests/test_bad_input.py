@@ -387,7 +387,7 @@ def test_foreign_weights_serve_by_what_they_and_the_configuration_say(
 
     evaluate = ["eval", "--data", photos, "--set", "data.workers=0", "--json", "--weights"]
     outcome = cli.ok(*evaluate, path, *infer[6:])
-    assert outcome.err == "the weights name no classes: taking the 6 folders in sorted order\n"
+    assert outcome.err == "the weights have no class names; using the 6 folder names in sorted order\n"
     ours, theirs = cli.ok(*evaluate, weights_file).json(), outcome.json()
     assert (ours["confusion"], ours["classes"]) == (theirs["confusion"], theirs["classes"])
 

@@ -157,7 +157,7 @@ def test_infer_reads_paths_from_standard_input(
     import io
 
     paths = [str(photos / "val" / name) for name in ("bee/01.png", "ant/00.jpg")]
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(paths) + "\n\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(("\n".join(paths) + "\n\n").encode())))
     out = cli.ok("infer", "--weights", weights_file, "-", "--set", "data.workers=0").out
     assert [json.loads(line)["path"] for line in out.splitlines()] == paths
 

@@ -145,7 +145,8 @@ def test_any_network_survives_dict_and_file(
     tmp_path: Path, spec: ModelSpec, seed: int, names: st.DataObject
 ) -> None:
     assert ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
-    labels = names.draw(st.lists(st.text(), min_size=spec.num_classes, max_size=spec.num_classes))
+    count = spec.num_classes
+    labels = names.draw(st.lists(st.text(min_size=1), min_size=count, max_size=count, unique=True))
     preprocess = preprocess_spec(PreprocessConfig(), spec.image_size)
     assert PreprocessSpec.from_dict(json.loads(json.dumps(preprocess.to_dict()))) == preprocess
     weights = Weights(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from resnext_core.cli.common import add_config_flags, add_json_flag, resolve_con
 from resnext_core.cli.output import Output
 from resnext_core.config import Config
 from resnext_core.data.batch import Batch, Task
-from resnext_core.data.index import open_index
+from resnext_core.data.index import open_index, remarks
 from resnext_core.data.loader import Loader
 from resnext_core.data.sampler import epoch_permutation
 from resnext_core.distributed import RankInfo, SingleProcess
@@ -66,7 +67,7 @@ def handle(args: argparse.Namespace) -> int:
     config, sources = resolve_config(args, plugins)
     output = Output(json_result=args.json)
     if args.what == "data":
-        result = bench_data(config, args.steps)
+        result = bench_data(config, args.steps, output.say)
     elif args.what == "train":
         backend = plugins.choose(args.backend, "train", lambda b: b.trainer is not None)
         result = bench_train(config, backend, _fresh(config, args.classes), args.steps, args.warmup)
@@ -122,12 +123,14 @@ def bench_eval(
     return _rates("eval", served.backend.id, served, n, times, passes=1)
 
 
-def bench_data(config: Config, steps: int) -> dict[str, Any]:
-    """Time reading and augmenting real training images; returns images/s."""
+def bench_data(config: Config, steps: int, tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """Time reading and augmenting real training images; returns images/s. `tell` gets lines about the data."""
     if config.data.dir is None:
         raise UsageError("bench data needs --data DIR")
     root = Path(config.data.dir)
     index = open_index(root / "train" if (root / "train").is_dir() else root)
+    for line in remarks([index]):
+        tell(line)
     weights = initial_weights(config, index.classes) if index.classes else _fresh(config, 1)
     n, workers = config.train.batch_size, loader_workers(config)
     order = np.concatenate(

@@ -21,15 +21,23 @@ from resnext_core.convert.containers import container, read_tensors
 from resnext_core.convert.names import NAMINGS
 from resnext_core.convert.reading import Stated, from_tensors, read_converted
 from resnext_core.convert.report import Change, Kind, summary
-from resnext_core.convert.sidecar import sidecar_path, write_sidecar
+from resnext_core.convert.sidecar import read_sidecar, sidecar_path, write_sidecar
 from resnext_core.convert.writing import to_tensors
+from resnext_core.data.lines import class_names
 from resnext_core.errors import DataError, UsageError, shown, suggest
 from resnext_core.files import write_atomic
 from resnext_core.interfaces import StoredTensors, TrainState
 from resnext_core.plugins import PluginSet, load_plugins
 from resnext_core.serve import WEIGHTS_SUFFIX, find_model
 from resnext_core.spec import VARIANTS
-from resnext_core.weights import Weights, load_weights, read_manifest_text, save_weights, tensor_digest
+from resnext_core.weights import (
+    Weights,
+    load_weights,
+    parse_manifest,
+    read_manifest_text,
+    save_weights,
+    tensor_digest,
+)
 
 EPILOG = f"""\
 names: {", ".join(f"{n.id} ({n.summary})" for n in NAMINGS.values())}; and neutral, ours
@@ -127,21 +135,29 @@ def _read(
         return state.weights.replace(tensors=trained), momentum, state.progress.step, [], told
     path = find_model(source)
     stated = _stated(args)
-    own = path.suffix == WEIGHTS_SUFFIX and read_manifest_text(path) is not None
-    if stated != Stated(naming=None if own else stated.naming) and (own or sidecar_path(path).exists()):
+    text = read_manifest_text(path) if path.suffix == WEIGHTS_SUFFIX else None
+    own = text is not None
+    manifest = parse_manifest(text, where=str(path)) if text is not None else read_sidecar(path)
+    names: dict[str, Any] = {}
+    if stated.classes is not None and manifest is not None and not manifest.has_names:
+        # a manifest without class names is the one that may be told them
+        names = {"classes": tuple(stated.classes), "named": True}
+        stated = replace(stated, classes=None)
+        told = "told by its manifest, but for the names of its classes"
+    if stated != Stated(naming=None if own else stated.naming) and manifest is not None:
         beside = "" if own else f", in {sidecar_path(path).name} beside it,"
         raise UsageError(f"{path} says{beside} what it is; leave out what you say of it")
     if own and keep:
         raise UsageError(f"{path} holds no momentum; give the checkpoint folder, or leave --moments keep out")
     if own:
-        return load_weights(path), {}, 0, [], told
+        return load_weights(path).replace(**names), {}, 0, [], told
     found = read_converted(path, stated, plugins.weight_files, moments=keep)
-    if not sidecar_path(path).exists():
+    if manifest is None:
         told = f"told by names and shapes, and where those are silent by what is usual in {found.naming.id}"
         if stated != Stated():
             told += " and what you say"
     told = f"names of {found.naming.id}, {told}"
-    return found.weights, found.momentum, found.step, list(found.changes), told
+    return found.weights.replace(**names), found.momentum, found.step, list(found.changes), told
 
 
 def _write(
@@ -243,17 +259,9 @@ def _stated(args: argparse.Namespace) -> Stated:
     said = {key for layer in layers for key in layer.values.get("preprocess", {})}
     return Stated(
         naming=args.source_names, variant=args.variant, image_size=args.image_size,
-        classes=_class_names(args.classes) if args.classes else None, pool_padding=config.model.pool_padding,
+        classes=class_names(Path(args.classes)) if args.classes else None, pool_padding=config.model.pool_padding,
         preprocess={key: getattr(config.preprocess, key) for key in said},
     )  # fmt: skip
-
-
-def _class_names(path: str) -> tuple[str, ...]:
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the class names in {path}: {error}") from error
-    return tuple(line.strip() for line in lines if line.strip())
 
 
 def _about(source: Path, weights: Weights) -> str:

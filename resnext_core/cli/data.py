@@ -12,7 +12,7 @@ from resnext_core.cli.output import Output, table
 from resnext_core.config import DataConfig
 from resnext_core.data.demo import write_digits
 from resnext_core.data.findings import class_counts
-from resnext_core.data.index import Index, open_index
+from resnext_core.data.index import Index, open_index, remarks
 
 EPILOG = """\
 examples:
@@ -47,14 +47,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def handle(args: argparse.Namespace) -> int:
     output = Output(json_result=args.json)
     folder = Path(args.folder)
-    if args.action == "scan":
-        return scan.handle(args, folder, _parts(folder), output)
     if args.action == "demo":
         write_digits(folder)
     parts = _parts(folder)
+    for line in remarks(parts.values()):
+        output.say(line)
+    if args.action == "scan":
+        return scan.handle(args, folder, parts, output)
     counts = {name: class_counts(index) for name, index in parts.items()}
     value = {
-        name: {"images": len(index), "digest": index.dataset_digest, "classes": counts[name]}
+        name: {
+            "images": len(index),
+            "digest": index.dataset_digest,
+            "classes": counts[name],
+            "ignored": dict(index.ignored),
+        }
         for name, index in parts.items()
     }
     classes = next(iter(parts.values())).classes

@@ -19,7 +19,7 @@ from resnext_core.cli.common import (
 from resnext_core.cli.output import Output, ProgressBar
 from resnext_core.cli.train import launch
 from resnext_core.config import Config, DataConfig
-from resnext_core.data.index import SPLITS, Index, find_splits, open_index
+from resnext_core.data.index import SPLITS, Index, find_splits, open_index, remarks
 from resnext_core.distributed import Collectives, RankInfo, SingleProcess, rank_info
 from resnext_core.errors import UsageError
 from resnext_core.evaluate import Evaluation, evaluate
@@ -91,11 +91,9 @@ def handle(args: argparse.Namespace) -> int:
             batch_size=config.eval.batch_size,
             rank=rank,
         )
-        index = open_split(config, args.split, served.classes)
-        if index.classes != served.classes:
-            output.say(
-                f"the weights name no classes: taking the {len(index.classes)} folders in sorted order"
-            )
+        index = open_split(config, args.split, served)
+        for line in remarks([index]):
+            output.say(line)
         result, _ = evaluate_served(served, index, config, rank, collectives, output)
         served.predictor.close()
     finally:
@@ -152,30 +150,18 @@ def evaluate_served(
     return result, wrong[:SAMPLES] + list(right.values())[:SAMPLES]
 
 
-def open_split(config: Config, split: str | None, classes: tuple[str, ...]) -> Index:
-    """Open one part of ``config.data``: the named one, else test, else val, else the folder itself."""
+def open_split(config: Config, split: str | None, model: Served) -> Index:
+    """Open one part of ``config.data``, with the classes of `model`: the named one, test, val, or itself."""
     if config.data.dir is None:
         raise UsageError("no data given: use --data DIR")
     root = Path(config.data.dir)
     paths = part_paths(root, config.data)
     for name in (split,) if split else ("test", "val"):
         if name in paths:
-            return _open(paths[name], classes)
+            return open_index(paths[name], model.classes, named=model.has_names)
     if split is not None or "train" in paths:
         raise UsageError(f"{root} has no {split or 'test or val'} part; it has: {', '.join(paths) or 'none'}")
-    return _open(root, classes)
-
-
-def _open(path: Path, classes: tuple[str, ...]) -> Index:
-    """Open `path` with the model's `classes`; where those are mere numbers, as many folders name them in order.
-
-    Weights of other programs carry no class names; that the sorted folders are classes 0, 1, … is their rule too.
-    """
-    if path.is_dir() and classes == tuple(str(i) for i in range(len(classes))):
-        index = open_index(path)
-        if len(index.classes) == len(classes) and not set(index.classes) <= set(classes):
-            return index
-    return open_index(path, classes=classes)
+    return open_index(root, model.classes, named=model.has_names)
 
 
 def part_paths(root: Path, data: DataConfig) -> dict[str, Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ from resnext_core.cli.common import add_config_flags, resolve_config
 from resnext_core.cli.eval import add_weights_flag
 from resnext_core.config import Config
 from resnext_core.data.batch import Task
-from resnext_core.data.index import Index, image_folder
+from resnext_core.data.index import Index, image_folder, remarks
+from resnext_core.data.lines import byte_lines
 from resnext_core.data.sampler import eval_batches
 from resnext_core.errors import EXIT_DATA, EXIT_OK, DataError, UsageError
 from resnext_core.files import atomic_path, local_path
@@ -88,7 +90,10 @@ def _infer_tensor(served: Served, tensor: NDArray[Any], path: Path, batch: int) 
 
 
 def _infer_images(served: Served, args: argparse.Namespace, config: Config) -> int:
-    paths = list(_expand(args.images))
+    opened: list[Index] = []
+    paths = list(_expand(args.images, opened))
+    for line in remarks(opened):
+        print(f"resnext-run: {line}", file=sys.stderr)
     if not paths:
         raise DataError("no images found in what was given")
     labels = np.full(len(paths), -1, np.int32)
@@ -142,13 +147,15 @@ def _prediction(path: Path, logits: NDArray[Any], classes: Sequence[str], top: i
     }
 
 
-def _expand(words: Sequence[str]) -> Iterator[Path]:
-    """Yield the files named by `words`: files as they are, folders by their images, - by standard input."""
+def _expand(words: Sequence[str], opened: list[Index]) -> Iterator[Path]:
+    """Yield the files named by `words`: files as they are, folders (`opened`) by their images, - by standard input."""
     for word in words:
         if word == "-":
-            yield from (local_path(line.rstrip("\n")) for line in sys.stdin if line.strip())
-        elif Path(word).is_dir():
+            lines = byte_lines(sys.stdin.buffer, "standard input")
+            yield from (local_path(os.fsdecode(line)) for line in lines if line.strip())
+        elif os.path.isdir(word):
             found = image_folder(Path(word))
+            opened.append(found)
             yield from (found.path(i) for i in range(len(found)))
         else:
             yield Path(word)

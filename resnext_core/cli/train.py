@@ -28,6 +28,7 @@ from resnext_core.cli.common import (
 )  # fmt: skip
 from resnext_core.cli.output import Output, ProgressBar
 from resnext_core.config import Config, Layer, load_config, read_layer
+from resnext_core.data.index import remarks
 from resnext_core.distributed import RankInfo, launch_local, rank_info
 from resnext_core.errors import BackendUnavailable, UsageError
 from resnext_core.files import write_atomic
@@ -114,6 +115,8 @@ def train(
             f"{len(splits.train.classes)} classes, batch {config.train.batch_size}, {config.train.epochs} "
             f"epochs{at}; run folder {run.path}"
         )
+        for line in remarks(splits.parts.values()):
+            output.say(line)
         job = stack.enter_context(
             training_job(config, backend, splits, run, rank, collectives, emit, checkpoint)
         )

@@ -11,7 +11,7 @@ from resnext_core.cli.eval import add_split_flag, open_split
 from resnext_core.cli.output import Output, ProgressBar
 from resnext_core.config import Config
 from resnext_core.data.batch import Task
-from resnext_core.data.index import Index
+from resnext_core.data.index import Index, remarks
 from resnext_core.data.sampler import eval_batches
 from resnext_core.errors import DataError
 from resnext_core.jobs import eval_loader
@@ -57,7 +57,9 @@ def handle(args: argparse.Namespace) -> int:
         Path(args.weights), config, sources, plugins, backend_id=args.source_backend, prefer=args.backend,
         batch_size=batch,
     )  # fmt: skip
-    index = open_split(config, args.split, source.classes)
+    index = open_split(config, args.split, source)
+    for line in remarks([index]):
+        output.say(line)
     result = compare_on(artefact, source, index, config, args.tolerance, ProgressBar(output))
     value = describe(artefact, source, result)
     output.result(value, f"{Path(args.artefact).name}: {result.line()}")

@@ -94,6 +94,7 @@ def from_tensors(
         spec=spec,
         preprocess=preprocess_spec(replace(naming.preprocess, **stated.preprocess), size),
         classes=_classes(stated, spec),
+        named=stated.classes is not None,
         tensors={t.name: neutral[t.name] for t in spec.tensors},
         origin={"file": path.name, "file_digest": file_digest(path), "names": naming.id},
     )

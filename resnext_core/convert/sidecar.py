@@ -40,5 +40,5 @@ def from_manifest(weights: Weights, manifest: Manifest, path: Path) -> Weights:
         )
     return weights.replace(
         preprocess=manifest.preprocess, classes=manifest.classes, origin=manifest.origin, metrics=manifest.metrics,
-        golden=manifest.golden,
+        golden=manifest.golden, named=manifest.named,
     )  # fmt: skip

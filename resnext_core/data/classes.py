@@ -73,15 +73,6 @@ def _by_number(root: Path, folders: Sequence[str], classes: int) -> dict[str, in
     return labels
 
 
-def twice(names: Iterable[str]) -> tuple[str, int, int] | None:
-    """Return the first name that comes twice and its positions (from 0), None where each comes once."""
-    seen: dict[str, int] = {}
-    for i, name in enumerate(names):
-        if seen.setdefault(name, i) != i:
-            return name, seen[name], i
-    return None
-
-
 def alike(names: Iterable[str]) -> tuple[str, str] | None:
     """Return the first two names that differ only in case or in Unicode normalisation, None where none do."""
     seen: dict[str, str] = {}

@@ -213,6 +213,4 @@ def _index(
             f"{root} has no images ({', '.join(SUFFIXES)}){'; ' + line if line else ''}; put some there or give "
             "another folder"
         )
-    return Index(
-        root=root, paths=paths.freeze(), labels=labels, classes=classes, ignored=ignored, remarks=said
-    )
+    return Index(root=root, paths=paths, labels=labels, classes=classes, ignored=ignored, remarks=said)

@@ -35,7 +35,7 @@ _Folders = dict[bytes, tuple[bytearray, "array[int]"]]
 def read_list(
     path: Path, classes: Sequence[str] | None, *, named: bool
 ) -> tuple[Paths, NDArray[np.int32], tuple[str, ...], bool]:
-    """Return paths (not frozen), labels, classes, and whether those are names, of a text list.
+    """Return paths, labels, classes, and whether those are names, of a text list.
 
     See :func:`resnext_core.data.index.text_list`.
     """

@@ -1,8 +1,8 @@
 """Lists of image files that cannot be read, so that nobody tries them again.
 
-A UTF-8 text file: a path a line, with forward slashes, relative to the data folder (absolute where it lies outside);
-empty lines and lines that begin with # say nothing. ``resnext-run data scan --list`` writes one, and a
-run with ``data.bad_images: quarantine`` keeps one of its own.
+A UTF-8 text file (but a name that is not UTF-8 is there as its bytes): a path a line, with forward slashes, relative to
+the data folder (absolute where it lies outside); empty lines and lines that begin with # say nothing.
+``resnext-run data scan --list`` writes one, and a run with ``data.bad_images: quarantine`` keeps one of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from resnext_core.data.index import Index
+from resnext_core.data.lines import byte_lines
+from resnext_core.data.paths import decoded, encoded
 from resnext_core.errors import DataError, UsageError
 from resnext_core.files import write_atomic
 
@@ -19,17 +21,18 @@ from resnext_core.files import write_atomic
 def read_list(path: Path) -> tuple[str, ...]:
     """Return the paths of a list; UsageError when it cannot be read."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        with path.open("rb") as stream:
+            lines = [decoded(line) for line in byte_lines(stream, str(path))]
+    except (OSError, DataError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"cannot read the quarantine list {path}: {reason}") from error
-    return tuple(line for line in (raw.strip("\r") for raw in lines) if line and not line.startswith("#"))
+    return tuple(line for line in lines if line and not line.startswith("#"))
 
 
 def write_list(path: Path, names: Iterable[str], header: str = "") -> None:
     """Write the sorted `names` atomically, under `header` as comments; DataError when it cannot be written."""
     comments = "".join(f"# {line}\n" for line in header.splitlines())
-    write_atomic(path, comments + "".join(f"{name}\n" for name in sorted(set(names))))
+    write_atomic(path, encoded(comments + "".join(f"{name}\n" for name in sorted(set(names)))))
 
 
 class Quarantine:

@@ -188,6 +188,7 @@ def manifest_of(weights: Weights) -> Manifest:
         digest=weights.digest,
         origin=weights.origin,
         metrics=weights.metrics,
+        named=weights.named,
     )
 
 
