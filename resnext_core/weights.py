@@ -148,7 +148,7 @@ def bad_class_names(classes: Sequence[str]) -> str | None:
         if not name:
             return f"class {i} has an empty name"
         if seen.setdefault(name, i) != i:
-            return f"the class name {printable(name)} is that of class {seen[name]} and of class {i}"
+            return f"the class name {shown(name)} is that of class {seen[name]} and of class {i}"
     return None
 
 
