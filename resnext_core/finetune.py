@@ -17,7 +17,7 @@ from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import TrainState, WeightFile
 from resnext_core.preprocess import preprocess_spec
 from resnext_core.serve import find_model
-from resnext_core.spec import VARIANTS
+from resnext_core.spec import VARIANTS, ModelSpec
 from resnext_core.weights import Weights, init_weights
 
 
@@ -86,7 +86,12 @@ def pretrained_weights(
 
 
 def with_momentum(config: Config, weights: Weights, state: TrainState) -> TrainState:
-    """Return the first state of a trainer with the momentum of ``model.pretrained``, but for a replaced head.
+    """Return the first state of a trainer with :func:`pretrained_momentum`."""
+    return dataclasses.replace(state, tensors={**state.tensors, **pretrained_momentum(config, weights.spec)})
+
+
+def pretrained_momentum(config: Config, spec: ModelSpec) -> dict[str, NDArray[Any]]:
+    """Return ``momentum/<name>`` of ``model.pretrained`` for a network `spec`, but for a replaced head.
 
     Raises DataError where it is no checkpoint folder, or has no momentum that fits.
     """
@@ -95,7 +100,7 @@ def with_momentum(config: Config, weights: Weights, state: TrainState) -> TrainS
     folder = path if (path / "state.json").is_file() else find_model(path).parent
     found = load_checkpoint(folder).state.tensors
     momentum: dict[str, NDArray[Any]] = {}
-    for tensor in weights.spec.tensors:
+    for tensor in spec.tensors:
         key = f"momentum/{tensor.name}"
         array = found.get(key)
         if not tensor.trainable or (
@@ -107,7 +112,7 @@ def with_momentum(config: Config, weights: Weights, state: TrainState) -> TrainS
                 f"{folder} has no momentum of {tensor.name} that fits; leave model.pretrained_momentum out"
             )
         momentum[key] = array
-    return dataclasses.replace(state, tensors={**state.tensors, **momentum})
+    return momentum
 
 
 def _with_new_head(weights: Weights, classes: Sequence[str], seed: int) -> Weights:

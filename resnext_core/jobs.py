@@ -8,6 +8,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from resnext_core import __version__
 from resnext_core.checkpoint import Checkpoint
 from resnext_core.checkpoint_folder import Progress
@@ -17,7 +19,7 @@ from resnext_core.data.loader import Loader, default_workers
 from resnext_core.data.quarantine import Quarantine
 from resnext_core.data.sampler import steps_per_epoch
 from resnext_core.distributed import Collectives, RankInfo, connect_tcp
-from resnext_core.errors import UsageError
+from resnext_core.errors import DataError, ResnextError, UsageError
 from resnext_core.finetune import pretrained_weights, with_momentum
 from resnext_core.interfaces import Backend, TrainRequest
 from resnext_core.loop import Emit, Job, fit
@@ -30,11 +32,15 @@ from resnext_core.weights import Weights, init_weights
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """The indices of a data folder; all share the classes of `train`."""
+    """The indices of a data folder; all share the classes of `train`, and all have labels.
+
+    `notes` has a line about each part that was left out.
+    """
 
     train: Index
     val: Index | None
     test: Index | None
+    notes: tuple[str, ...] = ()
 
     @property
     def parts(self) -> dict[str, Index]:
@@ -45,14 +51,76 @@ class Splits:
 
 def open_splits(config: Config) -> Splits:
     """Open train, val and test of ``config.data``; UsageError or DataError when they cannot be used."""
+    splits, faults = examine_splits(config)
+    if splits is None or faults:
+        raise faults[0]
+    return splits
+
+
+def examine_splits(config: Config) -> tuple[Splits | None, list[ResnextError]]:
+    """Open train, val and test of ``config.data`` and return them with everything that speaks against them.
+
+    A training needs two classes in train and labels in val; a test part without labels is left out. The splits
+    are None where there is no train part to use. Raises UsageError where there is no data folder to look at.
+    """
     if config.data.dir is None:
         raise UsageError("no data given: use --data DIR, a folder with train/ and val/")
     paths = find_splits(Path(config.data.dir), config.data, need=("train",))
-    train = open_index(paths["train"])
-    others = {
-        name: open_index(paths[name], classes=train.classes) for name in ("val", "test") if name in paths
-    }
-    return Splits(train=train, val=others.get("val"), test=others.get("test"))
+    faults: list[ResnextError] = []
+    notes: list[str] = []
+    train, classes = None, None
+    try:
+        train = open_index(paths["train"])
+        _check_classes(train, paths["train"])
+        classes = train.classes
+    except ResnextError as error:
+        train = None
+        faults.append(error)
+    found: dict[str, Index] = {}
+    for name in ("val", "test"):
+        if name not in paths:
+            continue
+        try:
+            index = open_index(paths[name], classes=classes)
+        except ResnextError as error:
+            faults.append(error)
+            continue
+        if index.labelled:
+            found[name] = index
+        elif name == "test":
+            notes.append(
+                f"{paths[name]} has {len(index)} images without labels: it is left out"
+                + (", val is evaluated in its place" if "val" in paths else "")
+            )
+        else:
+            faults.append(
+                DataError(
+                    f"{_without_labels(index, paths[name])} and name it with --set data.val=val.txt, or train "
+                    "without an evaluation: --set data.val=none"
+                )
+            )
+    if train is None:
+        return None, faults
+    return Splits(train=train, val=found.get("val"), test=found.get("test"), notes=tuple(notes)), faults
+
+
+def _check_classes(index: Index, path: Path) -> None:
+    """Raise DataError unless every image has a label and there are two classes to tell apart."""
+    if not index.labelled:
+        raise DataError(f"{_without_labels(index, path)} and name it with --set data.train=train.txt")
+    present = np.unique(index.labels)
+    if len(present) < 2:
+        raise DataError(
+            f"{path} has images of one class only, '{index.classes[present[0]]}': a classifier needs two; "
+            "add images of another class, each in a folder of its class"
+        )
+
+
+def _without_labels(index: Index, path: Path) -> str:
+    return (
+        f"{path} has {len(index)} images without labels, e.g. {index.paths[0]}; put them into class folders, or "
+        "write a list of 'path label' lines beside it"
+    )
 
 
 def loader_workers(config: Config, world: int = 1) -> int:
@@ -87,11 +155,7 @@ def initial_weights(
 
     `tell` gets a line about pretrained ones. Raises UsageError when the configured class count is not the data's.
     """
-    configured = config.model.num_classes
-    if configured is not None and configured != len(classes):
-        raise UsageError(
-            f"model.num_classes is {configured}, but the training data has {len(classes)} classes"
-        )
+    check_class_count(config, classes)
     if config.model.pretrained is not None:
         weights, line = pretrained_weights(config, classes, load_plugins().weight_files)
         tell(line)
@@ -104,6 +168,16 @@ def initial_weights(
         tensors=init_weights(spec, config.train.seed),
         origin={"made_by": f"resnext-core {__version__}", "seed": config.train.seed},
     )
+
+
+def check_class_count(config: Config, classes: Sequence[str]) -> None:
+    """Raise UsageError when ``model.num_classes`` is not the number of `classes`."""
+    configured = config.model.num_classes
+    if configured is not None and configured != len(classes):
+        raise UsageError(
+            f"model.num_classes is {configured}, but the training data has {len(classes)} classes; correct it, "
+            "or leave it out"
+        )
 
 
 def per_rank(config: Config, world: int, train_images: int) -> int:
@@ -178,13 +252,16 @@ def train_request(
     )  # fmt: skip
 
 
-def run_training(job: Job, backend: Backend, resume: Checkpoint | None) -> Progress:
-    """Build the trainer, run the loop, release the device."""
+def run_training(
+    job: Job, backend: Backend, resume: Checkpoint | None, ready: Callable[[], None] = lambda: None
+) -> Progress:
+    """Build the trainer, run the loop, release the device; `ready` is called once the device is open."""
     assert backend.trainer is not None
     trainer = backend.trainer(train_request(job.config, job.weights, backend, job.rank, job.collectives))
     try:
         if resume is None and job.config.model.pretrained_momentum:
             trainer.load_state(with_momentum(job.config, job.weights, trainer.state()))
+        ready()
         return fit(trainer, job, resume)
     finally:
         trainer.close()

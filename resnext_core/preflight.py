@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from resnext_core.config import Config
 from resnext_core.data.index import Index, remarks
 from resnext_core.data.sampler import steps_per_epoch
-from resnext_core.errors import ResnextError
-from resnext_core.jobs import Splits, initial_weights, loader_workers, per_rank
+from resnext_core.errors import BackendUnavailable, ResnextError
+from resnext_core.jobs import Splits, loader_workers, per_rank
+from resnext_core.plan import Plan, checkpoint_room, faults, size
+from resnext_core.plan import checkpoint_bytes as checkpoint_bytes
 from resnext_core.schedule import lr_at, scaled_lr
 from resnext_core.spec import ModelSpec
 
@@ -61,44 +61,50 @@ def training_memory(spec: ModelSpec, config: Config, micro_batch: int) -> Memory
     return Memory(state=every + 2 * trainable + ema, activations=2 * width * micro_batch * spec.activations)
 
 
-def checkpoint_bytes(spec: ModelSpec, config: Config) -> int:
-    """Return the bytes of a checkpoint's tensors: the weights, the momentum, the EMA."""
-    every = 4 * sum(t.size for t in spec.tensors)
-    return (2 if config.train.ema_decay is not None else 1) * every + 4 * spec.parameters
+def preflight(plan: Plan) -> Iterator[Note]:
+    """Yield notes on a job; an error is what :func:`faults` yields.
 
-
-def preflight(config: Config, splits: Splits, world: int) -> Iterator[Note]:
-    """Yield notes on a training with `config` on `splits` by `world` ranks. What cannot be opened is not asked here."""
-    train = config.train
-    yield from _data(splits)
-    try:
-        rank_batch = per_rank(config, world, len(splits.train))
-        spec = initial_weights(config, splits.train.classes).spec
-    except ResnextError as error:
-        yield Note(topic="fit", level="error", text=str(error))
+    What only this machine lacks is a warning where the backend that would train is not here either.
+    """
+    if plan.splits is not None:
+        yield from _data(plan.splits, plan.unusable)
+    fits = plan.splits is not None
+    for topic, error in faults(plan):
+        elsewhere = plan.backend is None and isinstance(error, BackendUnavailable)
+        yield Note(topic=topic, level="warning" if elsewhere else "error", text=str(error))
+        fits = fits and topic not in ("fit", "disk")
+    if not fits:
         return
+    config, splits, spec = plan.config, plan.data, plan.spec
+    train = config.train
+    rank_batch = per_rank(config, plan.world, len(splits.train))
     steps = steps_per_epoch(len(splits.train), train.batch_size)
     left = len(splits.train) - steps * train.batch_size
     yield Note(
         topic="steps", level="ok",
         text=f"{train.epochs} epochs of {steps} steps, {train.batch_size} images a step"
-        + (f", {rank_batch} of them on each of {world} ranks" if world > 1 else "")
+        + (f", {rank_batch} of them on each of {plan.world} ranks" if plan.world > 1 else "")
         + (f"; {left} images, others each time, are left over in an epoch" if left else ""),
     )  # fmt: skip
     yield from _lr(config, steps)
     yield from _batch(rank_batch // train.accumulate)
-    yield from _memory(spec, config, rank_batch // train.accumulate, world)
-    yield _disk(spec, config)
+    yield from _memory(spec, config, rank_batch // train.accumulate, plan.world)
+    yield Note(topic="disk", level="ok", text=checkpoint_room(plan)[0])
+    if plan.whole and plan.backend is not None and plan.formats:
+        made = ", ".join(f"{name} by {backend.id}" for name, backend in plan.formats.items())
+        yield Note(topic="export", level="ok", text=made)
 
 
-def _data(splits: Splits) -> Iterator[Note]:
+def _data(splits: Splits, unusable: Sequence[ResnextError]) -> Iterator[Note]:
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
     found = ", ".join(f"{name} {len(index)}" for name, index in parts.items() if index is not None)
     yield Note(topic="data", level="ok", text=f"{found} images, {len(splits.train.classes)} classes")
     for line in remarks(splits.parts.values()):
         yield Note(topic="data", level="ok", text=line)
-    if splits.val is None:
+    if splits.val is None and not unusable:
         yield Note(topic="data", level="warning", text="no val part: nothing says which checkpoint is best")
+    for text in splits.notes:
+        yield Note(topic="data", level="warning", text=text)
     for name, index in parts.items():
         if index is not None and (empty := _empty(index)):
             yield Note(
@@ -163,30 +169,16 @@ def _memory(spec: ModelSpec, config: Config, micro_batch: int, world: int) -> It
     host = (need.state if config.train.background_saving else 0) + images
     yield Note(
         topic="memory", level="ok",
-        text=f"about {_size(need.total)} on each device, beside the framework's own: {_size(need.state)} weights, "
-        f"gradients and momentum, {_size(need.activations)} activations of {micro_batch} images in "
-        f"{config.precision.compute}; on the host {_size(host)} a process, and {loader_workers(config, world)} readers",
+        text=f"about {size(need.total)} on each device, beside the framework's own: {size(need.state)} weights, "
+        f"gradients and momentum, {size(need.activations)} activations of {micro_batch} images in "
+        f"{config.precision.compute}; on the host {size(host)} a process, and {loader_workers(config, world)} readers",
     )  # fmt: skip
     here = machine_memory()
     if here is not None and world * need.total > here:
         yield Note(
             topic="memory", level="warning",
-            text=f"more than the {_size(here)} of this machine: on a backend that computes on its CPU it cannot work",
+            text=f"more than the {size(here)} of this machine: on a backend that computes on its CPU it cannot work",
         )  # fmt: skip
-
-
-def _disk(spec: ModelSpec, config: Config) -> Note:
-    folder = Path(config.output.dir).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    one = checkpoint_bytes(spec, config)
-    most = one * (config.train.keep + 2)
-    free = shutil.disk_usage(folder).free
-    text = (
-        f"{_size(most)} for checkpoints: {config.train.keep} newest, the best, and the one being written, "
-        f"{_size(one)} each; {_size(free)} free in {folder}"
-    )
-    return Note(topic="disk", level="error" if most > free else "ok", text=text)
 
 
 def machine_memory() -> int | None:
@@ -195,7 +187,3 @@ def machine_memory() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
         return None
-
-
-def _size(count: float) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 / 10 else f"{count / 2**20:.1f} MiB"

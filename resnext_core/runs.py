@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -63,9 +64,7 @@ class RunFolder:
                 return cls(path)
             except FileExistsError:
                 if name is not None:
-                    raise DataError(
-                        f"{path} is there already; continue it with --resume {path} or choose another --name"
-                    ) from None
+                    check_free(path)
             except OSError as error:
                 raise DataError(f"cannot make the run folder {path}: {error.strerror}") from error
         raise DataError(f"cannot find a free run folder name in {parent}")
@@ -164,13 +163,29 @@ class RunFolder:
             return None
 
 
+def check_free(path: Path) -> None:
+    """Raise DataError when a run of this path is there already."""
+    if os.path.lexists(path):
+        raise DataError(f"{path} is there already; continue it with --resume {path} or choose another --name")
+
+
 def check_writable(path: Path) -> None:
-    """Raise DataError when nothing can be written under `path` (which need not exist yet)."""
-    existing = path
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise DataError(f"cannot write in {existing}; choose another folder with --output")
+    """Raise DataError when nothing can be made in the folder `path`, which need not exist yet."""
+    folder = existing_folder(path)
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".resnext-", dir=folder))
+    except OSError as error:
+        raise DataError(
+            f"cannot make the run folder in {path}: {error.strerror or error}; choose another place with --output"
+        ) from error
+
+
+def existing_folder(path: Path) -> Path:
+    """Return `path` or the first above it that exists."""
+    path = path.absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
 
 
 def _lock(stream: IO[str]) -> bool:

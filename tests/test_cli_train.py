@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -15,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from command_line import CommandLine, environment, write_plugin
+from command_line import CommandLine, environment, in_process, write_plugin
 from processes import eventually, finish
 
 from resnext_core.checkpoint import load_checkpoint, load_latest
-from resnext_core.errors import EXIT_DATA, EXIT_INTERRUPTED, EXIT_USAGE
+from resnext_core.errors import EXIT_DATA, EXIT_INTERRUPTED, EXIT_UNAVAILABLE, EXIT_USAGE
 from resnext_core.runs import RunFolder
 from resnext_core.weights import load_weights
 
@@ -439,3 +440,55 @@ sys.exit(main(sys.argv[1:]))
 def finish_line(run: RunFolder, devices: int) -> str:
     step = load_latest(run.checkpoints, pytest.fail).progress.step
     return f"resnext-run: stopped after step {step}; continue with --resume {run.path}\n"
+
+
+#: A backend whose device is found missing only when it is opened.
+NO_DEVICE = """
+from resnext_core.errors import BackendUnavailable
+from resnext_core.hookspecs import hookimpl
+from resnext_core.interfaces import Backend
+
+def trainer(request):
+    raise BackendUnavailable("there is no card in this machine: put one in")
+
+@hookimpl
+def resnext_backends():
+    yield Backend(id="absent", summary="no device", probe=lambda: None, trainer=trainer, predictor=print)
+"""
+
+
+def test_a_missing_device_is_found_before_the_run_is_announced(
+    photos: Path,
+    recipe: Path,
+    site: Path,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    finished_run: Path,
+) -> None:
+    write_plugin(site, "absent", NO_DEVICE)
+    importlib.invalidate_caches()
+    cli = in_process(capfd)
+    words = ["--recipe", recipe, "--data", photos, "--output", tmp_path / "runs", "--name", "run"]
+    for command in ("train", "run"):
+        outcome = cli.refuses(
+            EXIT_UNAVAILABLE, "--backend", "absent", command, *words, says="there is no card in this machine"
+        )
+        assert outcome.out == ""
+        assert list((tmp_path / "runs").iterdir()) == []
+
+    run = RunFolder(shutil.copytree(finished_run, tmp_path / "run"))
+    before = run.records.read_bytes()
+    resume = ["--backend", "absent", "train", "--resume", run.path, "--epochs", 3]
+    cli.refuses(EXIT_UNAVAILABLE, *resume, says="there is no card in this machine")
+    assert run.records.read_bytes() == before, "what was recorded stays, if nothing follows"
+
+
+def test_a_training_that_ends_before_its_first_step_leaves_no_run_folder(
+    photos: Path, recipe: Path, cli: CommandLine, tmp_path: Path
+) -> None:
+    data = shutil.copytree(photos, tmp_path / "data")
+    for image in (data / "train").rglob("*.*"):
+        image.write_bytes(b"no image")
+    words = ["train", "--recipe", recipe, "--data", data, "--output", tmp_path / "runs", "--name", "run"]
+    cli.refuses(EXIT_DATA, *words, "--set", "data.bad_images=fail", says="cannot read image")
+    assert list((tmp_path / "runs").iterdir()) == []

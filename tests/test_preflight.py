@@ -1,18 +1,25 @@
-"""What doctor --run says of a training that was not started."""
+"""What is known of a job before it is started: the refusals of train and run, and what doctor --run says."""
 
 from __future__ import annotations
 
+import importlib
+import re
+import shutil
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import TRAIN, CommandLine
+from command_line import TRAIN, CommandLine, in_process, write_plugin
 
+from resnext_core import plugins
 from resnext_core.checkpoint_folder import read_summary
 from resnext_core.cli.common import read_recipe
-from resnext_core.config import Layer, load_config
-from resnext_core.errors import EXIT_DATA, EXIT_OK, EXIT_USAGE
+from resnext_core.config import Layer, load_config, read_layer
+from resnext_core.errors import EXIT_DATA, EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE, DataError
+from resnext_core.plan import Plan, plan_job, require
 from resnext_core.preflight import checkpoint_bytes, training_memory
 from resnext_core.runs import RunFolder
 from resnext_core.serve import build_spec
@@ -86,7 +93,10 @@ def test_data_without_val_and_classes_without_images(
         (["--batch-size", 16, "--devices", 3], "not divisible by 3 ranks"),
         (["--num-classes", 7], "7"),
         (["--pretrained", "nowhere.safetensors"], "nowhere.safetensors"),
-        (["--batch-size", 16, "--set", "train.keep=1000000000"], "1000000000 newest"),
+        (
+            ["--batch-size", 16, "--set", "train.keep=1000000000", "--epochs", 2_000_000_000],
+            "1000000000 newest",
+        ),
     ],
 )
 def test_what_would_end_it_is_an_error(
@@ -99,8 +109,6 @@ def test_what_would_end_it_is_an_error(
 def test_a_backend_that_is_elsewhere_is_a_warning(
     cli: CommandLine, photos: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from resnext_core import plugins
-
     def absent(self: Any, *_: object) -> None:
         raise plugins.BackendUnavailable("no card in this machine")
 
@@ -122,6 +130,214 @@ def test_a_backend_that_is_elsewhere_is_a_warning(
 )
 def test_wrong_words(cli: CommandLine, words: list[object], says: str) -> None:
     cli.refuses(EXIT_USAGE, *words, says=says)
+
+
+# -- what cannot work is known before the first step ---------------------------------------------
+
+
+def flatten(part: Path) -> None:
+    """Take the class folders of a part away, as ImageNet's validation images come."""
+    for i, image in enumerate(sorted(part.glob("*/*"))):
+        image.rename(part / f"ILSVRC2012_val_{i:08}{image.suffix}")
+    for folder in [p for p in part.iterdir() if p.is_dir()]:
+        folder.rmdir()
+
+
+def one_class(root: Path) -> None:
+    for folder in [p for p in root.glob("*/*") if p.name != "ant"]:
+        shutil.rmtree(folder)
+
+
+UNUSABLE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
+    "flat val": (
+        lambda root: flatten(root / "val"),
+        (
+            "val has 23 images without labels, e.g. ILSVRC2012_val_00000000",
+            "data.val=val.txt",
+            "data.val=none",
+        ),
+    ),
+    "flat train": (
+        lambda root: flatten(root / "train"),
+        ("train has 48 images without labels", "put them into class folders", "data.train=train.txt"),
+    ),
+    "one class": (one_class, ("train has images of one class only, 'ant': a classifier needs two",)),
+    "another class in val": (
+        lambda root: (root / "val" / "bee").rename(root / "val" / "bees"),
+        ("val has the class 'bees', which the training data lacks; did you mean 'bee'?",),
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", UNUSABLE)
+def test_data_that_cannot_be_used_ends_every_command_before_the_first_step(
+    cli: CommandLine, photos: Path, recipe: Path, tmp_path: Path, fault: str
+) -> None:
+    data = shutil.copytree(photos, tmp_path / "data")
+    spoil, says = UNUSABLE[fault]
+    spoil(data)
+    flags = ["--data", data, "--batch-size", 8, "--output", tmp_path / "runs"]
+    for command in (["train"], ["run"], ["train", "--devices", 2], ["run", "--devices", 2]):
+        cli.refuses(EXIT_DATA, *command, "--recipe", recipe, *flags, says=says)
+    outcome = cli.refuses(EXIT_DATA, "doctor", "--run", recipe, *flags, says=says)
+    assert re.search(rf"^data +error +{data}", outcome.out, re.MULTILINE)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_doctor_reports_every_fault(cli: CommandLine, photos: Path, recipe: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(photos, tmp_path / "data")
+    flatten(data / "val")
+    (data / "test").mkdir()
+    shutil.copytree(photos / "val" / "ant", data / "test" / "tiger")
+    (tmp_path / "file").touch()
+    flags = [
+        "--data",
+        data,
+        "--batch-size",
+        7,
+        "--set",
+        "train.accumulate=2",
+        "--output",
+        tmp_path / "file" / "x",
+    ]
+    flags += ["--set", "export.formats=[toy]", "--set", f"data.quarantine={tmp_path / 'none.txt'}"]
+    notes = asked(cli, recipe, *flags, code=EXIT_DATA)
+    errors = {(topic, n["text"]) for topic, found in notes.items() for n in found if n["level"] == "error"}
+    expected = [
+        ("data", "val has 23 images without labels"),
+        ("data", "test has the class 'tiger'"),
+        ("data", "cannot read the quarantine list"),
+        ("fit", "train.batch_size 7 is not divisible"),
+        ("output", "cannot make the run folder"),
+        ("export", "no installed backend exports 'toy'"),
+    ]
+    for topic, text in expected:
+        assert [t for name, t in errors if name == topic and text in t], (topic, text, errors)
+    assert len(errors) == len(expected)
+
+
+def test_a_part_can_be_left_out(cli: CommandLine, photos: Path, recipe: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(photos, tmp_path / "data")
+    flatten(data / "val")
+    words = [
+        "--recipe",
+        recipe,
+        "--data",
+        data,
+        "--epochs",
+        1,
+        "--output",
+        tmp_path,
+        "--set",
+        "data.val=none",
+    ]
+    cli.ok("train", *words, "--name", "run")
+    assert {r["kind"] for r in RunFolder(tmp_path / "run").read_records()} & {"train", "eval"} == {"train"}
+    says = "has no val or test part to evaluate on"
+    cli.refuses(EXIT_USAGE, "run", *words, "--name", "job", says=says)
+    assert not (tmp_path / "job").exists()
+
+
+def test_a_test_part_without_labels_is_left_out_and_said_once(
+    cli: CommandLine, photos: Path, recipe: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(photos, tmp_path / "data")
+    shutil.copytree(photos / "val" / "ant", data / "test")
+    flags = ["--data", data, "--epochs", 1, "--output", tmp_path]
+    outcome = cli.ok("run", "--recipe", recipe, *flags, "--name", "job")
+    said = f"{data / 'test'} has 4 images without labels: it is left out, val is evaluated in its place"
+    assert (outcome.out + outcome.err).count(said) == 1
+    assert RunFolder(tmp_path / "job").read_result("evaluation")["split"] == "val"
+    assert said in warnings(asked(cli, recipe, *flags))
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "says"),
+    [
+        (["--num-classes", 7], EXIT_USAGE, "model.num_classes is 7, but the training data has 6 classes"),
+        (["--set", "model.pretrained_momentum=true"], EXIT_USAGE, "needs model.pretrained"),
+        (["--set", "data.quarantine=none.txt"], EXIT_USAGE, "cannot read the quarantine list"),
+        (["--set", "output.tensorboard=true"], EXIT_USAGE, "pip install 'resnext-core[tensorboard]'"),
+        (["--set", "model.variant=resnet"], EXIT_USAGE, "unknown model variant 'resnet'"),
+    ],
+)
+def test_settings_that_cannot_work_leave_no_run_folder(
+    cli: CommandLine,
+    photos: Path,
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[object],
+    code: int,
+    says: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)  # as if it were not installed
+    job = ["--recipe", recipe, "--data", photos, "--output", tmp_path / "runs", *flags]
+    for command in (["train"], ["run"], ["train", "--devices", 2]):
+        cli.refuses(code, *command, *job, says=says)
+    cli.refuses(EXIT_DATA, "doctor", "--run", recipe, *job[2:], says=("this training cannot work", says))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_known_before_the_first_step(
+    photos: Path, recipe: Path, tmp_path: Path
+) -> None:
+    def plan(epochs: int, keep: int) -> Plan:
+        flags = {"data": {"dir": str(photos)}, "output": {"dir": str(tmp_path)}}
+        train = {"train": {"epochs": epochs, "keep": keep}}
+        config, _ = load_config([read_layer(recipe), Layer(source="", values={**flags, **train})])
+        return plan_job(config, plugins.load_plugins(), plugins.get_backend("reference"))
+
+    require(plan(epochs=2, keep=10**9))  # two checkpoints have room, however many may be kept
+    with pytest.raises(DataError, match=r"1000000000 newest.* free in .*make room for .* more"):
+        require(plan(epochs=2 * 10**9, keep=10**9))
+
+
+def test_momentum_that_is_not_there_is_known_before_the_run_folder(
+    cli: CommandLine, photos: Path, recipe: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    weights = shutil.copy(finished_run / "checkpoints" / "step-00000012" / "weights.safetensors", tmp_path)
+    words = ["--recipe", recipe, "--data", photos, "--output", tmp_path / "runs", "--pretrained", weights]
+    for command in (["train"], ["train", "--devices", 2]):
+        cli.refuses(EXIT_DATA, *command, *words, "--set", "model.pretrained_momentum=true", says="state.json")
+    assert not (tmp_path / "runs").exists()
+
+
+#: A backend that writes two formats, and reads the one called `read`; WHY is what its probe says.
+WRITER = """
+from resnext_core.hookspecs import hookimpl
+from resnext_core.interfaces import Backend
+
+@hookimpl
+def resnext_backends():
+    yield Backend(id="writer", summary="a writer", probe=lambda: WHY, priority=-9, predictor=print, formats=(".read",),
+                  exporters={"read": print, "unread": print})
+"""
+
+
+def test_an_artefact_that_could_not_be_written_or_validated_is_known_before_the_training(
+    site: Path, capfd: pytest.CaptureFixture[str], photos: Path, recipe: Path, tmp_path: Path
+) -> None:
+    missing = "writing needs paper: pip install paper"
+    write_plugin(site, "writer", WRITER.replace("WHY", repr(missing)))
+    importlib.invalidate_caches()
+    cli = in_process(capfd)
+    job = ["--data", photos, "--output", tmp_path / "runs", "--set", "export.formats=[read]"]
+    for words in (["run", "--recipe"], ["run", "--devices", 2, "--recipe"], ["doctor", "--run"]):
+        cli.refuses(EXIT_UNAVAILABLE, *words, recipe, *job, says=("no backend here can export read", missing))
+
+    plugins.load_plugins.cache_clear()
+    (module,) = site.glob("plugin_writer_*.py")
+    module.write_text(WRITER.replace("WHY", "None"))
+    del sys.modules[module.stem]
+    importlib.invalidate_caches()
+    job[-1] = "export.formats=[read, unread]"
+    says = ("unread could be written, but not validated", "no installed backend serves '.unread' files")
+    for words in (["run", "--recipe"], ["doctor", "--run"]):
+        cli.refuses(EXIT_UNAVAILABLE, *words, recipe, *job, says=says)
+    assert not (tmp_path / "runs").exists()
+    (note,) = asked(cli, recipe, "--data", photos)["export"]
+    assert note["text"] == "read by writer"
 
 
 # -- estimates -----------------------------------------------------------------------------------

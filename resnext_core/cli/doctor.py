@@ -20,7 +20,7 @@ from resnext_core.cli.common import (
 from resnext_core.cli.output import Output, table
 from resnext_core.cli.train import environment, stored_layer
 from resnext_core.errors import BackendUnavailable, DataError, UsageError
-from resnext_core.jobs import open_splits
+from resnext_core.plan import faults, plan_job
 from resnext_core.plugins import PluginSet, load_plugins
 from resnext_core.preflight import Note, machine_memory, preflight
 from resnext_core.runs import RunFolder
@@ -28,7 +28,7 @@ from resnext_core.runs import RunFolder
 EPILOG = """\
 Every format that a backend serves is tried where an exporter for it is installed. Exit code 3 when a backend that is
 available gives wrong numbers or fails; what is not here is no error, unless it is the backend named by --backend.
-With --run: exit code 3 when the training could not work.
+With --run: exit code 3 when the training could not work, 4 when only something that could be installed is missing.
 
 examples:
   resnext-run doctor
@@ -88,30 +88,33 @@ def handle(args: argparse.Namespace) -> int:
 
 
 def _preflight(args: argparse.Namespace, plugins: PluginSet, output: Output) -> int:
-    base = None
+    base, run = None, None
     if (Path(args.run) / "config.yaml").is_file():
-        base = stored_layer(RunFolder.open(Path(args.run)), plugins)
+        run = RunFolder.open(Path(args.run))
+        base = stored_layer(run, plugins)
     else:
         args.recipe = args.run
     config, _ = resolve_config(args, plugins, base=base)
-    splits = open_splits(config)
-    notes = [_trains(args.backend, plugins), *preflight(config, splits, args.devices)]
+    backend, first = _trains(args.backend, plugins)
+    plan = plan_job(config, plugins, backend, world=args.devices, resumed=run, whole=True)
+    notes = [first, *preflight(plan)]
     rows = [[n.topic, "" if n.level == "ok" else n.level, n.text] for n in notes]
     value = {"run": args.run, "devices": args.devices, "notes": [vars(n) for n in notes]}
     output.result(value, table(rows, ["topic", "", "what"]))
-    wrong = [n.text for n in notes if n.level == "error"]
+    wrong = [error for _, error in faults(plan) if backend or not isinstance(error, BackendUnavailable)]
     if wrong:
-        raise DataError(f"this training cannot work: {wrong[0]}")
+        kind = BackendUnavailable if all(isinstance(e, BackendUnavailable) for e in wrong) else DataError
+        raise kind(f"this training cannot work: {wrong[0]}")
     return 0
 
 
-def _trains(backend_id: str | None, plugins: PluginSet) -> Note:
-    """Note which backend would train; one that is not available here may be elsewhere."""
+def _trains(backend_id: str | None, plugins: PluginSet) -> tuple[Backend | None, Note]:
+    """Return and note which backend would train; one that is not available here (None) may be elsewhere."""
     try:
         backend = plugins.choose(backend_id, "train", lambda b: b.trainer is not None)
     except BackendUnavailable as error:
-        return Note(topic="backend", level="warning", text=f"not on this machine: {error}")
-    return Note(topic="backend", level="ok", text=f"{backend.id}, {backend.summary}")
+        return None, Note(topic="backend", level="warning", text=f"not on this machine: {error}")
+    return backend, Note(topic="backend", level="ok", text=f"{backend.id}, {backend.summary}")
 
 
 def _missing_extras(plugins: PluginSet) -> list[str]:

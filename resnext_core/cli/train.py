@@ -9,7 +9,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,12 @@ from resnext_core.cli.output import Output, ProgressBar
 from resnext_core.config import Config, Layer, load_config, read_layer
 from resnext_core.data.index import remarks
 from resnext_core.distributed import RankInfo, launch_local, rank_info
-from resnext_core.errors import BackendUnavailable, UsageError
+from resnext_core.errors import ResnextError
 from resnext_core.files import write_atomic
 from resnext_core.interfaces import Backend, LaunchRequest
-from resnext_core.jobs import connect, initial_weights, open_splits, per_rank, run_training, training_job
+from resnext_core.jobs import connect, run_training, training_job
 from resnext_core.loop import Emit
+from resnext_core.plan import Plan, plan_job, require
 from resnext_core.plugins import PluginSet, load_plugins
 from resnext_core.pointers import best_weights
 from resnext_core.runs import Record, RunFolder
@@ -74,27 +75,23 @@ def _handle(args: argparse.Namespace) -> int:
     resumed, backend_id, config = resumed_config(args, plugins, DEFAULT_RECIPE)
     backend = plugins.choose(backend_id, "train", lambda b: b.trainer is not None)
     output = Output(json_result=args.json, quiet=not rank.is_main)
-    if args.devices > 1 and rank.world == 1:
-        splits = open_splits(config)
-        per_rank(config, args.devices, len(splits.train))  # before a run folder is made
-        check_pretrained(config, splits.train.classes, resumed)
+    several = args.devices > 1 and rank.world == 1
+    plan = plan_job(config, plugins, backend, world=args.devices if several else rank.world, resumed=resumed)
+    require(plan)  # before a run folder is made
+    if several:
         run = resumed or prepare_run(config, backend)
         words = ["train", "--resume", str(run.path), *(config_words(args) if resumed else [])]
         return launch(backend, config, run, args.devices, words, args.json)
-    run = train(config, backend, rank, output, resumed)
+    run = train(plan, backend, rank, output)
     if rank.is_main and not args.no_result:
         weights = best_weights(run.checkpoints)
         output.result({"run": str(run.path), "weights": str(weights)}, f"weights: {weights}")
     return 0
 
 
-def train(
-    config: Config, backend: Backend, rank: RankInfo, output: Output, resumed: RunFolder | None = None
-) -> RunFolder:
-    """Train on this process, as one of `rank.world`; returns the run folder."""
-    splits = open_splits(config)
-    per_rank(config, rank.world, len(splits.train))
-    check_pretrained(config, splits.train.classes, resumed)
+def train(plan: Plan, backend: Backend, rank: RankInfo, output: Output) -> RunFolder:
+    """Train what `plan` says on this process, as one of `rank.world`; returns the run folder."""
+    config, splits, resumed = plan.config, plan.data, plan.resumed
     collectives = connect(backend, config, rank)
     with ExitStack() as stack:
         stack.callback(collectives.close)
@@ -109,27 +106,31 @@ def train(
         checkpoint = None
         if resumed is not None and any(run.checkpoints.glob("step-*")):
             checkpoint = load_latest(run.checkpoints, output.say)
-        at = f", from step {checkpoint.progress.step}" if checkpoint else ""
-        output.say(
-            f"training {config.model.variant} on backend {backend.id}: {len(splits.train)} images, "
-            f"{len(splits.train.classes)} classes, batch {config.train.batch_size}, {config.train.epochs} "
-            f"epochs{at}; run folder {run.path}"
-        )
-        for line in remarks(splits.parts.values()):
-            output.say(line)
         job = stack.enter_context(
             training_job(config, backend, splits, run, rank, collectives, emit, checkpoint)
         )
+
+        def ready() -> None:
+            """Announce the run, now that its device is open, and begin its records."""
+            at = f", from step {checkpoint.progress.step}" if checkpoint else ""
+            output.say(
+                f"training {config.model.variant} on backend {backend.id}: {len(splits.train)} images, "
+                f"{len(splits.train.classes)} classes, batch {config.train.batch_size}, {config.train.epochs} "
+                f"epochs{at}; run folder {run.path}"
+            )
+            for line in remarks(splits.parts.values()):
+                output.say(line)
+            if resumed is not None and rank.is_main:  # what follows the checkpoint will be written again
+                run.rewind((checkpoint.saving.records or 0) if checkpoint else 0)
+            if checkpoint is not None:
+                job.saved(checkpoint.summary)
+                emit({"kind": "resume", "step": checkpoint.progress.step})
+            else:
+                emit({"kind": "start", "step": 0})
+
         started = time.perf_counter()
-        if resumed is not None and rank.is_main:  # what follows the checkpoint will be written again
-            run.rewind((checkpoint.saving.records or 0) if checkpoint else 0)
-        if checkpoint is not None:
-            job.saved(checkpoint.summary)
-            emit({"kind": "resume", "step": checkpoint.progress.step})
-        else:
-            emit({"kind": "start", "step": 0})
         stack.callback(bar.close)
-        progress = run_training(job, backend, checkpoint)
+        progress = run_training(job, backend, checkpoint, ready)
         emit({"kind": "end", "step": progress.step, "seconds": round(time.perf_counter() - started, 3)})
         bar.close()
         if job.train_loader.failures and rank.is_main:
@@ -139,19 +140,14 @@ def train(
 
 @contextmanager
 def _gone_if_refused(run: RunFolder) -> Iterator[None]:
-    """Remove a new run folder when its training is refused before the first step: it would only have the name."""
+    """Remove a new run folder when its training ends before the first step: it would only have the name."""
     try:
         yield
-    except (BackendUnavailable, UsageError):
-        if not any(record["kind"] == "train" for record in run.read_records()):
+    except ResnextError:
+        begun = any(record["kind"] not in ("start", "note") for record in run.read_records())
+        if not begun and not run.checkpoints.exists() and not (run.path / "nonfinite").exists():
             shutil.rmtree(run.path, ignore_errors=True)
         raise
-
-
-def check_pretrained(config: Config, classes: Sequence[str], resumed: RunFolder | None) -> None:
-    """Refuse pretrained weights that do not fit before a run folder is made."""
-    if resumed is None and config.model.pretrained is not None:
-        initial_weights(config, classes)
 
 
 def prepare_run(config: Config, backend: Backend, name: str | None = None) -> RunFolder:
@@ -263,12 +259,8 @@ def _sink(run: RunFolder, bar: ProgressBar, config: Config) -> Emit:
 
 
 def _tensorboard(run: RunFolder) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise UsageError(
-            "output.tensorboard needs tensorboardX: pip install 'resnext-core[tensorboard]'"
-        ) from None
+    from tensorboardX import SummaryWriter  # that it is there was asked before the run began
+
     return SummaryWriter(str(run.path))
 
 

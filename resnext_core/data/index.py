@@ -22,6 +22,8 @@ from resnext_core.errors import DataError, UsageError
 
 #: The usual names of each split.
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+#: What leaves a split out, in the place of its path; a folder of that name is ``./none``.
+NO_SPLIT = "none"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -155,8 +157,9 @@ def find_splits(folder: str | Path, config: DataConfig, need: Sequence[str] = ()
     """Return where the splits ``train``, ``val`` and ``test`` are; splits that are not there are left out.
 
     `config.train`, `.val` and `.test` are relative to `folder`; where one is None, the usual names are looked
-    for, as a folder or as a list ``<name>.txt``. Raises UsageError for a missing folder, a configured path
-    that does not exist, two candidates for one split, no split at all, or one of `need` missing.
+    for, as a folder or as a list ``<name>.txt``; ``none`` leaves the split out. Raises UsageError for a missing
+    folder, a configured path that does not exist, two candidates for one split, no split at all, or one of `need`
+    missing.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -164,6 +167,8 @@ def find_splits(folder: str | Path, config: DataConfig, need: Sequence[str] = ()
     splits = {}
     for split, names in SPLITS.items():
         given = getattr(config, split)
+        if given == NO_SPLIT:
+            continue
         if given is not None:
             if not (folder / given).exists():
                 raise UsageError(f"data.{split}: there is no {folder / given}; correct it or leave it out")
