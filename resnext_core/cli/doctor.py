@@ -20,6 +20,7 @@ from resnext_core.cli.common import (
 from resnext_core.cli.output import Output, table
 from resnext_core.cli.train import environment, stored_layer
 from resnext_core.errors import BackendUnavailable, DataError, UsageError
+from resnext_core.interfaces import Backend
 from resnext_core.plan import faults, plan_job
 from resnext_core.plugins import PluginSet, load_plugins
 from resnext_core.preflight import Note, machine_memory, preflight
