@@ -25,6 +25,7 @@ from resnext_core.report.charts import heat_map
 from resnext_core.report.curves import training_figures
 from resnext_core.report.model import ReportData, Sample
 from resnext_core.report.series import History, read_history
+from resnext_core.terminal import printable
 
 #: Classes a heat map can show; above, the most confused pairs stand alone.
 HEAT_CLASSES = 30
@@ -60,9 +61,9 @@ def write_report(path: Path, data: ReportData) -> None:
 def render_report(data: ReportData) -> str:
     """Return the report as one HTML page that loads nothing from anywhere.
 
-    All text is escaped, and the page's own content security policy allows no script but the one that
-    shows tooltips. Raises DataError on a thumbnail that is no image or a confusion matrix that does not
-    fit its classes.
+    All text is escaped, and names that are not UTF-8 are shown by their bytes. The page's own content security policy
+    allows no script but the one that shows tooltips. Raises DataError on a thumbnail that is no image or a confusion
+    matrix that does not fit its classes.
     """
     folder = importlib.resources.files("resnext_core.report")
     environment = jinja2.Environment(
@@ -90,7 +91,7 @@ def render_report(data: ReportData) -> str:
         environment=list(_flatten(data.environment)),
         validations=[_validation(v) for v in data.validations],
     )
-    return page.strip() + "\n"
+    return printable(page.strip()) + "\n"  # names need not be UTF-8
 
 
 def _cards(data: ReportData, history: History) -> list[dict[str, str]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,13 @@ def test_round_trip_takes_any_batch(artefact: Path, source: np.ndarray) -> None:
         served.logits_from_tensor(normalize(IMAGES, WEIGHTS.preprocess))
     with pytest.raises(UsageError, match="20 x 20"):
         served.logits(np.zeros((1, 16, 16, 3), np.uint8))
+
+
+def test_a_name_that_is_not_utf_8_is_served(artefact: Path, source: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.mindir")
+    for ending in ("", ".json"):
+        shutil.copyfile(f"{artefact}{ending}", f"{path}{ending}")
+    np.testing.assert_array_equal(_serve(path).logits(IMAGES), _serve(artefact).logits(IMAGES))
 
 
 def test_fixed_batch_of_floats(tmp_path: Path, source: np.ndarray) -> None:

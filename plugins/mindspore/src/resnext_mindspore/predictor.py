@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,7 +86,7 @@ class MindirPredictor:
     """
 
     def __init__(self, request: PredictRequest) -> None:
-        from mindspore import load, nn
+        from mindspore import nn
 
         from resnext_mindspore.sidecar import read_sidecar
 
@@ -92,7 +96,7 @@ class MindirPredictor:
         self._batch: int | None = artefact["batch_size"]
         self._size = self.manifest.spec.image_size
         try:
-            self._graph = nn.GraphCell(load(str(request.path)))
+            self._graph = nn.GraphCell(_load(request.path))
         except (RuntimeError, ValueError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise DataError(f"{request.path} is not a MINDIR that MindSpore reads: {reason}") from error
@@ -202,3 +206,16 @@ def check_tensor(tensor: np.ndarray) -> None:
     """Raise UsageError unless `tensor` is float32 (N, 3, H, W) with N of 1 or more."""
     if tensor.dtype != np.float32 or tensor.ndim != 4 or tensor.shape[1] != 3 or tensor.size == 0:
         raise UsageError(f"the tensor must be float32 (N, 3, H, W), not {tensor.dtype} {tensor.shape}")
+
+
+def _load(path: Path) -> Any:
+    """Return the graph of a MINDIR; MindSpore takes names in UTF-8 only: another file is copied."""
+    from mindspore import load
+
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory(prefix="resnext-mindir-") as folder:
+            copied = shutil.copyfile(path, os.path.join(folder, "model.mindir"))  # a link it would resolve
+            return load(copied)
+    return load(str(path))
