@@ -19,6 +19,7 @@ from unittest import mock
 import numpy as np
 
 from resnext_core.distributed import RankInfo, launch_local, master_address
+from resnext_core.errors import DataError
 from resnext_core.interfaces import Backend, Batch, ExportRequest, PredictRequest, TrainRequest, TrainState
 from resnext_core.reference import network, ops, plugin, predictor, trainer
 from resnext_core.reference.trainer import ReferenceTrainer
@@ -398,6 +399,208 @@ class Unrepeatable(ReferenceTrainer):
         return super()._run_step(dataclasses.replace(batch, images=images), rows, lr)
 
 
+# -- mistakes about rows that are not valid --------------------------------------------------------
+
+
+class EveryRowCounts(ReferenceTrainer):
+    """Whatever a row's `valid` says: the rule of before."""
+
+    def _run_step(self, batch: Batch, rows: Any, lr: float) -> float:
+        rows = dataclasses.replace(rows, weights=np.ones(len(batch)))
+        return super()._run_step(batch, rows, lr)
+
+
+class DividesByAllRows(ReferenceTrainer):
+    """What is not valid is left out, and the sum is divided by all rows."""
+
+    def _run_step(self, batch: Batch, rows: Any, lr: float) -> float:
+        rows = dataclasses.replace(rows, weights=batch.valid.astype(np.float64))
+        return super()._run_step(batch, rows, lr)
+
+
+class MeansOfMicroBatches(ReferenceTrainer):
+    """Each micro-batch has the mean over its own valid rows, and these are averaged."""
+
+    def _run_step(self, batch: Batch, rows: Any, lr: float) -> float:
+        valid = batch.valid.reshape(self._request.accumulate, -1)
+        weights = valid * (valid.shape[1] / np.maximum(valid.sum(axis=1, keepdims=True), 1))
+        return super()._run_step(batch, dataclasses.replace(rows, weights=weights.ravel()), lr)
+
+
+class MeansOfRanks(ReferenceTrainer):
+    """Each rank has the mean over its own valid rows."""
+
+    def _run_step(self, batch: Batch, rows: Any, lr: float) -> float:
+        weights = batch.valid * (len(batch) / max(int(batch.valid.sum()), 1))
+        return super()._run_step(batch, dataclasses.replace(rows, weights=weights), lr)
+
+
+class NothingOverNothing(ReferenceTrainer):
+    """The mean over no valid row is 0 / 0."""
+
+    def _run_step(self, batch: Batch, rows: Any, lr: float) -> float:
+        if not batch.valid.any():
+            rows = dataclasses.replace(rows, weights=np.full(len(batch), np.nan))
+        return super()._run_step(batch, rows, lr)
+
+
+class LeavesOutEmptySteps(ReferenceTrainer):
+    """A step without a valid row is not taken: no momentum, no decay."""
+
+    def _update(self, gradients: Any, lr: float) -> None:
+        if any(gradient.any() for gradient in gradients.values()):
+            super()._update(gradients, lr)
+
+
+class StatisticsOfValidRows(ReferenceTrainer):
+    """Batch statistics leave out rows that are not valid: here they repeat one that is."""
+
+    def _accumulate(self, batch: Batch, rows: Any) -> Any:
+        valid = np.flatnonzero(batch.valid)
+        if len(valid):
+            source = np.where(batch.valid, np.arange(len(batch)), valid[0])
+            batch = dataclasses.replace(batch, images=batch.images[source])
+        return super()._accumulate(batch, rows)
+
+
+class LabelsOfAllRows(ReferenceTrainer):
+    """Looks at the label of a row that has none."""
+
+    def _run_step(self, batch: Batch, rows: Any, lr: float) -> float:
+        return super()._run_step(batch, dataclasses.replace(rows, labels=batch.labels), lr)
+
+
+# -- mistakes of sizes, rates and counters ---------------------------------------------------------
+
+
+class TwoMicroBatches(ReferenceTrainer):
+    """Gradients of accumulated micro-batches are divided by a fixed 2."""
+
+    def _average_ranks(self, loss: float, gradients: Any) -> Any:
+        factor = self._request.accumulate / 2 if self._request.accumulate > 1 else 1
+        return super()._average_ranks(loss, {n: g * factor for n, g in gradients.items()})
+
+
+class ClampedRate(ReferenceTrainer):
+    """No rate is below 1e-5."""
+
+    def _update(self, gradients: Any, lr: float) -> None:
+        super()._update(gradients, max(lr, 1e-5))
+
+
+class RateInHalf(ReferenceTrainer):
+    """The rate travels in float16."""
+
+    def _update(self, gradients: Any, lr: float) -> None:
+        super()._update(gradients, float(np.float16(lr)))
+
+
+class RateOfTheChunk(ReferenceTrainer):
+    """All steps of a call have the first one's rate."""
+
+    def run_steps(self, batches: Sequence[Batch], lrs: Any) -> Any:
+        return super().run_steps(batches, np.full_like(lrs, lrs[0]))
+
+
+class _Defaults(ReferenceTrainer):
+    """What is 0 is taken for not given."""
+
+    optimizer: Mapping[str, float] = {}
+    loss: Mapping[str, float] = {}
+
+    def __init__(self, request: TrainRequest) -> None:
+        given = {n: v for n, v in self.optimizer.items() if not getattr(request.optimizer, n)}
+        smoothed = {n: v for n, v in self.loss.items() if not getattr(request.loss, n)}
+        super().__init__(
+            dataclasses.replace(
+                request,
+                optimizer=dataclasses.replace(request.optimizer, **given),
+                loss=dataclasses.replace(request.loss, **smoothed),
+            )
+        )
+
+
+class DefaultDecay(_Defaults):
+    optimizer = {"weight_decay": 1e-4}  # noqa: RUF012
+
+
+class DefaultMomentum(_Defaults):
+    optimizer = {"momentum": 0.9}  # noqa: RUF012
+
+
+class DefaultClip(_Defaults):
+    optimizer = {"clip_norm": 5.0}  # noqa: RUF012
+
+
+class DefaultSmoothing(_Defaults):
+    loss = {"smoothing": 1e-3}  # noqa: RUF012
+
+
+class LastMicroBatchDecides(ReferenceTrainer):
+    """Whether a step overflowed is seen in its last micro-batch; what is no number in others is left out."""
+
+    def _average_ranks(self, loss: float, gradients: Any) -> Any:
+        if self._request.accumulate > 1:
+            gradients = {n: np.nan_to_num(g, nan=0.0, posinf=0.0, neginf=0.0) for n, g in gradients.items()}
+        return super()._average_ranks(loss, gradients)
+
+
+class ClipsWhatOverflowed(ReferenceTrainer):
+    """The norm is used before it is looked at: a skipped step leaves momentum that is no number."""
+
+    def _take(self, loss: float, gradients: Mapping[str, Any]) -> bool:
+        taken = super()._take(loss, gradients)
+        if not taken and self._request.optimizer.clip_norm is not None:
+            self._momentum["fc.bias"] *= trainer.clip_factor(gradients, self._request.optimizer.clip_norm)
+        return taken
+
+
+class EmaStopsOnOverflow(ReferenceTrainer):
+    def _update_ema(self) -> None:
+        if getattr(self, "_taken", True):
+            super()._update_ema()
+
+    def _take(self, loss: float, gradients: Mapping[str, Any]) -> bool:
+        self._taken = super()._take(loss, gradients)
+        return self._taken
+
+
+class NoisyPredictor(ReferenceTrainer):
+    """Its own predictor adds in no fixed order: noise of 2e-6."""
+
+    def predictor(self, *, ema: bool = False) -> Any:
+        return Noisy(super().predictor(ema=ema))
+
+
+class Noisy:
+    noise = np.random.default_rng()
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def logits(self, images: Any) -> Any:
+        logits = self._inner.logits(images)
+        return (logits * (1 + 2e-6 * self.noise.uniform(-1, 1, logits.shape))).astype(np.float32)
+
+    def close(self) -> None:
+        pass
+
+
+class StaleAfterLoading(ReferenceTrainer):
+    """The predictor follows training, and not the state that is loaded."""
+
+    _ready: dict[bool, Any] = {}  # noqa: RUF012
+
+    def run_steps(self, batches: Sequence[Batch], lrs: Any) -> Any:
+        self._ready = {}
+        return super().run_steps(batches, lrs)
+
+    def predictor(self, *, ema: bool = False) -> Any:
+        if ema not in self._ready:
+            self._ready = {**self._ready, ema: super().predictor(ema=ema)}
+        return self._ready[ema]
+
+
 # -- mistakes of the state -----------------------------------------------------------------------
 
 
@@ -413,6 +616,35 @@ class StateWithoutScale(ReferenceTrainer):
         scale, good = self._count.scale, self._count.good_steps
         super().load_state(state)
         self._count.scale, self._count.good_steps = scale, good
+
+
+class StateWithoutOverflows(ReferenceTrainer):
+    """Overflows are counted from 0 after a restart."""
+
+    def load_state(self, state: TrainState) -> None:
+        super().load_state(state)
+        self._count.overflow_steps = 0
+
+
+class ShortCounters(ReferenceTrainer):
+    """Counters are kept in float32 on the device."""
+
+    def load_state(self, state: TrainState) -> None:
+        super().load_state(state)
+        self._count.step = int(np.float32(state.scalars["step"]))
+
+
+class StateWithoutGoodSteps(ReferenceTrainer):
+    """A dynamic scale starts to count its good steps anew."""
+
+    def run_steps(self, batches: Sequence[Batch], lrs: Any) -> Any:
+        if getattr(self, "_loaded", False):
+            self._count.good_steps, self._loaded = 0, False
+        return super().run_steps(batches, lrs)
+
+    def load_state(self, state: TrainState) -> None:
+        super().load_state(state)
+        self._loaded = True
 
 
 class DoubleState(ReferenceTrainer):
@@ -482,6 +714,37 @@ class RanksSummed(ReferenceTrainer):
         return loss, {name: g * self._request.rank.world for name, g in gradients.items()}
 
 
+class RanksByTwo(ReferenceTrainer):
+    """The sum over ranks is divided by a fixed 2."""
+
+    def _average_ranks(self, loss: float, gradients: Any) -> Any:
+        loss, gradients = super()._average_ranks(loss, gradients)
+        factor = max(self._request.rank.world / 2, 1)
+        return loss, {name: g * factor for name, g in gradients.items()}
+
+
+class OwnOverflow(ReferenceTrainer):
+    """Every rank decides by its own gradients whether the step is taken."""
+
+    def _average_ranks(self, loss: float, gradients: Any) -> Any:
+        self._own = gradients
+        return super()._average_ranks(loss, gradients)
+
+    def _take(self, loss: float, gradients: Mapping[str, Any]) -> bool:
+        return super()._take(loss, self._own)
+
+
+class OwnFiniteLoss(ReferenceTrainer):
+    """Every rank decides by its own loss whether the step is taken."""
+
+    def _average_ranks(self, loss: float, gradients: Any) -> Any:
+        self._own_loss = loss
+        return super()._average_ranks(loss, gradients)
+
+    def _take(self, loss: float, gradients: Mapping[str, Any]) -> bool:
+        return super()._take(self._own_loss, gradients)
+
+
 class RanksShareStatistics(ReferenceTrainer):
     """Running statistics are averaged over ranks when the state is read."""
 
@@ -537,6 +800,10 @@ NO_LOGS = backend(launch=_launch_without_logs)
 UNAVERAGED = backend(trainer_class=RanksOnTheirOwn)
 SUMMED = backend(trainer_class=RanksSummed)
 SHARED = backend(trainer_class=RanksShareStatistics)
+BY_TWO = backend(trainer_class=RanksByTwo)
+OWN_OVERFLOW = backend(trainer_class=OwnOverflow)
+OWN_FINITE_LOSS = backend(trainer_class=OwnFiniteLoss)
+MEANS_OF_RANKS = backend(trainer_class=MeansOfRanks)
 FLOAT32_SUMS = backend(connect=_connect_float32)
 FORGETFUL = backend(launch=_launch_and_forget)
 
@@ -582,6 +849,43 @@ class DropsTheRemainder(ReusedBuffer):
         return result
 
 
+class WrongBeyond64(ReusedBuffer):
+    """A buffer for 64 rows, filled again from its start."""
+
+    def logits(self, images: Any) -> Any:
+        result = self._inner.logits(images).copy()
+        result[64:] = result[: max(len(result) - 64, 0)]
+        return result
+
+
+class EvenSizes(ReusedBuffer):
+    """Drops the last row and column of an image of odd size."""
+
+    def logits(self, images: Any) -> Any:
+        size = images.shape[1]
+        even = images.copy()
+        even[:, size // 2 * 2 :], even[:, :, size // 2 * 2 :] = 0, 0
+        return self._inner.logits(even)
+
+
+class TwoClassesAreOne(ReusedBuffer):
+    """With two classes, logits are what the second has over the first."""
+
+    def logits(self, images: Any) -> Any:
+        result = self._inner.logits(images)
+        return result - result[:, :1] if result.shape[1] == 2 else result
+
+
+class PaddedClasses(ReusedBuffer):
+    """Classes are computed four at a time; what is left over keeps its bias alone."""
+
+    def logits(self, images: Any) -> Any:
+        result = self._inner.logits(images).copy()
+        if result.shape[1] > 8:
+            result[:, result.shape[1] // 4 * 4 :] = 0
+        return result
+
+
 class MemoryOrder(ReusedBuffer):
     """Reads the memory of the images, whatever their strides."""
 
@@ -594,6 +898,58 @@ class SwappedTensor(ReusedBuffer):
 
     def logits_from_tensor(self, tensor: Any) -> Any:
         return self._inner.logits_from_tensor(np.ascontiguousarray(tensor.swapaxes(2, 3)))
+
+
+def serving(**mistakes: Any) -> Backend:
+    """Return a backend that only serves, artefacts ``.copy`` that say what they were made for in a file beside them."""
+
+    def export(weights: Weights, path: Path, request: ExportRequest) -> None:
+        save_weights(weights, path)
+        path.with_name(f"{path.name}.kind").write_text(json.dumps([request.input, request.batch_size]))
+
+    return dataclasses.replace(
+        backend(exporter=export),
+        trainer=None,
+        predictor=lambda request: Served(request, **mistakes),
+        formats=(".copy",),
+    )
+
+
+class Served:
+    """A backend's predictor of an artefact, which is made for images or tensors, and for a batch or any."""
+
+    def __init__(
+        self, request: PredictRequest, *, images: float = 1, tensors: float = 1, splits: bool = True
+    ) -> None:
+        assert request.path is not None
+        weights = load_weights(request.path)
+        kind = request.path.with_name(f"{request.path.name}.kind").read_text()
+        self.kind, self.batch = json.loads(kind)
+        self._factors, self._splits = {"images": images, "tensors": tensors}, splits
+        self._inner = predictor.create_predictor(dataclasses.replace(request, path=None, weights=weights))
+        self.manifest = parse_manifest(_manifest_text(weights), where=str(request.path))
+
+    def logits(self, images: Any) -> Any:
+        logits = self._by_batch(images, self._inner.logits)
+        return logits * np.float32(self._factors["images"] if self.kind == "float" else 1)
+
+    def logits_from_tensor(self, tensor: Any) -> Any:
+        logits = self._by_batch(tensor, self._inner.logits_from_tensor)
+        return logits * np.float32(self._factors["tensors"] if self.kind == "uint8" else 1)
+
+    def close(self) -> None:
+        pass
+
+    def _by_batch(self, data: Any, compute: Any) -> Any:
+        size = self.batch or len(data)
+        if not self._splits and len(data) != size:
+            raise DataError(f"this artefact takes {size} rows")  # as an engine says it
+        parts = []
+        for start in range(0, len(data), size):
+            part = data[start : start + size]
+            filled = np.concatenate([part, np.zeros_like(data[:1]).repeat(size - len(part), axis=0)])
+            parts.append(compute(filled)[: len(part)])
+        return np.concatenate(parts)
 
 
 class FirstExportOnly:

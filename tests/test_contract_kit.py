@@ -16,7 +16,7 @@ from typing import Any
 import planted_bugs as bugs
 import pytest
 
-from resnext_core.errors import ResnextError
+from resnext_core.errors import BackendUnavailable, ResnextError
 from resnext_core.interfaces import Backend
 from resnext_core.testing import BackendContract
 from resnext_core.testing.base import REQUIRE
@@ -130,7 +130,7 @@ PLANTED: dict[str, tuple[Backend, str, str]] = {
     "gradient not clipped": (
         _of_trainer(bugs.NoClip),
         "test_momentum_equals_the_reference",
-        "everything after step 2",
+        "everything after step 3",
     ),
     "scaled gradient clipped": (
         _of_trainer(bugs.ClipsScaled),
@@ -282,6 +282,127 @@ PLANTED: dict[str, tuple[Backend, str, str]] = {
         "test_export_does_not_modify_the_weights",
         "wrote into",
     ),
+    # -- rows that are not valid
+    "every row counts": (_of_trainer(bugs.EveryRowCounts), "test_losses_equal_the_reference", "losses of"),
+    "divided by all rows": (
+        _of_trainer(bugs.DividesByAllRows),
+        "test_losses_equal_the_reference",
+        "losses of",
+    ),
+    "means of micro-batches": (
+        _of_trainer(bugs.MeansOfMicroBatches),
+        "test_momentum_equals_the_reference",
+        "everything after step 1",
+    ),
+    "no valid row is no number": (
+        _of_trainer(bugs.NothingOverNothing),
+        "test_losses_equal_the_reference",
+        "losses of",
+    ),
+    "steps without a valid row left out": (
+        _of_trainer(bugs.LeavesOutEmptySteps),
+        "test_momentum_equals_the_reference",
+        "plain after step 3",
+    ),
+    "statistics of valid rows": (
+        _of_trainer(bugs.StatisticsOfValidRows),
+        "test_running_statistics_equal_the_reference",
+        "after step",
+    ),
+    "labels of all rows": (_of_trainer(bugs.LabelsOfAllRows), "test_losses_equal_the_reference", "labels"),
+    # -- sizes, rates and counters
+    "micro-batches by two": (
+        _of_trainer(bugs.TwoMicroBatches),
+        "test_momentum_equals_the_reference",
+        "everything after step 1",
+    ),
+    "rates clamped": (
+        _of_trainer(bugs.ClampedRate),
+        "test_update_is_the_rate_times_the_momentum",
+        "another rate",
+    ),
+    "rates in float16": (
+        _of_trainer(bugs.RateInHalf),
+        "test_update_is_the_rate_times_the_momentum",
+        "another rate",
+    ),
+    "one rate a call": (
+        _of_trainer(bugs.RateOfTheChunk),
+        "test_chunks_do_not_matter_and_runs_repeat",
+        "",
+    ),
+    "decay of 0 not taken": (_of_trainer(bugs.DefaultDecay), "test_momentum_equals_the_reference", "bare"),
+    "momentum of 0 not taken": (
+        _of_trainer(bugs.DefaultMomentum),
+        "test_momentum_equals_the_reference",
+        "bare",
+    ),
+    "clipped unasked": (_of_trainer(bugs.DefaultClip), "test_momentum_equals_the_reference", "plain"),
+    "smoothing of 0 not taken": (
+        _of_trainer(bugs.DefaultSmoothing),
+        "test_losses_equal_the_reference",
+        "bare",
+    ),
+    "overflow of a micro-batch dropped": (
+        _of_trainer(bugs.LastMicroBatchDecides),
+        "test_an_overflow_in_one_micro_batch_skips_the_step",
+        "was not noticed",
+    ),
+    "overflow clipped": (
+        _of_trainer(bugs.ClipsWhatOverflowed),
+        "test_overflow_leaves_parameters_and_momentum",
+        "moved",
+    ),
+    "ema stops on overflow": (_of_trainer(bugs.EmaStopsOnOverflow), "test_overflow_moves_the_ema", "skipped"),
+    "noise in the trainer's predictor": (
+        _of_trainer(bugs.NoisyPredictor),
+        "test_predictor_follows_the_weights",
+        "the second time",
+    ),
+    "predictor of before the restart": (
+        _of_trainer(bugs.StaleAfterLoading),
+        "test_predictor_follows_a_loaded_state",
+        "logits of the loaded",
+    ),
+    "overflows forgotten": (
+        _of_trainer(bugs.StateWithoutOverflows),
+        "test_counters_go_on_from_a_state",
+        "just loaded",
+    ),
+    "counters in float32": (
+        _of_trainer(bugs.ShortCounters),
+        "test_counters_go_on_from_a_state",
+        "just loaded",
+    ),
+    "good steps forgotten": (
+        _of_trainer(bugs.StateWithoutGoodSteps),
+        "test_counters_go_on_from_a_state",
+        "one step more",
+    ),
+    "wrong beyond 64 rows": (
+        _of_predictor(bugs.WrongBeyond64),
+        "test_a_sample_does_not_depend_on_its_batch",
+        "sample 64",
+    ),
+    "even sizes": (_of_predictor(bugs.EvenSizes), "test_logits_equal_the_reference", "logits of same-odd"),
+    "two classes are one": (_of_predictor(bugs.TwoClassesAreOne), "test_logits_equal_the_reference", "same"),
+    "classes in fours": (_of_predictor(bugs.PaddedClasses), "test_logits_equal_the_reference", "one-stage"),
+    # -- a backend that only serves
+    "tensors of an artefact for images": (
+        bugs.serving(tensors=1.5),
+        "test_images_and_tensors_are_the_same_question",
+        "normalised images",
+    ),
+    "images of an artefact for tensors": (
+        bugs.serving(images=1.5),
+        "test_images_and_tensors_are_the_same_question",
+        "for float: logits of 5 images",
+    ),
+    "fixed batch not split": (
+        bugs.serving(splits=False),
+        "test_artefact_of_a_fixed_batch_serves_any_number",
+        "takes 2 rows",
+    ),
     "mutable options": (
         bugs.backend(options=bugs.MutableOptions),
         "test_options_are_a_frozen_dataclass_with_defaults",
@@ -300,13 +421,29 @@ PLANTED: dict[str, tuple[Backend, str, str]] = {
 #: The same for what only several processes show; the worker finds the backend by its name.
 PLANTED_RANKS = {
     "ranks on their own": ("UNAVERAGED", "test_ranks_end_with_the_same_parameters", "differ between ranks"),
-    "gradients summed over ranks": ("SUMMED", "test_two_ranks_equal_one_that_accumulates", "of rank 0"),
+    "gradients summed over ranks": ("SUMMED", "test_ranks_equal_one_that_accumulates", "of rank 0"),
+    "gradients of ranks by two": ("BY_TWO", "test_ranks_equal_one_that_accumulates", "of rank 0"),
+    "means of ranks": ("MEANS_OF_RANKS", "test_ranks_equal_one_that_accumulates", "of rank 0"),
+    "each its own overflow": (
+        "OWN_OVERFLOW",
+        "test_an_overflow_on_one_rank_is_skipped_by_all",
+        "took the step",
+    ),
+    "each its own finite loss": (
+        "OWN_FINITE_LOSS",
+        "test_a_loss_on_one_rank_that_is_no_number_is_skipped_by_all",
+        "rank 0",
+    ),
     "statistics shared": ("SHARED", "test_running_statistics_are_a_ranks_own", "statistics of rank 0"),
     "sums in float32": ("FLOAT32_SUMS", "test_sums_over_ranks_are_exact", "rank 0"),
     "loss of one rank": ("OWN_LOSS", "test_losses_are_averaged_over_ranks", "losses of rank 0"),
     "launcher keeps no logs": ("NO_LOGS", "test_every_rank_has_a_log", "no log holds"),
     "launcher ignores failures": ("FORGETFUL", "test_a_failing_rank_fails_the_launch", ""),
 }
+
+
+#: Skipped by a backend that serves weights in memory.
+OF_ARTEFACTS_ALONE = "test_artefact_of_a_fixed_batch_serves_any_number"
 
 
 @pytest.mark.parametrize("mistake", PLANTED)
@@ -335,13 +472,15 @@ def test_planted_mistake_between_ranks_is_caught(
 def test_the_tests_that_catch_pass_without_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What catches is the mistake: run the same way, the same tests accept the sane backend."""
     _reachable(monkeypatch, HERE)
-    contract = contract_of(bugs.SANE, worker="planted_bugs:SANE")
+    whole = contract_of(bugs.SANE, worker="planted_bugs:SANE")
+    served = contract_of(bugs.serving())
     names = {test for _, test, _ in (*PLANTED.values(), *PLANTED_RANKS.values())}
     for name in sorted(names):
         folder = tmp_path / name
         folder.mkdir()
-        assert failures(contract, name, folder) == [], name
-    contract.teardown_class()
+        assert failures(served if name == OF_ARTEFACTS_ALONE else whole, name, folder) == [], name
+    for contract in (whole, served):
+        contract.teardown_class()
 
 
 def test_a_plugin_that_imports_a_framework_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,6 +560,33 @@ def test_what_is_not_here_is_skipped_or_required(monkeypatch: pytest.MonkeyPatch
     incapable = contract_of(dataclasses.replace(bugs.SANE, trainer=None))
     with pytest.raises(pytest.skip.Exception, match="offers no trainer"):
         incapable().test_loss_falls()
+
+
+def test_a_required_backend_that_nothing_can_be_made_for_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Green must not mean that every test of its predictor was skipped."""
+    nothing = contract_of(dataclasses.replace(bugs.serving(), formats=(".nowhere",), exporters={}))
+    monkeypatch.delenv(REQUIRE, raising=False)
+    with pytest.raises(pytest.skip.Exception, match=r"no installed exporter writes .*\.nowhere"):
+        nothing().test_input_is_not_modified()
+    monkeypatch.setenv(REQUIRE, "planted")
+    for test in ("test_input_is_not_modified", "test_prediction_has_no_memory", "test_strided_input"):
+        with pytest.raises(pytest.fail.Exception, match=r"required here.*no installed exporter"):
+            getattr(nothing(), test)()
+    nothing.teardown_class()
+
+
+def test_a_required_exporter_that_cannot_write_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuses(weights: Any, path: Path, request: Any) -> None:
+        raise BackendUnavailable("the converter is not installed")
+
+    refusing = contract_of(bugs.backend(exporter=refuses))
+    monkeypatch.delenv(REQUIRE, raising=False)
+    with pytest.raises(pytest.skip.Exception, match="converter"):
+        refusing().test_artefact_carries_its_manifest(tmp_path)
+    monkeypatch.setenv(REQUIRE, "planted")
+    with pytest.raises(pytest.fail.Exception, match=r"required here.*converter"):
+        refusing().test_artefact_carries_its_manifest(tmp_path)
+    refusing.teardown_class()
 
 
 def test_the_kit_alone_collects_nothing() -> None:

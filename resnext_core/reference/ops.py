@@ -175,5 +175,6 @@ def cross_entropy(logits: Array, targets: Array, weights: Array | None = None) -
     losses = -(targets * (shifted - np.log(total))).sum(axis=1)
     gradient = exponentials / total * targets.sum(axis=1, keepdims=True) - targets
     if weights is not None:
+        weights = weights.astype(logits.dtype)
         losses, gradient = weights * losses, weights[:, None] * gradient
     return float(losses.mean()), (gradient / len(logits)).astype(logits.dtype)

@@ -7,10 +7,11 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import pytest
 
+from resnext_core.errors import UsageError
 from resnext_core.interfaces import Backend, ExportRequest, Predictor, PredictRequest, Trainer, TrainRequest
 from resnext_core.plugins import get_backend, load_plugins
 from resnext_core.testing import cases
@@ -30,13 +31,15 @@ class ContractBase:
 
     `backend_id` names an installed backend. `backend` may be set to a record instead, and then `worker`
     to ``module:name`` of that record for the processes of the distributed tests. `options` are values of
-    the backend's option dataclass that differ from its defaults.
+    the backend's option dataclass that differ from its defaults. `ranks` is how many processes the
+    distributed tests start: 3, or 2 where there are no more devices.
     """
 
     backend_id: ClassVar[str] = ""
     backend: ClassVar[Backend | None] = None
     worker: ClassVar[str | None] = None
     options: ClassVar[Mapping[str, Any]] = {}
+    ranks: ClassVar[int] = 3
     _kept: ClassVar[dict[Any, Any]]
 
     def __init_subclass__(cls, **arguments: Any) -> None:
@@ -112,8 +115,13 @@ class ContractBase:
         predictor: Predictor = self.keep(("predictor", name, tensor_input), make)
         return predictor
 
-    def serve(self, name: str, weights: Weights, *, tensor_input: bool = False) -> Predictor:
-        """Return a new predictor of `weights`; see :meth:`kept_predictor`."""
+    def serve(
+        self, name: str, weights: Weights, *, tensor_input: bool = False, export_batch: int | None = None
+    ) -> Predictor:
+        """Return a new predictor of `weights`; see :meth:`kept_predictor`.
+
+        `export_batch` is the batch size an artefact is made for; None is any.
+        """
         factory = self.require("predictor")
         request = PredictRequest(
             weights=weights,
@@ -123,22 +131,46 @@ class ContractBase:
             options=self.backend_options,
         )
         if ".safetensors" not in self.record.formats:
-            path = self._artefact(name, weights, "float" if tensor_input else "uint8")
+            path = self._artefact(name, weights, "float" if tensor_input else "uint8", export_batch)
             request = dataclasses.replace(request, weights=None, path=path)
         predictor: Predictor = factory(request)
         return predictor
 
-    def _artefact(self, name: str, weights: Weights, kind: str) -> Path:
+    def both_doors(self, predictor: Predictor, network: str, source: Weights, what: str) -> None:
+        """Assert that images, and the same normalised, give the logits of the reference, one and five at a time.
+
+        A predictor may refuse tensors with a UsageError where it was not made for them.
+        """
+        pixels = cases.images(network, 5)
+        tensor = cases.normalized(network, pixels)
+        expected = cases.oracle_predictor(source).logits(pixels)
+        for count in (5, 1):
+            logits = predictor.logits(pixels[:count])
+            cases.assert_close(logits, expected[:count], cases.TOLERANCE, f"{what}: logits of {count} images")
+            try:
+                logits = predictor.logits_from_tensor(tensor[:count])
+            except UsageError:
+                continue
+            said = f"{what}: logits of {count} normalised images"
+            cases.assert_close(logits, expected[:count], cases.TOLERANCE, said)
+
+    def missing(self, reason: str) -> NoReturn:
+        """Skip a test for what is missing here; fail it where the backend is required."""
+        if required(self.record.id):
+            pytest.fail(f"{self.record.id} is required here ({REQUIRE}) but cannot be tested: {reason}")
+        pytest.skip(reason)
+
+    def _artefact(self, name: str, weights: Weights, kind: str, batch: int | None) -> Path:
         folder = self.keep("folder", lambda: tempfile.TemporaryDirectory(prefix="resnext-contract-"))
         for suffix in self.record.formats:
             for backend in (self.record, *load_plugins().backends.values()):
                 exporter = backend.exporters.get(suffix.lstrip("."))
                 if exporter is not None and backend.probe() is None:
-                    path = Path(folder.name) / f"{name}-{kind}{suffix}"
+                    path = Path(folder.name) / f"{name}-{kind}-{batch or 'any'}{suffix}"
                     own = self.backend_options if backend is self.record else _default_options(backend)
-                    exporter(weights, path, ExportRequest(input=kind, options=own))
+                    exporter(weights, path, ExportRequest(batch_size=batch, input=kind, options=own))
                     return path
-        pytest.skip(
+        self.missing(
             f"no installed exporter writes what {self.record.id} serves: {', '.join(self.record.formats)}"
         )
 

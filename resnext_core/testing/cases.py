@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,22 +33,23 @@ GRADIENT_TOLERANCE = 1e-4
 LOW_TOLERANCE = 2e-2
 SINGLE = RankInfo()
 PREDICT_BATCH = 4
-CLASSES = 5
 
 
 def _spec(name: str, **fields: object) -> ModelSpec:
-    values = {"groups": 1, "base_width": 64, "stem_width": 8, "num_classes": CLASSES} | fields
+    values = {"groups": 1, "base_width": 64, "stem_width": 8, "num_classes": 5} | fields
     return ModelSpec(variant=f"contract_{name}", **values)  # type: ignore[arg-type]
 
 
 #: Every kind of layer and of shape: both stems and paddings, one, few and as many groups as channels,
-#: shortcuts with and without projection, odd sizes on the way down.
+#: shortcuts with and without projection, odd sizes of the image and on the way down, two classes and odd numbers.
 SPECS: Mapping[str, ModelSpec] = {
     "cifar": _spec("cifar", stem="cifar", depths=(1, 2), groups=4, base_width=16, image_size=14),
-    "same": _spec("same", depths=(1, 1), groups=32, base_width=8, image_size=24),
-    "same-odd": _spec("same_odd", depths=(1, 1), groups=2, base_width=32, image_size=27),
+    "same": _spec("same", depths=(1, 1), groups=32, base_width=8, image_size=24, num_classes=2),
+    "same-odd": _spec("same_odd", depths=(1, 1), groups=2, base_width=32, image_size=27, num_classes=7),
     "symmetric": _spec("symmetric", depths=(1, 1), groups=1, image_size=24, pool_padding="symmetric"),
-    "one-stage": _spec("one_stage", stem="cifar", depths=(2,), groups=4, base_width=32, image_size=9),
+    "one-stage": _spec(
+        "one_stage", stem="cifar", depths=(2,), groups=4, base_width=32, image_size=9, num_classes=11
+    ),
 }
 
 
@@ -107,21 +108,24 @@ def normalized(name: str, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.ascontiguousarray(values.transpose(0, 3, 1, 2), dtype=np.float32)
 
 
-def batch(name: str, count: int, seed: int) -> Batch:
-    """Return a labelled training batch; its arrays are read-only."""
-    labels = np.random.default_rng(seed + 1000).integers(0, CLASSES, count, dtype=np.int32)
-    labels.flags.writeable = False
-    return Batch(
-        images=images(name, count, seed),
-        labels=labels,
-        index=np.arange(count, dtype=np.int64),
-        valid=np.ones(count, bool),
-    )
+def batch(name: str, count: int, seed: int, valid: str = "") -> Batch:
+    """Return a labelled training batch; its arrays are read-only.
+
+    `valid` has a 0 for each row that could not be read, and is empty where all could. Such a row is black and has a
+    label, or none where its number is odd.
+    """
+    labels = np.random.default_rng(seed + 1000).integers(0, SPECS[name].num_classes, count, dtype=np.int32)
+    pixels, mask = images(name, count, seed).copy(), np.array([c == "1" for c in valid or "1" * count])
+    pixels[~mask] = 0
+    labels[~mask & (np.arange(count) % 2 == 1)] = -1
+    for array in (pixels, labels, mask):
+        array.flags.writeable = False
+    return Batch(images=pixels, labels=labels, index=np.arange(count, dtype=np.int64), valid=mask)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCase:
-    """A training set-up; one step a learning rate."""
+    """A training set-up; one step a learning rate. `valid` are the valid rows of the first steps, see :func:`batch`."""
 
     network: str
     batch_size: int
@@ -131,10 +135,12 @@ class TrainCase:
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     accumulate: int = 1
     ema_decay: float | None = None
+    valid: tuple[str, ...] = ()
 
     def batches(self) -> list[Batch]:
         """Return a batch for every step, all different."""
-        return [batch(self.network, self.batch_size, seed=20 + step) for step in range(len(self.lrs))]
+        valid = self.valid + ("",) * (len(self.lrs) - len(self.valid))
+        return [batch(self.network, self.batch_size, seed=20 + i, valid=v) for i, v in enumerate(valid)]
 
     def lr_array(self) -> NDArray[np.float32]:
         """Return the learning rates as a trainer takes them."""
@@ -162,34 +168,40 @@ class TrainCase:
         )
 
 
-#: Together they use every option of an optimizer step. Rates and decay are high, so that a mistake shows.
+#: Together they use every option of an optimizer step. Rates and decay are high, so that a mistake shows; in "bare"
+#: everything that can be 0 is. Some steps have rows that are not valid, unevenly spread over micro-batches and ranks,
+#: some have no others.
 TRAIN_CASES: Mapping[str, TrainCase] = {
     "plain": TrainCase(
         network="cifar",
         batch_size=6,
-        lrs=(0.1, 0.02, 0.07),
+        lrs=(0.1, 0.02, 0.0, 1e-6),
+        valid=("", "100111", "000000", "011110"),
         optimizer=OptimizerConfig(momentum=0.9, weight_decay=0.05),
         loss=LossConfig(smoothing=0.1, smoothing_form="others"),
     ),
     "everything": TrainCase(
         network="symmetric",
-        batch_size=8,
-        accumulate=2,
+        # As three ranks of two micro-batches, as two of three, or as one of six.
+        batch_size=12,
+        accumulate=6,
         lrs=(0.1, 0.02, 0.07),
-        # Between the gradient norms of the steps: the first is not clipped, the others are. Clipping all
+        valid=("111000111101", "", "000001110000"),
+        # Between the gradient norms of the steps: the last is clipped, the others are not. Clipping all
         # would hide a wrong loss scale.
-        optimizer=OptimizerConfig(momentum=0.8, weight_decay=0.02, clip_norm=3.4),
+        optimizer=OptimizerConfig(momentum=0.8, weight_decay=0.02, clip_norm=4.0),
         loss=LossConfig(smoothing=0.2, smoothing_form="uniform"),
-        precision=PrecisionConfig(loss_scale="fixed", scale=1024.0),
+        precision=PrecisionConfig(loss_scale="dynamic", scale=1024.0, growth_interval=2),
         ema_decay=0.9,
     ),
-    "dynamic": TrainCase(
+    "bare": TrainCase(
         network="same",
         batch_size=4,
         lrs=(0.05, 0.02, 0.03),
+        valid=("", "1101", "0000"),
         optimizer=OptimizerConfig(momentum=0.0, weight_decay=0.0),
         loss=LossConfig(smoothing=0.0),
-        precision=PrecisionConfig(loss_scale="dynamic", scale=4096.0, growth_interval=2),
+        precision=PrecisionConfig(loss_scale="fixed", scale=4096.0),
     ),
 }
 
@@ -281,6 +293,31 @@ def assert_states_identical(state: TrainState, expected: TrainState, what: str) 
     differ = [n for n, a in expected.tensors.items() if state.tensors[n].tobytes() != a.tobytes()]
     assert not differ, f"{what}: {len(differ)} of {len(expected.tensors)} tensors differ, e.g. {differ[:3]}"
     assert dict(state.scalars) == dict(expected.scalars), what
+
+
+def on_the_verge(state: TrainState, *, loss_scale: float, logit: float = 100.0) -> TrainState:
+    """Return a state of the case "everything" whose network is sure of class 0, for every image, and wrong on others.
+
+    Its gradients of such rows are above 2 in the classifier, which sees features of about 20 and hands nothing down.
+    """
+    bias = np.zeros_like(state.tensors["weights/fc.bias"])
+    bias[:2] = logit, -logit
+    changed = {
+        "weights/fc.bias": bias,
+        "weights/fc.weight": np.zeros_like(state.tensors["weights/fc.weight"]),
+        "weights/layer2.0.bn3.bias": np.full_like(state.tensors["weights/layer2.0.bn3.bias"], 20.0),
+    }
+    return TrainState(
+        tensors={**state.tensors, **changed}, scalars={**state.scalars, "loss_scale": loss_scale}
+    )
+
+
+def wrong_rows(case: TrainCase, start: int, count: int) -> Batch:
+    """Return a batch whose only valid rows are `count` from `start` on, all of class 1."""
+    size = case.batch_size
+    valid = "".join("1" if start <= row < start + count else "0" for row in range(size))
+    made = batch(case.network, size, seed=30, valid=valid)
+    return replace(made, labels=np.where(made.valid, 1, made.labels).astype(np.int32))
 
 
 def trainable(case: TrainCase) -> list[str]:

@@ -21,7 +21,6 @@ from resnext_core.testing.base import ContractBase
 from resnext_core.testing.cases import TRAIN_CASES, assert_tensors_close
 from resnext_core.testing.rank_worker import CASE, rank_batches, sums_of
 
-WORLD = 2
 #: Seconds within which a launch must have noticed that a rank has failed, its start-up included.
 FAIL_S = 90.0
 
@@ -33,26 +32,28 @@ class RankReport:
     losses: list[float]
     sums: dict[str, Any]
     state: TrainState | None
+    alone: dict[str, Any]
 
 
 class DistributedContract(ContractBase):
-    """Two processes started by the backend's launcher, or by core's where it has none."""
+    """Processes started by the backend's launcher, or by core's where it has none; `ranks` of them."""
 
     def test_sums_over_ranks_are_exact(self) -> None:
         """Integers beyond 2**31 and beyond what a float64 can hold, float64 to the last bit, float32 as float32."""
-        expected = sums_of(range(WORLD))
+        expected = sums_of(range(self.ranks))
         for rank, report in enumerate(self._reports()):
             assert report.sums == expected, f"rank {rank}"
 
     def test_ranks_end_with_the_same_parameters(self) -> None:
-        first, second = self._trained()
+        first, *others = self._trained()
         names = [f"{g}/{n}" for g in ("weights", "momentum") for n in cases.trainable(TRAIN_CASES[CASE])]
-        differ = [n for n in names if first.tensors[n].tobytes() != second.tensors[n].tobytes()]
-        assert not differ, f"{len(differ)} tensors differ between ranks, e.g. {differ[:3]}"
-        assert dict(first.scalars) == dict(second.scalars)
+        for other in others:
+            differ = [n for n in names if first.tensors[n].tobytes() != other.tensors[n].tobytes()]
+            assert not differ, f"{len(differ)} tensors differ between ranks, e.g. {differ[:3]}"
+            assert dict(first.scalars) == dict(other.scalars)
 
-    def test_two_ranks_equal_one_that_accumulates(self) -> None:
-        """Parameters and momentum are those of one process that splits the same batch in two."""
+    def test_ranks_equal_one_that_accumulates(self) -> None:
+        """Parameters and momentum are those of one process that splits the same batch, whoever has the bad rows."""
         case, expected = TRAIN_CASES[CASE], cases.oracle_run(CASE)[-1].state
         for rank, state in enumerate(self._trained()):
             for group, tolerance in (("weights", cases.TOLERANCE), ("momentum", cases.GRADIENT_TOLERANCE)):
@@ -66,18 +67,40 @@ class DistributedContract(ContractBase):
             actual = np.array(report.losses, np.float32)
             cases.assert_close(actual, expected, cases.TOLERANCE, f"losses of rank {rank}")
 
+    def test_an_overflow_on_one_rank_is_skipped_by_all(self) -> None:
+        """Only the last rank has a valid row, whose gradients no float32 can hold; the others have none at all."""
+        self._trained()
+        for rank, report in enumerate(self._reports()):
+            found = report.alone["overflow"]
+            assert found["skipped"] == 1, f"rank {rank} took the step that overflowed on the last rank"
+            assert not found["moved"], f"rank {rank} skipped it and {found['moved']} moved"
+
+    def test_a_loss_on_one_rank_that_is_no_number_is_skipped_by_all(self) -> None:
+        """Only the last rank has a loss, above what float32 holds; its gradients are sound."""
+        self._trained()
+        for rank, report in enumerate(self._reports()):
+            found = report.alone["loss"]
+            finite = bool(np.isfinite(found["loss"]))
+            assert found["skipped"] == (not finite), (
+                f"rank {rank}: loss {found['loss']}, skipped {found['skipped']}"
+            )
+            assert finite or not found["moved"], f"rank {rank} skipped it and {found['moved']} moved"
+        assert len({report.alone["loss"]["skipped"] for report in self._reports()}) == 1
+
     def test_running_statistics_are_a_ranks_own(self) -> None:
         """Those of its micro-batches, along the parameters that all ranks share; their EMA too."""
         case = TRAIN_CASES[CASE]
         names = [f"{group}/{n}" for group in ("weights", "ema") for n in cases.running(case)]
-        for rank, (state, expected) in enumerate(zip(self._trained(), _oracle_ranks(), strict=True)):
+        for rank, (state, expected) in enumerate(
+            zip(self._trained(), _oracle_ranks(self.ranks), strict=True)
+        ):
             assert_tensors_close(state, expected, names, cases.TOLERANCE, f"statistics of rank {rank}")
 
     def test_every_rank_has_a_log(self) -> None:
         self._reports()
         folder = self.keep("ranks folder", tempfile.TemporaryDirectory)
         texts = [p.read_text(errors="replace") for p in Path(folder.name, "logs").rglob("*") if p.is_file()]
-        for rank in range(WORLD):
+        for rank in range(self.ranks):
             assert any(f"rank {rank} is done" in text for text in texts), f"no log holds rank {rank}'s output"
 
     def test_a_failing_rank_fails_the_launch(self, tmp_path: Path) -> None:
@@ -102,7 +125,7 @@ class DistributedContract(ContractBase):
         request = LaunchRequest(
             module="resnext_core.testing.rank_worker",
             argv=[*found, "--options", json.dumps(dict(self.options)), "--out", str(folder), *extra],
-            devices=WORLD,
+            devices=self.ranks,
             log_dir=folder / "logs",
             options=self.backend_options,
         )
@@ -117,7 +140,7 @@ class DistributedContract(ContractBase):
         folder = Path(self.keep("ranks folder", tempfile.TemporaryDirectory).name)
         code = self._launch(folder)
         assert code == 0, f"the launch ended with exit code {code}; see the output above"
-        return [_read(folder, rank) for rank in range(WORLD)]
+        return [_read(folder, rank) for rank in range(self.ranks)]
 
     def _trained(self) -> list[TrainState]:
         self.require("trainer")
@@ -132,7 +155,7 @@ def _read(folder: Path, rank: int) -> RankReport:
     if data["scalars"] is not None:
         with np.load(folder / f"rank-{rank}.npz") as arrays:
             state = TrainState(tensors={name: arrays[name] for name in arrays.files}, scalars=data["scalars"])
-    return RankReport(losses=data["losses"], sums=data["sums"], state=state)
+    return RankReport(losses=data["losses"], sums=data["sums"], state=state, alone=data["alone"])
 
 
 class _Threads:
@@ -170,9 +193,9 @@ class _ThreadRank:
         pass
 
 
-def _oracle_ranks() -> list[TrainState]:
+def _oracle_ranks(world: int) -> list[TrainState]:
     """Return the final state of each of the oracle's ranks, run as threads in float64."""
-    case, group = TRAIN_CASES[CASE], _Threads(WORLD)
+    case, group = TRAIN_CASES[CASE], _Threads(world)
     states: dict[int, TrainState] = {}
 
     def work(info: RankInfo) -> None:
@@ -184,9 +207,9 @@ def _oracle_ranks() -> list[TrainState]:
         states[info.rank] = trainer.state()
         trainer.close()
 
-    threads = [threading.Thread(target=work, args=(RankInfo(rank=r, world=WORLD),)) for r in range(WORLD)]
+    threads = [threading.Thread(target=work, args=(RankInfo(rank=r, world=world),)) for r in range(world)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return [states[rank] for rank in range(WORLD)]
+    return [states[rank] for rank in range(world)]

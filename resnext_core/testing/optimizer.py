@@ -9,7 +9,7 @@ import pytest
 
 from resnext_core.config import PrecisionConfig
 from resnext_core.errors import BackendUnavailable, UsageError
-from resnext_core.interfaces import Trainer
+from resnext_core.interfaces import Trainer, TrainState
 from resnext_core.testing import cases
 from resnext_core.testing.base import ContractBase
 from resnext_core.testing.cases import TRAIN_CASES, StepResult, assert_tensors_close
@@ -23,7 +23,7 @@ class Run:
 
     trainer: Trainer
     results: tuple[StepResult, ...]
-    initial: dict[str, bytes]
+    initial: TrainState
 
     def close(self) -> None:
         """Release the trainer."""
@@ -41,7 +41,7 @@ class TrainingBase(ContractBase):
     def _make_run(self, case_name: str) -> Run:
         case = TRAIN_CASES[case_name]
         trainer = self.trainer(case.request())
-        initial = {name: array.tobytes() for name, array in trainer.state().tensors.items()}
+        initial = trainer.state()
         results = []
         for batch, lr in zip(case.batches(), case.lr_array(), strict=True):
             losses = trainer.run_steps([batch], np.array([lr], np.float32))
@@ -49,6 +49,13 @@ class TrainingBase(ContractBase):
             assert losses.shape == (1,)
             results.append(StepResult(loss=float(losses[0]), state=trainer.state()))
         return Run(trainer=trainer, results=tuple(results), initial=initial)
+
+    def second(self, case_name: str) -> Trainer:
+        """Return another trainer of the case, which has not taken its steps; for tests that load a state into it."""
+        self.run(case_name)
+        make = lambda: self.trainer(TRAIN_CASES[case_name].request())  # noqa: E731
+        trainer: Trainer = self.keep(("second", case_name), make)
+        return trainer
 
 
 class OptimizerContract(TrainingBase):
@@ -68,6 +75,22 @@ class OptimizerContract(TrainingBase):
     def test_momentum_equals_the_reference(self, case_name: str) -> None:
         names = cases.trainable(TRAIN_CASES[case_name])
         self._compare(case_name, "momentum", names, cases.GRADIENT_TOLERANCE)
+
+    @every_case
+    def test_update_is_the_rate_times_the_momentum(self, case_name: str) -> None:
+        """p - lr · v to the last bits, for rates of any size: 0 moves nothing."""
+        run, case = self.run(case_name), TRAIN_CASES[case_name]
+        states = [run.initial, *(result.state for result in run.results)]
+        for step, lr in enumerate(case.lr_array()):
+            before, after = states[step].tensors, states[step + 1].tensors
+            for name in cases.trainable(case):
+                old, new = before[f"weights/{name}"], after[f"weights/{name}"]
+                change = np.float64(lr) * after[f"momentum/{name}"]
+                allowed = 2 * np.spacing(np.maximum(np.abs(old), np.abs(new))) + 1e-6 * np.abs(change)
+                error = np.abs(new - (old.astype(np.float64) - change))
+                assert (error <= (allowed if lr else 0)).all(), (
+                    f"{name} of {case_name} moved by another rate than {lr:g} in step {step + 1}"
+                )
 
     @every_case
     def test_running_statistics_equal_the_reference(self, case_name: str) -> None:
@@ -100,9 +123,10 @@ class OptimizerContract(TrainingBase):
     def test_training_starts_from_the_weights_given(self, case_name: str) -> None:
         case, run = TRAIN_CASES[case_name], self.run(case_name)
         for name, array in cases.weights(case.network).tensors.items():
-            assert run.initial[f"weights/{name}"] == array.tobytes(), name
+            assert run.initial.tensors[f"weights/{name}"].tobytes() == array.tobytes(), name
             if case.ema_decay is not None:
-                assert run.initial[f"ema/{name}"] == array.tobytes(), f"the EMA of {name}"
+                average = run.initial.tensors[f"ema/{name}"]
+                assert average.tobytes() == array.tobytes(), f"the EMA of {name}"
 
     def test_the_request_is_not_modified(self) -> None:
         """Training moves the trainer's own copy of the weights."""
@@ -124,7 +148,7 @@ class OptimizerContract(TrainingBase):
 
     @pytest.mark.parametrize("ema", [False, True])
     def test_predictor_follows_the_weights(self, ema: bool) -> None:
-        """A predictor asked for after a step has the weights, or their EMA, of after that step."""
+        """One that is asked for after a step has the weights, or their EMA, of after it; asked again, the same bits."""
         case = TRAIN_CASES["everything"]
         trainer, group = self.run("everything").trainer, "ema" if ema else "weights"
         pixels = cases.images(case.network, 5)
@@ -134,6 +158,10 @@ class OptimizerContract(TrainingBase):
             network = cases.weights(case.network)
             current = network.replace(tensors={n: tensors[f"{group}/{n}"] for n in network.tensors})
             seen.append(trainer.predictor(ema=ema).logits(pixels))
+            again = trainer.predictor(ema=ema).logits(pixels)
+            assert np.array_equal(again, seen[-1]), (
+                "the trainer's predictor answered otherwise the second time"
+            )
             expected = cases.oracle_predictor(current).logits(pixels)
             cases.assert_close(seen[-1], expected, cases.TOLERANCE, f"logits of the trainer's {group}")
             trainer.run_steps(case.batches()[:1], np.array([0.1], np.float32))

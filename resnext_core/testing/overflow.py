@@ -20,6 +20,7 @@ from resnext_core.weights import Weights
 #: The largest power of two of float32: gradients above 2 overflow when multiplied by it.
 HUGE = 2.0**127
 GROWTH = 2
+EMA_DECAY = 0.9
 #: Enough for a good step, an overflow and a good step again, wherever an arithmetic overflows first.
 STEPS = 14
 
@@ -29,6 +30,7 @@ def overflow_case(precision: PrecisionConfig) -> TrainCase:
     return replace(
         TRAIN_CASES["plain"],
         lrs=(1e-4,) * STEPS,
+        valid=(),
         optimizer=OptimizerConfig(momentum=0.9, weight_decay=0.01),
         precision=precision,
     )
@@ -68,7 +70,7 @@ class OverflowContract(TrainingBase):
 
     @pytest.mark.parametrize("loss_scale", ["dynamic", "fixed"])
     def test_overflow_leaves_parameters_and_momentum(self, loss_scale: str) -> None:
-        trace = self._trace(loss_scale)
+        trace = self._trace(loss_scale)  # "fixed" also clips: the norm of what overflowed is no number
         before, after = trace.states[:2]
         assert after.scalars["step"] == 1
         assert after.scalars["overflow_steps"] == 1, "gradients beyond float32 were not noticed"
@@ -86,6 +88,17 @@ class OverflowContract(TrainingBase):
         names = [f"weights/{n}" for n in cases.running(TRAIN_CASES["plain"])]
         when = "statistics of a skipped step"
         cases.assert_tensors_close(trace.states[1], expected, names, cases.TOLERANCE, when)
+
+    def test_overflow_moves_the_ema(self) -> None:
+        """Over weights that stayed and statistics that moved; with `skip_nonfinite` it stays, see below."""
+        trace, decay = self._trace("dynamic"), EMA_DECAY
+        for step, overflow in enumerate(trace.overflowed):
+            before, after = trace.states[step].tensors, trace.states[step + 1].tensors
+            for name in cases.weights(TRAIN_CASES["plain"].network).tensors:
+                average = after[f"ema/{name}"]
+                expected = decay * before[f"ema/{name}"] + (1 - decay) * after[f"weights/{name}"]
+                what = f"EMA of {name} on a step that is {'skipped' if overflow else 'taken'}"
+                cases.assert_close(average, expected, cases.TOLERANCE, what)
 
     def test_fixed_scale_stays(self) -> None:
         assert {float(s.scalars["loss_scale"]) for s in self._trace("fixed").states} == {HUGE}
@@ -145,6 +158,21 @@ class OverflowContract(TrainingBase):
         keys = list(states[0].tensors)
         cases.assert_tensors_close(states[1], states[0], keys, cases.TOLERANCE, "with skip_nonfinite")
 
+    def test_an_overflow_in_one_micro_batch_skips_the_step(self) -> None:
+        """Whichever it is: the others have no valid row, and so no gradient that could overflow."""
+        case, trainer = TRAIN_CASES["everything"], self.second("everything")
+        before = cases.on_the_verge(self.run("everything").results[0].state, loss_scale=HUGE)
+        names = [f"{g}/{n}" for g in ("weights", "momentum") for n in cases.trainable(case)]
+        size = case.batch_size // case.accumulate
+        for micro in (0, case.accumulate - 1):
+            trainer.load_state(before)
+            trainer.run_steps([cases.wrong_rows(case, micro * size, size)], np.array([0.1], np.float32))
+            after = trainer.state()
+            counted = after.scalars["overflow_steps"] - before.scalars["overflow_steps"]
+            assert counted == 1, f"the overflow of micro-batch {micro} was not noticed"
+            moved = [n for n in names if after.tensors[n].tobytes() != before.tensors[n].tobytes()]
+            assert not moved, f"micro-batch {micro} overflowed and {moved[:3]} moved"
+
     def _trace(self, loss_scale: str) -> Trace:
         trace: Trace = self.keep(("overflow", loss_scale), lambda: self._make_trace(loss_scale))
         return trace
@@ -154,6 +182,10 @@ class OverflowContract(TrainingBase):
             PrecisionConfig(loss_scale=loss_scale, scale=HUGE, growth_interval=GROWTH)  # type: ignore[arg-type]
         )
         steps = STEPS if loss_scale == "dynamic" else 2
+        if loss_scale == "fixed":
+            case = replace(case, optimizer=replace(case.optimizer, clip_norm=1.0))
+        else:
+            case = replace(case, ema_decay=EMA_DECAY)
         trainer = self.trainer(case.request(network=overflow_weights()))
         states, losses = [trainer.state()], []
         for batch, lr in list(zip(case.batches(), case.lr_array(), strict=True))[:steps]:

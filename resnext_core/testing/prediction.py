@@ -12,6 +12,8 @@ from resnext_core.testing.base import ContractBase
 #: A sample's logits may depend on its batch by as much as the order of additions does.
 INVARIANCE_TOLERANCE = 2e-6
 _TENSOR_NETWORKS = ("cifar", "same")
+#: The most rows asked for at once: many times the usual batch, and no multiple of it.
+MANY = 101
 
 
 class PredictionContract(ContractBase):
@@ -46,20 +48,40 @@ class PredictionContract(ContractBase):
 
     def test_a_sample_does_not_depend_on_its_batch(self) -> None:
         """Alone, among others, and beside padding rows of zeros, also in more rows than the usual batch."""
-        pixels = cases.images("cifar", 11)
+        pixels = cases.images("cifar", MANY)
         predictor = self.kept_predictor("cifar", cases.weights("cifar"))
         together = predictor.logits(pixels)
         for count in (1, 3):
             alone = predictor.logits(pixels[:count])
             cases.assert_close(alone, together[:count], INVARIANCE_TOLERANCE, f"the first {count} alone")
-        for row in (7, 10):
+        for row in (7, 31, 64, MANY - 1):
             alone = predictor.logits(pixels[row : row + 1])
             cases.assert_close(alone, together[row : row + 1], INVARIANCE_TOLERANCE, f"sample {row} alone")
         padded = np.concatenate([pixels[:2], np.zeros_like(pixels[:4])])
         beside = predictor.logits(padded)[:2]
         cases.assert_close(beside, together[:2], INVARIANCE_TOLERANCE, "two samples beside padding rows")
         expected = cases.oracle_predictor(cases.weights("cifar")).logits(pixels)
-        cases.assert_close(together, expected, cases.TOLERANCE, "logits of 11 samples at once")
+        cases.assert_close(together, expected, cases.TOLERANCE, f"logits of {MANY} samples at once")
+
+    @pytest.mark.parametrize("made_for", ["uint8", "float"])
+    def test_images_and_tensors_are_the_same_question(self, made_for: str) -> None:
+        """Whichever of the two the predictor was made for; one of uint8 may refuse tensors."""
+        network = cases.weights("cifar")
+        predictor = self.kept_predictor("cifar", network, tensor_input=made_for == "float")
+        self.both_doors(predictor, "cifar", network, f"a predictor for {made_for}")
+
+    @pytest.mark.parametrize("input_kind", ["uint8", "float"])
+    def test_artefact_of_a_fixed_batch_serves_any_number(self, input_kind: str) -> None:
+        """Less than the batch, more, and no multiple of it; for backends that serve artefacts alone."""
+        if ".safetensors" in self.record.formats:
+            pytest.skip("serves weights in memory; its artefacts are tested with its exporters")
+        network = cases.weights("one-stage")
+        tensor_input = input_kind == "float"
+        predictor = self.serve("fixed", network, tensor_input=tensor_input, export_batch=2)
+        try:
+            self.both_doors(predictor, "one-stage", network, f"an artefact of two {input_kind} images")
+        finally:
+            predictor.close()
 
     def test_prediction_has_no_memory(self) -> None:
         """The same images give the same bits again, and an earlier result is not written over."""

@@ -16,23 +16,30 @@ import numpy as np
 
 from resnext_core.distributed import Collectives, RankInfo, connect_tcp, rank_info
 from resnext_core.errors import EXIT_DATA, ResnextError
-from resnext_core.interfaces import Backend, Batch
+from resnext_core.interfaces import Backend, Batch, Trainer, TrainState
 from resnext_core.plugins import get_backend
-from resnext_core.testing.cases import TRAIN_CASES
+from resnext_core.testing.cases import TRAIN_CASES, on_the_verge, wrong_rows
 
-#: The training set-up: accumulates two micro-batches, and two ranks take one each.
+#: The training set-up: accumulates six micro-batches, of which each rank takes its share.
 CASE = "everything"
+
+#: Steps that must be skipped for what one rank finds: its gradients are beyond float32, or its loss is.
+ALONE: dict[str, dict[str, float]] = {
+    "overflow": {"loss_scale": 2.0**127},
+    "loss": {"loss_scale": 1024.0, "logit": 1.5e38},
+}
 
 
 def rank_batches(info: RankInfo) -> list[Batch]:
     """Return the part of every batch of the case that a rank takes: its contiguous share."""
-    case = TRAIN_CASES[CASE]
-    share = case.batch_size // info.world
+    return [rank_part(b, info) for b in TRAIN_CASES[CASE].batches()]
+
+
+def rank_part(b: Batch, info: RankInfo) -> Batch:
+    """Return the contiguous share of a batch that a rank takes."""
+    share = len(b) // info.world
     part = slice(info.rank * share, (info.rank + 1) * share)
-    return [
-        Batch(images=b.images[part], labels=b.labels[part], index=b.index[part], valid=b.valid[part])
-        for b in case.batches()
-    ]
+    return Batch(images=b.images[part], labels=b.labels[part], index=b.index[part], valid=b.valid[part])
 
 
 def integers(rank: int) -> list[int]:
@@ -114,19 +121,37 @@ def _work(backend: Backend, options: Any, info: RankInfo, collectives: Collectiv
         },
         "losses": [],
         "scalars": None,
+        "alone": {},
     }
     if backend.trainer is not None:
         case = TRAIN_CASES[CASE]
         request = case.request(rank=info, collectives=collectives)
-        trainer = backend.trainer(replace(request, options=options))
+        trainer = backend.trainer(replace(request, options=options, skip_nonfinite=True))
         losses = trainer.run_steps(rank_batches(info), case.lr_array())
         state = trainer.state()
         report["losses"] = [float(loss) for loss in losses]
         report["scalars"] = dict(state.scalars)
         np.savez(out / f"rank-{info.rank}.npz", **dict(state.tensors))
+        report["alone"] = {name: _alone(trainer, state, info, **ALONE[name]) for name in ALONE}
         trainer.close()
     (out / f"rank-{info.rank}.json").write_text(json.dumps(report))
     collectives.barrier()
+
+
+def _alone(trainer: Trainer, state: TrainState, info: RankInfo, **verge: float) -> dict[str, Any]:
+    """Take a step in which the last rank alone has valid rows, and say whether it was skipped and what it moved."""
+    case = TRAIN_CASES[CASE]
+    share = case.batch_size // info.world
+    before = on_the_verge(state, **verge)
+    trainer.load_state(before)
+    part = rank_part(wrong_rows(case, case.batch_size - share, share), info)
+    (loss,) = trainer.run_steps([part], np.array([0.1], np.float32))
+    after = trainer.state()
+    return {
+        "loss": float(loss),
+        "skipped": after.scalars["overflow_steps"] - before.scalars["overflow_steps"],
+        "moved": [n for n, a in before.tensors.items() if a.tobytes() != after.tensors[n].tobytes()][:3],
+    }
 
 
 if __name__ == "__main__":

@@ -20,4 +20,5 @@ class TestGpuOnCpuOtherwise(BackendContract):
 @pytest.mark.gpu
 class TestGpu(BackendContract):
     backend_id = "gpu"
+    ranks = 2  # of which each needs a GPU
     options = {"deterministic": True}  # noqa: RUF012
