@@ -7,6 +7,7 @@ called, so that the kit's oracle, which is the same code, stays right.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import os
@@ -654,6 +655,38 @@ class DoubleState(ReferenceTrainer):
         return dataclasses.replace(state, tensors=tensors)
 
 
+class LateStep(ReferenceTrainer):
+    """Queues a step with the caller's memory, and takes it when its outcome is asked for."""
+
+    _queue: tuple[Any, ...] = ()
+
+    def run_steps(self, batches: Sequence[Batch], lrs: Any) -> Any:
+        self._flush()
+        names = ("_weights", "_momentum", "_ema", "_count")
+        before = copy.deepcopy({name: getattr(self, name) for name in names})
+        losses = super().run_steps(batches, lrs)
+        vars(self).update(before)
+        self._queue = (batches, lrs)
+        return losses
+
+    def state(self) -> TrainState:
+        self._flush()
+        return super().state()
+
+    def predictor(self, *, ema: bool = False) -> Any:
+        self._flush()
+        return super().predictor(ema=ema)
+
+    def load_state(self, state: TrainState) -> None:
+        self._queue = ()
+        super().load_state(state)
+
+    def _flush(self) -> None:
+        queue, self._queue = self._queue, ()
+        if queue:
+            super().run_steps(*queue)
+
+
 class LiveState(ReferenceTrainer):
     """The state shares its memory with the trainer."""
 
@@ -891,6 +924,16 @@ class MemoryOrder(ReusedBuffer):
 
     def logits(self, images: Any) -> Any:
         return self._inner.logits(images.ravel(order="K").reshape(images.shape))
+
+
+class MemoryOrderOfTensors(ReusedBuffer):
+    """Reads the memory of the tensor, whatever its strides."""
+
+    def logits(self, images: Any) -> Any:
+        return self._inner.logits(images)
+
+    def logits_from_tensor(self, tensor: Any) -> Any:
+        return self._inner.logits_from_tensor(tensor.ravel(order="K").reshape(tensor.shape))
 
 
 class SwappedTensor(ReusedBuffer):

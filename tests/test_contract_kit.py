@@ -232,6 +232,11 @@ PLANTED: dict[str, tuple[Backend, str, str]] = {
         "state just loaded",
     ),
     "state not copied": (_of_trainer(bugs.LiveState), "test_state_is_a_copy", ""),
+    "batch used after the call": (
+        _of_trainer(bugs.LateStep),
+        "test_a_batch_may_be_overwritten_after_the_call",
+        "overwritten",
+    ),
     "unfit state loaded": (_of_trainer(bugs.LenientState), "test_unfit_state_is_refused", "DID NOT RAISE"),
     "request written into": (
         _of_trainer(bugs.WritesIntoTheRequest),
@@ -265,7 +270,8 @@ PLANTED: dict[str, tuple[Backend, str, str]] = {
         "test_artefact_computes_what_its_source_does",
         "logits of .copy",
     ),
-    "strides ignored": (_of_predictor(bugs.MemoryOrder), "test_strided_input", ""),
+    "strides ignored": (_of_predictor(bugs.MemoryOrder), "test_strided_input", "images"),
+    "strides of tensors ignored": (_of_predictor(bugs.MemoryOrderOfTensors), "test_strided_input", "tensor"),
     "half precision exported": (
         _of_exporter(bugs._half_precision),
         "test_artefact_computes_what_its_source_does",

@@ -111,4 +111,9 @@ class PredictionContract(ContractBase):
         predictor = self.kept_predictor("cifar", cases.weights("cifar"))
         for view in (pixels[::2, :, ::-1], planes.transpose(0, 2, 3, 1)):
             expected = predictor.logits(np.ascontiguousarray(view))
-            assert np.array_equal(predictor.logits(view), expected)
+            assert np.array_equal(predictor.logits(view), expected), "images"
+        tensor = cases.normalized("cifar", pixels)
+        predictor = self.kept_predictor("cifar", cases.weights("cifar"), tensor_input=True)
+        for strided in (tensor[::2, :, ::-1], tensor.transpose(0, 1, 3, 2)):
+            expected = predictor.logits_from_tensor(np.ascontiguousarray(strided))
+            assert np.array_equal(predictor.logits_from_tensor(strided), expected), "tensor"

@@ -111,6 +111,17 @@ class ResumeContract(TrainingBase):
             logits = trainer.predictor(ema=ema).logits(pixels)
             cases.assert_close(logits, expected, cases.TOLERANCE, f"logits of the loaded {group}")
 
+    def test_a_batch_may_be_overwritten_after_the_call(self) -> None:
+        """The loader uses its memory again once `run_steps` has returned."""
+        case, trainer = TRAIN_CASES["everything"], self.second("everything")
+        self._restart(trainer, "everything", after=1)
+        batch = case.batches()[1]
+        own = replace(batch, images=batch.images.copy(), labels=batch.labels.copy(), valid=batch.valid.copy())
+        trainer.run_steps([own], case.lr_array()[1:2])
+        own.images[...], own.labels[...], own.valid[...] = 255, 0, False
+        expected = self.run("everything").results[1].state
+        assert_states_identical(trainer.state(), expected, "the batch was overwritten after its step")
+
     @pytest.mark.parametrize("problem", UNFIT)
     def test_unfit_state_is_refused(self, problem: str) -> None:
         trainer = self.second("everything")
