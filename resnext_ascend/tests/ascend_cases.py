@@ -13,27 +13,27 @@ from resnext_core.preprocess import PreprocessSpec
 from resnext_core.spec import ModelSpec
 from resnext_core.weights import Weights, random_weights
 
-CLASSES = 5
+CLASSES, SIZE = 5, 8
 
 
 def tiny_weights(seed: int = 3) -> Weights:
     """Return a one-stage network of 5 classes in which every tensor matters."""
     spec = ModelSpec(
-        variant="tiny", num_classes=CLASSES, image_size=16, depths=(1,), groups=2, base_width=32, stem="cifar",
+        variant="tiny", num_classes=CLASSES, image_size=SIZE, depths=(1,), groups=2, base_width=32, stem="cifar",
         stem_width=8,
     )  # fmt: skip
     return Weights(
-        spec=spec, preprocess=PreprocessSpec(size=16, resize=16), classes=tuple("abcde"),
+        spec=spec, preprocess=PreprocessSpec(size=SIZE, resize=SIZE), classes=tuple("abcde"),
         tensors=random_weights(spec, seed),
     )  # fmt: skip
 
 
 def batches(count: int, images: int = 6) -> list[Batch]:
-    """Return `count` batches of noise."""
-    rng = np.random.default_rng(0)
+    """Return `count` batches of noise; with this seed the first steps keep away from kinks, which tests assert."""
+    rng = np.random.default_rng(20)
     return [
         Batch(
-            images=rng.integers(0, 256, (images, 16, 16, 3), dtype=np.uint8),
+            images=rng.integers(0, 256, (images, SIZE, SIZE, 3), dtype=np.uint8),
             labels=rng.integers(0, CLASSES, images).astype(np.int32),
             index=np.arange(images),
             valid=np.ones(images, bool),

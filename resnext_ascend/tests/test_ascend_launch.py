@@ -22,9 +22,11 @@ from resnext_ascend.options import AscendOptions
 from resnext_ascend.rank_table import check, make
 from resnext_ascend.watch import Watch
 
+from resnext_core.config import PrecisionConfig
 from resnext_core.errors import BackendUnavailable, DataError, UsageError
 from resnext_core.interfaces import LaunchRequest
 from resnext_core.reference.trainer import ReferenceTrainer
+from resnext_core.testing.kinks import exact_steps
 
 pytest.importorskip("mindspore.nn")
 TESTS = Path(__file__).parent
@@ -58,8 +60,9 @@ def results(folder: Path, world: int) -> list[dict[str, np.ndarray]]:
 
 
 def expected(world: int) -> ReferenceTrainer:
-    trainer = ReferenceTrainer(train_request(accumulate=world))
-    trainer.losses = trainer.run_steps(batches(3), LR)  # type: ignore[attr-defined]
+    exact = PrecisionConfig(compute="float64")
+    trainer = ReferenceTrainer(train_request(accumulate=world, precision=exact))
+    trainer.losses = exact_steps(trainer, batches(3), LR)  # type: ignore[attr-defined]
     return trainer
 
 

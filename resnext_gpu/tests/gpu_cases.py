@@ -29,9 +29,9 @@ def tiny_weights(size: int = 16, **changes: Any) -> Weights:
     )
 
 
-def batches(count: int, images: int = 6, size: int = 16) -> list[Batch]:
+def batches(count: int, images: int = 6, size: int = 16, seed: int = 0) -> list[Batch]:
     """Return `count` batches of noise."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     return [
         Batch(
             images=rng.integers(0, 256, (images, size, size, 3), dtype=np.uint8),

@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("torch.distributed", reason="PyTorch is not installed")
 
 from gpu_cases import batches, relative, tiny_weights, train_request
-from gpu_rank import IMAGES, STEPS, sync_lrs
+from gpu_rank import IMAGES, OTHER, STEPS, SYNC, sync_lrs
 from resnext_gpu.collectives import connect, meeting_point
 from resnext_gpu.options import GpuOptions
 from resnext_gpu.trainer import GpuTrainer
@@ -26,6 +26,7 @@ from resnext_core.distributed import RankInfo, SingleProcess, launch_local
 from resnext_core.errors import UsageError
 from resnext_core.interfaces import LaunchRequest
 from resnext_core.reference.trainer import ReferenceTrainer
+from resnext_core.testing.kinks import exact_steps
 
 TESTS = Path(__file__).parent
 CPU = GpuOptions(device="cpu")
@@ -58,12 +59,12 @@ def accumulated() -> dict[int, ReferenceTrainer]:
     trainers = {}
     for world in (2, 3):
         request = train_request(
-            tiny_weights(depths=(2, 1)), accumulate=world, optimizer=OptimizerConfig(clip_norm=1.0), ema_decay=0.9,
+            tiny_weights(OTHER["size"], depths=(2, 1)), accumulate=world, optimizer=OptimizerConfig(clip_norm=1.0), ema_decay=0.9,
             precision=PrecisionConfig(compute="float64"),
         )  # fmt: skip
         trainers[world] = ReferenceTrainer(request)
-        trainers[world].losses = trainers[world].run_steps(
-            batches(4), np.array([0.1, 0.05, 0.1, 0.05], np.float32)
+        trainers[world].losses = exact_steps(
+            trainers[world], batches(4, **OTHER), np.array([0.1, 0.05, 0.1, 0.05], np.float32)
         )
     return trainers
 
@@ -100,14 +101,18 @@ def test_with_sync_bn_ranks_equal_one_with_the_whole_batch(world: int, tmp_path:
     """After 20 steps, on this engine and in the oracle's float64; statistics and EMA too."""
     assert launch("sync", tmp_path, world) == 0
     request = train_request(
-        tiny_weights(depths=(2, 1)),
+        tiny_weights(SYNC["size"], depths=(2, 1)),
         batch_size=IMAGES,
         optimizer=OptimizerConfig(clip_norm=1.0),
         ema_decay=0.9,
     )
     exact = dataclasses.replace(request, precision=PrecisionConfig(compute="float64"))
-    for whole in (GpuTrainer(request, CPU), ReferenceTrainer(exact)):
-        losses = whole.run_steps(batches(STEPS, IMAGES), sync_lrs())
+    ours, reference = GpuTrainer(request, CPU), ReferenceTrainer(exact)
+    steps = batches(STEPS, IMAGES, **SYNC)
+    for whole, losses in (
+        (ours, ours.run_steps(steps, sync_lrs())),
+        (reference, exact_steps(reference, steps, sync_lrs())),
+    ):
         state = whole.state()
         for found in reports(tmp_path, world):
             assert relative(found["losses"], losses) <= 1e-5

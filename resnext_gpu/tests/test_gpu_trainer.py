@@ -25,6 +25,7 @@ from resnext_core.errors import DataError, UsageError  # noqa: E402
 from resnext_core.reference import ops  # noqa: E402
 from resnext_core.reference.trainer import ReferenceTrainer  # noqa: E402
 from resnext_core.spec import model_spec  # noqa: E402
+from resnext_core.testing.kinks import exact_steps  # noqa: E402
 from resnext_gpu import feed, graphs  # noqa: E402
 
 LRS = np.array([0.05, 0.02, 0.01], np.float32)
@@ -58,11 +59,11 @@ def trainer(options: dict[str, Any] | None = None, **changes: Any) -> GpuTrainer
     ids=["accumulate-clip-ema", "scale-clip-no-momentum", "uniform", "skip-clip", "no-momentum"],
 )  # fmt: skip
 def test_steps_equal_the_reference(changes: dict[str, Any]) -> None:
-    request = train_request(**changes)
+    request = train_request(tiny_weights(6), **changes)
     exact = dataclasses.replace(request, precision=dataclasses.replace(request.precision, compute="float64"))
     ours, reference = GpuTrainer(request, GpuOptions(device="cpu")), ReferenceTrainer(exact)
-    steps = batches(3)
-    assert relative(ours.run_steps(steps, LRS), reference.run_steps(steps, LRS)) <= 1e-5
+    steps = batches(3, size=6, seed=36)
+    assert relative(ours.run_steps(steps, LRS), exact_steps(reference, steps, LRS)) <= 1e-5
     found, wanted = ours.state(), reference.state()
     assert found.scalars == wanted.scalars
     for name, array in wanted.tensors.items():
@@ -78,12 +79,12 @@ def test_channels_last_is_the_same_step(stem: str) -> None:
         GpuTrainer(request, GpuOptions(device="cpu", channels_last=True)),
         ReferenceTrainer(exact),
     )
-    steps = batches(1, size=24)
+    steps = batches(1, size=24, seed=2)
     assert (
         relative(ours.predictor().logits(steps[0].images), reference.predictor().logits(steps[0].images))
         <= 1e-5
     )
-    assert relative(ours.run_steps(steps, LRS[:1]), reference.run_steps(steps, LRS[:1])) <= 1e-5
+    assert relative(ours.run_steps(steps, LRS[:1]), exact_steps(reference, steps, LRS[:1])) <= 1e-5
     found, wanted = ours.state(), reference.state()
     for name, array in wanted.tensors.items():
         assert relative(found.tensors[name], array) <= (1e-4 if name.startswith("momentum/") else 1e-5), name
@@ -143,12 +144,17 @@ def test_settings_that_change_no_bit(options: dict[str, Any], capfd: pytest.Capt
 @pytest.mark.parametrize("by_block", [False, True])
 def test_compiled_is_the_same_network(by_block: bool, capfd: pytest.CaptureFixture[str]) -> None:
     """With a C++ compiler; the whole network, and block by block as with several ranks."""
-    plain, compiled = trainer(), trainer({"compile": not by_block})
+    request = train_request(tiny_weights(6))
+    plain, compiled = (
+        GpuTrainer(request, GpuOptions(device="cpu", compile=compile)) for compile in (False, not by_block)
+    )
     if by_block:
         step = compiled._own_step
         assert step is not None
         step.forward = graphs.Compiled(step.forward, by_block=True)
-    steps = batches(3)
+    steps = batches(3, size=6, seed=14)
+    exact = dataclasses.replace(request, precision=PrecisionConfig(compute="float64"))
+    exact_steps(ReferenceTrainer(exact), steps, LRS)
     assert relative(compiled.run_steps(steps, LRS), plain.run_steps(steps, LRS)) <= 1e-5
     for name, array in plain.state().tensors.items():
         tolerance = 1e-4 if name.startswith("momentum/") else 1e-5
