@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -37,6 +36,7 @@ from resnext_core.errors import (
     DataError,
     UsageError,
 )
+from resnext_core.scratch import Scratch
 
 if TYPE_CHECKING:
     from resnext_core.interfaces import LaunchRequest
@@ -127,10 +127,11 @@ class _Job:
         self._companion: subprocess.Popen[bytes] | None = None
         self._pumps: list[threading.Thread] = []
         self._offsets: dict[str, int] = {}
-        self._ends = tempfile.TemporaryDirectory(prefix="resnext-ends-")
+        self._cleanup = contextlib.ExitStack()
         shared = _shared_environment(request.devices)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            self._ends = self._cleanup.enter_context(Scratch("ends", self._folder))
             if group.companion is not None:
                 with self._open(group.companion.name) as log:
                     environment = {**shared, **group.companion.environment}
@@ -216,7 +217,7 @@ class _Job:
         return code if noted is None else noted
 
     def _noted(self, local: int) -> Path:
-        return Path(self._ends.name) / str(local)
+        return self._ends / str(local)
 
     def _failure(self, local: int, returncode: int) -> _End:
         return self._blame(self._group.first + local, exit_code(returncode), how_it_ended(returncode))
@@ -277,7 +278,7 @@ class _Job:
         """End every process that still runs, and whatever it started."""
         for process in (*self._ranks, *([] if self._companion is None else [self._companion])):
             kill(process)
-        self._ends.cleanup()
+        self._cleanup.close()
 
     def _drain(self) -> None:
         for pump in self._pumps:

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from processes import eventually
 
 from resnext_core import launch
 from resnext_core.errors import UsageError
@@ -179,6 +181,34 @@ def test_sigterm_is_passed_on_and_waited_for(module: Callable[[str], str], tmp_p
 def test_launch_refuses_no_devices(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--devices"):
         launch_local(request("x", tmp_path, devices=0))
+
+
+def test_a_launcher_that_is_killed_leaves_nothing_for_long(
+    module: Callable[[str], str], tmp_path: Path
+) -> None:
+    """Nothing in the folder of temporary files, and nothing in the run folder once it is launched again."""
+    name = module("import os, time; time.sleep(0 if 'AGAIN' in os.environ else 60)")
+    body = (
+        "import sys; from pathlib import Path; from resnext_core.launch import launch_local\n"
+        "from resnext_core.interfaces import LaunchRequest\n"
+        f"r = LaunchRequest(module={name!r}, argv=[], devices=2, log_dir=Path({str(tmp_path / 'logs')!r}))\n"
+        "sys.exit(launch_local(r))"
+    )
+    (tmp_path / "tmp").mkdir()
+    env = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
+    parent = subprocess.Popen([sys.executable, "-c", body], env=env)
+    assert eventually(lambda: len(psutil.Process(parent.pid).children()) == 2)
+    ranks = psutil.Process(parent.pid).children()
+    parent.kill()
+    parent.wait()
+    for rank in ranks:
+        rank.kill()
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert list((tmp_path / "logs").glob(".resnext-ends-*")) != []
+    assert (
+        subprocess.run([sys.executable, "-c", body], env={**env, "AGAIN": "1"}, check=False).returncode == 0
+    )
+    assert sorted(p.name for p in (tmp_path / "logs").iterdir()) == ["rank-0.log", "rank-1.log"]
 
 
 # -- ranks that meet in a way of their own -------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from resnext_core.distributed import RankInfo
 from resnext_core.errors import BackendUnavailable, ResnextError
 from resnext_core.interfaces import Backend, ExportRequest, PredictRequest
 from resnext_core.plugins import PluginSet, format_reason, probe
+from resnext_core.scratch import Scratch
 from resnext_core.selfcheck import GOLDEN_LOGITS, check_backend, golden_images, golden_weights
 from resnext_core.serve import WEIGHTS_SUFFIX
 
@@ -56,8 +56,8 @@ def _format(backend: Backend, suffix: str, plugins: PluginSet) -> dict[str, Any]
         if suffix == WEIGHTS_SUFFIX:
             difference = check_backend(backend, options.get(backend.id))
         else:
-            with tempfile.TemporaryDirectory() as folder:
-                made, why_not = _artefacts(Path(folder), suffix, plugins, options)
+            with Scratch("doctor") as folder:
+                made, why_not = _artefacts(folder, suffix, plugins, options)
                 if why_not is not None:
                     return result | {"state": NOT_CHECKED, "detail": why_not}
                 difference = _served_difference(backend, made, options.get(backend.id))

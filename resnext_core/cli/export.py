@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from resnext_core.errors import BackendUnavailable, DataError
 from resnext_core.files import file_digest, replace_file
 from resnext_core.interfaces import Backend, ExportRequest
 from resnext_core.plugins import PluginSet, load_plugins, probe
+from resnext_core.scratch import Scratch
 from resnext_core.serve import WEIGHTS_SUFFIX, exporters, read_weights, serve, serve_weights
 from resnext_core.validate import TOLERANCE
 from resnext_core.weights import Weights
@@ -88,10 +87,10 @@ def export(
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        scratch = Scratch("export", path.parent)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror or error}") from error
-    try:
+    with scratch as partial:
         made = partial / path.name
         backend.exporters[name](weights, made, request)
         difference = compare(weights, made, config, plugins, prefer)
@@ -102,8 +101,6 @@ def export(
             )
         for file in partial.iterdir():
             replace_file(file, path.parent / file.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return {
         "format": name,
         "path": str(path),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from PIL import Image
 
 from resnext_core.data.sampler import epoch_permutation
 from resnext_core.errors import DataError, UsageError
+from resnext_core.scratch import Scratch
 
 #: Shares of the test and validation splits in each class; the rest trains.
 _TEST, _VAL = 0.2, 0.1
@@ -41,23 +40,18 @@ def write_digits(folder: str | Path, size: int = 32) -> Path:
     if _is_complete(folder, size):
         return folder
     digits = _load_digits()
-    temporary = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        temporary.chmod(0o755)
-        _write(temporary, digits.images, digits.target, size)
-        try:
-            os.rename(temporary, folder)
-            temporary = None
-        except OSError:  # another process may have been faster
-            if not _is_complete(folder, size):
-                raise
+        with Scratch("digits", folder.parent) as temporary:
+            temporary.chmod(0o755)
+            _write(temporary, digits.images, digits.target, size)
+            try:
+                os.rename(temporary, folder)
+            except OSError:  # another process may have been faster
+                if not _is_complete(folder, size):
+                    raise
     except OSError as error:
         raise DataError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 

@@ -59,8 +59,8 @@ def accumulated() -> dict[int, ReferenceTrainer]:
     trainers = {}
     for world in (2, 3):
         request = train_request(
-            tiny_weights(OTHER["size"], depths=(2, 1)), accumulate=world, optimizer=OptimizerConfig(clip_norm=1.0), ema_decay=0.9,
-            precision=PrecisionConfig(compute="float64"),
+            tiny_weights(OTHER["size"], depths=(2, 1)), accumulate=world, optimizer=OptimizerConfig(clip_norm=1.0),
+            ema_decay=0.9, precision=PrecisionConfig(compute="float64"),
         )  # fmt: skip
         trainers[world] = ReferenceTrainer(request)
         trainers[world].losses = exact_steps(

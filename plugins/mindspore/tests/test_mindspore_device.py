@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from resnext_mindspore.device import Device, device_of
@@ -41,6 +42,17 @@ def _run(code: str, **environment: str) -> str:
 
 def _convolutions(output: str) -> list[str]:
     return [line for line in output.splitlines() if "exec" in line and "convolution" in line]
+
+
+def test_the_folder_of_a_killed_process_is_cleared_away(tmp_path: Path) -> None:
+    code = "import os; from resnext_mindspore.device import _quiet_environment as q; q(); os.kill(os.getpid(), 9)"
+    found = []
+    for _ in range(2):
+        env = {k: v for k, v in os.environ.items() if k != "MS_OM_PATH"} | {"TMPDIR": str(tmp_path)}
+        assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == -9
+        found.append({p.name for p in tmp_path.iterdir()})
+    assert [len(names) for names in found] == [1, 1]
+    assert found[0] != found[1]
 
 
 def test_fast_convolutions_and_nothing_left_behind() -> None:

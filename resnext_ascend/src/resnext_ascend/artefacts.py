@@ -6,7 +6,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from resnext_core.errors import BackendUnavailable, DataError, UsageError
 from resnext_core.files import atomic_path
 from resnext_core.interfaces import ExportRequest
 from resnext_core.plugins import PluginSet
+from resnext_core.scratch import Scratch
 from resnext_core.weights import Weights
 
 #: Formats, their endings, and the program that makes them.
@@ -99,12 +99,12 @@ def convert(
     Raises BackendUnavailable where the tool or an exporter of ONNX is missing, DataError when the tool fails.
     """
     tool = tool_path(kind)
-    with tempfile.TemporaryDirectory(prefix="resnext-ascend-") as name:
-        onnx = Path(name) / "network.onnx"
+    with Scratch("ascend") as folder:
+        onnx = folder / "network.onnx"
         export_onnx(weights, onnx, request, plugins)
-        made = Path(name) / f"made{ENDINGS[kind]}"
-        run_tool([tool, *command(kind, onnx, made, weights.spec.image_size, request, how)[1:]], name)
-        found = made if made.is_file() else next(Path(name).glob(f"made*{ENDINGS[kind]}"), None)
+        made = folder / f"made{ENDINGS[kind]}"
+        run_tool([tool, *command(kind, onnx, made, weights.spec.image_size, request, how)[1:]], str(folder))
+        found = made if made.is_file() else next(folder.glob(f"made*{ENDINGS[kind]}"), None)
         if found is None:  # ATC adds the operating system to some names
             raise DataError(f"{Path(tool).name} ended well and wrote no {ENDINGS[kind]} file")
         keep(found, target, weights, request)
@@ -201,7 +201,7 @@ def export_air(weights: Weights, target: Path, request: ExportRequest, device_id
     images = (
         np.zeros((count, 3, side, side), np.float32) if tensor else np.zeros((count, side, side, 3), np.uint8)
     )
-    with tempfile.TemporaryDirectory(prefix="resnext-ascend-") as name:
-        made = Path(name) / "network.air"
+    with Scratch("ascend") as folder:
+        made = folder / "network.air"
         ms.export(network, ms.Tensor(images), file_name=str(made.with_suffix("")), file_format="AIR")
         keep(made, target, weights, request)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import atexit
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
 from resnext_core.errors import BackendUnavailable, UsageError
+from resnext_core.scratch import Scratch
 
 if TYPE_CHECKING:
     from resnext_core.distributed import RankInfo
@@ -87,9 +86,9 @@ def _quiet_environment() -> None:
     """Send MindSpore's droppings to a temporary folder and its log below errors away, unless told otherwise."""
     os.environ.setdefault("GLOG_v", "3")
     if "MS_OM_PATH" not in os.environ:
-        folder = tempfile.mkdtemp(prefix="resnext-mindspore-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        os.environ["MS_OM_PATH"] = folder
+        scratch = Scratch("mindspore")
+        atexit.register(scratch.close)
+        os.environ["MS_OM_PATH"] = str(scratch.path)
 
 
 def _import_on(device: Device) -> ModuleType:

@@ -6,7 +6,6 @@ import argparse
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from resnext_core.errors import EXIT_OK, DataError, ResnextError, UsageError
 from resnext_core.files import atomic_path
 from resnext_core.interfaces import ExportRequest
+from resnext_core.scratch import Scratch
 from resnext_core.weights import Weights, load_weights, save_weights
 from resnext_mindspore.sidecar import sidecar_path, write_sidecar
 
@@ -40,8 +40,7 @@ def export_mindir(weights: Weights, path: Path, request: ExportRequest) -> None:
         raise UsageError(f"export input must be uint8 or float, not {request.input!r}")
     if request.batch_size is not None and request.batch_size < 1:
         raise UsageError(f"export batch_size must be 1 or more, or null, not {request.batch_size}")
-    with tempfile.TemporaryDirectory(prefix="resnext-mindir-") as name:
-        folder = Path(name)
+    with Scratch("mindir") as folder:
         save_weights(weights, folder / "weights.safetensors")
         command = [sys.executable, "-m", __name__, "--input", request.input]
         command += ["--batch-size", str(request.batch_size)] if request.batch_size else []

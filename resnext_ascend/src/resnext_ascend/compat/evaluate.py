@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from resnext_ascend.compat import child, flags, log, old_config
 from resnext_core.errors import EXIT_OK, DataError, UsageError
+from resnext_core.scratch import Scratch
 
 NO_EFFECT = {
     "graph_ckpt": "the network is built from the checkpoint, and computed as a graph",
@@ -49,12 +49,12 @@ def handle(args: argparse.Namespace) -> int:
     found.set("eval.batch_size", args.per_batch_size)
     if args.platform == "Ascend":
         found.set("ascend.rank_table", ranks.table)
-    with tempfile.TemporaryDirectory(prefix="resnext-compat-") as name:
-        files = flags.config_files(found.values, Path(name))
+    with Scratch("compat") as folder:
+        files = flags.config_files(found.values, folder)
         for path in checkpoints(Path(args.pretrained)):
             words = ["eval", "--json", "--weights", str(path), "--data", args.data_dir, *files]
             backend = flags.PLATFORMS[args.platform]
-            code = _evaluate(flags.command(backend, ranks, words, Path(name) / "ranks"), path)
+            code = _evaluate(flags.command(backend, ranks, words, folder / "ranks"), path)
             if code != EXIT_OK:
                 return code
     return EXIT_OK

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 
 from resnext_ascend.compat import child, flags, log
 from resnext_core.errors import UsageError
+from resnext_core.scratch import Scratch
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -36,8 +36,8 @@ def handle(args: argparse.Namespace) -> int:
     found.set("export.input", "float")  # normalised, as the ancestor's artefacts took it
     found.set("model.image_size", args.width)
     base = [sys.executable, "-m", "resnext_core.cli"]
-    with tempfile.TemporaryDirectory(prefix="resnext-compat-") as name:
-        files = flags.config_files(found.values, Path(name))
+    with Scratch("compat") as folder:
+        files = flags.config_files(found.values, folder)
         target = Path(f"{args.file_name}.{ending}")
         words = ["--weights", args.ckpt_file, "--format", ending, "--to", str(target), *files]
         if ending == "air":

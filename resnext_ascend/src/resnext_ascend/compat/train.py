@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from resnext_ascend.compat import child, flags, log, old_config
 from resnext_ascend.compat.seed_layout import SeedLayout
 from resnext_core.distributed import rank_info
 from resnext_core.errors import EXIT_OK, UsageError
+from resnext_core.scratch import Scratch
 
 RECIPE = "seed-ascend-150e"
 #: Flags without effect, and why.
@@ -57,9 +57,9 @@ def handle(args: argparse.Namespace) -> int:
     given = {**old.flags, **{k: v for k, v in vars(args).items() if v is not None}}
     with (
         modelarts.synchronised(given) as local,
-        tempfile.TemporaryDirectory(prefix="resnext-compat-") as folder,
+        Scratch("compat") as folder,
     ):
-        return _train(args, old, local, Path(folder))
+        return _train(args, old, local, folder)
 
 
 def _train(
