@@ -24,6 +24,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._end, self._has_checkpoints = 0, False
 
     # -- where things are --------------------------------------------------------------------
 
@@ -93,8 +94,29 @@ class RunFolder:
         try:
             with self.records.open("a", encoding="utf-8") as stream:
                 stream.write(line)
+                self._end = stream.tell()
         except OSError as error:
             raise DataError(f"cannot write {self.records}: {error.strerror}") from error
+
+    def lost(self) -> list[str]:
+        """Return a line for what is gone that this process has written or seen: once, when it is noticed.
+
+        For before a record is appended, which makes a new file. A folder that is gone altogether is none of this.
+        """
+        if not self.path.is_dir():
+            return []
+        found, position = [], self.position()
+        if position < self._end:
+            found.append(
+                f"{self.records} was deleted or cut by someone else: records before this one are lost"
+            )
+        there = any(self.checkpoints.glob("step-*"))
+        if self._has_checkpoints and not there:
+            found.append(
+                f"the checkpoints in {self.checkpoints} were deleted by someone else: the next one is the only one"
+            )
+        self._end, self._has_checkpoints = position, there
+        return found
 
     def read_records(self) -> list[dict[str, Any]]:
         """Return all whole lines of ``records.jsonl``; a torn last line is left out."""
@@ -121,6 +143,7 @@ class RunFolder:
         if self.records.exists():
             kept = self.records.read_bytes()[:position]
             write_atomic(self.records, kept[: kept.rfind(b"\n") + 1], parents=False)
+        self._end = self.position()
 
     @contextmanager
     def training(self) -> Iterator[None]:

@@ -84,6 +84,13 @@ def damage(path: Path) -> None:
         (lambda r: damage(r.checkpoints / "step-00000006" / "state.json"), "step-00000006"),
         (lambda r: r.records.open("a").write("{torn"), "records.jsonl:"),
         (lambda r: r.config.write_text("train: {epoch: 3}"), "unknown config key 'train.epoch'"),
+        (lambda r: r.records.unlink(), "records.jsonl has no record, and there is step-"),
+        (lambda r: r.records.write_text("\n".join(r.records.read_text().splitlines()[3:])), "start record"),
+        (
+            lambda r: r.records.write_text("".join(r.records.read_text().splitlines(keepends=True)[:3])),
+            "records.jsonl is shorter than when step-00000012 was saved",
+        ),
+        (lambda r: shutil.rmtree(r.checkpoints), "step-00000012 is missing, the last one that records"),
         (
             lambda r: (r.checkpoints / "best").write_text("step-00000099"),
             "best names step-00000099, which",

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from command_line import environment, write_plugin
+from command_line import CommandLine, environment, write_plugin
 from processes import eventually, finish
 
 from resnext_core.checkpoint import load_latest
@@ -259,6 +259,47 @@ def test_a_run_folder_that_vanishes_is_one_line(photos: Path, recipe: Path, tmp_
     assert "cannot write" in err
     load_latest(tmp_path / "elsewhere" / "checkpoints", pytest.fail)  # what was there is whole
     assert not run.checkpoints.exists(), "it made a folder of its own again"
+
+
+DELETES = """
+import os, shutil
+from pathlib import Path
+from resnext_core.hookspecs import hookimpl
+from resnext_core.interfaces import Backend
+from resnext_core.reference.trainer import ReferenceTrainer
+
+class Deletes(ReferenceTrainer):
+    def run_steps(self, batches, lrs):
+        run = Path(os.environ["RUN"])
+        if self.counters()["step"] == 9:
+            (run / "records.jsonl").unlink()
+        if self.counters()["step"] == 14:
+            shutil.rmtree(run / "checkpoints")
+        return super().run_steps(batches, lrs)
+
+@hookimpl
+def resnext_backends():
+    yield Backend(id="deletes", summary="loses things", probe=lambda: None, trainer=Deletes)
+"""
+
+
+def test_records_and_checkpoints_that_someone_deletes_are_missed(
+    photos: Path, recipe: Path, tmp_path: Path, cli: CommandLine
+) -> None:
+    """The training goes on and says it once; what is left is not called whole."""
+    write_plugin(tmp_path / "site", "deletes", DELETES)
+    run = RunFolder(tmp_path / "run")
+    argv = words(photos, recipe, tmp_path, "--epochs", 4, "--set=train.background_saving=false")
+    argv[argv.index("reference")] = "deletes"
+    process = start(argv, PYTHONPATH=str(tmp_path / "site"), RUN=str(run.path))
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (EXIT_OK, "")
+    for text in (f"{run.records} was deleted", f"the checkpoints in {run.checkpoints} were deleted"):
+        assert sum(line.startswith(text) for line in out.splitlines()) == 1
+        assert sum(r["kind"] == "note" and r["text"].startswith(text) for r in run.read_records()) == 1
+    found = cli("runs", "verify", run.path)
+    assert found.code == EXIT_DATA
+    assert "records.jsonl does not begin with a start record: those before are missing" in found.out
 
 
 FULL = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -56,6 +57,26 @@ def test_records_survive_a_torn_line_and_rewind(tmp_path: Path) -> None:
     assert [r.get("step") for r in run.read_records()] == [1, 2, 3, 4], "no torn line is kept"
     run.rewind(0)
     assert run.read_records() == []
+
+
+def test_what_someone_deletes_is_noticed_once(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.append({"kind": "start", "step": 0})
+    (run.checkpoints / "step-00000001").mkdir(parents=True)
+    assert run.lost() == []
+    run.append({"kind": "train", "step": 2})
+    assert run.lost() == []
+    run.records.unlink()
+    (line,) = run.lost()
+    assert line.startswith(f"{run.records} was deleted or cut")
+    assert run.lost() == []
+    run.append({"kind": "train", "step": 3})
+    run.rewind(0)  # by us
+    assert run.lost() == []
+    shutil.rmtree(run.checkpoints)
+    (line,) = run.lost()
+    assert line.startswith(f"the checkpoints in {run.checkpoints} were deleted")
+    assert run.lost() == []
 
 
 def test_a_clock_that_jumps_back_moves_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,7 +171,7 @@ def _missing(run: RunFolder, whole: Summary | None) -> list[str]:
     records, found = run.read_records(), []
     if whole is not None and not records:
         found.append(f"{run.records} has no record, and there is {whole.name}")
-    if records and records[0].get("kind") != "start":
+    elif records and records[0].get("kind") != "start":
         found.append(f"{run.records} does not begin with a start record: those before are missing")
     elif whole is not None and run.position() < (whole.saving.records or 0):
         found.append(f"{run.records} is shorter than when {whole.name} was saved: records are missing")

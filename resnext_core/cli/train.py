@@ -247,6 +247,10 @@ def _sink(run: RunFolder, bar: ProgressBar, config: Config) -> Emit:
 
     def emit(record: Record) -> None:
         if record["kind"] != "progress":
+            for text in run.lost():
+                note = {"kind": "note", "step": record["step"], "text": text}
+                run.append(note)
+                bar(note)
             run.append(record)
             if board is not None:
                 for key, value in record.items():
