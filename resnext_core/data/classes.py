@@ -7,10 +7,12 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from resnext_core.errors import DataError, suggest
+from resnext_core.errors import DataError, shown, suggest
 
 #: How to give names to weights that have none.
 GIVE_NAMES = "give the classes names: resnext-run convert SOURCE TARGET --classes FILE"
+#: Endings that are named where files are passed over.
+_MOST_ENDINGS = 10
 
 
 def is_number(text: str) -> bool:
@@ -129,7 +131,10 @@ def ignored_remark(ignored: Mapping[str, int]) -> str | None:
     total = sum(ignored.values())
     if not total:
         return None
-    parts = ", ".join(f"{n} {ending}" for ending, n in sorted(ignored.items(), key=lambda p: (-p[1], p[0])))
+    ordered = sorted(ignored.items(), key=lambda pair: (-pair[1], pair[0]))
+    parts = ", ".join(f"{n} {shown(ending)}" for ending, n in ordered[:_MOST_ENDINGS])
+    if len(ordered) > _MOST_ENDINGS:
+        parts += f", and {len(ordered) - _MOST_ENDINGS} other endings"
     what = (
         "file that is not an image by its name" if total == 1 else "files that are not images by their names"
     )

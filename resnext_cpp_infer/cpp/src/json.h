@@ -43,6 +43,8 @@ class Json {
 
 // A string as JSON, with its quotes; bytes that are no UTF-8 become lone surrogates, as Python's surrogateescape does.
 std::string json_string(std::string_view text);
+// True where `text` is UTF-8.
+bool is_utf8(std::string_view text);
 // A number as JSON: the shortest that reads back the same, null where it is not finite.
 std::string json_number(double value);
 

@@ -154,7 +154,9 @@ int infer(Args& args) {
   const auto batch = static_cast<size_t>(args.batch > 0 ? args.batch : natural);
   const unsigned cores = std::max(std::thread::hardware_concurrency(), 1U);
   const auto workers = static_cast<size_t>(args.workers > 0 ? args.workers : static_cast<int>(cores));
-  const Dataset data = open_dataset(args.data, args.labels, model.manifest().classes);
+  const Dataset data =
+      open_dataset(args.data, args.labels, model.manifest().classes, model.manifest().has_names);
+  for (const std::string& line : data.remarks) std::fprintf(stderr, "%s\n", line.c_str());
   Sink sink(args, data, model);
   Timings timings;
   {

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <unordered_map>
 
 #include "error.h"
 #include "json.h"
@@ -58,6 +59,23 @@ Preprocess read_preprocess(const Json& json) {
   return p;
 }
 
+// No two classes have one name; where the manifest does not say whether they are names, 0, 1, ... are none.
+void check_class_names(const Json& json, Manifest& manifest) {
+  std::unordered_map<std::string, size_t> seen;
+  bool numbers = true;
+  for (size_t i = 0; i < manifest.classes.size(); ++i) {
+    const std::string& name = manifest.classes[i];
+    if (name.empty()) throw Error(kData, "class " + std::to_string(i) + " has an empty name");
+    const auto [other, added] = seen.emplace(name, i);
+    if (!added)
+      throw Error(kData, "the class name " + name + " is that of class " + std::to_string(other->second) +
+                             " and of class " + std::to_string(i));
+    numbers = numbers && name == std::to_string(i);
+  }
+  const Json* named = json.find("named_classes");
+  manifest.has_names = named != nullptr ? named->boolean("named_classes") : !numbers;
+}
+
 }  // namespace
 
 Manifest Manifest::parse(const std::string& text, const std::string& where) {
@@ -75,6 +93,7 @@ Manifest Manifest::parse(const std::string& text, const std::string& where) {
       throw Error(kData, "model image_size is not the size of preprocess");
     for (const Json& name : json.at("classes").array("classes"))
       manifest.classes.push_back(name.string("a class name"));
+    check_class_names(json, manifest);
     if (static_cast<long>(manifest.classes.size()) != classes)
       throw Error(kData, "there are " + std::to_string(manifest.classes.size()) + " class names for " +
                              std::to_string(classes) + " classes");

@@ -22,7 +22,8 @@ struct Preprocess {
 
 struct Manifest {
   Preprocess preprocess;
-  std::vector<std::string> classes;
+  std::vector<std::string> classes;  // no two are equal
+  bool has_names = true;             // false: the classes are mere numbers that stand for names nobody gave
   std::string variant;
   std::string digest;
 
