@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -166,10 +167,10 @@ def open_split(config: Config, split: str | None, model: Served) -> Index:
 
 def part_paths(root: Path, data: DataConfig) -> dict[str, Path]:
     """Return the train, val and test parts of `root`; none where it is itself a folder of classes or a list."""
-    if not root.is_dir():
+    if not os.path.isdir(root):
         return {}
     usual = any(
-        (root / name).exists() for names in SPLITS.values() for n in names for name in (n, f"{n}.txt")
+        os.path.exists(root / name) for names in SPLITS.values() for n in names for name in (n, f"{n}.txt")
     )
     stated = any((data.train, data.val, data.test))
     return find_splits(root, data) if usual or stated else {}

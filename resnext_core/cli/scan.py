@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def handle(args: argparse.Namespace, folder: Path, parts: Mapping[str, Index], output: Output) -> int:
-    names = Quarantine(folder if folder.is_dir() else folder.parent)
+    names = Quarantine(folder if os.path.isdir(folder) else folder.parent)
     paths = [absolute(index, i) for index in parts.values() for i in range(len(index))]
     memory = Memory(None if args.no_cache else Path(args.cache or cache_folder()), folder)
     started = time.perf_counter()

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from resnext_core.errors import DataError, shown, suggest
+from resnext_core.errors import DataError, quoted, shown, suggest
 
 #: How to give names to weights that have none.
 GIVE_NAMES = "give the classes names: resnext-run convert SOURCE TARGET --classes FILE"
@@ -42,7 +42,7 @@ def by_folder(
     if named:
         unknown = next(name for name in folders if name not in position)
         raise DataError(
-            f"{root} has the class '{unknown}', which the training data lacks{_alike(unknown, classes)}"
+            f"{root} has the class {quoted(unknown)}, which the training data lacks{_alike(unknown, classes)}"
         )
     numbers = [name for name in folders if is_number(name)]
     if len(numbers) == len(folders):

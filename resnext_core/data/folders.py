@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from resnext_core.data.paths import Paths, encoded
-from resnext_core.errors import DataError
+from resnext_core.errors import DataError, shown
 
 #: File names with these endings (in any case) are images; others are ignored and counted. They are what Pillow knows
 #: for the formats of :mod:`resnext_core.data.decode`, but for .mpo (JPEG with several views) and .pfm (float pixels).
@@ -31,11 +31,7 @@ def entries(folder: Path | str) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as found:
             return [entry for entry in found if not entry.name.startswith(".")]
     except OSError as error:
-        shown = str(folder)
-        shown = shown if len(shown) <= 300 else f"{shown[:200]} ... {shown[-50:]}"
-        raise DataError(
-            f"cannot list {shown}: {error.strerror or error}; check the path and its rights"
-        ) from error
+        raise _cannot_list(folder, error) from error
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
@@ -75,7 +71,7 @@ def walk(folder: Path, prefix: str, paths: Paths, ignored: Counter[str]) -> None
             if not name.endswith("/"):
                 files.append(encoded(name))
                 continue
-            inside = Path(folder, at[len(prefix) :] + name)
+            inside = os.path.join(folder, at[len(prefix) :] + name)
             identity = _identity(inside)
             if identity in above:
                 continue
@@ -89,7 +85,7 @@ def walk(folder: Path, prefix: str, paths: Paths, ignored: Counter[str]) -> None
             above.pop()
 
 
-def _children(folder: Path, ignored: Counter[str]) -> Iterator[str]:
+def _children(folder: Path | str, ignored: Counter[str]) -> Iterator[str]:
     """Return the images and, with a ``/`` behind, the folders of a folder in the order of the paths that they begin."""
     names = []
     for entry in entries(folder):
@@ -109,9 +105,15 @@ def _is_special(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _identity(folder: Path) -> tuple[int, int]:
+def _identity(folder: Path | str) -> tuple[int, int]:
     try:
         status = os.stat(folder)
     except OSError as error:
-        raise DataError(f"cannot list {folder}: {error.strerror or error}; check the path") from error
+        raise _cannot_list(folder, error) from error
     return status.st_dev, status.st_ino
+
+
+def _cannot_list(folder: Path | str, error: OSError) -> DataError:
+    return DataError(
+        f"cannot list {shown(folder, 300)}: {error.strerror or error}; check the path and its rights"
+    )

@@ -162,7 +162,7 @@ def find_splits(folder: str | Path, config: DataConfig, need: Sequence[str] = ()
     missing.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UsageError(f"there is no data folder {folder}; give one with --data DIR")
     splits = {}
     for split, names in SPLITS.items():
@@ -170,12 +170,12 @@ def find_splits(folder: str | Path, config: DataConfig, need: Sequence[str] = ()
         if given == NO_SPLIT:
             continue
         if given is not None:
-            if not (folder / given).exists():
+            if not os.path.exists(folder / given):
                 raise UsageError(f"data.{split}: there is no {folder / given}; correct it or leave it out")
             splits[split] = folder / given
             continue
-        found = [name for name in names if (folder / name).is_dir()]
-        found += [f"{name}.txt" for name in names if (folder / f"{name}.txt").is_file()]
+        found = [name for name in names if os.path.isdir(folder / name)]
+        found += [f"{name}.txt" for name in names if os.path.isfile(folder / f"{name}.txt")]
         if len(found) > 1:
             raise UsageError(
                 f"{folder} has {' and '.join(found)}; say which one with --set data.{split}={found[0]}"

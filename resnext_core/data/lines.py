@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from resnext_core.errors import DataError, ResnextError, UsageError
+from resnext_core.errors import DataError, ResnextError, UsageError, quoted
 
 #: Bytes that are read at a time; a line may not be longer.
 _BLOCK = 1 << 20
@@ -93,8 +93,8 @@ def class_names(path: Path) -> tuple[str, ...]:
             raise DataError(f"{path}:{number}: the class name has a control character; remove it")
         if name in seen:
             raise DataError(
-                f"{path}:{number}: the class name '{name}' is on line {seen[name]} already; give each class a name "
-                "of its own"
+                f"{path}:{number}: the class name {quoted(name)} is on line {seen[name]} already; give each "
+                "class a name of its own"
             )
         seen[name] = number
     return tuple(seen)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from resnext_core.data.classes import GIVE_NAMES, is_number
 from resnext_core.data.lines import has_control, text_blocks
 from resnext_core.data.paths import Paths
-from resnext_core.errors import DataError, suggest
+from resnext_core.errors import DataError, quoted, shown, suggest
 
 _KIND = "text list of 'path label' lines"
 _MAX_CLASSES = 1_000_000
@@ -132,9 +132,9 @@ def _careful(path: Path, number: int, block: bytes) -> Iterator[tuple[int, bytes
         name, _, label = line.rpartition("\t" if "\t" in line else " ")
         name, label = name.strip(), label.strip()
         if not name:
-            raise DataError(f"{path}:{at}: expected 'path label', got '{line[:100]}'")
+            raise DataError(f"{path}:{at}: expected 'path label', got {quoted(line)}")
         if has_control(label):
-            raise DataError(f"{path}:{at}: the label {ascii(label)[:100]} has a control character; remove it")
+            raise DataError(f"{path}:{at}: the label {quoted(label)} has a control character; remove it")
         folder, slash, file = Path(name).as_posix().rpartition("/")
         yield at, (folder if folder or not slash else "/").encode(), file.encode(), label.encode()
 
@@ -171,8 +171,8 @@ def _labels(
         if classes is None:
             return None
         if named:
-            return f"the training data lacks the class '{text}'{suggest(text, names)}"
-        return f"the weights have no class names, so '{text}' is unknown; use numbers, or {GIVE_NAMES}"
+            return f"the training data lacks the class {quoted(text)}{suggest(text, names)}"
+        return f"the weights have no class names, so {quoted(text)} is unknown; use numbers, or {GIVE_NAMES}"
 
     reasons = {text.encode(): reason for text in texts if (reason := wrong(text)) is not None}
     if reasons:
@@ -265,10 +265,13 @@ def _explain(path: Path, wrong: set[bytes], label_of: Mapping[bytes, int]) -> No
             continue
         if seen.setdefault(full, label_of[label]) != label_of[label]:
             raise DataError(
-                f"{path}:{number}: {full.decode()} was listed before with another label; keep one of them"
+                f"{path}:{number}: {shown(full, 300)} was listed before with another label; keep one of them"
             )
         file = path.parent / full.decode()
         if not os.path.isfile(file):
-            what = f"{file} is no regular file" if os.path.exists(file) else f"there is no file {file}"
+            there = os.path.exists(file)
+            what = (
+                f"{shown(file, 300)} is no regular file" if there else f"there is no file {shown(file, 300)}"
+            )
             raise DataError(f"{path}:{number}: {what}; correct or remove the line")
     raise DataError(f"{path} or the files of it changed while it was read; try again")
