@@ -36,6 +36,24 @@ def local_path(text: str | Path) -> Path:
     return Path(text)
 
 
+def make_folder(path: Path) -> None:
+    """Make `path` and the folders above it where they are missing; OSError that says what stands in the way.
+
+    A link to a folder is one. A link to what is not there is not followed: a disk that is not mounted would get a
+    folder in its place.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        for part in (*reversed(path.parents), path):
+            if part.is_symlink() and not part.exists():
+                missing = f"{part} is a link to {os.readlink(part)}, which does not exist"
+                raise OSError(error.errno, missing) from error
+            if part.exists() and not part.is_dir():
+                raise OSError(error.errno, f"{part} is a file, not a folder") from error
+        raise
+
+
 @contextmanager
 def atomic_path(path: Path, *, parents: bool = True) -> Iterator[Path]:
     """Yield a temporary path; when the block ends well, what was written there is put in place of `path`.
@@ -52,7 +70,7 @@ def atomic_path(path: Path, *, parents: bool = True) -> Iterator[Path]:
     try:
         target = _target(path)
         if parents:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
         old = _status(target)
         if old is not None and stat.S_ISDIR(old.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

@@ -36,6 +36,7 @@ from resnext_core.errors import (
     DataError,
     UsageError,
 )
+from resnext_core.files import make_folder
 from resnext_core.scratch import Scratch
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class _Job:
         self._cleanup = contextlib.ExitStack()
         shared = _shared_environment(request.devices)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
             self._ends = self._cleanup.enter_context(Scratch("ends", self._folder))
             if group.companion is not None:
                 with self._open(group.companion.name) as log:

@@ -146,8 +146,8 @@ def superfluous(folder: Path, keep: int, needed: Collection[str] | None = None) 
 
 
 def remove(path: Path) -> None:
-    """Remove one of the superfluous: a folder or a file; OSError where it cannot be."""
-    if path.is_dir():
+    """Remove one of the superfluous: a folder, a file, or a link, but not what it leads to; OSError where it cannot."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from resnext_core.errors import DataError, UsageError
-from resnext_core.files import write_atomic
+from resnext_core.files import make_folder, write_atomic
 
 Record = Mapping[str, Any]
 
@@ -57,17 +57,21 @@ class RunFolder:
 
         Raises DataError when it cannot be made or a run of that name is there already.
         """
+        try:
+            make_folder(parent)
+        except OSError as error:
+            raise DataError(f"cannot make the run folder in {parent}: {error.strerror or error}") from error
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         for attempt in range(100):
             path = parent / (name or f"{stamp}-{label}{f'-{attempt}' if attempt else ''}")
             try:
-                path.mkdir(parents=True)
+                path.mkdir()
                 return cls(path)
             except FileExistsError:
                 if name is not None:
                     check_free(path)
             except OSError as error:
-                raise DataError(f"cannot make the run folder {path}: {error.strerror}") from error
+                raise DataError(f"cannot make the run folder {path}: {error.strerror or error}") from error
         raise DataError(f"cannot find a free run folder name in {parent}")
 
     @classmethod

@@ -6,13 +6,17 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 
+from resnext_core.data.scan import Memory
 from resnext_core.errors import DataError
-from resnext_core.files import atomic_path, replace_file, write_atomic
+from resnext_core.files import atomic_path, make_folder, replace_file, write_atomic
+from resnext_core.pointers import remove
+from resnext_core.runs import RunFolder
 
 
 def device(folder: Path, name: str, minor: int) -> Path:
@@ -165,3 +169,54 @@ def test_moving_to_another_file_system_is_a_copy(tmp_path: Path) -> None:
         assert not (tmp_path / "made").exists()
     finally:
         target.unlink(missing_ok=True)
+
+
+def test_what_stands_in_the_way_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "away").symlink_to("not mounted")
+    (tmp_path / "there").symlink_to(tmp_path)
+    for path, reason in (
+        ("file/new", "file is a file, not a folder"),
+        ("away/new", "away is a link to not mounted"),
+    ):
+        with pytest.raises(OSError, match=reason):
+            make_folder(tmp_path / path)
+        with pytest.raises(DataError, match=reason):
+            write_atomic(tmp_path / path / "file", "text")
+        with pytest.raises(DataError, match=reason):
+            RunFolder.create(tmp_path / path, None, "label")
+    assert not (tmp_path / "not mounted").exists()
+    make_folder(tmp_path / "there" / "new")
+    assert (tmp_path / "new").is_dir()
+
+
+def test_a_linked_checkpoint_loses_its_link_alone(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").write_text("")
+    (tmp_path / "step-00000001").symlink_to("elsewhere")
+    remove(tmp_path / "step-00000001")
+    assert os.listdir(tmp_path) == ["elsewhere"]
+    assert os.listdir(tmp_path / "elsewhere") == ["file"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as someone else")
+def test_what_belongs_to_someone_else_stays() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "file").write_text("old")
+        os.seteuid(65534)
+        try:
+            for write in (
+                lambda: write_atomic(folder / "file", "new"),
+                lambda: RunFolder.create(folder, "run", "label"),
+            ):
+                with pytest.raises(DataError, match="Permission denied"):
+                    write()
+            trouble = Memory(folder / "cache", folder).trouble
+        finally:
+            os.seteuid(0)
+        assert trouble is not None
+        assert "Permission denied" in trouble
+        assert os.listdir(folder) == ["file"]
+        assert (folder / "file").read_text() == "old"

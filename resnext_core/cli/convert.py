@@ -25,7 +25,7 @@ from resnext_core.convert.sidecar import read_sidecar, sidecar_path, write_sidec
 from resnext_core.convert.writing import to_tensors
 from resnext_core.data.lines import class_names
 from resnext_core.errors import DataError, UsageError, shown, suggest
-from resnext_core.files import write_atomic
+from resnext_core.files import make_folder, write_atomic
 from resnext_core.interfaces import StoredTensors, TrainState
 from resnext_core.plugins import PluginSet, load_plugins
 from resnext_core.serve import WEIGHTS_SUFFIX, find_model
@@ -220,7 +220,7 @@ def _write_checkpoint(
     tensors |= {f"momentum/{t.name}": np.asarray(momentum[t.name], np.float32) for t in learned}
     scalars = {"step": step, "overflow_steps": 0, "loss_scale": 1.0, "good_steps": 0}
     try:
-        target.mkdir(parents=True, exist_ok=True)
+        make_folder(target)
     except OSError as error:
         raise DataError(f"cannot write {target}: {error.strerror or error}") from error
     save_checkpoint(

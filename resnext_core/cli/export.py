@@ -13,7 +13,7 @@ from resnext_core.cli.eval import add_weights_flag
 from resnext_core.cli.output import Output
 from resnext_core.config import Config
 from resnext_core.errors import BackendUnavailable, DataError
-from resnext_core.files import file_digest, replace_file
+from resnext_core.files import file_digest, make_folder, replace_file
 from resnext_core.interfaces import Backend, ExportRequest
 from resnext_core.plugins import PluginSet, load_plugins, probe
 from resnext_core.scratch import Scratch
@@ -86,7 +86,7 @@ def export(
         options=config.backends.get(backend.id),
     )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         scratch = Scratch("export", path.parent)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror or error}") from error

@@ -12,6 +12,7 @@ from PIL import Image
 
 from resnext_core.data.sampler import epoch_permutation
 from resnext_core.errors import DataError, UsageError
+from resnext_core.files import make_folder
 from resnext_core.scratch import Scratch
 
 #: Shares of the test and validation splits in each class; the rest trains.
@@ -39,9 +40,12 @@ def write_digits(folder: str | Path, size: int = 32) -> Path:
     folder = Path(folder)
     if _is_complete(folder, size):
         return folder
+    if folder.is_symlink():  # to an empty folder: that is filled, and the link stays
+        write_digits(Path(os.path.realpath(folder)), size)
+        return folder
     digits = _load_digits()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         with Scratch("digits", folder.parent) as temporary:
             temporary.chmod(0o755)
             _write(temporary, digits.images, digits.target, size)

@@ -21,7 +21,7 @@ from PIL import Image
 
 from resnext_core.data.decode import BadImage, decode, opened
 from resnext_core.errors import DataError
-from resnext_core.files import file_digest, write_atomic
+from resnext_core.files import file_digest, make_folder, write_atomic
 
 #: Format of the memory; another one, or another Pillow, begins anew.
 _FORMAT = 1
@@ -139,7 +139,7 @@ class Memory:
         self._path = folder / f"scan-{name}.jsonl"
         self._head = {"format": _FORMAT, "pillow": PIL.__version__, "root": os.path.abspath(root)}
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             self._facts = self._read()
             if not self._facts:
                 self._path.write_text(self._line(self._head), encoding="utf-8")

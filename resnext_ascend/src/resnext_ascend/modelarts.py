@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from resnext_core.errors import BackendUnavailable, DataError, UsageError
+from resnext_core.files import make_folder
 
 #: Local folders of a ModelArts container, unless an old configuration names others.
 DATA, OUTPUT, CHECKPOINTS = "/cache/data", "/cache/train", "/cache/checkpoint_path"
@@ -132,7 +133,7 @@ def once(place: Path, work: Callable[[], None], *, patience: float) -> None:
     """
     done, lock = place.with_name(place.name + ".done"), place.with_name(place.name + ".lock")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(place.parent)
     except OSError as error:
         raise DataError(f"cannot write in {place.parent}: {error.strerror or error}") from error
     deadline = time.monotonic() + patience
