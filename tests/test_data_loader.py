@@ -220,7 +220,7 @@ def killing_twice(loader: Loader, sample: int, number: signal.Signals) -> thread
     def kill() -> None:
         killed: set[int | None] = {None}
         for _ in range(2):
-            assert eventually(lambda: reader() not in killed, 20)
+            assert eventually(lambda: reader() not in killed)
             pid = reader()
             assert pid is not None
             killed.add(pid)
@@ -396,7 +396,7 @@ def test_any_main_module_will_do(index: Index, tmp_path: Path, start: str) -> No
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_workers_end_with_their_parent(index: Index, number: signal.Signals) -> None:
-    then = "time.sleep(60)"
+    then = "time.sleep(600)"
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT.format(then=then), str(index.root)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -405,14 +405,14 @@ def test_workers_end_with_their_parent(index: Index, number: signal.Signals) -> 
     parent.stdout.readline()
     pids = [int(p) for p in parent.stdout.readline().split()]
     parent.send_signal(number)
-    assert parent.wait(timeout=5) != 0
+    assert parent.wait(timeout=60) != 0
     assert len(pids) == 2
-    assert eventually(lambda: not any(alive(p) for p in pids), 3)
+    assert eventually(lambda: not any(alive(p) for p in pids))
     parent.communicate()
 
 
 def test_workers_end_though_a_fork_holds_their_link(index: Index) -> None:
-    then = "child = os.fork()\ntime.sleep(20 if child == 0 else print(child, flush=True) or 60)"
+    then = "child = os.fork()\ntime.sleep(600 if child == 0 else print(child, flush=True) or 600)"
     parent = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", PARENT.format(then=then), str(index.root)],
         stdout=subprocess.PIPE, text=True,
@@ -422,10 +422,10 @@ def test_workers_end_though_a_fork_holds_their_link(index: Index) -> None:
     pids = [int(p) for p in parent.stdout.readline().split()]
     child = int(parent.stdout.readline())
     parent.kill()
-    parent.wait(timeout=5)
+    parent.wait(timeout=60)
     try:
         assert alive(child)
-        assert eventually(lambda: not any(alive(p) for p in pids), 4)
+        assert eventually(lambda: not any(alive(p) for p in pids))
     finally:
         os.kill(child, signal.SIGKILL)
         parent.stdout.close()
@@ -465,8 +465,9 @@ def test_waiting_is_counted(index: Index) -> None:
         waited = loader.waited_s
         assert waited > 0
         time.sleep(0.2)  # the caller's own time
+        started = time.perf_counter()
         next(batches)
-        assert loader.waited_s < waited + 0.2
+        assert loader.waited_s - waited <= time.perf_counter() - started
 
 
 def test_unlabelled_images(tmp_path: Path) -> None:

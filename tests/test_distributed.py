@@ -37,7 +37,7 @@ def on_ranks(world: int, work: Callable[[TcpCollectives, int], Any]) -> list[Any
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=30)
+        thread.join(timeout=120)
         assert not thread.is_alive(), "a rank hangs"
     return results
 
@@ -140,7 +140,7 @@ def test_floats_are_added_in_rank_order() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=20)
+        thread.join(timeout=120)
     assert totals == dict.fromkeys(range(4), expected)
 
 
@@ -197,7 +197,7 @@ def test_a_rank_that_leaves_is_named() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=20)
+        thread.join(timeout=120)
     assert sorted(errors) == [0, 2]
     assert all("rank 1" in str(error) for error in errors.values())
 
@@ -217,7 +217,7 @@ def test_a_rank_that_keeps_the_others_waiting_is_named() -> None:
     def run(rank: int) -> None:
         collectives = TcpCollectives(RankInfo(rank=rank, world=2), "127.0.0.1", port, round_timeout_s=0.3)
         if rank == 1:
-            done.wait(10)
+            done.wait(120)
         else:
             with pytest.raises(BackendUnavailable) as caught:
                 collectives.barrier()
@@ -229,7 +229,7 @@ def test_a_rank_that_keeps_the_others_waiting_is_named() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=20)
+        thread.join(timeout=120)
     assert "rank 1 kept the others waiting" in errors[0]
 
 

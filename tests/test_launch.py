@@ -21,6 +21,9 @@ from resnext_core.errors import UsageError
 from resnext_core.interfaces import LaunchRequest
 from resnext_core.launch import Companion, Group, free_port, launch_local
 
+#: Seconds, far below those that a rank sleeps which has to be ended.
+SLEEPING = 300.0
+
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
@@ -83,20 +86,24 @@ def test_first_failing_rank_is_named_and_the_others_stopped(
         PRELUDE
         + "c = connect_tcp(rank)\n"
         + "if rank.rank == 1:\n    print('the reason'); sys.exit(3)\n"
-        + "time.sleep(60)\n"
+        + "time.sleep(600)\n"
     )
     start = time.monotonic()
     assert launch_local(request(name, tmp_path, devices=3)) == 3
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < SLEEPING
     error = capfd.readouterr().err
     assert "rank 1 of 3 ended with exit code 3" in error
     assert "the reason" in error
 
 
 def test_the_culprit_is_named_not_who_lost_it(
-    module: Callable[[str], str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    module: Callable[[str], str],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Rank 1 closes its connection a second before it exits: rank 0 ends first, with exit 4."""
+    monkeypatch.setattr(launch, "CULPRIT_S", 120.0)
     name = module(
         PRELUDE
         + "from resnext_core.errors import ResnextError\n"
@@ -139,12 +146,12 @@ def test_a_rank_that_ignores_sigterm_is_killed(
             time.sleep(0.5)
             sys.exit(5)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        time.sleep(60)
+        time.sleep(600)
         """
     )
     start = time.monotonic()
     assert launch_local(request(name, tmp_path)) == 5
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < SLEEPING
 
 
 def test_sigterm_is_passed_on_and_waited_for(module: Callable[[str], str], tmp_path: Path) -> None:
@@ -158,7 +165,7 @@ def test_sigterm_is_passed_on_and_waited_for(module: Callable[[str], str], tmp_p
             sys.exit(75)
         signal.signal(signal.SIGTERM, save)
         print("ready", flush=True)
-        time.sleep(60)
+        time.sleep(600)
         """
     )
     script = (
@@ -169,12 +176,9 @@ def test_sigterm_is_passed_on_and_waited_for(module: Callable[[str], str], tmp_p
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL)
     logs = [tmp_path / "logs" / f"rank-{rank}.log" for rank in range(2)]
-    deadline = time.monotonic() + 20
-    while not all(log.exists() and "ready" in log.read_text() for log in logs):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    assert eventually(lambda: all(log.exists() and "ready" in log.read_text() for log in logs))
     parent.send_signal(signal.SIGTERM)
-    assert parent.wait(timeout=20) == 75
+    assert parent.wait(timeout=120) == 75
     assert all("saved" in log.read_text() for log in logs)
 
 
@@ -252,7 +256,7 @@ def test_a_suspect_ends_the_job(
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         print("last words of", os.environ["MINE"], flush=True)
         print("[INFO] of no use", flush=True)
-        time.sleep(60)
+        time.sleep(600)
         """
     )
     log = tmp_path / "logs/rank-3.log"
@@ -262,7 +266,7 @@ def test_a_suspect_ends_the_job(
     )  # fmt: skip
     start = time.monotonic()
     assert launch_local(request(name, tmp_path), given) == 4
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < SLEEPING
     error = capfd.readouterr().err
     assert "rank 3 of 4 sleeps; the others were stopped" in error
     assert "last words of place 1" in error
@@ -279,18 +283,20 @@ def test_ranks_do_not_outlive_their_companion(
         import os, sys, time
         if os.environ["MINE"] == "beside":
             print("the reason", flush=True)
-            time.sleep(60 if os.environ["FAILS"] == "False" else 0)
+            time.sleep(600 if os.environ["FAILS"] == "False" else 0)
             sys.exit(7)
-        time.sleep(60 if os.environ["FAILS"] == "True" else 1)
+        while os.environ["FAILS"] == "True" or "the reason" not in open(os.environ["REGISTRY"]).read():
+            time.sleep(0.05)
         """
     )
     companion = Companion(name="registry", module=name, environment={"MINE": "beside", "FAILS": str(fails)})
-    ranks = lambda local: {"MINE": "rank", "FAILS": str(fails)}  # noqa: E731
+    log = str(tmp_path / "logs/registry.log")
+    ranks = lambda local: {"MINE": "rank", "FAILS": str(fails), "REGISTRY": log}  # noqa: E731
     start = time.monotonic()
     code = launch_local(
         request(name, tmp_path), group(world=2, first=0, environment=ranks, companion=companion)
     )
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < SLEEPING
     assert code == (4 if fails else 0)
     error = capfd.readouterr().err
     assert ("the registry ended with exit code 7; the others were stopped" in error) == fails
@@ -299,17 +305,23 @@ def test_ranks_do_not_outlive_their_companion(
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_a_companion_waits_for_ranks_elsewhere(
-    world: int, module: Callable[[str], str], tmp_path: Path
+    world: int, module: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And is not waited for where there are none."""
     name = module(
         """
         import os, time
+        from pathlib import Path
         if os.environ["MINE"] == "beside":
-            time.sleep(2)
+            while len(list(Path(os.environ["FOLDER"]).glob("left-*"))) < 2:
+                time.sleep(0.05)
+            time.sleep(4)  # in which it is ended, where nobody waits for it
             print("the last rank has left", flush=True)
+        else:
+            Path(os.environ["FOLDER"], f"left-{os.getpid()}").touch()
         """
     )
+    monkeypatch.setenv("FOLDER", str(tmp_path))
     companion = Companion(name="registry", module=name, environment={"MINE": "beside"})
     assert launch_local(request(name, tmp_path), group(world=world, first=0, companion=companion)) == 0
     assert ("the last" in (tmp_path / "logs/registry.log").read_text()) == (world == 4)

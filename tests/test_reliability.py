@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from command_line import CommandLine, environment, write_plugin
-from processes import eventually, finish
+from processes import alive, eventually, finish
 
 from resnext_core.checkpoint import load_latest
 from resnext_core.data.sampler import epoch_permutation, rank_slice
@@ -226,9 +225,7 @@ def test_ranks_end_with_a_launcher_that_is_killed(photos: Path, recipe: Path, tm
     assert len(ranks) >= 2
     process.kill()
     process.wait()
-    started = time.monotonic()
-    assert eventually(lambda: not any(p.is_running() and p.status() != "zombie" for p in ranks), 30)
-    assert time.monotonic() - started < 30
+    assert eventually(lambda: not any(alive(p.pid) for p in ranks), 120)
     assert not run.is_training()
     saved = load_latest(run.checkpoints, pytest.fail).progress.step
     assert saved > 2

@@ -55,7 +55,7 @@ def test_training_goes_on_while_it_writes_and_hears_of_it_in_its_own_thread() ->
         saver.look()
         assert disk.names == []
         disk.gate.set()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not disk.names and time.monotonic() < deadline:
             saver.look()
             time.sleep(0.001)
@@ -66,8 +66,9 @@ def test_a_second_one_waits_for_the_first_and_says_how_long() -> None:
     disk = Disk()
     with Saver(disk.done, background=True) as saver:
         saver.save(disk.writer(1), since=time.perf_counter())
+        stopped = time.perf_counter()
         threading.Timer(0.2, disk.gate.set).start()
-        saver.save(disk.writer(2), since=time.perf_counter())
+        saver.save(disk.writer(2), since=stopped)
         assert disk.names == ["step-1"]
     assert disk.names == ["step-1", "step-2"]
     assert disk.blocked[1] > 0.1
@@ -123,5 +124,5 @@ def test_a_second_signal_waits_for_nothing() -> None:
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         leave_with(disk, KeyboardInterrupt())
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60, "it waited for a writer that never ends"
     disk.gate.set()

@@ -147,7 +147,7 @@ def test_a_rank_that_is_killed_and_another_try(place: Path, whole: Path) -> None
     """End with the bits of the run that nothing disturbed."""
     process = start(*train(place, "killed", "--epochs", 4, "--devices", 2, "--set", "ascend.restarts=2"))
     run = place / "runs/killed"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     try:
         while time.monotonic() < deadline and not list(run.glob("checkpoints/step-*")):
             time.sleep(0.05)
@@ -181,7 +181,7 @@ def test_two_ranks_resumed_by_one(place: Path) -> None:
     """It takes up at the step, and sees the images that two would have seen."""
     process = start(*train(place, "stopped", "--epochs", 2000, "--devices", 2))
     run = place / "runs/stopped"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and not list(run.glob("checkpoints/step-*")):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)

@@ -108,7 +108,7 @@ def _copy_slowly(place: Path, counts: Path) -> None:
         with counts.open("a") as stream:
             stream.write(f"{os.getpid()}\n")
 
-    modelarts.once(place, work, patience=30)
+    modelarts.once(place, work, patience=300)
     assert counts.read_text().count("\n") == 1
 
 
@@ -119,7 +119,7 @@ def test_one_process_of_a_server_copies(tmp_path: Path) -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(timeout=30)
+        worker.join(timeout=300)
     assert [worker.exitcode for worker in workers] == [0] * 6
     assert counts.read_text().count("\n") == 1
     assert not place.with_name("data.lock").exists()
@@ -141,7 +141,7 @@ def test_waiting_has_an_end(tmp_path: Path) -> None:
         DataError, match=r"waited 1 s for the process that copies; if none does, remove .*data.lock"
     ):
         modelarts.once(tmp_path / "data", lambda: None, patience=1)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 100
 
 
 def test_without_moxing_it_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

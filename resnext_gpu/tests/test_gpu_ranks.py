@@ -134,7 +134,7 @@ def test_two_nodes_under_torchrun(tmp_path: Path, accumulated: dict[int, Referen
         )
         for node in (0, 1)
     ]  # fmt: skip
-    outputs = [node.communicate(timeout=120)[0] for node in nodes]
+    outputs = [node.communicate(timeout=300)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs
     assert "rank 1 of 2 by torchrun" in outputs[1]
     check_equal_accumulation(reports(tmp_path, 2), accumulated[2])
@@ -171,7 +171,7 @@ def test_a_rank_that_dies_ends_the_job_and_is_named(
 ) -> None:
     start = time.monotonic()
     assert launch("die", tmp_path, 3) == 9
-    assert time.monotonic() - start < 60, "30 s, and the start of three PyTorch"
+    assert time.monotonic() - start < 300, "the others go on for ever, and three PyTorch have to start"
     error = capfd.readouterr().err
     assert "rank 1 of 3 ended with exit code 9; the others were stopped" in error
     assert "the last words of rank 1" in error
@@ -188,7 +188,7 @@ def test_a_rank_that_lost_another_says_so(tmp_path: Path) -> None:
         )
         for r in (0, 1)
     ]  # fmt: skip
-    outputs = [rank.communicate(timeout=60) for rank in ranks]
+    outputs = [rank.communicate(timeout=300) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [4, 9], outputs
     lines = [line for line in outputs[0][1].splitlines() if line.startswith("rank 0: ")]
     assert len(lines) == 1
@@ -204,7 +204,7 @@ def test_ranks_that_do_not_come_are_not_waited_for(tmp_path: Path) -> None:
     )
     env = {**os.environ, "RESNEXT_MASTER": f"127.0.0.1:{free_port()}"}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.stdout.startswith("rank 0 could not join 2 ranks: ")
     assert len(done.stdout.splitlines()) == 1
