@@ -13,7 +13,7 @@ from resnext_core.checkpoint import load_checkpoint
 from resnext_core.config import Config
 from resnext_core.convert.reading import Stated, read_foreign
 from resnext_core.data.classes import GIVE_NAMES, is_number
-from resnext_core.errors import DataError, UsageError
+from resnext_core.errors import DataError, UsageError, quoted
 from resnext_core.interfaces import TrainState, WeightFile
 from resnext_core.preprocess import preprocess_spec
 from resnext_core.serve import find_model
@@ -27,14 +27,14 @@ def pretrained_weights(
     """Return the weights of ``model.pretrained`` for `classes`, and a line that says what was done to them.
 
     The head is kept where the file's classes are those of the data (or mere numbers, as many), and initialised
-    anew where ``model.num_classes`` states the data's number. Everything else must be there. Raises UsageError
-    where the configuration contradicts the file, DataError where the file does not fit.
+    anew where ``model.num_classes`` states the data's number, or the file has none. Everything else must be there.
+    Raises UsageError where the configuration contradicts the file, DataError where the file does not fit.
     """
     model = config.model
     assert model.pretrained is not None
     path = find_model(Path(model.pretrained))
     known = model.variant if path.suffix != ".safetensors" and model.variant in VARIANTS else None
-    weights, _ = read_foreign(path, Stated(variant=known), weight_files)
+    weights, headless = read_foreign(path, Stated(variant=known, new_head=len(classes)), weight_files)
     spec = weights.spec
     if spec.variant != model.variant:
         raise UsageError(
@@ -51,8 +51,14 @@ def pretrained_weights(
         raise UsageError(f"{path} was trained with another preprocess.mean or .std; set them to the file's")
     same = tuple(classes) == weights.classes
     numbered = not weights.has_names and len(weights.classes) == len(classes)
-    line = f"starting from {path}, digest {weights.digest[:19]}"
-    if same or (numbered and model.num_classes is None):
+    entry = weights.origin.get("entry")
+    line = (
+        f"starting from {path}{f', its entry {quoted(entry)}' if entry else ''}, digest {weights.digest[:19]}"
+    )
+    if headless:
+        line += f"; it has no classifier: one of {len(classes)} classes is initialised"
+        weights = _with_new_head(weights, classes, config.train.seed)
+    elif same or (numbered and model.num_classes is None):
         line += "; its head is kept"
         if not same and all(is_number(name) for name in classes):
             raise UsageError(

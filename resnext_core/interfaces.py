@@ -223,12 +223,13 @@ class StoredTensors:
 
     `tensors` are arrays by name, in the file's order and types. `widened` names the stored type of those that NumPy
     lacks and that became float32 without a loss (bfloat16). `others` says of every entry that is no tensor to be
-    taken what it is.
+    taken what it is. `entry` is where in a checkpoint the tensors lay, '' where the file holds nothing else.
     """
 
     tensors: Mapping[str, NDArray[Any]]
     widened: Mapping[str, str] = field(default_factory=dict)
     others: Mapping[str, str] = field(default_factory=dict)
+    entry: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,9 @@ from resnext_core.config import Config
 from resnext_core.convert.containers import readable
 from resnext_core.convert.reading import Stated, read_foreign
 from resnext_core.distributed import RankInfo
-from resnext_core.errors import BackendUnavailable, DataError, UsageError, suggest
+from resnext_core.errors import BackendUnavailable, DataError, UsageError, quoted, suggest
 from resnext_core.files import local_path
+from resnext_core.filetypes import refuse_foreign
 from resnext_core.interfaces import Backend, Predictor, PredictRequest
 from resnext_core.plugins import PluginSet
 from resnext_core.pointers import best_weights
@@ -40,7 +41,10 @@ class Served:
 
 
 def find_model(path: Path) -> Path:
-    """Return the file to serve: `path` itself, or the best weights of a run or checkpoint folder (DataError)."""
+    """Return the file to serve: `path` itself, or the best weights of a run or checkpoint folder.
+
+    DataError where there is none, and where the file is a stand-in for weights or plainly something else.
+    """
     path = local_path(path)
     if path.is_dir():
         if (path / "weights.safetensors").is_file():
@@ -52,6 +56,7 @@ def find_model(path: Path) -> Path:
         )
     if not path.exists():
         raise DataError(f"no model at {path}")
+    refuse_foreign(path)
     return path
 
 
@@ -169,7 +174,7 @@ def serve(
             prefer=prefer,
             batch_size=batch_size,
             rank=rank,
-            source=str(path),
+            source=f"{path} ({quoted(entry)})" if (entry := weights.origin.get("entry")) else str(path),
         )
     backend = server_of(plugins, path.suffix or path.name, backend_id, prefer=prefer)
     assert backend.predictor is not None

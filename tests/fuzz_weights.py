@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import importlib.util
 import io
 import json
 import resource
@@ -30,6 +31,7 @@ from resnext_core.cli.main import main as command_line
 from resnext_core.convert.ckpt import read_ckpt, write_ckpt
 from resnext_core.convert.containers import BUILTIN
 from resnext_core.convert.names import NAMINGS
+from resnext_core.convert.pth import read_pth
 from resnext_core.convert.reading import from_tensors
 from resnext_core.convert.sidecar import sidecar_path
 from resnext_core.convert.writing import to_tensors
@@ -148,6 +150,29 @@ class Fuzz:
                 if ending == ".ckpt":
                     summed = data + b"crc_num" + zlib.crc32(data).to_bytes(10, "big")
                     self.kinds.append((f"{name}, checksum", summed, partial(self.convert, ending)))
+
+        if importlib.util.find_spec("torch") is not None:
+            self._add_torch()
+
+    def _add_torch(self) -> None:
+        """Add both of PyTorch's formats, with what training programs keep beside the weights."""
+        import torch
+
+        state = {name: torch.from_numpy(array.copy()) for name, array in self.weights.tensors.items()}
+        beside = {
+            "args": argparse.Namespace(lr=0.1, path=Path("x")), "metric": np.float64(0.5), "epoch": 3,
+            "optimizer": {"state": {0: {"exp_avg": torch.ones(4, 4, dtype=torch.bfloat16)}}, "param_groups": []},
+        }  # fmt: skip
+        for zipped in (True, False):
+            path = self.folder / "seed.pth"
+            torch.save({"state_dict": state, **beside}, path, _use_new_zipfile_serialization=zipped)
+            self.kinds.append((f"torch, {'zip' if zipped else 'legacy'}", path.read_bytes(), self.pth))
+
+    def pth(self, data: bytes) -> None:
+        path = self.folder / "m.pth"
+        path.write_bytes(data)
+        found = from_tensors(read_pth(path), path)
+        assert found.weights.spec.tensors
 
     def neutral(self, data: bytes) -> None:
         path = self.folder / "m.safetensors"

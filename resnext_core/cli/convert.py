@@ -24,7 +24,7 @@ from resnext_core.convert.report import Change, Kind, summary
 from resnext_core.convert.sidecar import read_sidecar, sidecar_path, write_sidecar
 from resnext_core.convert.writing import to_tensors
 from resnext_core.data.lines import class_names
-from resnext_core.errors import DataError, UsageError, shown, suggest
+from resnext_core.errors import DataError, UsageError, quoted, shown, suggest
 from resnext_core.files import make_folder, write_atomic
 from resnext_core.interfaces import StoredTensors, TrainState
 from resnext_core.plugins import PluginSet, load_plugins
@@ -157,6 +157,8 @@ def _read(
         if stated != Stated():
             told += " and what you say"
     told = f"names of {found.naming.id}, {told}"
+    if entry := found.weights.origin.get("entry"):
+        told += f"; the weights are those of its entry {quoted(entry)}"
     return found.weights.replace(**names), found.momentum, found.step, list(found.changes), told
 
 

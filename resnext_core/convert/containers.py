@@ -14,8 +14,10 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from resnext_core.convert.ckpt import read_stored, write_ckpt
+from resnext_core.convert.pth import read_pth
 from resnext_core.errors import BackendUnavailable, DataError, UsageError
 from resnext_core.files import atomic_path
+from resnext_core.filetypes import is_torch
 from resnext_core.interfaces import StoredTensors, WeightFile
 from resnext_core.weights import reading
 
@@ -114,7 +116,8 @@ def read_tensors(path: Path, plugins: PluginFiles) -> StoredTensors:
     kind = container(path, plugins)
     if not path.is_file():
         raise DataError(f"no weights file {path}")
-    stored = kind.read(path)
+    # Lightning's checkpoints end in .ckpt too: they are PyTorch's files
+    stored = read_pth(path) if path.name.endswith(".ckpt") and is_torch(path) else kind.read(path)
     if not stored.tensors:
         raise DataError(f"{path} holds no tensors")
     return stored

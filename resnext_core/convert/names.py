@@ -89,6 +89,10 @@ def _ancestor(name: str) -> str:
     return f"backbone.{name}"
 
 
+def _mmpretrain(name: str) -> str:
+    return f"head.{name}" if name.startswith("fc.") else f"backbone.{name}"
+
+
 def _mindcv(name: str) -> str:
     name = _mindspore_bn(name).replace("downsample", "down_sample")
     return f"classifier.{name[3:]}" if name.startswith("fc.") else name
@@ -134,21 +138,50 @@ NAMINGS: Mapping[str, Naming] = {
             id="mindcv", summary="mindcv's ResNeXt", rename=_mindcv,
             preprocess=PreprocessConfig(mode="shorter-side", filter="plain"), **_MINDSPORE,
         ),
+        Naming(
+            id="mmpretrain", summary="mmpretrain and mmcls", rename=_mmpretrain, pool_padding="symmetric",
+            preprocess=PreprocessConfig(mode="shorter-side", filter="plain"),
+            containers=(".pth", ".pt", ".bin", ".safetensors"), prefixes=("module.", "_orig_mod.", "model."),
+            extras={
+                r".*\.num_batches_tracked": "a counter that nothing reads",
+                r"data_preprocessor\..*": "mean and standard deviation of the images",
+                r"ema_\w+": "the weights before averaging, as mmcv keeps them",
+            },
+        ),
     )
 }  # fmt: skip
+
+
+#: Names that only one world has, without prefixes: of the network, and of its classifier, which may be missing.
+_MARKS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("ancestor", ("backbone.conv.weight", "backbone.bn.gamma")),
+    ("mindcv", ("conv1.weight", "bn1.gamma")),
+    ("mmpretrain", ("backbone.conv1.weight", "backbone.bn1.running_mean", "head.fc.weight")),
+    ("torch", ("conv1.weight", "bn1.running_mean")),
+)
 
 
 def detect(names: Iterable[str]) -> Naming | None:
     """Return whose names these are, by tensors that only one world has; None where none of them fits."""
     found = set(names)
-    for naming, marks in (
-        ("ancestor", {"backbone.conv.weight", "head.fc.weight"}),
-        ("mindcv", {"bn1.gamma", "classifier.weight"}),
-        ("torch", {"bn1.running_mean", "fc.weight"}),
-    ):
+    for naming, marks in _MARKS:
         stripped = {NAMINGS[naming].strip(name) for name in found}
-        if marks <= stripped:
+        fits = bool(network_prefixes(stripped)) if naming == "torch" else stripped.issuperset(marks)
+        if fits:
             if naming == "ancestor" and any(".conv2.convs." in name for name in stripped):
                 naming = "ancestor-split"
             return NAMINGS[naming]
     return None
+
+
+def network_prefixes(names: Iterable[str]) -> list[str]:
+    """Return what stands before torch's names: '' in a plain file, ``model.`` in one of Lightning, several for several.
+
+    A network is there where the stem and the first block are.
+    """
+    found = set(names)
+    heads = (name.removesuffix("conv1.weight") for name in found if name.endswith("conv1.weight"))
+    return sorted(
+        head for head in heads if {f"{head}bn1.running_mean", f"{head}layer1.0.conv1.weight"} <= found and
+        (not head or head.endswith("."))
+    )  # fmt: skip

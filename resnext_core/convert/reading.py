@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.convert.containers import read_tensors
-from resnext_core.convert.names import NAMINGS, Naming, detect
+from resnext_core.convert.names import NAMINGS, Naming, detect, network_prefixes
 from resnext_core.convert.report import Change
 from resnext_core.convert.sidecar import from_manifest, read_sidecar
 from resnext_core.errors import DataError, UsageError, shown
@@ -28,11 +28,15 @@ _WIDENED = (np.dtype(np.float16),)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Converted:
-    """Neutral weights, the momentum found beside them (neutral names; empty without), and what was done."""
+    """Neutral weights, the momentum found beside them (neutral names; empty without), and what was done.
+
+    `headless` says that the file has no classifier, and that the one of `weights` is zeros.
+    """
 
     weights: Weights
     naming: Naming
     changes: tuple[Change, ...]
+    headless: bool = False
     momentum: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     step: int = 0
 
@@ -42,7 +46,8 @@ class Stated:
     """What is known of a file that does not say it itself: None is taken from the tensors or the world's habits.
 
     `spec` is the whole network, and leaves nothing to `variant` and the others. `preprocess` are settings of the
-    configuration's section that differ from the world's habits.
+    configuration's section that differ from the world's habits. `new_head` is the number of classes of a classifier
+    that will be initialised, so that the file may lack one; None refuses such a file.
     """
 
     naming: str | None = None
@@ -53,6 +58,7 @@ class Stated:
     pool_padding: PoolPadding | None = None
     classes: Sequence[str] | None = None
     preprocess: Mapping[str, Any] = field(default_factory=dict)
+    new_head: int | None = None
 
 
 def from_tensors(
@@ -70,6 +76,11 @@ def from_tensors(
     naming = _naming(stored.tensors, path, stated)
     plain = _strip(stored.tensors, naming, path)
     dropped, kept, moved = _sort(plain, naming, moments)
+    if naming.id == "torch":
+        dropped += _only_network(plain, kept, path)
+    headless = _without_head(kept, naming)
+    if headless:
+        dropped += _add_head(plain, kept, naming, stated, path)
     spec = _spec(kept, naming, stated, path)
     # before tables are made of a network that no such file can hold: a manifest may state 4096 blocks of 4096 groups
     if sum(spec.depths) * (spec.groups if naming.split else 1) > 4 * len(kept):
@@ -81,6 +92,9 @@ def from_tensors(
         Change(kind="dropped", source=(n,), target=(), reason=why) for n, why in stored.others.items()
     ]
     changes, neutral = _gather(kept, pieces, plain, path, stored.widened)
+    if headless:
+        changes = [c for c in changes if not c.target[0].startswith("fc.")]
+        neutral["fc.weight"] = np.zeros((spec.num_classes, spec.features), np.float32)
     momentum: dict[str, NDArray[Any]] = {}
     if moments:
         learned = {t.name: pieces[t.name] for t in spec.tensors if t.trainable}
@@ -96,23 +110,24 @@ def from_tensors(
         classes=_classes(stated, spec),
         named=stated.classes is not None,
         tensors={t.name: neutral[t.name] for t in spec.tensors},
-        origin={"file": path.name, "file_digest": file_digest(path), "names": naming.id},
-    )
+        origin={
+            "file": path.name, "file_digest": file_digest(path), "names": naming.id,
+            **({"entry": stored.entry} if stored.entry else {}),
+        },
+    )  # fmt: skip
     step = plain["global_step"][1] if "global_step" in plain else np.zeros(())
     return Converted(
-        weights=weights, naming=naming, changes=tuple(changes + dropped), momentum=momentum,
+        weights=weights, naming=naming, changes=tuple(changes + dropped), momentum=momentum, headless=headless,
         step=int(step.ravel()[0]) if step.size == 1 and np.isfinite(step).all() else 0,
     )  # fmt: skip
 
 
-def read_foreign(
-    path: Path, stated: Stated, plugins: Mapping[str, WeightFile]
-) -> tuple[Weights, tuple[Change, ...]]:
-    """Return the weights of a neutral file or of another world's, and what was changed on the way."""
+def read_foreign(path: Path, stated: Stated, plugins: Mapping[str, WeightFile]) -> tuple[Weights, bool]:
+    """Return the weights of a neutral file or of another world's, and whether the classifier is missing there."""
     if path.suffix == ".safetensors" and read_manifest_text(path) is not None:
-        return load_weights(path), ()
+        return load_weights(path), False
     found = read_converted(path, stated, plugins)
-    return found.weights, found.changes
+    return found.weights, found.headless
 
 
 def read_converted(
@@ -132,16 +147,92 @@ def read_converted(
 
 
 def _naming(tensors: Mapping[str, Any], path: Path, stated: Stated) -> Naming:
+    if all(not array.size for array in tensors.values()):
+        raise DataError(
+            f"the tensors of {path} are empty: a part of a DeepSpeed ZeRO-3 checkpoint; join the parts with its "
+            "zero_to_fp32.py"
+        )
     if stated.naming is not None:
         return NAMINGS[stated.naming]
     naming = detect(tensors)
     if naming is None:
+        _say_why(tensors, path)
         some = ", ".join(shown(name) for name in sorted(tensors)[:3])
         raise DataError(
             f"the tensors of {path} ({some}, ...) are not a ResNeXt of {', '.join(NAMINGS)}; "
             "where they are one of these all the same, say which with --from"
         )
     return naming
+
+
+def _say_why(tensors: Mapping[str, NDArray[Any]], path: Path) -> None:
+    """Raise DataError where it is plain what the file is in place of a ResNeXt."""
+    numbered = sum(re.match(r"(\w+\.)?\d+\.", name) is not None for name in tensors)
+    if 2 * numbered > len(tensors):
+        raise DataError(
+            f"the layers of {path} are numbered, as nn.Sequential and fastai do, so that their names do not tell a "
+            "ResNeXt; save the state_dict of the network from which they were taken"
+        )
+
+
+def _only_network(plain: _Plain, kept: dict[str, NDArray[Any]], path: Path) -> list[Change]:
+    """Take off `kept` what a module around the network put before its names, and drop what lies outside of it.
+
+    Of several networks the average is taken, by its name. Raises DataError where that does not decide.
+    """
+    prefixes = network_prefixes(kept)
+    if not prefixes or "" in prefixes:
+        return []
+    averages = [p for p in prefixes if re.search(r"(^|[._])(ema|averaged?|swa)([._]|$)", p)]
+    if len(prefixes) > 1 and len(averages) != 1:
+        some = ", ".join(shown(p) for p in prefixes[:4])
+        raise DataError(f"{path} holds several networks ({some}); save the state_dict of one alone")
+    prefix = (averages or prefixes)[0]
+    reason = f"outside of the network '{shown(prefix)}'"
+    if len(prefixes) > 1:
+        reason += ", which was taken as the average"
+    outside = [name for name in kept if not name.startswith(prefix)]
+    dropped = [Change(kind="dropped", source=(plain[n][0],), target=(), reason=reason) for n in outside]
+    inside = {
+        name[len(prefix) :]: (plain[name], array) for name, array in kept.items() if name.startswith(prefix)
+    }
+    kept.clear()
+    for short, (original, array) in inside.items():
+        kept[short], plain[short] = array, original
+    return dropped
+
+
+#: What a classifier of another make begins with, beside torch's name of the same.
+_HEADS = re.compile(r"(fc|head|classifier|cls_head|last_linear|neck)(\.\w+)*\.(weight|bias)")
+
+
+def _without_head(kept: Mapping[str, Any], naming: Naming) -> bool:
+    """Return whether there is a network, by its stem, and no classifier."""
+    head = {naming.rename("fc.weight"), naming.rename("fc.bias")}
+    return naming.rename("conv1.weight") in kept and not head & set(kept)
+
+
+def _add_head(
+    plain: _Plain, kept: dict[str, NDArray[Any]], naming: Naming, stated: Stated, path: Path
+) -> list[Change]:
+    """Put a classifier of zeros into `kept`, and drop one of another make; DataError where none is wanted."""
+    others = [name for name in kept if _HEADS.fullmatch(name)]
+    if stated.new_head is None:
+        other = f" named {naming.rename('fc.weight')}, but {shown(others[0])}" if others else ""
+        raise DataError(
+            f"{path} has no classifier{other}: it is a backbone, which answers nothing by itself; train one on it: "
+            "resnext-run train --pretrained"
+        )
+    dropped = []
+    for name in others:
+        del kept[name]
+        reason = "another classifier; a new one is initialised"
+        dropped.append(Change(kind="dropped", source=(plain[name][0],), target=(), reason=reason))
+    for name in ("fc.weight", "fc.bias"):
+        there = naming.rename(name)
+        kept[there] = np.zeros(stated.new_head if name == "fc.bias" else (stated.new_head, 0), np.float32)
+        plain[there] = (name, kept[there])
+    return dropped
 
 
 _Plain = dict[str, tuple[str, NDArray[Any]]]
