@@ -112,11 +112,14 @@ _REPR = _Repr()
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest of `known`, or the list of all of them.
 
-    The result is meant to be appended to an error message. Of a long list only the first names are told.
+    The only one that begins with `word` is the closest. The result is meant to be appended to an error message. Of a
+    long list only the first names are told.
     """
     names = sorted(known)
     # a long word is near to none, and comparing it takes time by the square of its length
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6) if len(word) <= 200 else []
+    close = [name for name in names if word and name.startswith(word)]
+    if len(close) != 1:
+        close = difflib.get_close_matches(word, names, n=1, cutoff=0.6) if len(word) <= 200 else []
     if close:
         return f"; did you mean '{shown(close[0])}'?"
     more = f", ... ({len(names)} in all)" if len(names) > _MOST_NAMES else ""

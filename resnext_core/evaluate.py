@@ -98,7 +98,10 @@ def evaluate(
     UsageError when the index has no labels and DataError when the counts do not add up.
     """
     if (index.labels < 0).any():
-        raise UsageError(f"{index.root} has no labels to evaluate against")
+        raise UsageError(
+            f"{index.root} has no labels to evaluate against; put its images into class folders, or "
+            "give a list of 'path label' lines"
+        )
     started = time.perf_counter()
     counts = Counts.zeros(len(index.classes))
     tasks = [

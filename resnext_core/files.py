@@ -45,13 +45,34 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        for part in (*reversed(path.parents), path):
-            if part.is_symlink() and not part.exists():
-                missing = f"{part} is a link to {os.readlink(part)}, which does not exist"
-                raise OSError(error.errno, missing) from error
-            if part.exists() and not part.is_dir():
-                raise OSError(error.errno, f"{part} is a file, not a folder") from error
+        if (obstacle := _obstacle(path)) is not None:
+            raise OSError(error.errno, obstacle) from error
         raise
+
+
+def check_folder(path: Path) -> None:
+    """Raise OSError where :func:`make_folder` could not make `path`, or no file could be made in it. Nothing is left."""
+    if (obstacle := _obstacle(path)) is not None:
+        raise NotADirectoryError(errno.ENOTDIR, obstacle)
+    os.unlink(_create(existing_folder(path), "resnext"))
+
+
+def existing_folder(path: Path) -> Path:
+    """Return `path` or the first above it that exists."""
+    path = path.absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def _obstacle(path: Path) -> str | None:
+    """Return what stands in the way of a folder `path`, in words."""
+    for part in (*reversed(path.parents), path):
+        if part.is_symlink() and not part.exists():
+            return f"{part} is a link to {os.readlink(part)}, which does not exist"
+        if part.exists() and not part.is_dir():
+            return f"{part} is a file, not a folder"
+    return None
 
 
 @contextmanager
@@ -92,6 +113,25 @@ def atomic_path(path: Path, *, parents: bool = True) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def check_target(path: Path) -> None:
+    """Raise DataError where :func:`atomic_path` could not write `path`, before work is spent on what goes there.
+
+    Nothing stays behind; what is no regular file is asked for its rights only.
+    """
+    try:
+        target = _target(path)
+        old = _status(target)
+        if old is not None and stat.S_ISDIR(old.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if old is not None and not stat.S_ISREG(old.st_mode):
+            if not os.access(target, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        else:
+            check_folder(target.parent)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def write_atomic(path: Path, data: str | bytes, *, parents: bool = True) -> None:

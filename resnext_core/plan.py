@@ -13,6 +13,7 @@ from resnext_core.config import Config
 from resnext_core.data.index import Index
 from resnext_core.data.sampler import steps_per_epoch
 from resnext_core.errors import BackendUnavailable, DataError, ResnextError, UsageError
+from resnext_core.files import existing_folder
 from resnext_core.finetune import pretrained_momentum
 from resnext_core.interfaces import Backend
 from resnext_core.jobs import (
@@ -24,7 +25,7 @@ from resnext_core.jobs import (
     quarantine,
 )
 from resnext_core.plugins import PluginSet
-from resnext_core.runs import RunFolder, check_free, check_writable, existing_folder
+from resnext_core.runs import RunFolder, check_free, check_writable
 from resnext_core.serve import WEIGHTS_SUFFIX, build_spec, exporters, server_of
 from resnext_core.spec import ModelSpec
 

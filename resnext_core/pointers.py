@@ -57,7 +57,9 @@ def best_weights(folder: Path, tell: Tell | None = None) -> Path:
             if best is not None:
                 tell(f"the best checkpoint {folder / best} is not there; using the latest one, {name}")
             return folder / name / WEIGHTS
-    raise DataError(f"no checkpoint in {folder}")
+    raise DataError(
+        f"no checkpoint in {folder}; train it on with 'resnext-run train --resume {folder.parent}', or give another run"
+    )
 
 
 def best_checkpoint(folder: Path, tell: Tell | None = None) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,8 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
-from resnext_core.errors import DataError, UsageError
-from resnext_core.files import make_folder, write_atomic
+from resnext_core.errors import DataError, UsageError, shown, suggest
+from resnext_core.files import check_folder, make_folder, write_atomic
 
 Record = Mapping[str, Any]
 
@@ -79,7 +78,9 @@ class RunFolder:
         """Return the run at `path`; DataError when there is none."""
         run = cls(path)
         if not run.config.is_file():
-            raise DataError(f"{path} is not a run folder (it has no config.yaml)")
+            if not path.exists():
+                raise DataError(f"there is no run {path}{other_runs(path)}")
+            raise DataError(f"{path} is not a run folder (it has no config.yaml){other_runs(path)}")
         return run
 
     @classmethod
@@ -87,7 +88,9 @@ class RunFolder:
         """Return the run in `parent` whose records changed last; DataError when there is none."""
         found = [p.parent for p in parent.glob("*/config.yaml")]
         if not found:
-            raise DataError(f"no run folder in {parent}")
+            raise DataError(
+                f"no run folder in {parent}; name the run, or give its parent with --output where the command takes it"
+            )
         return cls(max(found, key=lambda p: (p / "config.yaml").stat().st_mtime))
 
     # -- records and results -----------------------------------------------------------------
@@ -198,21 +201,38 @@ def check_free(path: Path) -> None:
 
 def check_writable(path: Path) -> None:
     """Raise DataError when nothing can be made in the folder `path`, which need not exist yet."""
-    folder = existing_folder(path)
     try:
-        os.rmdir(tempfile.mkdtemp(prefix=".resnext-", dir=folder))
+        check_folder(path)
     except OSError as error:
         raise DataError(
             f"cannot make the run folder in {path}: {error.strerror or error}; choose another place with --output"
         ) from error
 
 
-def existing_folder(path: Path) -> Path:
-    """Return `path` or the first above it that exists."""
+def run_of(path: Path) -> RunFolder | None:
+    """Return the run that `path` is, or lies in: a checkpoint, its weights, an artefact. None where it is elsewhere."""
     path = path.absolute()
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path
+    for folder in (path, *path.parents[:3]):
+        if (folder / "config.yaml").is_file() and (folder / "run.json").is_file():
+            return RunFolder(folder)
+    return None
+
+
+def run_names(folder: Path) -> list[str]:
+    """Return the names of the runs in `folder`."""
+    return sorted(p.parent.name for p in folder.glob("*/config.yaml"))
+
+
+def other_runs(path: Path) -> str:
+    """Return what to append to a message on `path`, which is no run: the runs in it or beside it, or how to get one."""
+    inside = run_names(path) if path.is_dir() else []
+    if inside:
+        return (
+            f"; name one of its runs: {', '.join(map(shown, inside[:8]))}{', ...' if len(inside) > 8 else ''}"
+        )
+    return (
+        suggest(path.name, run_names(path.parent)) or "; 'resnext-run train' and 'resnext-run run' make one"
+    )
 
 
 def _lock(stream: IO[str]) -> bool:

@@ -19,6 +19,7 @@ from resnext_core.interfaces import Backend, Predictor, PredictRequest
 from resnext_core.plugins import PluginSet
 from resnext_core.pointers import best_weights
 from resnext_core.preprocess import PreprocessSpec
+from resnext_core.runs import other_runs
 from resnext_core.selfcheck import check_golden
 from resnext_core.spec import ModelSpec, model_spec
 from resnext_core.weights import Manifest, Weights, load_weights, read_manifest, read_manifest_text
@@ -52,10 +53,10 @@ def find_model(path: Path) -> Path:
         if (path / "checkpoints").is_dir():
             return best_weights(path / "checkpoints")
         raise DataError(
-            f"{path} is neither a run nor a checkpoint folder; give a weights file or an artefact"
+            f"{path} is neither a run nor a checkpoint folder{other_runs(path)}; or give a weights file or an artefact"
         )
     if not path.exists():
-        raise DataError(f"no model at {path}")
+        raise DataError(f"no model at {path}{other_runs(path)}; or give a weights file or an artefact")
     refuse_foreign(path)
     return path
 

@@ -319,6 +319,13 @@ VARIANTS: Mapping[str, ModelSpec] = {spec.variant: spec for spec in _variants()}
 
 def model_spec(variant: str, **changes: Any) -> ModelSpec:
     """Return the named variant, with some of its fields changed; unknown names raise UsageError."""
-    if variant not in VARIANTS:
-        raise UsageError(f"unknown model variant '{shown(variant)}'{suggest(variant, VARIANTS)}")
+    check_variant(variant)
     return VARIANTS[variant].replace(**changes)
+
+
+def check_variant(name: str) -> None:
+    """Raise UsageError, with all that are known, when no variant is called `name`."""
+    if name not in VARIANTS:
+        closest = suggest(name, VARIANTS)
+        known = "" if "; known: " in closest else f" (known: {', '.join(sorted(VARIANTS))})"
+        raise UsageError(f"unknown model variant '{shown(name)}'{closest}{known}")

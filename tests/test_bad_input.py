@@ -22,6 +22,7 @@ from PIL import Image
 
 from resnext_core import plugins
 from resnext_core.errors import EXIT_DATA, EXIT_USAGE
+from resnext_core.spec import VARIANTS
 from resnext_core.weights import MANIFEST_KEY, Weights, load_weights, read_manifest_text, save_weights
 
 EXTRAS = ("ascend", "gpu", "mindspore", "onnx")
@@ -104,6 +105,20 @@ def test_a_backend_that_lacks_the_capability(cli: CommandLine, weights_file: Pat
     )
     says = "no installed backend exports 'onnx'"
     cli.refuses(EXIT_USAGE, "export", "--weights", weights_file, "--to", tmp_path / "m.onnx", says=says)
+
+
+def test_an_unknown_variant_lists_the_known(cli: CommandLine, train: list[object], tmp_path: Path) -> None:
+    known = ", ".join(sorted(VARIANTS))
+    for name, closest in (
+        ("resnext5_32x4d", "resnext50_32x4d"),
+        ("resnext20_4x16d", "resnext20_4x16d_quarter"),
+    ):
+        says = f"unknown model variant '{name}'; did you mean '{closest}'? (known: {known})"
+        cli.refuses(EXIT_USAGE, *train, "--set", f"model.variant={name}", says=says)
+        cli.refuses(EXIT_USAGE, "convert", "w.pth", tmp_path / "w.safetensors", "--variant", name, says=says)
+    says = f"unknown model variant 'vgg16'; known: {known}"
+    cli.refuses(EXIT_USAGE, *train, "--set", "model.variant=vgg16", says=says)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_unknown_variant(cli: CommandLine, train: list[object]) -> None:

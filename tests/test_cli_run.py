@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
+import sys
 import typing
 from pathlib import Path
 
@@ -192,8 +194,6 @@ def test_validate_fails_on_an_artefact_of_something_else(
 def test_a_run_without_val_is_refused_before_training(
     cli: CommandLine, photos: Path, recipe: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     data = tmp_path / "data"
     shutil.copytree(photos / "train", data / "train")
     outcome: Outcome = cli(*words(data, recipe, tmp_path))
@@ -238,3 +238,102 @@ def test_the_whole_job_on_every_backend_that_trains(
         assert validation["source_backend"] == backend_id
         if backend.exporters:
             assert (artefact["backend"], validation["artefact_backend"]) == (backend_id, backend_id)
+
+
+# -- ways on -------------------------------------------------------------------------------------
+
+
+def test_a_run_knows_its_own_data(
+    toy: CommandLine, photos: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    artefact = artefact_of(toy, run, run)
+    expected = toy.ok("eval", "--weights", run, "--data", photos, "--json").json()
+    said = f"data: {photos}, of run; --data takes other"
+    checkpoint = run / "checkpoints" / "step-00000012"
+    for model in (run, checkpoint, checkpoint / "weights.safetensors", artefact):
+        outcome = toy.ok("eval", "--weights", model, "--json")
+        assert outcome.err.splitlines()[0] == said, model
+        result = outcome.json()
+        assert (result["confusion"], result["expected"]) == (expected["confusion"], 23)
+    outcome = toy.ok("validate", "--artefact", artefact, "--weights", run, "--json")
+    assert outcome.err.splitlines()[0] == said
+    assert (outcome.json()["images"], outcome.json()["passed"]) == (23, True)
+
+    # what is given goes before what is stored, and a file that lies in no run has no data
+    assert said not in toy.ok("eval", "--weights", run, "--data", photos).err
+    lone = shutil.copy(
+        run / "checkpoints" / "step-00000012" / "weights.safetensors", tmp_path / "w.safetensors"
+    )
+    toy.refuses(EXIT_USAGE, "eval", "--weights", lone, says=("no data given", "or give a run as --weights"))
+
+
+def test_a_test_part_without_labels_is_passed_over_by_eval_too(
+    cli: CommandLine, photos: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(photos, tmp_path / "data")
+    shutil.copytree(photos / "val" / "ant", data / "test")
+    outcome = cli.ok("eval", "--weights", finished_run, "--data", data, "--json")
+    assert outcome.json()["expected"] == 23
+    assert f"{data / 'test'} has no labels: taking val" in outcome.err
+    says = ("has no labels to evaluate against", "put its images into class folders")
+    cli.refuses(EXIT_USAGE, "eval", "--weights", finished_run, "--data", data, "--split", "test", says=says)
+
+
+def test_demo_data_is_announced_once_it_is_there(
+    cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)  # as if it were not installed
+    outcome = cli.refuses(EXIT_USAGE, "run", says="pip install 'resnext-core[demo]', or give --data DIR")
+    assert outcome.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["infer", "x.jpg", "--weights", "runs/nine"], "no model at runs/nine; did you mean 'mine'?"),
+        (
+            ["infer", "x.jpg", "--weights", "runs/x"],
+            "no model at runs/x; known: mine, ours; or give a weights",
+        ),
+        (["infer", "x.jpg", "--weights", "runs"], "name one of its runs: mine, ours"),
+        (["infer", "x.jpg", "--weights", "nowhere/x"], "'resnext-run train' and 'resnext-run run' make one"),
+        (["eval", "--weights", "runs/x"], "no model at runs/x; known: mine, ours"),
+        (["runs", "show", "runs/nine"], "there is no run runs/nine; did you mean 'mine'?"),
+        (["report", "runs"], "is not a run folder (it has no config.yaml); name one of its runs: mine, ours"),
+        (["train", "--resume", "runs/x"], "there is no run runs/x; known: mine, ours"),
+        (["train", "--resume", "--output", "empty"], "no run folder in empty; name the run"),
+        (["eval", "--weights", "runs/ours"], "train it on with 'resnext-run train --resume runs/ours'"),
+    ],
+)
+def test_a_model_or_run_that_is_not_there_names_a_way_on(
+    cli: CommandLine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "ours"):
+        (tmp_path / "runs" / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.yaml").touch()
+    cli.refuses(EXIT_DATA, *words, says=says)
+
+
+@pytest.mark.parametrize("command", ["infer", "data scan", "convert"])
+def test_an_output_that_cannot_be_written_is_known_before_the_work(
+    cli: CommandLine, photos: Path, finished_run: Path, tmp_path: Path, command: str
+) -> None:
+    """Nothing is computed, and nothing printed or written, for a file that could not be kept in the end."""
+    (tmp_path / "file").touch()
+    words = {
+        "infer": ["infer", "--weights", finished_run, photos / "val" / "ant", "--logits"],
+        "data scan": ["data", "scan", photos, "--no-cache", "--list"],
+        "convert": ["convert", finished_run, tmp_path / "w.safetensors", "--report"],
+    }[command]
+    for target in (tmp_path / "file" / "x", tmp_path, Path("/proc/nowhere/x")):
+        assert cli.refuses(EXIT_DATA, *words, target, says=f"cannot write {target}").out == ""
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

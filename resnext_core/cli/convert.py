@@ -24,12 +24,12 @@ from resnext_core.convert.report import Change, Kind, summary
 from resnext_core.convert.sidecar import read_sidecar, sidecar_path, write_sidecar
 from resnext_core.convert.writing import to_tensors
 from resnext_core.data.lines import class_names
-from resnext_core.errors import DataError, UsageError, quoted, shown, suggest
-from resnext_core.files import make_folder, write_atomic
+from resnext_core.errors import DataError, UsageError, quoted
+from resnext_core.files import check_target, make_folder, write_atomic
 from resnext_core.interfaces import StoredTensors, TrainState
 from resnext_core.plugins import PluginSet, load_plugins
 from resnext_core.serve import WEIGHTS_SUFFIX, find_model
-from resnext_core.spec import VARIANTS
+from resnext_core.spec import check_variant
 from resnext_core.weights import (
     Weights,
     load_weights,
@@ -96,13 +96,15 @@ def handle(args: argparse.Namespace) -> int:
     output = Output(json_result=args.json)
     plugins = load_plugins()
     source, target = Path(args.source), Path(args.target)
-    if args.variant is not None and args.variant not in VARIANTS:
-        raise UsageError(f"unknown model variant '{shown(args.variant)}'{suggest(args.variant, VARIANTS)}")
+    if args.variant is not None:
+        check_variant(args.variant)
     for there in (target, sidecar_path(target)):
         if there.exists() and not args.force and not args.dry_run:
             raise UsageError(f"{there} is there already; choose another name or use --force")
     if source.exists() and target.exists() and source.samefile(target):
         raise UsageError(f"{target} is SOURCE itself; choose another name")
+    if args.report:
+        check_target(Path(args.report))
     weights, momentum, step, changes, known = _read(source, args, plugins)
     output.say(f"{_about(source, weights)}; {known}")
     changes = _joined(changes, _write(target, weights, momentum, step, args, plugins))

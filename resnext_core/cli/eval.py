@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,17 @@ from resnext_core.cli.common import (
     resolve_config,
 )
 from resnext_core.cli.output import Output, ProgressBar
-from resnext_core.cli.train import launch
+from resnext_core.cli.train import launch, stored_layer
 from resnext_core.config import Config, DataConfig
-from resnext_core.data.index import SPLITS, Index, find_splits, open_index, remarks
+from resnext_core.data.index import NO_SPLIT, SPLITS, Index, find_splits, open_index, remarks
 from resnext_core.distributed import Collectives, RankInfo, SingleProcess, rank_info
-from resnext_core.errors import UsageError
+from resnext_core.errors import UsageError, shown
 from resnext_core.evaluate import Evaluation, evaluate
 from resnext_core.interfaces import Batch
 from resnext_core.jobs import connect, eval_loader
 from resnext_core.metrics import softmax
-from resnext_core.plugins import load_plugins
-from resnext_core.runs import RunFolder
+from resnext_core.plugins import PluginSet, load_plugins
+from resnext_core.runs import RunFolder, run_of
 from resnext_core.serve import WEIGHTS_SUFFIX, Served, find_model, is_weights, serve
 
 #: Wrong and right predictions that a report shows, of each at most.
@@ -36,7 +37,7 @@ SAMPLES = 12
 
 EPILOG = """\
 examples:
-  resnext-run eval --weights runs/RUN --data DIR
+  resnext-run eval --weights runs/RUN                the data that the run was trained with
   resnext-run eval --weights model.onnx --data DIR --split test --json
   resnext-run eval --devices 3 --weights model.safetensors --data DIR
 """
@@ -64,10 +65,31 @@ def add_split_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def served_config(
+    args: argparse.Namespace, plugins: PluginSet, *models: str
+) -> tuple[Config, dict[str, str], str | None]:
+    """Return the configuration and its sources, and a line where its data is that of a run.
+
+    Where nothing names data and one of `models` is a run, or lies in one, the run's own configuration stands in for
+    the recipe.
+    """
+    quiet = argparse.Namespace(**{**vars(args), "print_config": False})
+    if resolve_config(quiet, plugins)[0].data.dir is None:
+        for run in (run_of(Path(model)) for model in models):
+            if run is not None:
+                config, sources = resolve_config(args, plugins, base=stored_layer(run, plugins))
+                return (
+                    config,
+                    sources,
+                    f"data: {shown(config.data.dir, None)}, of {run.path.name}; --data takes other",
+                )
+    return *resolve_config(args, plugins), None
+
+
 def handle(args: argparse.Namespace) -> int:
     plugins = load_plugins()
     rank = rank_info()
-    config, sources = resolve_config(args, plugins)
+    config, sources, taken = served_config(args, plugins, args.weights)
     model = find_model(Path(args.weights))
     suffix = WEIGHTS_SUFFIX if is_weights(model, plugins) else model.suffix
     backend = plugins.choose(
@@ -79,6 +101,8 @@ def handle(args: argparse.Namespace) -> int:
         words += [f"--split={args.split}"] if args.split else []
         return launch(backend, config, run, args.devices, words, args.json)
     output = Output(json_result=args.json, quiet=not rank.is_main)
+    if taken is not None:
+        output.say(taken)
     collectives: Collectives = SingleProcess()
     if rank.world > 1:
         collectives = connect(backend, config, rank)
@@ -152,14 +176,22 @@ def evaluate_served(
 
 
 def open_split(config: Config, split: str | None, model: Served) -> Index:
-    """Open one part of ``config.data``, with the classes of `model`: the named one, test, val, or itself."""
+    """Open one part of ``config.data``, with the classes of `model`: the named one, test, val, or itself.
+
+    A test part without labels is passed over for val, as by a whole job.
+    """
     if config.data.dir is None:
-        raise UsageError("no data given: use --data DIR")
+        raise UsageError("no data given: use --data DIR, or give a run as --weights to take its own")
     root = Path(config.data.dir)
     paths = part_paths(root, config.data)
+    passed: tuple[str, ...] = ()
     for name in (split,) if split else ("test", "val"):
         if name in paths:
-            return open_index(paths[name], model.classes, named=model.has_names)
+            index = open_index(paths[name], model.classes, named=model.has_names)
+            if split is None and name == "test" and "val" in paths and not index.labelled:
+                passed = (f"{shown(paths[name], None)} has no labels: taking val",)
+                continue
+            return dataclasses.replace(index, remarks=(*index.remarks, *passed))
     if split is not None or "train" in paths:
         raise UsageError(f"{root} has no {split or 'test or val'} part; it has: {', '.join(paths) or 'none'}")
     return open_index(root, model.classes, named=model.has_names)
@@ -172,5 +204,5 @@ def part_paths(root: Path, data: DataConfig) -> dict[str, Path]:
     usual = any(
         os.path.exists(root / name) for names in SPLITS.values() for n in names for name in (n, f"{n}.txt")
     )
-    stated = any((data.train, data.val, data.test))
+    stated = any(part not in (None, NO_SPLIT) for part in (data.train, data.val, data.test))
     return find_splits(root, data) if usual or stated else {}

@@ -21,7 +21,7 @@ from resnext_core.data.index import Index, image_folder, remarks
 from resnext_core.data.lines import byte_lines
 from resnext_core.data.sampler import eval_batches
 from resnext_core.errors import EXIT_DATA, EXIT_OK, DataError, UsageError
-from resnext_core.files import atomic_path, local_path
+from resnext_core.files import atomic_path, check_target, local_path
 from resnext_core.jobs import eval_loader
 from resnext_core.metrics import softmax
 from resnext_core.plugins import load_plugins
@@ -62,6 +62,8 @@ def handle(args: argparse.Namespace) -> int:
         raise UsageError("--tensor needs --logits FILE.npy to write to")
     if args.top < 1:
         raise UsageError("--top must be 1 or more")
+    if args.logits:
+        check_target(Path(args.logits))  # before the work
     tensor = _read_tensor(Path(args.tensor)) if args.tensor else None
     served = serve(
         Path(args.weights),

@@ -17,7 +17,7 @@ from resnext_core.data.loader import default_workers
 from resnext_core.data.quarantine import Quarantine, write_list
 from resnext_core.data.scan import Memory, Scan, scan_files
 from resnext_core.errors import DataError, Interrupted, shown
-from resnext_core.files import cache_folder
+from resnext_core.files import cache_folder, check_target
 from resnext_core.signals import StopRequest
 
 DESCRIPTION = """\
@@ -48,6 +48,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def handle(args: argparse.Namespace, folder: Path, parts: Mapping[str, Index], output: Output) -> int:
     names = Quarantine(folder if os.path.isdir(folder) else folder.parent)
     paths = [absolute(index, i) for index in parts.values() for i in range(len(index))]
+    if args.list:
+        check_target(Path(args.list))  # before hours of decoding
     memory = Memory(None if args.no_cache else Path(args.cache or cache_folder()), folder)
     started = time.perf_counter()
     scan = _scan(paths, memory, args.workers or max(default_workers(), 1), output)

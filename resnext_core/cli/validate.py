@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from resnext_core.cli.common import add_config_flags, add_json_flag, resolve_config
-from resnext_core.cli.eval import add_split_flag, open_split
+from resnext_core.cli.common import add_config_flags, add_json_flag
+from resnext_core.cli.eval import add_split_flag, open_split, served_config
 from resnext_core.cli.output import Output, ProgressBar
 from resnext_core.config import Config
 from resnext_core.data.batch import Task
@@ -21,7 +21,7 @@ from resnext_core.validate import TOLERANCE, ValidationResult, validate
 
 EPILOG = """\
 examples:
-  resnext-run validate --artefact model.onnx --weights runs/RUN --data DIR
+  resnext-run validate --artefact model.onnx --weights runs/RUN      on the data of the run
   resnext-run validate --artefact model.mindir --weights model.safetensors --data DIR --split test --json
 """
 
@@ -46,8 +46,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def handle(args: argparse.Namespace) -> int:
     plugins = load_plugins()
-    config, sources = resolve_config(args, plugins)
+    config, sources, taken = served_config(args, plugins, args.weights, args.artefact)
     output = Output(json_result=args.json)
+    if taken is not None:
+        output.say(taken)
     batch = config.eval.batch_size
     artefact = serve(
         Path(args.artefact), config, sources, plugins, backend_id=args.backend, batch_size=batch,
