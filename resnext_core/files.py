@@ -51,7 +51,7 @@ def make_folder(path: Path) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Raise OSError where :func:`make_folder` could not make `path`, or no file could be made in it. Nothing is left."""
+    """Raise OSError where :func:`make_folder` could not make `path`, or no file in it. Nothing stays behind."""
     if (obstacle := _obstacle(path)) is not None:
         raise NotADirectoryError(errno.ENOTDIR, obstacle)
     os.unlink(_create(existing_folder(path), "resnext"))
