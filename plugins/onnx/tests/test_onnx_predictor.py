@@ -281,6 +281,123 @@ def test_graph_that_the_runtime_refuses(edited):
     _refused(edited(lambda m: m.graph.node.pop(3)), "cannot be loaded")
 
 
+def _reshaped(model: onnx.ModelProto) -> None:
+    """Let the answer be of 3 rows: that holds for a batch of 3, and fails in the run for another."""
+    model.graph.node[-1].output[0] = "inner"
+    shape = onnx.helper.make_tensor("s", onnx.TensorProto.INT64, [2], [3, IMAGENET.num_classes])
+    model.graph.node.append(onnx.helper.make_node("Constant", [], ["shape"], value=shape))
+    model.graph.node.append(onnx.helper.make_node("Reshape", ["inner", "shape"], ["logits"]))
+
+
+def _repeated(model: onnx.ModelProto) -> None:
+    model.graph.node[-1].output[0] = "inner"
+    model.graph.node.append(onnx.helper.make_node("Concat", ["inner", "inner"], ["logits"], axis=0))
+
+
+def test_graph_that_loads_and_fails_when_it_runs(edited):
+    served = open_onnx(edited(_reshaped))
+    assert served.logits(make_images(IMAGENET, 3)).shape == (3, IMAGENET.num_classes)
+    with pytest.raises(DataError, match=r"cannot be run by CPUExecutionProvider: .*Reshape") as caught:
+        served.logits(make_images(IMAGENET, 2))
+    assert "\n" not in str(caught.value)
+
+
+def test_graph_that_answers_other_rows_than_it_was_given(edited):
+    with pytest.raises(DataError, match=r"is damaged: it answers float32 \(4, 7\) to 2 images"):
+        open_onnx(edited(_repeated)).logits(make_images(IMAGENET, 2))
+
+
+def _renamed(model: onnx.ModelProto) -> None:
+    model.graph.input[0].name = "pixels"
+    model.graph.node[0].input[0] = "pixels"
+
+
+def _other_rank(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim.pop()
+
+
+def _no_rows(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 0
+
+
+def _other_answer(model: onnx.ModelProto) -> None:
+    model.graph.node[-1].output[0] = model.graph.output[0].name = "answer"
+
+
+def _cyclic(model: onnx.ModelProto) -> None:
+    model.graph.node[4].input[0] = model.graph.node[-1].output[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (_renamed, "its graph is not the network of its manifest"),
+        (_other_rank, "cannot be loaded|its graph is not the network"),
+        (_no_rows, "cannot be loaded|its graph is not the network"),
+        (_other_answer, "its graph is not the network"),
+        (_cyclic, "cannot be loaded"),
+        (
+            lambda m: setattr(m.opset_import[0], "version", 999),
+            "cannot be loaded by CPUExecutionProvider: .*opset",
+        ),
+        (lambda m: setattr(m, "ir_version", 999), "cannot be loaded"),
+        (lambda m: setattr(m.graph.node[5], "op_type", "Nothing"), "cannot be loaded"),
+        (lambda m: setattr(m.graph.node[5], "domain", "elsewhere"), "cannot be loaded"),
+        (lambda m: m.ClearField("graph"), "its constants do not have the digest"),
+    ],
+)
+def test_graphs_of_other_makes_are_one_line(edited, change, match):
+    _refused(edited(change), match)
+
+
+def test_constants_in_another_file(artefact, tmp_path):
+    path = tmp_path / "m.onnx"
+    onnx.save(onnx.load(artefact), path, save_as_external_data=True, location="m.data", size_threshold=0)
+    _refused(path, r"keeps constants in another file \(external data\)")
+    (tmp_path / "m.data").write_bytes(b"cut")
+    _refused(path, r"keeps constants in another file \(external data\)")
+
+
+@pytest.mark.parametrize("change", [_reshaped, lambda m: m.graph.node.pop(3)], ids=["runs", "loads"])
+def test_nothing_of_the_runtime_reaches_the_terminal_raw(edited, tmp_path, change):
+    """It prints lines like `2026-11-26 [E:onnxruntime:, ...]` and `EP Error ... Falling back` beside what it raises."""
+    from PIL import Image
+
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(2):
+        Image.fromarray(make_images(IMAGENET, 1, seed=i)[0]).save(images / f"{i}.png")
+    words = ["--backend", "onnx", "infer", "--weights", edited(change), images, "--set", "data.workers=0"]
+    done = subprocess.run(
+        [sys.executable, "-m", "resnext_core.cli", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "CPUExecutionProvider" in done.stderr
+    assert done.stdout == ""
+
+
+def test_no_other_provider_takes_over_when_one_fails(artefact, monkeypatch, capsys):
+    """A provider that fails when the session is made: ONNX Runtime would print that, and go on with the CPU."""
+    made = []
+
+    def fail(self: object, providers: object, *rest: object) -> None:
+        made.append(providers)
+        raise RuntimeError("no device\nat all")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", fail)
+    with pytest.raises(
+        BackendUnavailable, match="cannot be loaded by CUDAExecutionProvider: no device at all"
+    ):
+        open_onnx(artefact, provider="cuda")
+    assert len(made) == 1
+    assert "".join(capsys.readouterr()) == ""
+
+
 def test_file_replaced_while_open(artefact, tmp_path):
     path = tmp_path / "m.onnx"
     path.write_bytes(artefact.read_bytes())

@@ -30,8 +30,8 @@ class Artefact:
 def read_artefact(path: Path) -> Artefact:
     """Read and verify an ONNX file of resnext.
 
-    Raises DataError when it is missing, is not ONNX, is cut, has no manifest, or when its constants do not
-    have the digest that the manifest states.
+    Raises DataError when it is missing, is not ONNX, is cut, has no manifest, keeps constants in other files, or
+    when its constants do not have the digest that the manifest states.
     """
     if not path.is_file():
         raise DataError(f"no ONNX file {path}")
@@ -45,6 +45,11 @@ def read_artefact(path: Path) -> Artefact:
     text = next((p.value for p in model.metadata_props if p.key == MANIFEST_KEY), None)
     if text is None:
         raise DataError(f"{path} has no resnext manifest; write it with resnext-run export")
+    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        raise DataError(
+            f"{path} keeps constants in another file (external data), where they cannot be verified; export it again, "
+            "or write it as one file with onnx.save"
+        )
     manifest = parse_manifest(text, where=str(path))
     entry = json.loads(text).get("artefact")
     if not isinstance(entry, dict) or entry.get("input") not in ("uint8", "float"):

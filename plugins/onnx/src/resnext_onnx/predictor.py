@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 from numpy.typing import NDArray
 
-from resnext_core.errors import BackendUnavailable, DataError, UsageError
+from resnext_core.errors import BackendUnavailable, DataError, UsageError, shown
 from resnext_core.interfaces import PredictRequest
 from resnext_core.preprocess import normalize
 from resnext_onnx.artefact import Artefact, read_artefact, without_normalisation
@@ -17,6 +20,8 @@ from resnext_onnx.options import OnnxOptions
 Array = NDArray[Any]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "cann": "CANNExecutionProvider"}
+#: ONNX Runtime prints what it also raises; above this level it keeps quiet.
+_FATAL = 4
 _WHEELS = {"cuda": "onnxruntime-gpu", "cann": "onnxruntime-cann"}
 
 
@@ -92,20 +97,22 @@ class OnnxPredictor:
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = self._options.threads or 0
         settings.inter_op_num_threads = 1  # the graph is a chain; nothing runs side by side
-        settings.log_severity_level = 3  # errors only: they come back as exceptions
+        settings.log_severity_level = _FATAL  # errors come back as exceptions
+        onnxruntime.set_default_logger_severity(_FATAL)  # what is said before there is a session
         provider = _PROVIDERS[self._options.provider]
         extra = _provider_settings(self._options.provider, self._device)
         try:
-            session = onnxruntime.InferenceSession(data, settings, providers=[(provider, extra)])
+            # Without enable_fallback=0 it prints "EP Error ... Falling back" and goes on with the CPU.
+            session = onnxruntime.InferenceSession(
+                data, settings, providers=[(provider, extra)], enable_fallback=0
+            )
         except Exception as error:  # ONNX Runtime's exceptions share no base class
-            message = f"{self._path} cannot be loaded by {provider}: {_one_line(error)}"
-            # A verified file that the CPU takes fails elsewhere because of the device.
-            raise (DataError if self._options.provider == "cpu" else BackendUnavailable)(message) from error
-        # ONNX Runtime goes on with the CPU when a provider's libraries do not load.
+            raise self._failed("cannot be loaded", error) from error
+        # It goes on with the CPU, too, when a provider's libraries do not load.
         if provider not in session.get_providers():
             raise BackendUnavailable(
-                f"onnx.provider={self._options.provider}: its libraries do not load here; "
-                "install its driver and runtime, or set onnx.provider=cpu"
+                f"onnx.provider={self._options.provider}: its libraries do not load here"
+                f"{_missing_library(self._options.provider)}; install its driver and runtime, or set onnx.provider=cpu"
             )
         session.disable_fallback()
         self._check_graph(session)
@@ -116,23 +123,42 @@ class OnnxPredictor:
         size = spec.image_size
         shapes = {"images": ("tensor(uint8)", [size, size, 3]), "tensor": ("tensor(float)", [3, size, size])}
         inputs, outputs = session.get_inputs(), session.get_outputs()
-        described = [(i.type, i.shape[1:]) for i in inputs] == [shapes.get(i.name) for i in inputs]
+        rows = inputs[0].shape[0] if inputs and inputs[0].shape else 0
+        described = (not isinstance(rows, int) or rows > 0) and [(i.type, i.shape[1:]) for i in inputs] == [
+            shapes.get(i.name) for i in inputs
+        ]
         answers = [(o.name, o.shape[1:]) for o in outputs] == [("logits", [spec.num_classes])]
         if len(inputs) != 1 or not described or not answers:
             raise DataError(f"{self._path} is damaged: its graph is not the network of its manifest")
+
+    def _failed(self, what: str, error: Exception) -> DataError | BackendUnavailable:
+        """Return the error for what ONNX Runtime raised: a verified file that the CPU takes fails by the device."""
+        provider = _PROVIDERS[self._options.provider]
+        message = f"{self._path} {what} by {provider}: {shown(_reason(error), 300)}"
+        return DataError(message) if self._options.provider == "cpu" else BackendUnavailable(message)
 
     def _run(self, session: Any, array: Array) -> Array:
         source = session.get_inputs()[0]
         fixed = source.shape[0] if isinstance(source.shape[0], int) else None
         if fixed is None:
-            return _logits(session, source.name, array)
+            return self._logits(session, source.name, array)
         parts = [_padded(array[start : start + fixed], fixed) for start in range(0, len(array), fixed)]
-        return np.concatenate([_logits(session, source.name, part) for part in parts])[: len(array)]
+        return np.concatenate([self._logits(session, source.name, part) for part in parts])[: len(array)]
 
-
-def _logits(session: Any, name: str, array: Array) -> Array:
-    logits: Array = session.run(["logits"], {name: np.ascontiguousarray(array)})[0]
-    return logits
+    def _logits(self, session: Any, name: str, array: Array) -> Array:
+        options = onnxruntime.RunOptions()
+        options.log_severity_level = _FATAL
+        try:
+            logits: Array = session.run(["logits"], {name: np.ascontiguousarray(array)}, options)[0]
+        except Exception as error:
+            raise self._failed("cannot be run", error) from error
+        classes = self.manifest.spec.num_classes
+        if logits.shape != (len(array), classes) or logits.dtype != np.float32:
+            raise DataError(
+                f"{self._path} is damaged: it answers {logits.dtype} {logits.shape} to {len(array)} images, not "
+                f"float32 {(len(array), classes)}; export it again"
+            )
+        return logits
 
 
 def _padded(array: Array, rows: int) -> Array:
@@ -171,6 +197,24 @@ def _provider_settings(provider: str, device: int) -> dict[str, str]:
             "precision_mode": "must_keep_origin_dtype",
         }
     return {}
+
+
+def _missing_library(provider: str) -> str:
+    """Return what the loader of the system says of a provider's library, which ONNX Runtime only prints."""
+    library = Path(onnxruntime.__file__).parent / "capi" / f"libonnxruntime_providers_{provider}.so"
+    if not library.is_file():
+        return ""
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        return f" ({shown(_one_line(error), 200)})"
+    return ""
+
+
+def _reason(error: Exception) -> str:
+    """Return what ONNX Runtime says, without its code and the place in its source."""
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", _one_line(error))
+    return re.sub(r"/\S+\.(h|cc):\d+ .*?\)( const)? ", "", text)
 
 
 def _one_line(error: Exception) -> str:
