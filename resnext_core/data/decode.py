@@ -1,35 +1,69 @@
 """Reading an image file into 8-bit RGB: one policy for every odd file, and one line for every bad one.
 
-The policy, complete:
+The policy, complete. The C++ program (resnext_cpp_infer) follows it for JPEG and PNG, and reads no other format.
 
 - JPEG, PNG, BMP, GIF, WebP, TIFF and PPM, told by content, never by suffix. Nothing else is tried, so no file
-  can start an external program.
+  can start an external program. Pipes, sockets, devices and directories are refused without being opened.
 - Animations and multi-page files: the first frame.
 - EXIF orientation is ignored. (TIFF's own orientation tag is part of that format's decoding and is honoured.)
-- Alpha is dropped, not blended; the colour under a transparent pixel counts. Palettes are looked up.
+- Alpha is dropped, not blended; the colour under a transparent pixel counts. Palettes are looked up; an index beyond
+  a PNG's palette is black.
 - Grayscale is repeated over the three colours. CMYK becomes RGB as Pillow does, with Adobe's inversion.
-- 16-bit grayscale keeps the upper 8 bits (v >> 8), as decoders do for 16-bit colour. Values outside 16 bits
-  and floating point have no defined white and are refused.
+- Samples of 16 bits keep the upper 8 (v >> 8). Where the file says that fewer of them are used and no value is
+  larger, those are scaled up: 12 bits by 16. A PNG says so with sBIT, whose values of n bits are stored scaled; they
+  count as unscaled where all are below 2^n and one has a bit below the upper n. A TIFF says so with 9 to 15
+  BitsPerSample, or with a MaxSampleValue of 2^n - 1 for these n. Values of 16 bits that all stay below 4096 in a file
+  that says nothing are left as they are, and remarked upon.
+- Values outside 16 bits and floating point have no defined white and are refused.
+- Metadata never matters. Of a PNG only IHDR, PLTE and IDAT count; their checksums must be right, other critical chunks
+  are refused, ancillary chunks are passed over without being inflated, and nothing after the last IDAT is looked at.
+  Of a JPEG, APPn and comments are passed over, except JFIF's and Adobe's, which say what the colours are. JPEG and PNG
+  files above 2 GiB are refused.
+- A JPEG has no checksum: damaged data that libjpeg decodes to the last row is read. Data that ends before that is cut
+  short; a missing end marker after it is not.
 - Files cut short, broken, empty or not images, and images above 178,956,970 pixels, raise :class:`BadImage`.
 """
 
 from __future__ import annotations
 
+import ctypes
+import io
+import logging
+import os
+import stat
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from resnext_core.data.jpeg import without_metadata
+from resnext_core.data.png import SIGNATURE, Png, read_png
 from resnext_core.errors import DataError
 
 #: More pixels than this are refused before any of them is decoded (Pillow's own bound).
 MAX_PIXELS = 178_956_970
+#: JPEG and PNG files above this are refused, since they are read whole: more than any image of MAX_PIXELS needs.
+MAX_BYTES = 1 << 31
 #: How the text begins that Git has in place of a large file until that is fetched.
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+#: What is remarked about an image that is read, and probably not as it was meant.
+DARK_16_BITS = "16-bit image whose values stay below 4096: it may hold 12-bit data"
+
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 
 class BadImage(DataError):
@@ -45,48 +79,124 @@ class BadImage(DataError):
         return self.__cause__.errno if isinstance(self.__cause__, OSError) else None
 
 
-def read_image(path: str | Path, *, minimum: int | None = None) -> Image.Image:
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """An image whose header is read; `png` is what the pixels of a PNG need, None of other formats."""
+
+    image: ImageFile.ImageFile
+    stream: IO[bytes]
+    png: Png | None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.image.size
+
+    @property
+    def format(self) -> str | None:
+        """Pillow's name of the format."""
+        return self.image.format
+
+
+def read_image(
+    path: str | Path, *, minimum: int | None = None, remarks: list[str] | None = None
+) -> Image.Image:
     """Return the decoded image in mode RGB, by the policy of this module; raises BadImage.
 
     With `minimum` a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, while both of its sides stay at
-    least `minimum` pixels.
+    least `minimum` pixels. A remark about an image that is probably not read as it was meant is added to `remarks`.
     """
-    with opened(path) as file:
-        return decode(file, path, None if minimum is None else (minimum, minimum))[0]
+    with opened(path) as source:
+        return decode(source, path, None if minimum is None else (minimum, minimum), remarks)[0]
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[ImageFile.ImageFile]:
+def opened(path: str | Path) -> Iterator[Source]:
     """Yield the image with its header read and no pixel decoded; raises BadImage when that fails."""
     with ExitStack() as stack:
         with _guarded(path):
-            stream = stack.enter_context(open(path, "rb"))
-            start = stream.peek(len(_LFS_POINTER))
-            if not start:
+            stream = stack.enter_context(_open_regular(path))
+            head = stream.read(len(_LFS_POINTER))
+            stream.seek(0)
+            if not head:
                 raise BadImage(path, "the file is empty")
-            if start.startswith(_LFS_POINTER):
+            if head.startswith(_LFS_POINTER):
                 raise BadImage(path, "a Git LFS pointer, not an image; run git lfs pull")
-            file = stack.enter_context(Image.open(stream, formats=_formats()))
-            width, height = file.size
-            if width * height > MAX_PIXELS:
-                raise BadImage(path, f"{width} x {height} is more than {MAX_PIXELS} pixels")
-        yield file
+            png, content = None, None
+            if head.startswith((SIGNATURE, b"\xff\xd8\xff")):
+                size = os.fstat(stream.fileno()).st_size
+                if size > MAX_BYTES:
+                    raise BadImage(path, f"a file of {size} bytes; JPEG and PNG are read up to {MAX_BYTES}")
+                content = stream.read()
+                png = read_png(content) if head.startswith(SIGNATURE) else None
+                if png is not None:
+                    _check_size(path, png.width, png.height)
+                content = without_metadata(content) if png is None else png.stream
+            source = (
+                io.BytesIO(content) if content is not None else stack.enter_context(io.BufferedReader(stream))
+            )
+            image = stack.enter_context(_identified(source))
+            _check_size(path, *image.size)
+        yield Source(image=image, stream=source, png=png)
 
 
 def decode(
-    file: ImageFile.ImageFile, path: str | Path, sides: tuple[int, int] | None = None
+    source: Source, path: str | Path, sides: tuple[int, int] | None = None, remarks: list[str] | None = None
 ) -> tuple[Image.Image, float]:
     """Decode what :func:`opened` gave: the image in mode RGB and its scale. Raises BadImage.
 
     With `sides` (width, height) the decoder may reduce to 1/2, 1/4 or 1/8 while it keeps at least those;
-    the decoded sides are then the original ones times the scale, rounded up.
+    the decoded sides are then the original ones times the scale, rounded up. `remarks` are as for :func:`read_image`.
     """
     with _guarded(path):
-        scale, width = 1.0, file.width
+        scale, width = 1.0, source.image.width
         if sides is not None:
-            drafted = file.draft(None, (max(sides[0], 1), max(sides[1], 1)))
+            drafted = source.image.draft(None, (max(sides[0], 1), max(sides[1], 1)))
             scale = drafted[1][2] / width if drafted is not None else 1.0
-        return _to_rgb(file), scale
+        return _to_rgb(source, remarks if remarks is not None else []), scale
+
+
+def not_regular(mode: int) -> str | None:
+    """Return what a file of this `st_mode` is in place of a regular one, as a reason; None of a regular file."""
+    if stat.S_ISREG(mode):
+        return None
+    return f"{next((name for test, name in _KINDS if test(mode)), 'something else')}, not a regular file"
+
+
+def _open_regular(path: str | Path) -> io.FileIO:
+    """Open a regular file; nothing else is waited for, and most else is not even opened."""
+    reason = not_regular(os.stat(path).st_mode)
+    if reason is None:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        reason = not_regular(os.fstat(descriptor).st_mode)  # it may have been replaced since
+        if reason is None:
+            return open(descriptor, "rb", buffering=0)
+        os.close(descriptor)
+    raise BadImage(path, reason)
+
+
+def _check_size(path: str | Path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise BadImage(path, f"{width} x {height} is more than {MAX_PIXELS} pixels")
+
+
+def _identified(stream: IO[bytes]) -> ImageFile.ImageFile:
+    """Open `stream` with Pillow. A file that is of a format by its first bytes, but broken, is told as that."""
+    try:
+        return Image.open(stream, formats=_formats())
+    except UnidentifiedImageError:
+        stream.seek(0)
+        head = stream.read(16)
+        for name in _formats():
+            factory, accepts = Image.OPEN[name]
+            if accepts is not None and accepts(head):
+                stream.seek(0)
+                try:
+                    factory(stream, "")
+                except Exception as error:  # its text may be a number alone, the key that was looked for
+                    text = str(error)
+                    raise ValueError(f"a broken {name}" + f": {text}" * (not text.isdecimal())) from error
+        raise
 
 
 @contextmanager
@@ -105,30 +215,112 @@ def _guarded(path: str | Path) -> Iterator[None]:
             raise BadImage(path, " ".join(reason.split())[:300] or type(error).__name__) from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(source: Source, remarks: list[str]) -> Image.Image:
+    image = source.image
+    rawmode = _rawmode(image)
     image.load()
+    if source.png is not None:
+        _check_rows(image, source.png)
     image.info.pop("transparency", None)  # else Pillow makes a conversion depend on it
-    if image.mode == "RGB":
+    if image.mode == "RGB" and ";16" not in rawmode:
         return image
     if image.mode.startswith("I"):
-        return _from_16_bits(image).convert("RGB")
+        return _from_16_bits(np.asarray(image), _declared_bits(source), remarks).convert("RGB")
     if image.mode == "F":
         raise ValueError("floating-point pixels have no defined white; save the image with 8 or 16 bits")
+    if ";16" in rawmode and image.mode in ("RGB", "RGBA"):
+        return _from_16_bit_colour(source, rawmode, remarks)
     if image.mode in ("RGBa", "La"):
         return image.convert(image.mode.upper()).convert("RGB")
     return image.convert("RGB")
 
 
-def _from_16_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image)
-    if values.size and not 0 <= values.min() <= values.max() <= 0xFFFF:
+def _check_rows(image: Image.Image, png: Png) -> None:
+    """Raise ValueError where the image data ended early: Pillow leaves rows at 0 and says nothing."""
+    if not png.interlaced:
+        corner = image.getpixel((image.width - 1, image.height - 1))
+        if any(corner) if isinstance(corner, tuple) else corner:
+            return  # the quick way, for nearly every photograph
+        last = image.crop((0, image.height - 1, image.width, image.height)).tobytes()
+        if last.strip(b"\0"):
+            return
+    if not png.whole():
+        raise ValueError("the image data ends before the last row")
+
+
+# -- 16 bits -------------------------------------------------------------------------------------
+
+
+def _declared_bits(source: Source) -> tuple[int, bool] | None:
+    """Return how many of its 16 bits a file says to use, and whether they are stored unscaled for certain."""
+    if source.png is not None:
+        bits = source.png.significant
+        return (bits, False) if bits is not None and bits < 16 else None
+    tags: Any = getattr(source.image, "tag_v2", {})
+    depth, most = (np.atleast_1d(tags.get(tag, 0)) for tag in (258, 281))  # BitsPerSample, MaxSampleValue
+    for bits in range(9, 16):
+        if (depth == bits).all() or (most == (1 << bits) - 1).all():
+            return bits, True
+    return None
+
+
+def _from_16_bits(values: NDArray[Any], declared: tuple[int, bool] | None, remarks: list[str]) -> Image.Image:
+    """Return 8 bits of (H, W) or (H, W, 3) values of 16."""
+    most = int(values.max(initial=0))
+    if values.size and not 0 <= values.min() <= most <= 0xFFFF:
         raise ValueError("pixels outside 16 bits have no defined white; save the image with 8 or 16 bits")
-    return Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))
+    values = values.astype(np.uint16)
+    if declared is not None and most < 1 << declared[0]:
+        bits, unscaled = declared
+        if unscaled or (values & ((1 << (16 - bits)) - 1)).any():
+            return Image.fromarray((values << (16 - bits) >> 8).astype(np.uint8))
+    elif 0 < most < 4096:
+        remarks.append(DARK_16_BITS)
+    return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def _rawmode(image: ImageFile.ImageFile) -> str:
+    """Return how Pillow's decoder will read a sample, for instance ``RGB;16B``; empty where that varies."""
+    modes = {str(tile[3][0] if isinstance(tile[3], tuple) and tile[3] else tile[3]) for tile in image.tile}
+    return modes.pop() if len(modes) == 1 else ""
+
+
+def _from_16_bit_colour(source: Source, rawmode: str, remarks: list[str]) -> Image.Image:
+    """Return 8 bits of colours of 16. Pillow gives their upper bytes; the lower ones are read where they matter."""
+    upper = source.image.convert("RGB")
+    declared = _declared_bits(source)
+    bound = 4096 if declared is None else 1 << declared[0]
+    if int(np.asarray(upper).max(initial=0)) << 8 >= bound:
+        return upper
+    lower = _lower_bytes(source, rawmode)
+    values = np.asarray(upper).astype(np.uint16) << 8 | lower
+    return _from_16_bits(values, declared, remarks)
+
+
+def _lower_bytes(source: Source, rawmode: str) -> NDArray[np.uint8]:
+    """Decode again with the two bytes of each sample exchanged: uint8 (H, W, 3)."""
+    source.stream.seek(0)
+    other = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[rawmode[-1]]
+    # LA;16B has no twin; its four bytes a pixel are read as four channels: upper, lower, and alpha's.
+    exchanged = "RGBA" if rawmode == "LA;16B" else rawmode[:-1] + other
+    with Image.open(source.stream, formats=_formats()) as again:
+        again.tile = [_with_rawmode(tile, exchanged) for tile in again.tile]
+        again.load()
+        pixels = np.asarray(again)[..., :3]
+    return np.repeat(pixels[..., 1:2], 3, axis=-1) if rawmode == "LA;16B" else pixels
+
+
+def _with_rawmode(tile: Any, rawmode: str) -> Any:
+    arguments = (rawmode, *tile[3][1:]) if isinstance(tile[3], tuple) else rawmode
+    return type(tile)(*tile[:3], arguments) if hasattr(tile, "_fields") else (*tile[:3], arguments)
+
+
+# -- decoders ------------------------------------------------------------------------------------
 
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Return the formats of the policy that this Pillow can decode, having loaded their decoders."""
+    """Return the formats of the policy that this Pillow can decode, having loaded and silenced their decoders."""
     from PIL import (  # noqa: F401
         BmpImagePlugin,
         GifImagePlugin,
@@ -139,5 +331,23 @@ def _formats() -> tuple[str, ...]:
         WebPImagePlugin,
     )
 
+    _silence()
     wanted = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
     return tuple(name for name in wanted if name in Image.OPEN)
+
+
+def _silence() -> None:
+    """Keep decoders from writing lines on standard error that name no file; what matters is raised.
+
+    libtiff prints its errors. Its handler is one for the process, so it is turned off once, in the very library that
+    Pillow has loaded; where a Pillow hides it, the lines stay. Pillow's log goes where the user has said, or nowhere.
+    """
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    from PIL import _imaging
+
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(_imaging.__file__)  # a name is looked up in what the library depends on, too
+        for name in ("TIFFSetErrorHandler", "TIFFSetErrorHandlerExt", "TIFFSetWarningHandler"):
+            function = getattr(library, name)
+            function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_void_p
+            function(None)

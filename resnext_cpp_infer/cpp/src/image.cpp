@@ -1,14 +1,19 @@
 #include "image.h"
 
+#include <fcntl.h>
 #include <jpeglib.h>
 #include <png.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csetjmp>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
 #include <memory>
+
+#include "png_chunks.h"
 
 namespace resnext {
 namespace {
@@ -16,11 +21,8 @@ namespace {
 // More pixels than this are refused before any of them is decoded (Pillow's bound).
 constexpr int64_t kMaxPixels = 178956970;
 
-void check_size(int64_t width, int64_t height) {
-  if (width * height > kMaxPixels)
-    throw BadImage(std::to_string(width) + " x " + std::to_string(height) + " is more than " +
-                   std::to_string(kMaxPixels) + " pixels");
-}
+// Larger files are refused: more than any image of kMaxPixels needs.
+constexpr int64_t kMaxBytes = int64_t{1} << 31;
 
 // -- JPEG ----------------------------------------------------------------------------------------
 
@@ -32,6 +34,7 @@ struct JpegReader {
   std::jmp_buf jump{};
   char message[JMSG_LENGTH_MAX] = "";
   bool cut_short = false;
+  bool finishing = false;  // every row is there
 };
 
 JpegReader* reader(j_common_ptr info) { return static_cast<JpegReader*>(info->client_data); }
@@ -43,15 +46,20 @@ JpegReader* reader(j_common_ptr info) { return static_cast<JpegReader*>(info->cl
 
 void no_output(j_common_ptr) {}
 
-// The whole file is in memory: who asks for more has come to its end too early.
+// The whole file is in memory: who asks for more has come to its end too early, or looks for the end marker in vain.
 boolean no_more(j_decompress_ptr info) {
-  reader(reinterpret_cast<j_common_ptr>(info))->cut_short = true;
-  std::longjmp(reader(reinterpret_cast<j_common_ptr>(info))->jump, 1);
+  JpegReader* r = reader(reinterpret_cast<j_common_ptr>(info));
+  if (r->finishing) return FALSE;
+  r->cut_short = true;
+  std::longjmp(r->jump, 1);
 }
 
 void skip(j_decompress_ptr info, long count) {
   if (count <= 0) return;
-  if (static_cast<size_t>(count) > info->src->bytes_in_buffer) no_more(info);
+  if (static_cast<size_t>(count) > info->src->bytes_in_buffer) {
+    no_more(info);
+    count = static_cast<long>(info->src->bytes_in_buffer);
+  }
   info->src->next_input_byte += count;
   info->src->bytes_in_buffer -= static_cast<size_t>(count);
 }
@@ -91,6 +99,8 @@ bool rows(JpegReader& r, uint8_t* target, size_t stride) {
     JSAMPROW row = target + stride * r.info.output_scanline;
     jpeg_read_scanlines(&r.info, &row, 1);
   }
+  r.finishing = true;
+  jpeg_finish_decompress(&r.info);  // what is wrong up to the end marker counts, as in Python; a missing one does not
   return true;
 }
 
@@ -179,14 +189,16 @@ void png_take(png_structp png, png_bytep target, size_t count) {
 bool png_header(PngReader& r) {
   if (setjmp(png_jmpbuf(r.png)) != 0) return false;
   png_set_read_fn(r.png, &r, png_take);
+  png_set_crc_action(r.png, PNG_CRC_QUIET_USE, PNG_CRC_QUIET_USE);  // png_chunks has verified them
   png_read_info(r.png, r.info);
   return true;
 }
 
-bool png_convert(PngReader& r) {
+// `wide` leaves 16 bits as they are.
+bool png_convert(PngReader& r, bool wide) {
   if (setjmp(png_jmpbuf(r.png)) != 0) return false;
   const int type = png_get_color_type(r.png, r.info);
-  png_set_strip_16(r.png);
+  if (!wide) png_set_strip_16(r.png);
   if (type == PNG_COLOR_TYPE_PALETTE) png_set_palette_to_rgb(r.png);
   if (type == PNG_COLOR_TYPE_GRAY) png_set_expand_gray_1_2_4_to_8(r.png);
   if ((type & PNG_COLOR_MASK_COLOR) == 0) png_set_gray_to_rgb(r.png);
@@ -196,51 +208,134 @@ bool png_convert(PngReader& r) {
   return true;
 }
 
+// True where every row is there; what comes after the last one does not matter.
+bool png_complete(const PngReader& r) {
+  if (png_get_interlace_type(r.png, r.info) != PNG_INTERLACE_NONE) return png_get_current_pass_number(r.png) >= 7;
+  return png_get_current_row_number(r.png) >= png_get_image_height(r.png, r.info);
+}
+
 bool png_rows(PngReader& r, png_bytepp pointers) {
-  if (setjmp(png_jmpbuf(r.png)) != 0) return false;
+  if (setjmp(png_jmpbuf(r.png)) != 0) return png_complete(r);
   png_read_image(r.png, pointers);
   return true;
 }
 
+// 16 bits to 8: the upper 8, or those of the `bits` that the file says are used, where no value is larger and they are
+// not stored scaled up already (resnext_core/data/decode.py).
+void narrow(const std::vector<uint8_t>& wide, int bits, std::vector<uint8_t>& target) {
+  const auto value = [&](size_t i) { return static_cast<unsigned>(wide[2 * i]) << 8 | wide[2 * i + 1]; };
+  unsigned most = 0, any = 0;
+  for (size_t i = 0; i < target.size(); ++i) {
+    most = std::max(most, value(i));
+    any |= value(i);
+  }
+  const int up = 16 - bits;
+  const bool unscaled = most < 1U << bits && (any & ((1U << up) - 1)) != 0;
+  for (size_t i = 0; i < target.size(); ++i)
+    target[i] = static_cast<uint8_t>((unscaled ? value(i) << up : value(i)) >> 8);
+}
+
 Image decode_png(const std::string& bytes) {
+  const PngChunks chunks = png_chunks(bytes);
   const auto r = std::make_unique<PngReader>();
-  r->bytes = &bytes;
+  r->bytes = &chunks.stream;
   r->png = png_create_read_struct(PNG_LIBPNG_VER_STRING, r.get(), png_on_error, png_on_warning);
   r->info = r->png == nullptr ? nullptr : png_create_info_struct(r->png);
   if (r->info == nullptr) throw std::bad_alloc();
   png_set_user_limits(r->png, 0x7fffffff, 0x7fffffff);
   if (!png_header(*r)) throw BadImage(r->message);
-  check_size(png_get_image_width(r->png, r->info), png_get_image_height(r->png, r->info));
-  if (!png_convert(*r)) throw BadImage(r->message);
+  const bool wide = png_get_bit_depth(r->png, r->info) == 16 && chunks.significant > 0 && chunks.significant < 16;
+  if (!png_convert(*r, wide)) throw BadImage(r->message);
   Image image;
   image.width = static_cast<int>(png_get_image_width(r->png, r->info));
   image.height = static_cast<int>(png_get_image_height(r->png, r->info));
-  const size_t stride = static_cast<size_t>(image.width) * 3;
+  const size_t samples = static_cast<size_t>(image.width) * 3, stride = wide ? samples * 2 : samples;
+  const auto height = static_cast<size_t>(image.height);
   if (png_get_rowbytes(r->png, r->info) != stride) throw BadImage("a PNG of an unknown kind");
-  image.pixels.resize(stride * static_cast<size_t>(image.height));
-  std::vector<png_bytep> pointers(static_cast<size_t>(image.height));
-  for (size_t y = 0; y < pointers.size(); ++y) pointers[y] = image.pixels.data() + y * stride;
+  image.pixels.resize(samples * height);
+  std::vector<uint8_t> pairs(wide ? stride * height : 0);
+  std::vector<png_bytep> pointers(height);
+  for (size_t y = 0; y < height; ++y) pointers[y] = (wide ? pairs.data() : image.pixels.data()) + y * stride;
   if (!png_rows(*r, pointers.data())) throw BadImage(r->message);
+  if (wide) narrow(pairs, chunks.significant, image.pixels);
   return image;
+}
+
+// -- files ---------------------------------------------------------------------------------------
+
+// What a file is in place of a regular one.
+const char* kind_of(mode_t mode) {
+  if (S_ISDIR(mode)) return "a directory";
+  if (S_ISFIFO(mode)) return "a pipe";
+  if (S_ISSOCK(mode)) return "a socket";
+  if (S_ISCHR(mode) || S_ISBLK(mode)) return "a device";
+  return "something else";
+}
+
+[[noreturn]] void fail_errno() { throw BadImage(std::strerror(errno != 0 ? errno : EIO)); }
+
+void check_regular(const struct stat& status) {
+  if (!S_ISREG(status.st_mode)) throw BadImage(std::string(kind_of(status.st_mode)) + ", not a regular file");
+}
+
+struct Descriptor {
+  int number;
+  ~Descriptor() {
+    if (number >= 0) close(number);
+  }
+};
+
+bool starts(const std::string& bytes, const char* with, size_t length) {
+  return bytes.compare(0, length, with, length) == 0;
+}
+
+// The format that Python reads and this program does not; nullptr of anything else.
+const char* other_format(const std::string& bytes) {
+  if (starts(bytes, "GIF8", 4)) return "GIF";
+  if (starts(bytes, "BM", 2)) return "BMP";
+  if (starts(bytes, "II*\0", 4) || starts(bytes, "MM\0*", 4)) return "TIFF";
+  if (starts(bytes, "RIFF", 4) && bytes.compare(8, 4, "WEBP") == 0) return "WebP";
+  return nullptr;
 }
 
 }  // namespace
 
+void check_size(int64_t width, int64_t height) {
+  if (width * height > kMaxPixels)
+    throw BadImage(std::to_string(width) + " x " + std::to_string(height) + " is more than " +
+                   std::to_string(kMaxPixels) + " pixels");
+}
+
 Image decode(const std::string& bytes, int minimum) {
   if (bytes.empty()) throw BadImage("the file is empty");
-  if (bytes.compare(0, 3, "\xFF\xD8\xFF") == 0) return decode_jpeg(bytes, minimum);
-  if (bytes.compare(0, 8, std::string("\x89PNG\r\n\x1A\n", 8)) == 0) return decode_png(bytes);
+  if (starts(bytes, "\xFF\xD8\xFF", 3)) return decode_jpeg(bytes, minimum);
+  if (starts(bytes, "\x89PNG\r\n\x1A\n", 8)) return decode_png(bytes);
+  const char* other = bytes.size() > 12 ? other_format(bytes) : nullptr;
+  if (other != nullptr) throw BadImage(std::string(other) + ": this program reads JPEG and PNG only");
   throw BadImage("neither JPEG nor PNG; this program reads no other format");
 }
 
 Image decode_file(const std::string& path, int minimum) {
+  struct stat status {};
   errno = 0;
-  std::ifstream stream(path, std::ios::binary | std::ios::ate);
-  const std::streamoff size = stream ? static_cast<std::streamoff>(stream.tellg()) : -1;
-  if (size < 0) throw BadImage(std::strerror(errno != 0 ? errno : EIO));
-  std::string bytes(static_cast<size_t>(size), '\0');
-  stream.seekg(0);
-  if (!stream.read(bytes.data(), size)) throw BadImage(std::strerror(errno != 0 ? errno : EIO));
+  if (stat(path.c_str(), &status) != 0) fail_errno();
+  check_regular(status);  // before it is opened: a device may do something then
+  const Descriptor file{open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)};
+  if (file.number < 0 || fstat(file.number, &status) != 0) fail_errno();
+  check_regular(status);  // it may have been replaced since
+  if (status.st_size > kMaxBytes)
+    throw BadImage("a file of " + std::to_string(status.st_size) + " bytes; JPEG and PNG are read up to " +
+                   std::to_string(kMaxBytes));
+  std::string bytes(static_cast<size_t>(status.st_size), '\0');
+  size_t have = 0;
+  while (have < bytes.size()) {
+    const ssize_t count = read(file.number, &bytes[have], bytes.size() - have);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) fail_errno();
+    if (count == 0) break;  // it has become shorter
+    have += static_cast<size_t>(count);
+  }
+  bytes.resize(have);
   return decode(bytes, minimum);
 }
 

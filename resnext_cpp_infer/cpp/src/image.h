@@ -20,11 +20,15 @@ struct Image {
   std::vector<uint8_t> pixels;
 };
 
+// Throws BadImage for more pixels than any image may have: they are refused before one of them is decoded.
+void check_size(int64_t width, int64_t height);
+
 // Decodes JPEG (any that libjpeg reads, grayscale and CMYK too) or PNG, told by content. With `minimum` > 0 a JPEG may
 // be decoded at 1/2, 1/4 or 1/8 while both of its sides stay at least that. Throws BadImage.
 Image decode(const std::string& bytes, int minimum);
 
-// The same for a file. Throws BadImage also where it cannot be read.
+// The same for a regular file; a pipe, a socket, a device or a directory is refused at once. Throws BadImage also where it
+// cannot be read.
 Image decode_file(const std::string& path, int minimum);
 
 }  // namespace resnext

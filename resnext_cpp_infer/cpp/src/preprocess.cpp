@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 
 #include "resize.h"
 
@@ -34,16 +35,22 @@ void eval_pixels(const Image& image, const Preprocess& how, uint8_t* target) {
     resize_antialias(image, whole, new_height, new_width, crop, target);
     return;
   }
-  // A thread of an image: only what the crop shows is resized, as resnext_core/preprocess.py does.
+  // A thread of an image: only what the crop shows is resized, from the rows that it needs, as
+  // resnext_core/preprocess.py does.
   const double down = static_cast<double>(image.height) / new_height,
                across = static_cast<double>(image.width) / new_width;
-  const auto single = [](double value) {
-    return static_cast<double>(static_cast<float>(value));
-  };  // as Pillow takes it
-  const Box box{single(crop.left * across), single(crop.top * down),
-                single(std::min((crop.left + how.size) * across, whole.right)),
-                single(std::min((crop.top + how.size) * down, whole.bottom))};
-  resize_antialias(image, box, how.size, how.size, Window{0, 0, how.size, how.size}, target);
+  const double reach = std::max(down, 1.0);  // of the filter, to either side
+  const double top = crop.top * down, bottom = (crop.top + how.size) * down;
+  const int first = std::max(static_cast<int>(std::floor(top - reach)) - 1, 0);
+  const int last = std::min(static_cast<int>(std::ceil(bottom + reach)) + 1, image.height);
+  const auto stride = static_cast<std::ptrdiff_t>(image.width) * 3;
+  Image rows;
+  rows.width = image.width;
+  rows.height = last - first;
+  rows.pixels.assign(image.pixels.begin() + first * stride, image.pixels.begin() + last * stride);
+  const Box box{crop.left * across, top - first, std::min((crop.left + how.size) * across, whole.right),
+                std::min(bottom - first, static_cast<double>(rows.height))};
+  resize_antialias(rows, box, how.size, how.size, Window{0, 0, how.size, how.size}, target);
 }
 
 void normalize(const uint8_t* images, int n, const Preprocess& how, float* target) {

@@ -18,8 +18,9 @@ struct Taps {
   std::vector<int32_t> weights;
 };
 
-Taps triangle_taps(int size, double from, double to, int new_size, int first, int count) {
-  const double scale = (to - from) / new_size;
+// The edges, and their difference, are of single precision, as Pillow takes them.
+Taps triangle_taps(int size, float from, float to, int new_size, int first, int count) {
+  const double scale = static_cast<double>(to - from) / new_size;
   const double stretch = std::max(scale, 1.0);
   const double support = stretch;  // a triangle reaches 1 to either side
   const double shrink = 1 / stretch;
@@ -48,6 +49,8 @@ Taps triangle_taps(int size, double from, double to, int new_size, int first, in
   }
   return taps;
 }
+
+float single(double value) { return static_cast<float>(value); }
 
 uint8_t clip(int32_t value) { return static_cast<uint8_t>(std::clamp(value >> kBits, 0, 255)); }
 
@@ -78,8 +81,8 @@ TwoTaps two_taps(int size, int new_size, int first, int count, bool clamp_fracti
 
 void resize_antialias(const Image& image, const Box& box, int height, int width, const Window& window,
                       uint8_t* target) {
-  const Taps across = triangle_taps(image.width, box.left, box.right, width, window.left, window.width);
-  const Taps down = triangle_taps(image.height, box.top, box.bottom, height, window.top, window.height);
+  const Taps across = triangle_taps(image.width, single(box.left), single(box.right), width, window.left, window.width);
+  const Taps down = triangle_taps(image.height, single(box.top), single(box.bottom), height, window.top, window.height);
   int low = image.height, high = 0;
   for (size_t y = 0; y < down.start.size(); ++y) {
     low = std::min(low, down.start[y]);
