@@ -111,6 +111,8 @@ def _text(found: Findings, most: int | None) -> Iterator[str]:
         yield ""
         yield from _balance(found)
     yield from _list("corrupt", [f"{b.file.name}: {b.reason}" for b in found.bad], most)
+    for remarked in found.remarks:
+        yield from _list(remarked.remark, [f.name for f in remarked.files], most)
     for title, groups in (
         ("one picture, several classes", found.contradictions),
         ("one picture, several parts", found.leaks),

@@ -36,6 +36,14 @@ class Bad:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Remarked:
+    """Files that can be read, and probably not as they were meant, for one reason."""
+
+    remark: str
+    files: Sequence[File]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Findings:
     """Groups of files hold one picture, pixel for pixel.
 
@@ -47,6 +55,7 @@ class Findings:
     images: Mapping[str, int]
     bytes: int
     bad: Sequence[Bad]
+    remarks: Sequence[Remarked]
     contradictions: Sequence[Sequence[File]]
     leaks: Sequence[Sequence[File]]
     duplicates: Sequence[Sequence[File]]
@@ -69,7 +78,7 @@ class Findings:
 
 def find(parts: Mapping[str, Index], facts: Mapping[str, Facts], names: Quarantine) -> Findings:
     """Return the findings for `parts`, given the facts of every file by absolute path."""
-    bad, groups = [], defaultdict(list)
+    bad, groups, remarks = [], defaultdict(list), defaultdict(list)
     sizes, sides, formats = [], Counter[int](), Counter[str]()
     for part, index in parts.items():
         for i in range(len(index)):
@@ -79,6 +88,8 @@ def find(parts: Mapping[str, Index], facts: Mapping[str, Facts], names: Quaranti
             if fact.pixels is None:
                 bad.append(Bad(file=file, reason=fact.error or "unknown"))
                 continue
+            if fact.remark is not None:
+                remarks[fact.remark].append(file)
             groups[fact.pixels].append(file)
             sizes.append((fact.width, fact.height))
             sides[max(s for s in SIDES if s <= min(fact.width, fact.height))] += 1
@@ -89,6 +100,7 @@ def find(parts: Mapping[str, Index], facts: Mapping[str, Facts], names: Quaranti
         images={part: len(index) for part, index in parts.items()},
         bytes=sum(max(f.size, 0) for f in facts.values()),
         bad=bad,
+        remarks=[Remarked(remark=remark, files=files) for remark, files in remarks.items()],
         contradictions=[g for g in same if _disagree(g)],
         leaks=[g for g in same if _spans(g)],
         duplicates=[g for g in same if not (_disagree(g) or _spans(g))],

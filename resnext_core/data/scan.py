@@ -19,12 +19,12 @@ from typing import IO, Any
 import PIL
 from PIL import Image
 
-from resnext_core.data.decode import BadImage, decode, opened
+from resnext_core.data.decode import BadImage, decode, not_regular, opened
 from resnext_core.errors import DataError
 from resnext_core.files import file_digest, make_folder, write_atomic
 
 #: Format of the memory; another one, or another Pillow, begins anew.
-_FORMAT = 1
+_FORMAT = 2
 #: Files that a process gets at a time, and how many such portions wait for each process.
 _PORTION, _WAITING = 8, 2
 #: Seconds between two looks at the parent process.
@@ -35,7 +35,8 @@ _LOOK_S = 1.0
 class Facts:
     """What is known of a file. `pixels` is the digest of size and RGB pixels, None where `error` says why not.
 
-    `sha256` is of the bytes; `width` and `height` are in pixels, 0 where unknown; `format` is Pillow's name.
+    `sha256` is of the bytes; `width` and `height` are in pixels, 0 where unknown; `format` is Pillow's name. `remark` says
+    what is probably wrong with a file that can be read.
     """
 
     size: int
@@ -46,6 +47,7 @@ class Facts:
     height: int = 0
     format: str | None = None
     error: str | None = None
+    remark: str | None = None
 
     @property
     def lasting(self) -> bool:
@@ -97,22 +99,28 @@ def look(path: str, known: Mapping[str, Facts]) -> Facts:
     """Return the facts of one file; with the bytes of a `known` one (by digest) it is not decoded."""
     try:
         status = os.stat(path)
+        reason = not_regular(status.st_mode)
+        if reason is not None:  # a pipe would be waited for
+            return Facts(size=-1, mtime_ns=-1, error=reason)
         facts = Facts(size=status.st_size, mtime_ns=status.st_mtime_ns)
         sha256 = file_digest(Path(path)).removeprefix("sha256:")
     except OSError as error:
         return Facts(size=-1, mtime_ns=-1, error=error.strerror or str(error))
     if sha256 in known:
         return replace(known[sha256], size=facts.size, mtime_ns=facts.mtime_ns)
+    remarks: list[str] = []
     try:
-        with opened(path) as file:
-            form = file.format
-            image = decode(file, path)[0]
+        with opened(path) as source:
+            form = source.format
+            image = decode(source, path, remarks=remarks)[0]
     except BadImage as error:
         return replace(facts, sha256=sha256, error=error.reason)
     except MemoryError:
         return replace(facts, error="not enough memory to decode it")
-    pixels = _pixel_digest(image)
-    return replace(facts, sha256=sha256, pixels=pixels, width=image.width, height=image.height, format=form)
+    return replace(
+        facts, sha256=sha256, pixels=_pixel_digest(image), width=image.width, height=image.height, format=form,
+        remark="; ".join(remarks) or None,
+    )  # fmt: skip
 
 
 def _pixel_digest(image: Image.Image) -> str:
