@@ -149,8 +149,8 @@ def eval_pixels(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
     in one, Pillow 13 takes the columns first where an image is tall, as earlier releases do not.
 
     An image longer than 16 times its shorter side is not resized as a whole (100,000 × 1 would become
-    25,600,000 × 256): only its crop is computed, from the rows that it needs, in the same order; equal to the same within
-    1 level. The C++ program does it with the same arithmetic, bit for bit.
+    25,600,000 × 256): only its crop is computed, from the rows that it needs and in the same order; equal to the
+    same within 1 level. The C++ program does it with the same arithmetic, bit for bit.
     """
     import numpy as np
 
@@ -170,12 +170,12 @@ def eval_pixels(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
     reach = max(down, 1.0)  # of the filter, to either side
     first = max(math.floor(place.top * down - reach) - 1, 0)
     last = min(math.ceil(bottom * down + reach) + 1, image.height)
-    rows = image.crop((0, first, image.width, last))
+    part = image.crop((0, first, image.width, last))
     # Rounding must not step outside.
-    edges = (place.left * across, 0, min(right * across, image.width), last - first)
-    wide = rows.resize((spec.size, last - first), Resampling.BILINEAR, box=edges)
-    edges = (0, place.top * down - first, spec.size, min(bottom * down - first, last - first))
-    return np.asarray(wide.resize((spec.size, spec.size), Resampling.BILINEAR, box=edges))
+    sides = (place.left * across, 0, min(right * across, image.width), last - first)
+    wide = part.resize((spec.size, last - first), Resampling.BILINEAR, box=sides)
+    ends = (0, place.top * down - first, spec.size, min(bottom * down - first, last - first))
+    return np.asarray(wide.resize((spec.size, spec.size), Resampling.BILINEAR, box=ends))
 
 
 def resize_plain(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

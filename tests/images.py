@@ -74,6 +74,17 @@ def good_odd_images(folder: Path) -> dict[str, Path]:
     return {path.name: path for path in sorted(folder.iterdir())}
 
 
+def endless_image(path: Path) -> Path:
+    """Write a file that keeps whoever reads it busy for days: a PPM whose header is a comment of 1 TB, all a hole.
+
+    So a test can be certain which file a process reads.
+    """
+    with path.open("wb") as stream:
+        stream.write(b"P6\n#")
+        stream.truncate(1 << 40)
+    return path
+
+
 def bad_images(folder: Path) -> dict[str, Path]:
     """Write files that no one can read as images; return their paths by kind."""
     folder.mkdir(parents=True, exist_ok=True)

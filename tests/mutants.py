@@ -9,14 +9,21 @@ import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from images import picture, pixels
-from PIL import Image
+from images import picture
 
 Chunk = tuple[bytes, bytes]
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 HEIGHT, WIDTH = 21, 26
+#: Left, top, and steps across and down of the passes of Adam7.
+PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 #: Colour types of a PNG, the depths each may have, and its samples a pixel.
-PNG_TYPES = {0: ((1, 2, 4, 8, 16), 1), 2: ((8, 16), 3), 3: ((1, 2, 4, 8), 1), 4: ((8, 16), 2), 6: ((8, 16), 4)}
+PNG_TYPES = {
+    0: ((1, 2, 4, 8, 16), 1),
+    2: ((8, 16), 3),
+    3: ((1, 2, 4, 8), 1),
+    4: ((8, 16), 2),
+    6: ((8, 16), 4),
+}
 
 
 def chunk(kind: bytes, data: bytes = b"", *, flip: int = 0, length: int | None = None) -> bytes:
@@ -49,10 +56,7 @@ def rows(kind: int, depth: int, seed: int = 0, *, interlace: int = 0) -> bytes:
     """Filtered rows of random samples, all five filters, of the passes of Adam7 with `interlace`."""
     rng = np.random.default_rng(seed)
     bits, data = depth * PNG_TYPES[kind][1], b""
-    steps = [(0, 0, 1, 1)]
-    if interlace:
-        steps = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
-    for left, top, across, down in steps:
+    for left, top, across, down in PASSES if interlace else ((0, 0, 1, 1),):
         width, height = -(-(WIDTH - left) // across), -(-(HEIGHT - top) // down)
         if width > 0 and height > 0:
             for y in range(height):
@@ -71,6 +75,17 @@ def png(kind: int, depth: int, seed: int = 0, *, interlace: int = 0) -> list[Chu
     ]
 
 
+def png16(kind: int, values: np.ndarray, significant: int | None, *, interlace: int = 0) -> bytes:
+    """A PNG of 16-bit `values` (H, W, samples), with an sBIT chunk where `significant` is a number."""
+    step = [values] if not interlace else [
+        values[top::down, left::across] for left, top, across, down in PASSES
+    ]  # fmt: skip
+    data = b"".join(b"\0" + row.astype(">u2").tobytes() for part in step for row in part if row.size)
+    size = header(kind, 16, height=values.shape[0], width=values.shape[1], interlace=interlace)
+    said = [(b"sBIT", bytes([significant] * values.shape[2]))] if significant is not None else []
+    return join([(b"IHDR", size), *said, (b"IDAT", zlib.compress(data)), (b"IEND", b"")])
+
+
 def png_types() -> Iterator[tuple[str, bytes]]:
     """Sound PNGs: every colour type and depth, plain and interlaced, with and without transparency and sBIT."""
     for kind, (depths, samples) in PNG_TYPES.items():
@@ -82,9 +97,16 @@ def png_types() -> Iterator[tuple[str, bytes]]:
                 clear = {0: b"\0\1", 2: b"\0\1" * 3, 3: bytes(range(0, 1 << min(depth, 3)))}.get(kind)
                 if clear is not None:
                     yield f"{name}-tRNS", join([*chunks[:-2], (b"tRNS", clear), *chunks[-2:]])
-                yield f"{name}-sBIT", join(
-                    [chunks[0], (b"sBIT", bytes([min(depth, 5)] * (3 if kind == 3 else samples))), *chunks[1:]]
-                )
+                said = bytes([min(depth, 5)] * (3 if kind == 3 else samples))
+                yield f"{name}-sBIT", join([chunks[0], (b"sBIT", said), *chunks[1:]])
+                if depth == 16:
+                    twelve = np.random.default_rng(kind).integers(0, 4096, (HEIGHT, WIDTH, samples))
+                    for significant in (None, 12, 10):
+                        yield (
+                            f"{name}-twelve-{significant}",
+                            png16(kind, twelve, significant, interlace=interlace),
+                        )
+                    yield f"{name}-twelve-scaled", png16(kind, twelve << 4, 12, interlace=interlace)
 
 
 def png_damage() -> Iterator[tuple[str, bytes]]:
@@ -101,7 +123,7 @@ def png_damage() -> Iterator[tuple[str, bytes]]:
             (b"sBIT", b"\5\5\5"), (b"tRNS", bytes(6)), (b"acTL", struct.pack(">II", 2, 0)), (b"prIv", b"x"),
             (b"fcTL", struct.pack(">IIIIIHHBB", 0, WIDTH, HEIGHT, 0, 0, 1, 1, 0, 0)), (b"fdAT", bytes(9)),
             (b"zTXt", b"a\0\0" + zlib.compress(bytes(3 << 20))), (b"iCCP", b"a\0\0" + zlib.compress(bytes(3 << 20))),
-            (b"tEXt", b"a\0" + bytes(2 << 20)), (b"iCCP", b""), (b"iCCP", b"a\0\7x"), (b"zTXt", b"a\0\0broken"),
+            (b"tEXt", b"a\0" + bytes(1_100_000)), (b"iCCP", b""), (b"iCCP", b"a\0\7x"), (b"zTXt", b"a\0\0broken"),
             (b"tRNS", bytes(1)), (b"sBIT", b""), (b"eXIf", b""), (b"acTL", b""), (b"fcTL", b"x"), (b"gAMA", b"x"),
             (b"pHYs", b""), (b"tEXt", b""), (b"iTXt", b"\xff"), (b"cICP", b"x"), (b"IDOT", bytes(28)),
         ]  # fmt: skip
@@ -113,7 +135,10 @@ def png_damage() -> Iterator[tuple[str, bytes]]:
                     front, back = (one, b"") if place == "before" else (b"", one)
                     body = join([ihdr, *plte]) + front + chunk(*idat) + back + chunk(*iend)
                     yield f"{name}-{place}{'-crc' * flip}", body
-            yield f"{name}-longer", join([ihdr, *plte]) + chunk(kind, data, length=len(data) + 9) + chunk(*idat)
+            yield (
+                f"{name}-longer",
+                join([ihdr, *plte]) + chunk(kind, data, length=len(data) + 9) + chunk(*idat),
+            )
         for i, (kind, data) in enumerate(base):
             name = f"form{form}-{kind.decode()}"
             before, after = join(base[:i]), b"".join(chunk(*c) for c in base[i + 1 :])
@@ -130,9 +155,11 @@ def png_damage() -> Iterator[tuple[str, bytes]]:
             yield f"{name}-short", before + chunk(kind, data[: len(data) // 2]) + after
             yield f"{name}-long", before + chunk(kind, data + b"abc") + after
         whole = idat[1]
-        yield f"form{form}-idat-many", join([*base[:-2], *((b"IDAT", whole[i : i + 7]) for i in range(0, len(whole), 7)), iend])
+        many = [(b"IDAT", whole[i : i + 7]) for i in range(0, len(whole), 7)]
+        yield f"form{form}-idat-many", join([*base[:-2], *many, iend])
         yield f"form{form}-idat-empty", join([*base[:-2], (b"IDAT", b""), idat, (b"IDAT", b""), iend])
-        yield f"form{form}-idat-parted", join([*base[:-2], (b"IDAT", whole[:40]), (b"tEXt", b"a\0b"), (b"IDAT", whole[40:]), iend])
+        parted = [(b"IDAT", whole[:40]), (b"tEXt", b"a\0b"), (b"IDAT", whole[40:])]
+        yield f"form{form}-idat-parted", join([*base[:-2], *parted, iend])
         yield f"form{form}-after-end", join(base) + b"trailing" * 50
         yield f"form{form}-before-header", join([(b"tEXt", b"a\0b"), *base])
         data = zlib.decompress(whole)
@@ -149,13 +176,13 @@ def png_damage() -> Iterator[tuple[str, bytes]]:
         yield f"form{form}-stored", join([*base[:-2], (b"IDAT", zlib.compress(data, 0)), iend])
         yield f"form{form}-not-zlib", join([*base[:-2], (b"IDAT", b"x" * 99), iend])
         for at in range(13):
-            for value in (0, 1, 3, 16, 0x7F, 0xFF):
+            for value in (0, 1, 3, 0x7F):
                 changed = bytearray(ihdr[1])
                 changed[at] = value
                 yield f"form{form}-header{at}={value}", join([(b"IHDR", bytes(changed)), *base[1:]])
-    many = png(3, 8)
+    some = png(3, 8)
     for n in (0, 1, 2, 9, 300, 768, 771, 900):
-        yield f"palette-of-{n}-bytes", join([many[0], (b"PLTE", (bytes(range(251)) * 4)[:n]), *many[2:]])
+        yield f"palette-of-{n}-bytes", join([some[0], (b"PLTE", (bytes(range(251)) * 4)[:n]), *some[2:]])
     for kind in (0, 2, 4, 6):
         other = png(kind, 8)
         for n in (0, 6, 7, 768, 900):
@@ -163,7 +190,7 @@ def png_damage() -> Iterator[tuple[str, bytes]]:
     late = png(3, 8)
     yield "palette-late", join([late[0], late[2], late[1], late[3]])
     for depth, kind in ((3, 0), (16, 3), (1, 2), (4, 6), (8, 1), (8, 5), (8, 7), (0, 0), (32, 2)):
-        yield f"no-type-{kind}-{depth}", join([(b"IHDR", struct.pack(">IIBBBBB", 8, 8, depth, kind, 0, 0, 0)), *png(2, 8)[1:]])
+        yield f"no-type-{kind}-{depth}", join([(b"IHDR", header(kind, depth)), *png(2, 8)[1:]])
 
 
 def broken_anyhow(name: str, whole: bytes, count: int, seed: int) -> Iterator[tuple[str, bytes]]:
@@ -201,7 +228,11 @@ def segments(data: bytes) -> list[bytes]:
 
 def segment(marker: int, data: bytes, length: int | None = None) -> bytes:
     """A segment; `length` is written in place of the true one."""
-    return bytes([0xFF, marker]) + struct.pack(">H", (len(data) + 2 if length is None else length) & 0xFFFF) + data
+    return (
+        bytes([0xFF, marker])
+        + struct.pack(">H", (len(data) + 2 if length is None else length) & 0xFFFF)
+        + data
+    )
 
 
 def jpeg_kinds() -> Iterator[tuple[str, bytes]]:
@@ -226,56 +257,114 @@ def jpeg_kinds() -> Iterator[tuple[str, bytes]]:
     yield "RGB-bare", b"".join([rgb[0], *(s for s in rgb[1:] if s[1] != 0xE0)])
 
 
+def odd_segments(frame: bytes) -> dict[str, bytes]:
+    """Segments that a JPEG may have, or should not have."""
+    exif = b"Exif\0\0MM\0*\0\0\0\x08"
+    entries = b"\0\2\xb0\1\0\4\0\0\0\1\0\0\0\2\xb0\2\0\7\0\0\0\3\0\0\0\1\0\0\0\0"
+    adobe = b"Adobe\0d\0\0\0\0"
+    return {
+        "exif-empty": segment(0xE1, b""),
+        "exif-short": segment(0xE1, exif[:8]),
+        "exif-broken": segment(0xE1, exif + b"\xff\xff"),
+        "exif-odd": segment(0xE1, exif + b"\0\1\x01\x1a\0\5\0\0\0\1\xff\xff\xff\xff\0\0\0\0"),
+        "icc-broken": segment(0xE2, b"ICC_PROFILE\0"),
+        "icc-zero": segment(0xE2, b"ICC_PROFILE\0\0\0x"),
+        "mpf": segment(0xE2, b"MPF\0MM\0*\0\0\0\x08"),
+        "mpf-empty": segment(0xE2, b"MPF\0"),
+        "mpf-broken": segment(0xE2, b"MPF\0MM\0*\0\0\0\x08" + entries),
+        "photoshop": segment(0xED, b"Photoshop 3.0\x008BIM\x04\x04\0\0\0\0\xff\xff"),
+        "photoshop-odd": segment(0xED, b"Photoshop 3.0\x008BIM\x03\xed\0\0\0\0\0\2ab"),
+        "jfif-short": segment(0xE0, b"JFIF\0"),
+        "jfif-odd": segment(0xE0, b"JFIF\0\x09\x09\xff\0\0\0\0\xff\xff"),
+        "adobe-short": segment(0xEE, b"Adobe"),
+        "adobe-odd": segment(0xEE, adobe + b"\x09"),
+        "comment": segment(0xFE, b"x" * 60000),
+        "comment-empty": segment(0xFE, b""),
+        "large": segment(0xE1, exif + bytes(65000)) * 17,
+        "app-length-0": segment(0xE5, b"", 0),
+        "app-length-1": segment(0xE5, b"", 1),
+        "app-longer": segment(0xE5, b"abc", 2000),
+        "padding": b"\xff" * 9,
+        "junk": b"abc",
+        "junk-ff": b"abc\xff\0\xff\xff\0d",
+        "junk-app": b"\xff\1abc" + segment(0xE7, b"x") + b"abc",
+        "stuffing": b"\xff\x01",
+        "soi": b"\xff\xd8",
+        "eoi": b"\xff\xd9",
+        "rst": b"\xff\xd0",
+        "reserved": segment(0xF0, b"x"),
+        "dnl": segment(0xDC, b"\0\x28"),
+        "dri": segment(0xDD, b"\0\5"),
+        "dri-odd": segment(0xDD, b"\0"),
+        "dqt-short": segment(0xDB, b"\0abc"),
+        "dht-short": segment(0xC4, b"\0abc"),
+        "dht-empty": segment(0xC4, b""),
+        "dac": segment(0xCC, b"\0\1"),
+        "exp": segment(0xDF, b"\1"),
+        "sof-again": frame,
+    }
+
+
 def jpeg_damage() -> Iterator[tuple[str, bytes]]:
     """JPEGs with odd segments, wrong headers and wrong ends."""
-    for form, base in {"base": jpeg(), "progressive": jpeg(progressive=True), "restart": jpeg(restart_marker_blocks=2)}.items():
+    for form, base in {"base": jpeg(restart_marker_blocks=2), "progressive": jpeg(progressive=True)}.items():
         parts = segments(base)
-        exif = b"Exif\0\0MM\0*\0\0\0\x08"
-        extra = {
-            "exif-empty": segment(0xE1, b""), "exif-short": segment(0xE1, exif[:8]), "exif-broken": segment(0xE1, exif + b"\xff\xff"),
-            "exif-odd": segment(0xE1, exif + b"\0\1\x01\x1a\0\5\0\0\0\1\xff\xff\xff\xff\0\0\0\0"),
-            "icc-broken": segment(0xE2, b"ICC_PROFILE\0"), "icc-zero": segment(0xE2, b"ICC_PROFILE\0\0\0x"),
-            "mpf": segment(0xE2, b"MPF\0MM\0*\0\0\0\x08"), "mpf-empty": segment(0xE2, b"MPF\0"),
-            "mpf-broken": segment(0xE2, b"MPF\0MM\0*\0\0\0\x08\0\2\xb0\1\0\4\0\0\0\1\0\0\0\2\xb0\2\0\7\0\0\0\3\0\0\0\1\0\0\0\0"),
-            "photoshop": segment(0xED, b"Photoshop 3.0\x008BIM\x04\x04\0\0\0\0\xff\xff"),
-            "photoshop-odd": segment(0xED, b"Photoshop 3.0\x008BIM\x03\xed\0\0\0\0\0\2ab"),
-            "jfif-short": segment(0xE0, b"JFIF\0"), "jfif-odd": segment(0xE0, b"JFIF\0\x09\x09\xff\0\0\0\0\xff\xff"),
-            "adobe-short": segment(0xEE, b"Adobe"), "adobe-odd": segment(0xEE, b"Adobe\0d\0\0\0\0\x09"),
-            "comment": segment(0xFE, b"x" * 60000), "comment-empty": segment(0xFE, b""), "app15": segment(0xEF, bytes(65533)),
-            "large": segment(0xE1, exif + bytes(65000)) * 30, "app-length-0": segment(0xE5, b"", 0),
-            "app-length-1": segment(0xE5, b"", 1), "app-longer": segment(0xE5, b"abc", 2000), "padding": b"\xff" * 9,
-            "junk": b"abc", "ff00": b"\xff\0", "stuffing": b"\xff\x01", "soi": b"\xff\xd8", "eoi": b"\xff\xd9", "rst": b"\xff\xd0",
-            "reserved": segment(0xF0, b"x"), "dnl": segment(0xDC, b"\0\x28"), "dri": segment(0xDD, b"\0\5"), "dri-odd": segment(0xDD, b"\0"),
-            "dqt-short": segment(0xDB, b"\0abc"), "dht-short": segment(0xC4, b"\0abc"), "dht-empty": segment(0xC4, b""),
-            "dac": segment(0xCC, b"\0\1"), "exp": segment(0xDF, b"\1"), "sof-again": next(s for s in parts if s[1] in (0xC0, 0xC2)),
-        }  # fmt: skip
-        for name, one in extra.items():
+        frame = next(i for i, s in enumerate(parts) if s[1] in (0xC0, 0xC2))
+        for name, one in odd_segments(parts[frame]).items():
             for place, at in (("first", 1), ("last", len(parts) - 1)):
                 yield f"{form}-{name}-{place}", b"".join([*parts[:at], one, *parts[at:]])
         for i, part in enumerate(parts[1:-1], 1):
             yield f"{form}-without-{part[1]:02x}-{i}", b"".join([*parts[:i], *parts[i + 1 :]])
             yield f"{form}-twice-{part[1]:02x}-{i}", b"".join([*parts[:i], part, *parts[i:]])
-        frame = next(i for i, s in enumerate(parts) if s[1] in (0xC0, 0xC2))
+
+        def changed(i: int, at: int, value: int, parts: list[bytes] = parts) -> bytes:
+            part = parts[i][:at] + bytes([value]) + parts[i][at + 1 :]
+            return b"".join([*parts[:i], part, *parts[i + 1 :]])
+
         for at in range(4, len(parts[frame])):
-            for value in (0, 1, 2, 4, 12, 0x11, 0x44, 0xFF):
-                changed = bytearray(parts[frame])
-                changed[at] = value
-                yield f"{form}-frame{at}={value}", b"".join([*parts[:frame], bytes(changed), *parts[frame + 1 :]])
-        for kind in (0xC1, 0xC3, 0xC5, 0xC6, 0xC7, 0xC8, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xC0, 0xC2):
-            changed = bytearray(parts[frame])
-            changed[1] = kind
-            yield f"{form}-frame-{kind:02x}", b"".join([*parts[:frame], bytes(changed), *parts[frame + 1 :]])
+            for value in (0, 1, 4, 0x11, 0xFF):
+                yield f"{form}-frame{at}={value}", changed(frame, at, value)
+        for kind in (0xC0, 0xC1, 0xC2, *range(0xC5, 0xCC), 0xCD, 0xCE, 0xCF):
+            yield f"{form}-frame-{kind:02x}", changed(frame, 1, kind)
         for at in range(2, 14):
-            for value in (0, 1, 3, 4, 0x3F, 0xFF):
-                changed = bytearray(parts[-1])
-                changed[at] = value
-                yield f"{form}-scan{at}={value}", b"".join([*parts[:-1], bytes(changed)])
-        yield f"{form}-no-eoi", base[:-2]
-        yield f"{form}-half-eoi", base[:-1]
-        yield f"{form}-odd-eoi", base[:-2] + b"\xff\xd8"
-        yield f"{form}-zero-eoi", base[:-2] + b"\0\0"
+            for value in (0, 1, 3, 0x3F, 0xFF):
+                yield f"{form}-scan{at}={value}", changed(len(parts) - 1, at, value)
+        for name, end in {
+            "no": b"",
+            "half": b"\xff",
+            "odd": b"\xff\xd8",
+            "zero": b"\0\0",
+            "two": b"\xff\xd9" * 2,
+        }.items():
+            yield f"{form}-{name}-eoi", base[:-2] + end
         yield f"{form}-trailing", base + b"trailing" * 50
         yield f"{form}-two", base + base
-        for cut in (3, 4, 5, 6, 8, 12, 20, 40):
+        for cut in (3, 4, 5, 8, 20):
             yield f"{form}-cut{cut}", base[:-cut]
             yield f"{form}-cut{cut}-eoi", base[:-cut] + b"\xff\xd9"
+
+
+def sound_files() -> dict[str, bytes]:
+    """Files that must be read, by name with a suffix."""
+    return {f"{n}.png": b for n, b in png_types()} | {f"{n}.jpg": b for n, b in jpeg_kinds()}
+
+
+def damaged_files() -> dict[str, bytes]:
+    """Files that may be read or not, by name with a suffix."""
+    files = {f"{n}.png": b for n, b in png_damage()} | {f"{n}.jpg": b for n, b in jpeg_damage()}
+    for kind, depth, interlace in ((2, 8, 0), (3, 4, 0), (0, 16, 1), (6, 8, 1)):
+        whole = join(png(kind, depth, interlace=interlace))
+        files |= {f"{n}.png": b for n, b in broken_anyhow(f"png{kind}-{depth}", whole, 8, kind)}
+    for i, options in enumerate(
+        ({}, {"progressive": True}, {"restart_marker_blocks": 2}, {"mode": "L"}, {"mode": "CMYK"})
+    ):
+        files |= {f"{n}.jpg": b for n, b in broken_anyhow(f"jpeg{i}", jpeg(**options), 14, i)}  # type: ignore[arg-type]
+    return files
+
+
+def lossless_jpeg() -> bytes:
+    """A JPEG of process 14 (SOF3): 16 x 16 pixels of gray 128. Only libjpeg-turbo 3 and later decodes it."""
+    frame = segment(0xC3, bytes([8, 0, 16, 0, 16, 1, 1, 0x11, 0]))
+    table = segment(0xC4, bytes([0, 1, *[0] * 16]))
+    scan = segment(0xDA, bytes([1, 1, 0, 1, 0, 0]))
+    return b"\xff\xd8" + frame + table + scan + bytes(32) + b"\xff\xd9"

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from images import bad_images, class_tree, pixels
+from images import bad_images, class_tree, endless_image, pixels
 from processes import alive, eventually
 
 from resnext_core.config import AugmentConfig
@@ -200,14 +200,13 @@ def test_close_leaves_nothing(index: Index) -> None:
 
 @pytest.fixture
 def slow(index: Index) -> Iterator[Index]:
-    """`index` and a pipe that nobody writes to: who reads it hangs, so that which file it reads is certain."""
-    fifo = index.root / "slow.jpg"
-    os.mkfifo(fifo)
+    """`index` and a file without an end: who reads it does nothing else, so that which file it reads is certain."""
+    endless = endless_image(index.root / "slow.jpg")
     yield Index(
         root=index.root, paths=(*index.paths, "slow.jpg"), labels=np.append(index.labels, 0).astype(np.int32),
         classes=index.classes,
     )  # fmt: skip
-    fifo.unlink()
+    endless.unlink()
 
 
 def killing_twice(loader: Loader, sample: int, number: signal.Signals) -> threading.Thread:
@@ -320,7 +319,7 @@ def test_a_bad_image_is_listed_once_and_not_tried_again(tmp_path: Path) -> None:
         assert "not an image" in load(workers).failures[1]
         assert own.read_text() == f"{index.root.name}/{index.paths[1]}\n"
     bad.unlink()
-    os.mkfifo(bad)  # who tried to read it would hang
+    os.mkfifo(bad)  # who tried to read it would call it a pipe
     assert load(1).failures == {1: "it is on the quarantine list"}
     assert own.read_text().count("\n") == 1
 

@@ -18,9 +18,10 @@ import numpy as np
 import psutil
 import pytest
 from command_line import CommandLine, environment
-from images import bad_images, class_tree, good_odd_images, picture
+from images import bad_images, class_tree, endless_image, good_odd_images, picture
 from PIL import Image, PngImagePlugin
 
+from resnext_core.data.depth import DARK_16_BITS
 from resnext_core.data.index import open_index
 from resnext_core.data.loader import Loader
 from resnext_core.data.quarantine import Quarantine, read_list
@@ -123,6 +124,27 @@ def test_duplicates_alone_are_no_error(cli: CommandLine, data: Path) -> None:
     assert len(scanned(cli, data)["duplicates"]) == 1
 
 
+def test_images_that_may_hold_12_bits_are_named(cli: CommandLine, data: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (30, 40)).astype(np.uint16)
+    for name in ("a", "b"):
+        Image.fromarray(values + (name == "b")).save(data / "train" / "ant" / f"{name}.png")
+    for times in ("read", "remembered"):
+        value = scanned(cli, data)
+        assert value[times] == 17
+        (remarked,) = value["remarks"]
+        assert remarked["remark"] == DARK_16_BITS
+        assert [f["name"] for f in remarked["files"]] == ["train/ant/a.png", "train/ant/b.png"]
+    outcome = cli("data", "scan", data, "--no-cache", "--workers", 1)
+    assert f"{DARK_16_BITS}: 2\n  train/ant/a.png\n" in outcome.out
+
+
+def test_what_is_no_regular_file_is_corrupt_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    scan = scan_files([str(tmp_path / "pipe.png")], Memory(None, tmp_path), workers=1)
+    assert scan is not None
+    assert scan.facts[str(tmp_path / "pipe.png")].error == "a pipe, not a regular file"
+
+
 def test_one_file_in_two_lists_leaks(cli: CommandLine, data: Path) -> None:
     lists = data.parent / "lists"
     lists.mkdir()
@@ -184,7 +206,7 @@ def test_a_damaged_memory_costs_time_only(cli: CommandLine, data: Path, spoil: s
     if spoil == "torn":
         memory.write_text("".join(lines[:8]) + lines[8][:30])
     elif spoil == "other":
-        memory.write_text(text.replace('"format": 1', '"format": 0', 1))
+        memory.write_text(text.replace('"format": 2', '"format": 1', 1))
     elif spoil == "binary":
         memory.write_bytes(os.urandom(3000))
     else:
@@ -268,31 +290,31 @@ def test_a_scan_that_ends_early_goes_on(cli: CommandLine, data: Path, number: si
 def test_a_file_that_kills_its_reader_is_a_bad_file(tmp_path: Path) -> None:
     class_tree(tmp_path / "few", per_class=4)
     paths = sorted(map(str, (tmp_path / "few").rglob("*.jpg")))
-    pipe = tmp_path / "pipe.jpg"  # who opens it waits for a writer: then it is certain who reads it
-    os.mkfifo(pipe)
+    endless = endless_image(
+        tmp_path / "endless.jpg"
+    )  # who opens it stays at it: then it is certain who reads it
     killed: list[int] = []
-    done = threading.Event()
 
     def kill_readers() -> None:
         for _ in range(2):
-            descriptor = os.open(pipe, os.O_WRONLY)
-            while not (found := [pid for pid in _children() if pid not in killed and _holds(pid, pipe)]):
+            while not (found := [pid for pid in _children() if pid not in killed and _holds(pid, endless)]):
                 time.sleep(0.01)
-            os.kill(found[0], signal.SIGSEGV)
+            os.kill(found[0], signal.SIGSTOP)
             killed.append(found[0])
-            os.close(descriptor)
-        while not done.wait(0.01):  # its digest is taken: of nothing
-            with contextlib.suppress(OSError):
-                os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+            while psutil.Process(found[0]).status() != psutil.STATUS_STOPPED:
+                time.sleep(0.01)
+            if len(killed) == 2:
+                os.truncate(endless, 5)  # its digest is taken then, in this process
+            os.kill(found[0], signal.SIGSEGV)
+            os.kill(found[0], signal.SIGCONT)
 
     thread = threading.Thread(target=kill_readers, daemon=True)
     thread.start()
-    scan = scan_files([*paths, str(pipe)], Memory(None, tmp_path), workers=2)
-    done.set()
+    scan = scan_files([*paths, str(endless)], Memory(None, tmp_path), workers=2)
     thread.join()
     assert len(set(killed)) == 2
     assert scan is not None
-    assert scan.facts[str(pipe)].error == "the process that decoded it died"
+    assert scan.facts[str(endless)].error == "the process that decoded it died"
     assert [scan.facts[p].error for p in paths] == [None] * 12
 
 

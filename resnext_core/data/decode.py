@@ -31,19 +31,18 @@ import io
 import logging
 import os
 import stat
-import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from resnext_core.data.depth import declared_bits, eight_bit_colour, eight_bits, rawmode_16
 from resnext_core.data.jpeg import without_metadata
 from resnext_core.data.png import SIGNATURE, Png, read_png
 from resnext_core.errors import DataError
@@ -54,8 +53,6 @@ MAX_PIXELS = 178_956_970
 MAX_BYTES = 1 << 31
 #: How the text begins that Git has in place of a large file until that is fetched.
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-#: What is remarked about an image that is read, and probably not as it was meant.
-DARK_16_BITS = "16-bit image whose values stay below 4096: it may hold 12-bit data"
 
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
@@ -153,7 +150,12 @@ def decode(
         if sides is not None:
             drafted = source.image.draft(None, (max(sides[0], 1), max(sides[1], 1)))
             scale = drafted[1][2] / width if drafted is not None else 1.0
-        return _to_rgb(source, remarks if remarks is not None else []), scale
+        try:
+            return _to_rgb(source, remarks if remarks is not None else []), scale
+        except OSError as error:  # libtiff and others give a number alone
+            if str(error).startswith("decoder error"):
+                raise ValueError(f"broken {source.format} data ({error})") from error
+            raise
 
 
 def not_regular(mode: int) -> str | None:
@@ -184,19 +186,27 @@ def _identified(stream: IO[bytes]) -> ImageFile.ImageFile:
     """Open `stream` with Pillow. A file that is of a format by its first bytes, but broken, is told as that."""
     try:
         return Image.open(stream, formats=_formats())
-    except UnidentifiedImageError:
+    except Exception as error:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+            raise
         stream.seek(0)
         head = stream.read(16)
         for name in _formats():
             factory, accepts = Image.OPEN[name]
             if accepts is not None and accepts(head):
-                stream.seek(0)
-                try:
-                    factory(stream, "")
-                except Exception as error:  # its text may be a number alone, the key that was looked for
-                    text = str(error)
-                    raise ValueError(f"a broken {name}" + f": {text}" * (not text.isdecimal())) from error
+                raise ValueError(f"a broken {name}{_why(factory, stream)}") from error
         raise
+
+
+def _why(factory: Callable[[IO[bytes], str], ImageFile.ImageFile], stream: IO[bytes]) -> str:
+    """Return what the decoder of a format has against `stream`: Pillow tells it to nobody."""
+    stream.seek(0)
+    try:
+        factory(stream, "")
+    except Exception as error:
+        text = str(error)
+        return f": {text}" if text and not text.isdecimal() else ""  # a number is the key that was looked for
+    return ""
 
 
 @contextmanager
@@ -217,19 +227,20 @@ def _guarded(path: str | Path) -> Iterator[None]:
 
 def _to_rgb(source: Source, remarks: list[str]) -> Image.Image:
     image = source.image
-    rawmode = _rawmode(image)
+    rawmode = rawmode_16(image)
     image.load()
     if source.png is not None:
         _check_rows(image, source.png)
     image.info.pop("transparency", None)  # else Pillow makes a conversion depend on it
-    if image.mode == "RGB" and ";16" not in rawmode:
+    if image.mode == "RGB" and rawmode is None:
         return image
     if image.mode.startswith("I"):
-        return _from_16_bits(np.asarray(image), _declared_bits(source), remarks).convert("RGB")
+        return eight_bits(np.asarray(image), declared_bits(image, source.png), remarks).convert("RGB")
     if image.mode == "F":
         raise ValueError("floating-point pixels have no defined white; save the image with 8 or 16 bits")
-    if ";16" in rawmode and image.mode in ("RGB", "RGBA"):
-        return _from_16_bit_colour(source, rawmode, remarks)
+    if rawmode is not None and image.mode in ("RGB", "RGBA"):
+        again = partial(Image.open, source.stream, formats=_formats())
+        return eight_bit_colour(image, again, rawmode, declared_bits(image, source.png), remarks)
     if image.mode in ("RGBa", "La"):
         return image.convert(image.mode.upper()).convert("RGB")
     return image.convert("RGB")
@@ -246,73 +257,6 @@ def _check_rows(image: Image.Image, png: Png) -> None:
             return
     if not png.whole():
         raise ValueError("the image data ends before the last row")
-
-
-# -- 16 bits -------------------------------------------------------------------------------------
-
-
-def _declared_bits(source: Source) -> tuple[int, bool] | None:
-    """Return how many of its 16 bits a file says to use, and whether they are stored unscaled for certain."""
-    if source.png is not None:
-        bits = source.png.significant
-        return (bits, False) if bits is not None and bits < 16 else None
-    tags: Any = getattr(source.image, "tag_v2", {})
-    depth, most = (np.atleast_1d(tags.get(tag, 0)) for tag in (258, 281))  # BitsPerSample, MaxSampleValue
-    for bits in range(9, 16):
-        if (depth == bits).all() or (most == (1 << bits) - 1).all():
-            return bits, True
-    return None
-
-
-def _from_16_bits(values: NDArray[Any], declared: tuple[int, bool] | None, remarks: list[str]) -> Image.Image:
-    """Return 8 bits of (H, W) or (H, W, 3) values of 16."""
-    most = int(values.max(initial=0))
-    if values.size and not 0 <= values.min() <= most <= 0xFFFF:
-        raise ValueError("pixels outside 16 bits have no defined white; save the image with 8 or 16 bits")
-    values = values.astype(np.uint16)
-    if declared is not None and most < 1 << declared[0]:
-        bits, unscaled = declared
-        if unscaled or (values & ((1 << (16 - bits)) - 1)).any():
-            return Image.fromarray((values << (16 - bits) >> 8).astype(np.uint8))
-    elif 0 < most < 4096:
-        remarks.append(DARK_16_BITS)
-    return Image.fromarray((values >> 8).astype(np.uint8))
-
-
-def _rawmode(image: ImageFile.ImageFile) -> str:
-    """Return how Pillow's decoder will read a sample, for instance ``RGB;16B``; empty where that varies."""
-    modes = {str(tile[3][0] if isinstance(tile[3], tuple) and tile[3] else tile[3]) for tile in image.tile}
-    return modes.pop() if len(modes) == 1 else ""
-
-
-def _from_16_bit_colour(source: Source, rawmode: str, remarks: list[str]) -> Image.Image:
-    """Return 8 bits of colours of 16. Pillow gives their upper bytes; the lower ones are read where they matter."""
-    upper = source.image.convert("RGB")
-    declared = _declared_bits(source)
-    bound = 4096 if declared is None else 1 << declared[0]
-    if int(np.asarray(upper).max(initial=0)) << 8 >= bound:
-        return upper
-    lower = _lower_bytes(source, rawmode)
-    values = np.asarray(upper).astype(np.uint16) << 8 | lower
-    return _from_16_bits(values, declared, remarks)
-
-
-def _lower_bytes(source: Source, rawmode: str) -> NDArray[np.uint8]:
-    """Decode again with the two bytes of each sample exchanged: uint8 (H, W, 3)."""
-    source.stream.seek(0)
-    other = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[rawmode[-1]]
-    # LA;16B has no twin; its four bytes a pixel are read as four channels: upper, lower, and alpha's.
-    exchanged = "RGBA" if rawmode == "LA;16B" else rawmode[:-1] + other
-    with Image.open(source.stream, formats=_formats()) as again:
-        again.tile = [_with_rawmode(tile, exchanged) for tile in again.tile]
-        again.load()
-        pixels = np.asarray(again)[..., :3]
-    return np.repeat(pixels[..., 1:2], 3, axis=-1) if rawmode == "LA;16B" else pixels
-
-
-def _with_rawmode(tile: Any, rawmode: str) -> Any:
-    arguments = (rawmode, *tile[3][1:]) if isinstance(tile[3], tuple) else rawmode
-    return type(tile)(*tile[:3], arguments) if hasattr(tile, "_fields") else (*tile[:3], arguments)
 
 
 # -- decoders ------------------------------------------------------------------------------------

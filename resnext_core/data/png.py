@@ -73,7 +73,6 @@ def read_png(data: bytes) -> Png:
     """Return what the pixels of a PNG file need; ValueError with the reason where they cannot be trusted.
 
     Chunks that are not critical (profiles, EXIF, text, transparency, animation) are passed over whatever is in them.
-    Reading ends with the last IDAT of the first run of them.
     """
     header = palette = significant = None
     parts: list[memoryview] = []
@@ -84,8 +83,6 @@ def read_png(data: bytes) -> Png:
     for at, kind, content, checksum in _chunks(data):
         if header is None and kind != b"IHDR":
             raise ValueError(f"the first chunk is {kind.decode()}, not IHDR")
-        if parts and kind != b"IDAT":
-            break
         if kind[0] & 0x20:  # a lower-case letter: not critical
             plain = False
             if kind == b"sBIT" and significant is None and zlib.crc32(content, zlib.crc32(kind)) == checksum:
@@ -140,10 +137,17 @@ def _stream(
 
 
 def _chunks(data: bytes) -> Iterator[tuple[int, bytes, memoryview, int]]:
-    """Yield place, type, content and checksum of each chunk; the end of the file between two chunks ends it."""
+    """Yield place, type, content and checksum of each chunk, up to the last IDAT of the first run of them.
+
+    The end of the file between two chunks ends it, too.
+    """
     view, at, size = memoryview(data), len(SIGNATURE), len(data)
+    images = False
     while at + 8 <= size:
         length, kind = _LENGTH_AND_TYPE.unpack_from(data, at)
+        if images and kind != b"IDAT":
+            return
+        images = kind == b"IDAT"
         if not (kind.isalpha() and kind.isascii()):
             raise ValueError(f"no chunk at byte {at}")
         end = at + 8 + length

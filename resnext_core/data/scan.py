@@ -35,8 +35,8 @@ _LOOK_S = 1.0
 class Facts:
     """What is known of a file. `pixels` is the digest of size and RGB pixels, None where `error` says why not.
 
-    `sha256` is of the bytes; `width` and `height` are in pixels, 0 where unknown; `format` is Pillow's name. `remark` says
-    what is probably wrong with a file that can be read.
+    `sha256` is of the bytes; `width` and `height` are in pixels, 0 where unknown; `format` is Pillow's name.
+    `remark` says what is probably wrong with a file that can be read.
     """
 
     size: int

@@ -310,6 +310,9 @@ Image decode(const std::string& bytes, int minimum) {
   if (bytes.empty()) throw BadImage("the file is empty");
   if (starts(bytes, "\xFF\xD8\xFF", 3)) return decode_jpeg(bytes, minimum);
   if (starts(bytes, "\x89PNG\r\n\x1A\n", 8)) return decode_png(bytes);
+  const std::string pointer = "version https://git-lfs.github.com/spec/";
+  if (bytes.compare(0, pointer.size(), pointer) == 0)
+    throw BadImage("a Git LFS pointer, not an image; run git lfs pull");
   const char* other = bytes.size() > 12 ? other_format(bytes) : nullptr;
   if (other != nullptr) throw BadImage(std::string(other) + ": this program reads JPEG and PNG only");
   throw BadImage("neither JPEG nor PNG; this program reads no other format");

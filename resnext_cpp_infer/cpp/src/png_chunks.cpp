@@ -93,6 +93,8 @@ PngChunks png_chunks(const std::string& bytes) {
   size_t at = kSignature;
   while (at + 8 <= bytes.size()) {
     const char* type = &bytes[at + 4];
+    const bool image = bytes.compare(at + 4, 4, "IDAT") == 0;
+    if (!parts.empty() && !image) break;  // nothing after the image data matters
     const size_t length = number(&bytes[at]), room = bytes.size() - at - 8;
     if (!std::all_of(type, type + 4, letter)) throw BadImage("no chunk at byte " + std::to_string(at));
     const std::string name(type, 4);
@@ -101,7 +103,6 @@ PngChunks png_chunks(const std::string& bytes) {
     const auto sound = [&] { return checksum(type, length) == number(content.at + length); };
     at += 12 + length;
     if (head.at == nullptr && name != "IHDR") throw BadImage("the first chunk is " + name + ", not IHDR");
-    if (!parts.empty() && name != "IDAT") break;
     if ((type[0] & 0x20) != 0) {  // a lower-case letter: not critical
       if (name == "sBIT" && significant.at == nullptr && sound()) significant = content;
       continue;
@@ -114,7 +115,7 @@ PngChunks png_chunks(const std::string& bytes) {
     } else if (name == "PLTE") {
       if (palette.at != nullptr) throw BadImage("two chunks PLTE");
       palette = content;
-    } else if (name == "IDAT") {
+    } else if (image) {
       parts.push_back(content);
     } else {
       throw BadImage(name == "IEND" ? "no image data before IEND" : "unknown critical chunk " + name);
