@@ -40,7 +40,9 @@ class DataConfig:
     `train`, `val` and `test` are relative to `dir`; None looks for the usual names there, ``none`` leaves a part out.
     `workers` None means one process a core, at most 8; 0 decodes in the main process. An image that cannot be read
     ends the run (`bad_images` ``fail``), or keeps its place as a row that counts as wrong (``count``), or so and is
-    put on the run's list and not tried again (``quarantine``). `quarantine` is a list of files not to be tried.
+    put on the run's list and not tried again (``quarantine``). A run ends when more than the share `max_bad` of its
+    training images could not be read; None is 1 %, or 10 images where that is more, but at most a tenth and at least
+    one image. `quarantine` is a list of files not to be tried.
     """
 
     dir: str | None = None
@@ -50,6 +52,7 @@ class DataConfig:
     workers: int | None = None
     prefetch: int = 4
     bad_images: Literal["fail", "count", "quarantine"] = "count"
+    max_bad: float | None = None
     quarantine: str | None = None
 
 
@@ -136,9 +139,9 @@ class PrecisionConfig:
 class TrainConfig:
     """The run. `batch_size` is global: samples an optimizer step, over all ranks and accumulated micro-batches.
 
-    A checkpoint is saved every `checkpoint_every` epochs, and with `checkpoint_steps` also every so many steps;
-    `background_saving` writes it beside the training. A step whose loss is not a number ends the run (`nonfinite`
-    ``stop``), or is left out and counted (``skip``).
+    A checkpoint is saved every `checkpoint_every` epochs, at each evaluation, and with `checkpoint_steps` also every so
+    many steps; `background_saving` writes it beside the training. A step whose loss is not a number ends the
+    run (`nonfinite` ``stop``), or is left out and counted (``skip``).
     """
 
     epochs: int = 150
@@ -358,7 +361,7 @@ def _check(config: Config, sources: Mapping[str, str]) -> None:
         "data.workers", "optimizer.lr", "optimizer.weight_decay", "schedule.warmup_epochs", "train.seed",
         "schedule.eta_min",
     ]  # fmt: skip
-    share = ["augment.flip", "loss.smoothing", "optimizer.momentum", "train.ema_decay"]
+    share = ["data.max_bad", "augment.flip", "loss.smoothing", "optimizer.momentum", "train.ema_decay"]
 
     def value(key: str) -> Any:
         section, name = key.split(".")

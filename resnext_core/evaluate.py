@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,15 +110,16 @@ def evaluate(
         for indices, valid in eval_batches(len(index), batch_size, rank.rank, rank.world)
     ]
     total, done = sum(int(t.valid.sum()) for t in tasks), 0
-    for task, batch in zip(tasks, loader.batches(tasks), strict=True):
-        logits = predictor.logits(batch.images)
-        counts.add(logits, batch.labels, batch.valid)
-        counts.failed += int((task.valid & ~batch.valid).sum())
-        done += int(task.valid.sum())
-        if on_batch is not None:
-            on_batch(batch, logits)
-        if on_progress is not None:
-            on_progress(done, total)
+    with closing(loader.batches(tasks)) as batches:
+        for task, batch in zip(tasks, batches, strict=True):
+            logits = predictor.logits(batch.images)
+            counts.add(logits, batch.labels, batch.valid)
+            counts.failed += int((task.valid & ~batch.valid).sum())
+            done += int(task.valid.sum())
+            if on_batch is not None:
+                on_batch(batch, logits)
+            if on_progress is not None:
+                on_progress(done, total)
     summed = Counts.from_array(collectives.all_reduce_sum(counts.to_array()))
     if summed.scored + summed.failed != len(index):
         raise DataError(

@@ -139,12 +139,19 @@ def quarantine(config: Config, run: RunFolder | None = None) -> Quarantine | Non
 
 
 def eval_loader(
-    index: Index, preprocess: PreprocessSpec, config: Config, world: int = 1, run: RunFolder | None = None
+    index: Index,
+    preprocess: PreprocessSpec,
+    config: Config,
+    world: int = 1,
+    run: RunFolder | None = None,
+    *,
+    watch_folders: bool = True,
 ) -> Loader:
-    """Return a loader of evaluation pixels."""
+    """Return a loader of evaluation pixels; `watch_folders` False where nobody has seen the files before."""
     return Loader(
         index, preprocess, None, seed=config.train.seed, workers=loader_workers(config, world),
         prefetch=config.data.prefetch, bad_images=config.data.bad_images, quarantine=quarantine(config, run),
+        watch_folders=watch_folders,
     )  # fmt: skip
 
 

@@ -176,6 +176,7 @@ class _Job:
         end = self._end()
         if end is not None and end.code == EXIT_INTERRUPTED:  # the others are saving too
             self._wait(None if self._interrupted else ORDERLY_S)
+            end = self._culprit() or end
         self._stop()
         self._drain()
         if end is None or end.code == EXIT_INTERRUPTED:
@@ -208,6 +209,14 @@ class _Job:
                 if end is not None:
                     return end
             time.sleep(_POLL_S)
+
+    def _culprit(self) -> _End | None:
+        """Return how the rank ended for whose failure the others have stopped in good order, if there is one."""
+        for local in range(len(self._ranks)):
+            code = self._code(local)
+            if code is not None and code > 0 and code not in (EXIT_INTERRUPTED, EXIT_UNAVAILABLE):
+                return self._failure(local, code)
+        return None
 
     def _code(self, local: int) -> int | None:
         """Return how a rank ended, as :attr:`subprocess.Popen.returncode`; what it noted counts before a signal."""

@@ -20,6 +20,10 @@ MAX_CONSECUTIVE = 50
 MAX_DUMPS = 20
 
 
+class Diverged(DataError):
+    """A loss that is not a number ends the run: its state is not worth keeping."""
+
+
 class Nonfinite:
     """Watches the losses of a run and writes ``folder/step-XXXXXXXX.json`` for those that are not finite.
 
@@ -35,22 +39,29 @@ class Nonfinite:
     ) -> dict[str, Any] | None:
         """Look at the loss of `step` (from 1) on the global batch of `samples`; None when it is finite, else a record.
 
-        `epoch` counts from 1. The samples are written down where `write` (rank 0) says so. Raises DataError when
+        `epoch` counts from 1. The samples are written down where `write` (rank 0) says so. Raises Diverged when
         the run must end.
         """
         if np.isfinite(loss):
             self._streak = 0
             return None
         self._streak += 1
-        path = self._dump(step, epoch, loss, lr, samples) if write else None
-        seen = f"; its samples are in {path}" if path else ""
+        path, seen = None, ""
+        if write:
+            try:
+                path = self._dump(step, epoch, loss, lr, samples)
+                seen = f"; its samples are in {path}" if path else ""
+            except DataError as error:
+                if self._tolerant:
+                    raise
+                seen = f"; {error}"
         if not self._tolerant:
-            raise DataError(
+            raise Diverged(
                 f"loss is not a number at step {step}, lr {lr:.3g}{seen}; lower optimizer.lr, check the data, "
                 "or leave such steps out with train.nonfinite=skip. Checkpoints before it are kept"
             )
         if self._streak >= MAX_CONSECUTIVE:
-            raise DataError(
+            raise Diverged(
                 f"the last {self._streak} losses up to step {step} were not numbers{seen}; nothing trains any "
                 "more: lower optimizer.lr and resume. Checkpoints before them are kept"
             )

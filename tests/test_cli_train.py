@@ -388,6 +388,85 @@ def test_a_diverging_run_stops_and_keeps_what_it_has(
     cli.refuses(EXIT_DATA, *words, "--set", "optimizer.lr=1e30", says=says)
 
 
+# -- faults in mid-run ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_data_that_vanishes_stops_the_run_which_goes_on_when_it_is_back(
+    start: list[str], photos: Path, tmp_path: Path, uninterrupted: RunFolder, devices: int
+) -> None:
+    """Never a black image: what was trained is saved, and the end is that of a run to which nothing happened."""
+    data = Path(shutil.copytree(photos, tmp_path / "data"))
+    words = [str(data) if word == str(photos) else word for word in start]
+    process = begin([*words, "--name", "run", "--devices", str(devices)], tmp_path, "step      8 ")
+    data.rename(tmp_path / "elsewhere")
+    code, err = finish(process)
+    assert code == EXIT_DATA, err
+    run = RunFolder.open(tmp_path / "run")
+    step = load_latest(run.checkpoints, pytest.fail).progress.step
+    assert 8 <= step < STEPS
+    assert f"the data folder {data} cannot be read any more: No such file or directory" in err
+    assert f"saved after step {step}, continue with --resume {run.path}" in err
+    assert rows(run, "bad_image", "path") == []
+    assert all(scored == 23 for (scored,) in rows(run, "eval", "scored"))
+    if devices == 1:
+        assert len(err.splitlines()) == 1
+        (tmp_path / "elsewhere").rename(data)
+        process = begin(["train", "--resume", str(run.path)], tmp_path, "training ")
+        assert finish(process) == (0, "")
+        same_outcome(run, uninterrupted)
+
+
+def test_an_evaluation_that_cannot_end_costs_no_training(
+    start: list[str], photos: Path, cli: CommandLine, tmp_path: Path
+) -> None:
+    """And resuming does not train again; with the fault mended it goes on."""
+    data = Path(shutil.copytree(photos, tmp_path / "data"))
+    bad = data / "val" / "ant" / "zz.png"
+    bad.write_bytes(b"junk")
+    words = [str(data) if word == str(photos) else word for word in start]
+    says = (
+        f"cannot read image {bad}: not an image",
+        "data.bad_images=count",
+        "saved after step 6, continue with",
+    )
+    more = ["--name", "run", "--epochs", 2, "--set", "data.bad_images=fail"]
+    cli.refuses(EXIT_DATA, *words, *more, says=says)
+    run = RunFolder(tmp_path / "run")
+    for _ in range(2):
+        cli.refuses(EXIT_DATA, "train", "--resume", run.path, says=says)
+        assert rows(run, "train", "step")[-1] == [6], "it trained again"
+    bad.unlink()
+    cli.ok("train", "--resume", run.path)
+    assert rows(run, "eval", "step", "scored") == [[6, 23], [12, 23]]
+    assert rows(run, "checkpoint", "step") == [[6], [12]]
+
+
+def test_bad_images_are_told_where_and_why(
+    start: list[str], photos: Path, cli: CommandLine, tmp_path: Path
+) -> None:
+    """In a line and a record at once, and in the end; on two ranks as on one."""
+    data = Path(shutil.copytree(photos, tmp_path / "data"))
+    bad = [data / "train" / name / sorted(os.listdir(data / "train" / name))[0] for name in ("ant", "elk")]
+    for path in bad:
+        path.write_bytes(b"junk")
+    words = [str(data) if word == str(photos) else word for word in start]
+    for devices in (1, 2):
+        name = f"run{devices}"
+        out = cli.ok(*words, "--name", name, "--epochs", 2, "--devices", devices).out
+        run = RunFolder(tmp_path / name)
+        if devices == 2:
+            out = (run.logs / "rank-0.log").read_text()
+        assert (run.path / "log.txt").read_text().count("not an image of a known format") == 4
+        for path in bad:
+            assert out.count(f"cannot read train image {path}: not an image of a known format") == 1
+        assert sorted(rows(run, "bad_image", "path")) == [[str(path)] for path in bad]
+        assert out.count(f"2 of 48 train images could not be read: {bad[0]}: not an image") == 1
+    strict = [*words, "--name", "strict", "--epochs", 2, "--set", "data.max_bad=0.01"]
+    says = ("of 48 train images could not be read", "data.max_bad allows 0", f"resnext-run data scan {data}")
+    cli.refuses(EXIT_DATA, *strict, says=says)
+
+
 # -- the terminal --------------------------------------------------------------------------------
 
 

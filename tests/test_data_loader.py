@@ -8,8 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -500,3 +501,117 @@ def test_readers_of_a_rank_whose_cores_were_divided(monkeypatch: pytest.MonkeyPa
     assert default_workers(4) == 6
     monkeypatch.setenv("RESNEXT_CORES", "24")
     assert default_workers(8) == 8
+
+
+# -- whose fault it is -----------------------------------------------------------------------------
+
+
+def read_all(index: Index, workers: int, **options: Any) -> Loader:
+    with Loader(index, SPEC, workers=workers, **options) as loader:
+        for _ in loader.batches(eval_tasks(index)):
+            pass
+    return loader
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_vanishes_is_a_bad_image(tmp_path: Path, workers: int) -> None:
+    index = open_index(class_tree(tmp_path / "train", per_class=2))
+    index.path(1).unlink()
+    loader = read_all(index, workers)
+    assert loader.failures == {1: "No such file or directory"}
+    assert loader.take_failures() == [(1, "No such file or directory")]
+    assert loader.take_failures() == []
+
+
+def moved(root: Path) -> Path:
+    root.rename(root.with_name("elsewhere"))
+    return root
+
+
+def unmounted(root: Path) -> Path:
+    """The folder above stays, and is empty, as where a file system is no longer mounted."""
+    above = root.parent
+    root.rename(above.parent / "elsewhere")
+    return root
+
+
+def class_moved(root: Path) -> Path:
+    (root / "bee").rename(root.parent / "bee")
+    return root / "bee"
+
+
+def emptied(root: Path) -> Path:
+    for path in (root / "bee").iterdir():
+        path.unlink()
+    return root / "bee"
+
+
+def a_file_now(root: Path) -> Path:
+    class_moved(root)
+    (root / "bee").write_text("no folder")
+    return root / "bee"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("lose", [moved, unmounted, class_moved, emptied, a_file_now])
+def test_a_folder_that_vanishes_is_no_bad_image(
+    tmp_path: Path, lose: Callable[[Path], Path], workers: int
+) -> None:
+    """Under every policy, in training and evaluation; nothing is counted or listed as bad."""
+    root = class_tree(tmp_path / "mounted" / "train", per_class=2)
+    index, own = open_index(root), tmp_path / "quarantine.txt"
+    lost = lose(root)
+    for policy in ("count", "quarantine"):
+        quarantine = Quarantine(tmp_path, own=own)
+        with pytest.raises(DataError) as caught:
+            read_all(index, workers, bad_images=policy, quarantine=quarantine)
+        assert not isinstance(caught.value, BadImage)
+        assert f"the data folder {lost} cannot be read any more: " in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert not own.exists()
+    assert len(read_all(index, workers, watch_folders=False).failures) >= 2, (
+        "files that nobody has seen before"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_that_may_not_be_read_any_more_is_named(tmp_path: Path) -> None:
+    index = open_index(class_tree(tmp_path / "train", per_class=2))
+    (tmp_path / "train" / "bee").chmod(0)
+    try:
+        with pytest.raises(
+            DataError, match=r"the data folder .*bee cannot be read any more: Permission denied"
+        ):
+            read_all(index, 0)
+    finally:
+        (tmp_path / "train" / "bee").chmod(0o755)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_descriptors_that_run_out_are_no_bad_image(tmp_path: Path, workers: int) -> None:
+    """The limit is met where files are opened, or where a worker is started."""
+    index = open_index(class_tree(tmp_path / "train", per_class=2))
+    code = (
+        "import resource, sys\n"
+        "from resnext_core.data.index import open_index\n"
+        "from resnext_core.data.loader import Loader\n"
+        "from resnext_core.data.batch import Task\n"
+        "from resnext_core.preprocess import PreprocessSpec\n"
+        "import numpy as np\n"
+        "index = open_index(sys.argv[1])\n"
+        "loader = Loader(index, PreprocessSpec(size=24, resize=28), workers=int(sys.argv[2]))\n"
+        "list(Loader(index, PreprocessSpec(size=24, resize=28), workers=0).batches([Task.of(0, np.arange(2))]))\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))\n"
+        "try:\n"
+        "    list(loader.batches([Task.of(0, np.arange(2))]))\n"
+        "except BaseException as error:\n"
+        "    print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(index.root), str(workers)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("DataError cannot ")
+    assert "Too many open files" in done.stdout

@@ -168,7 +168,8 @@ def test_evaluation_checkpoints_and_best_come_when_asked(
     # classes 2, 4, 0 (epoch 6) have 4 images of 23, class 1 (epoch 7) has 4: the first is best and stays so
     assert records(made, "eval", "epoch", "best") == [(2, True), (4, False), (6, False), (7, False)]
     assert all(t == 4 / 23 for (t,) in records(made, "eval", "top1"))
-    assert records(made, "checkpoint", "epoch") == [(2,), (3,), (6,), (7,)]
+    # every third epoch, and each that is evaluated
+    assert records(made, "checkpoint", "epoch") == [(2,), (3,), (4,), (6,), (7,)]
     assert (progress.best, progress.best_step) == (4 / 23, 12)
     assert (made.run.checkpoints / "best").read_text() == "step-00000012"
     saved = load_checkpoint(made.run.checkpoints / "step-00000012").weights

@@ -116,7 +116,7 @@ def _infer_images(served: Served, args: argparse.Namespace, config: Config) -> i
                 raise
             lost = error  # the logits are worth going on
 
-    with eval_loader(index, served.preprocess, config) as loader:
+    with eval_loader(index, served.preprocess, config, watch_folders=False) as loader:
         for task, batch in zip(tasks, loader.batches(tasks), strict=True):
             logits = served.predictor.logits(batch.images)
             for row in np.flatnonzero(task.valid):

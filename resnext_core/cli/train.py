@@ -9,7 +9,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,10 @@ def train(plan: Plan, backend: Backend, rank: RankInfo, output: Output) -> RunFo
             if resumed is not None and rank.is_main:  # what follows the checkpoint will be written again
                 run.rewind((checkpoint.saving.records or 0) if checkpoint else 0)
             if checkpoint is not None:
-                job.saved(checkpoint.summary)
+                if not job.awaits_evaluation(
+                    checkpoint.progress
+                ):  # else it has its record when it is completed
+                    job.saved(checkpoint.summary)
                 emit({"kind": "resume", "step": checkpoint.progress.step})
             else:
                 emit({"kind": "start", "step": 0})
@@ -133,8 +136,6 @@ def train(plan: Plan, backend: Backend, rank: RankInfo, output: Output) -> RunFo
         progress = run_training(job, backend, checkpoint, ready)
         emit({"kind": "end", "step": progress.step, "seconds": round(time.perf_counter() - started, 3)})
         bar.close()
-        if job.train_loader.failures and rank.is_main:
-            output.say(_failures(job.train_loader.failures))
     return run
 
 
@@ -270,8 +271,3 @@ def _tensorboard(run: RunFolder) -> Any:
 
 def _nowhere(record: Record) -> None:
     pass
-
-
-def _failures(failures: Mapping[int, str]) -> str:
-    first = [message for _, message in sorted(failures.items())[:3]]
-    return f"{len(failures)} training images could not be read, e.g. {'; '.join(first)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from types import TracebackType
 from typing import Literal
 
@@ -16,6 +16,7 @@ from resnext_core.config import AugmentConfig
 from resnext_core.data.batch import Batch as Batch
 from resnext_core.data.batch import Task as Task
 from resnext_core.data.decode import BadImage
+from resnext_core.data.faults import blame
 from resnext_core.data.index import Index
 from resnext_core.data.pool import Pool, WorkerDied
 from resnext_core.data.quarantine import Quarantine
@@ -52,7 +53,8 @@ class Loader:
     label and index, and `valid` False, in training as in evaluation, and :attr:`failures` says why; with
     ``quarantine`` it is also put on the list of `quarantine`; with ``fail`` BadImage is raised when its batch is
     due. What is on that list already is not tried again, under any policy. An image that ends two decoding
-    processes counts as one that cannot be read.
+    processes counts as one that cannot be read. With `watch_folders` a file whose folder is gone is no bad image but
+    a DataError, see :func:`resnext_core.data.faults.blame`.
 
     A context manager; :meth:`close` ends the processes. They also end when this process does.
     """
@@ -68,28 +70,33 @@ class Loader:
         prefetch: int = 4,
         bad_images: Literal["count", "fail", "quarantine"] = "count",
         quarantine: Quarantine | None = None,
+        watch_folders: bool = True,
     ) -> None:
         self.index = index
         self.workers = default_workers() if workers is None else workers
         self.failures: dict[int, str] = {}
         self.waited_s = 0.0
         self._notes: list[str] = []
+        self._new_failures: list[tuple[int, str]] = []
         self._quarantine = quarantine
         self._listed = quarantine.indices(index) if quarantine is not None else set()
+        #: Images of the index on the quarantine list from the start.
+        self.listed = frozenset(self._listed)
         self._recipe = Recipe(preprocess=preprocess, augment=augment, seed=seed)
         self._root = os.path.abspath(index.root)  # a later chdir of this process must not matter
         self._prefetch = max(prefetch, 1)
         self._bad_images = bad_images
+        self._watch_folders = watch_folders
         self._pool: Pool | None = None
         self._running = False
 
-    def batches(self, tasks: Iterable[Task]) -> Iterator[Batch]:
+    def batches(self, tasks: Iterable[Task]) -> Generator[Batch, None, None]:
         """Yield a batch for each task, in order; the arrays are the caller's to keep.
 
         `tasks` is read ahead. Rows with `valid` False are padding and are not decoded. Left early, the
         iterator may be followed by another; two at a time raise RuntimeError. Seconds that the caller
-        waited add up in :attr:`waited_s`. Raises BadImage (policy ``fail``), and DataError when workers die again
-        and again, naming the file that the last one was reading.
+        waited add up in :attr:`waited_s`. Raises BadImage (policy ``fail``), and DataError when the folder of a file
+        is lost, or when workers die again and again, naming the file that the last one was reading.
         """
         source = self._in_process(tasks) if self.workers == 0 else self._in_workers(tasks)
         if self._running:
@@ -110,6 +117,14 @@ class Loader:
         """Return what happened since the last call that someone should know, a line each."""
         notes, self._notes = self._notes, []
         return notes
+
+    def take_failures(self) -> list[tuple[int, str]]:
+        """Return the images that could not be read for the first time since the last call, with the reasons.
+
+        Those on the quarantine list, which nobody tried, are not among them.
+        """
+        failures, self._new_failures = self._new_failures, []
+        return failures
 
     def close(self) -> None:
         """End the decoding processes; the loader may be used again, which starts new ones."""
@@ -147,7 +162,7 @@ class Loader:
                 try:
                     images[row] = self._recipe.pixels(path, task.epoch, sample)
                 except BadImage as error:
-                    bad.append((row, error.reason))
+                    bad.append((row, error.reason, error.errno))
             yield self._batch(task, images, bad)
 
     def _in_workers(self, tasks: Iterable[Task]) -> Iterator[Batch]:
@@ -181,7 +196,9 @@ class Loader:
                     upcoming = next(source, None)
             killers = set(pool.killers())
             killed = (
-                [(row, _KILLS) for row, sample, _ in self._rows(task) if sample in killers] if killers else []
+                [(row, _KILLS, None) for row, sample, _ in self._rows(task) if sample in killers]
+                if killers
+                else []
             )
             yield self._batch(task, images, [*done.bad, *killed])
 
@@ -201,10 +218,14 @@ class Loader:
             if samples[row] not in self._listed
         ]
 
-    def _batch(self, task: Task, images: NDArray[np.uint8], bad: Iterable[tuple[int, str]]) -> Batch:
+    def _batch(
+        self, task: Task, images: NDArray[np.uint8], bad: Iterable[tuple[int, str, int | None]]
+    ) -> Batch:
         valid = task.valid.copy()
-        for row, reason in bad:
+        for row, reason, number in bad:
             sample = int(task.indices[row])
+            if number is not None and self._watch_folders:
+                blame(self.index, sample, number)
             if self._bad_images == "fail":
                 raise BadImage(
                     self.index.path(sample), f"{reason}; repair or remove it, or set data.bad_images=count"
@@ -212,6 +233,8 @@ class Loader:
             if self._bad_images == "quarantine" and self._quarantine is not None:
                 self._quarantine.add(self.index, sample)
                 self._listed.add(sample)
+            if sample not in self.failures:
+                self._new_failures.append((sample, reason))
             self.failures[sample] = reason
             valid[row] = False
         for row in np.flatnonzero(valid).tolist() if self._listed else ():

@@ -55,7 +55,10 @@ class Pool:
             )
         if workers * CELL > HEADER:
             raise UsageError(f"data.workers must be at most {HEADER // CELL}, not {workers}")
-        self._memory = _anonymous_file()
+        try:
+            self._memory = _anonymous_file()
+        except OSError as error:
+            raise _cannot_start(error) from error
         self._links: list[Connection] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         self.stop = weakref.finalize(self, _stop, os.getpid(), self._memory, self._links, self._processes)
@@ -151,7 +154,11 @@ class Pool:
 
     def _start(self, number: int) -> None:
         """Start worker `number`, in the place of a dead one where there was one."""
-        ours, theirs = Pipe()
+        try:
+            ours, theirs = Pipe()
+        except OSError as error:
+            self.stop()
+            raise _cannot_start(error) from error
         if number < len(self._links):
             self._links[number].close()
             self._links[number] = ours
@@ -173,9 +180,7 @@ class Pool:
             self._processes[number:] = [process, *self._processes[number + 1 :]]
         except OSError as error:
             self.stop()
-            raise DataError(
-                f"cannot start a data worker: {error.strerror or error}; lower data.workers"
-            ) from error
+            raise _cannot_start(error) from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             theirs.close()
@@ -237,6 +242,10 @@ class WorkerDied(DataError):
         how = f"exit code {code}" if code >= 0 else f"killed by {_signal_name(-code)}"
         super().__init__(f"data worker {worker} died ({how})")
         self.sample = sample
+
+
+def _cannot_start(error: OSError) -> DataError:
+    return DataError(f"cannot start a data worker: {error.strerror or error}; lower data.workers")
 
 
 def _signal_name(number: int) -> str:

@@ -56,10 +56,13 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """A job's end: the reason for each sample that could not be read; `bug` is an unexpected traceback."""
+    """A job's end: row, reason and the system's error number (or None) for each sample that could not be read.
+
+    `bug` is an unexpected traceback.
+    """
 
     ticket: int
-    bad: Sequence[tuple[int, str]] = ()
+    bad: Sequence[tuple[int, str, int | None]] = ()
     bug: str | None = None
 
 
@@ -102,7 +105,7 @@ def _work(job: Job, recipe: Recipe, number: int, memory_fd: int) -> Done:
         try:
             pixels = recipe.pixels(path, job.epoch, sample)
         except BadImage as error:
-            bad.append((row, error.reason))
+            bad.append((row, error.reason, error.errno))
         else:
             _write(memory_fd, np.ascontiguousarray(pixels).reshape(-1).data, job.offset + row * row_bytes)
     os.pwrite(memory_fd, np.int64(0).tobytes(), number * CELL)
