@@ -62,8 +62,8 @@ class PreprocessSpec:
                 raise UsageError(f"preprocess {field} must be an integer from 1 to 8192, not {quoted(value)}")
         if self.resize < self.size:
             raise UsageError(f"preprocess resize {self.resize} is below the crop size {self.size}")
-        if not all(0 < s < 1e6 for s in self.std):
-            raise UsageError("preprocess mean and std are three numbers, std above 0")
+        if not all(1e-6 <= s <= 1e6 for s in self.std) or not all(abs(m) <= 1e6 for m in self.mean):
+            raise UsageError("preprocess mean and std are three numbers up to 1e6, std from 1e-6 on")
         if type(self.scaled_decode) is not bool:
             raise UsageError("preprocess scaled_decode is true or false")
 

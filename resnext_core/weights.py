@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from resnext_core.errors import DataError, ResnextError, quoted, shown
 from resnext_core.files import atomic_path
-from resnext_core.plain import MOST_JSON, parse_json, read_text
+from resnext_core.plain import MOST_JSON, parse_strict_json, read_text
 from resnext_core.preprocess import PreprocessSpec
 from resnext_core.spec import ModelSpec
 
@@ -27,6 +28,8 @@ MANIFEST_KEY = "resnext"
 FORMAT_VERSION = 1
 #: Field of a weights file's manifest with the digest of all its other fields; artefacts need not have it.
 _SEAL = "manifest_sha256"
+#: How that field begins in the text; the digest is of the text before it, closed.
+_SEAL_FIELD = f', "{_SEAL}": "'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,8 +196,7 @@ def save_weights(weights: Weights, path: Path, *, parents: bool = True) -> None:
     Missing folders above it are made, unless `parents` is False.
     """
     data = {t.name: np.ascontiguousarray(weights.tensors[t.name]) for t in weights.spec.tensors}
-    manifest = weights.manifest()
-    metadata = {MANIFEST_KEY: json.dumps({**manifest, _SEAL: _seal(manifest)})}
+    metadata = {MANIFEST_KEY: sealed(weights.manifest())}
     with atomic_path(path, parents=parents) as temporary:
         try:
             safetensors.numpy.save_file(data, temporary, metadata=metadata)
@@ -253,10 +255,10 @@ def reading(path: Path) -> Iterator[None]:
 def parse_manifest(text: str, where: str) -> Manifest:
     """Parse the JSON of a manifest strictly; DataError naming `where` and what is wrong."""
     try:
-        data = parse_json(text)
+        data = parse_strict_json(text)
         if not isinstance(data, dict):
             raise ValueError(f"it must be a JSON object, not {type(data).__name__}")
-        if _SEAL in data and data.pop(_SEAL) != _seal(data):
+        if _SEAL in data and not _sealed_well(text):
             raise DataError(f"{where} is damaged: its manifest does not have its own digest")
         if type(data["format"]) is not int or data["format"] != FORMAT_VERSION:
             raise DataError(
@@ -272,8 +274,14 @@ def parse_manifest(text: str, where: str) -> Manifest:
             raise ValueError(reason)
         if not isinstance(data.get("named_classes"), (bool, type(None))):
             raise ValueError("named_classes is neither true nor false")
-        if not isinstance(data["digest"], str):
-            raise ValueError("digest is not text")
+        check_digest(data["digest"], "digest")
+        artefact = data.get("artefact", {})  # what an exporter says of a file
+        if not isinstance(artefact, dict):
+            raise ValueError("artefact must be an object")
+        if "content" in artefact:
+            check_digest(artefact["content"], "artefact content")
+            if _SEAL not in data:  # whoever writes the one writes the other
+                raise ValueError(f"missing {_SEAL}")
         for key in ("origin", "metrics"):
             if not isinstance(data[key], dict):
                 raise ValueError(f"{key} must be an object")
@@ -310,8 +318,22 @@ def read_manifest(path: Path) -> Manifest:
     return parse_manifest(text, where=str(path))
 
 
-def _seal(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+def sealed(manifest: Mapping[str, Any]) -> str:
+    """Return `manifest` as JSON that ends with the digest of itself, which :func:`parse_manifest` compares."""
+    text = json.dumps(manifest)
+    return f'{text[:-1]}{_SEAL_FIELD}{hashlib.sha256(text.encode()).hexdigest()}"}}'
+
+
+def _sealed_well(text: str) -> bool:
+    """Return whether the last field is the digest of the text before it, as :func:`sealed` writes it."""
+    body, _, seal = text.strip(" \t\r\n").rpartition(_SEAL_FIELD)
+    return seal == hashlib.sha256(f"{body}}}".encode()).hexdigest() + '"}'
+
+
+def check_digest(text: Any, what: str) -> None:
+    """Raise ValueError unless `text` is ``sha256:`` and 64 hexadecimal digits."""
+    if not isinstance(text, str) or not re.fullmatch(r"sha256:[0-9a-f]{64}", text):
+        raise ValueError(f"{what} must be sha256: and 64 hexadecimal digits, not {quoted(text)}")
 
 
 def init_weights(spec: ModelSpec, seed: int) -> dict[str, NDArray[Any]]:

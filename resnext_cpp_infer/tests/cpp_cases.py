@@ -26,7 +26,7 @@ def manifest(spec: PreprocessSpec, classes: tuple[str, ...] = ("ant", "bee", "ca
     model = model_spec("resnext_tiny", num_classes=len(classes), image_size=spec.size).to_dict()
     return {
         "format": FORMAT_VERSION, "model": model, "preprocess": spec.to_dict(), "classes": list(classes),
-        "digest": "sha256:0", "origin": {}, "metrics": {},
+        "digest": f"sha256:{0:064}", "origin": {}, "metrics": {},
     }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from resnext_cpp_infer.program import onnxruntime_library, sources
 from resnext_core.data.augment import load_eval
 from resnext_core.interfaces import ExportRequest
 from resnext_core.preprocess import PreprocessSpec, normalize
+from resnext_core.selfcheck import synthetic_images
 from resnext_core.spec import model_spec
 from resnext_core.weights import Weights, init_weights
 
@@ -78,7 +79,7 @@ def test_what_is_no_model_is_one_line(
 ) -> None:
     (tmp_path / "m.onnx").write_bytes(content)
     done = infer("--model", tmp_path / "m.onnx", "--runtime", onnxruntime_library(), "--data", data)
-    assert done.code == 4
+    assert done.code == 3
     assert done.err.count("\n") == 1
     assert done.err.startswith("resnext-infer: engine onnx: ")
 
@@ -195,9 +196,12 @@ class Ascend:
     def __init__(self, infer: Infer, library: Path, data: Path, folder: Path) -> None:
         self._infer, self._library, self._data, self.folder = infer, library, data, folder
 
-    def __call__(self, text: str, *more: object, fail: str = "") -> Done:
+    def __call__(
+        self, text: str, *more: object, fail: str = "", golden: list[list[float]] | None = None
+    ) -> Done:
         (self.folder / "m.om").write_text(text)
-        (self.folder / "m.om.json").write_text(json.dumps(manifest(SPEC, CLASSES)))
+        own = {} if golden is None else {"golden": {"compute": "float32", "logits": golden}}
+        (self.folder / "m.om.json").write_text(json.dumps(manifest(SPEC, CLASSES) | own))
         env = {"FAKE_ACL_CLASSES": "3", "FAKE_ACL_SIDE": "24", "FAKE_ACL_REPORT": str(self.folder / "report")}
         return self._infer(
             "--model", self.folder / "m.om", "--data", self._data, "--device", "ascend310p", "--quiet",
@@ -237,6 +241,28 @@ def test_logits_for_every_batch_and_type(
     tolerance = 2e-3 if output_type == "float16" else 1e-6
     assert np.abs(np.load(ascend.folder / "l.npy") - expected).max() <= tolerance * np.abs(expected).max()
     assert set(ascend.left().values()) == {0}
+
+
+def test_golden_logits_and_their_tolerance_on_an_ascend(ascend: Ascend) -> None:
+    """The logits are means of the pixels, so Python can say what the synthetic images give."""
+    flat = synthetic_images(3, SPEC.size).reshape(3, -1).astype(np.float64)
+    right = np.stack([flat[:, c::3].mean(axis=1) for c in range(3)], axis=1)
+    summary = ascend.folder / "s.json"
+
+    def served(off: float) -> Done:
+        return ascend("uint8\nfloat32\n1 2 8\n", "--summary", summary, golden=(right * (1 + off)).tolist())
+
+    done = served(0)
+    assert (done.code, done.err) == (0, "")
+    assert json.loads(summary.read_text())["self_check"]["golden"] < 1e-6
+    assert served(0.02).code == 0, "it computes in float16"
+    done = served(0.1)
+    assert (done.code, done.err.count("\n")) == (3, 1)
+    assert "(allowed 0.05)" in done.err
+    assert set(ascend.left().values()) == {0}
+    done = ascend("uint8\nfloat32\n1 2 8\n")
+    assert done.code == 0
+    assert "has no golden logits: whether it is computed rightly here is not checked" in done.err
 
 
 def api_calls() -> list[str]:

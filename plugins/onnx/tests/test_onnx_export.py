@@ -23,6 +23,7 @@ from onnx_cases import (
     relative,
     write,
 )
+from resnext_onnx.artefact import content_digest
 from resnext_onnx.export import build_model
 from resnext_onnx.graph import fold
 
@@ -121,6 +122,8 @@ def test_manifest_round_trip(tmp_path: Path):
     assert (manifest.origin, manifest.metrics) == ({"made": "test"}, {"top1": 0.5})
     entry = json.loads(text)["artefact"]
     assert entry.pop("digest").startswith("sha256:")
+    assert entry.pop("content") == content_digest((tmp_path / "m.onnx").read_bytes())
+    assert list(json.loads(text))[-1] == "manifest_sha256"
     assert entry == {"format": "onnx", "input": "float", "batch_size": 4, "fold_bn": False, "opset": 17}
     assert (model.ir_version, model.opset_import[0].version) == (8, 17)
     assert model.producer_name == "resnext-onnx"

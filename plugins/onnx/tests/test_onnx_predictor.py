@@ -26,13 +26,14 @@ from onnx_cases import (
     write,
 )
 from resnext_onnx import plugin
+from resnext_onnx.artefact import content_digest
 from resnext_onnx.options import OnnxOptions
 
 from resnext_core.distributed import RankInfo
 from resnext_core.errors import BackendUnavailable, DataError, UsageError
 from resnext_core.interfaces import Batch, Predictor, PredictRequest
 from resnext_core.validate import validate
-from resnext_core.weights import MANIFEST_KEY, save_weights
+from resnext_core.weights import MANIFEST_KEY, save_weights, sealed
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +51,25 @@ def edited(artefact, tmp_path) -> Callable[[Callable[[onnx.ModelProto], object]]
     def edit(change: Callable[[onnx.ModelProto], object]) -> Path:
         model = onnx.load(artefact)
         change(model)
+        reseal(model)
         path = tmp_path / "edited.onnx"
         path.write_bytes(model.SerializeToString())
         return path
 
     return edit
+
+
+def reseal(model: onnx.ModelProto) -> None:
+    """Give a model the digests of what it holds now: it lies, and is not merely damaged."""
+    for entry in model.metadata_props:
+        data = json.loads(entry.value)
+        data.pop("manifest_sha256", None)
+        if isinstance(data.get("artefact"), dict):
+            rest = onnx.ModelProto()
+            rest.CopyFrom(model)
+            del rest.metadata_props[:]
+            data["artefact"]["content"] = content_digest(rest.SerializeToString())
+        entry.value = sealed(data)
 
 
 # -- serving ---------------------------------------------------------------------------------
@@ -250,6 +265,36 @@ def test_flipped_bit_in_the_constants(edited):
         tensor.raw_data = bytes(raw)
 
     _refused(edited(flip), "is damaged")
+
+
+def test_a_file_of_an_older_release_has_no_digest_of_its_graph(artefact, tmp_path):
+    model = onnx.load(artefact)
+    (entry,) = model.metadata_props
+    data = json.loads(entry.value)
+    del data["manifest_sha256"], data["artefact"]["content"]
+    entry.value = json.dumps(data)
+    path = tmp_path / "old.onnx"
+    path.write_bytes(model.SerializeToString())
+    open_onnx(path).close()
+
+
+def test_every_flipped_bit_outside_the_constants(tmp_path):
+    """Of graph and manifest: attributes that change the numbers a little, preprocessing, class names."""
+    path = write(make_weights(IMAGENET), tmp_path / "m.onnx", fold_bn=False)
+    data = path.read_bytes()
+    constants = [t.raw_data for t in onnx.load(path).graph.initializer]
+    inside = np.zeros(len(data), bool)
+    for raw in constants:
+        start = data.index(raw)
+        inside[start : start + len(raw)] = True
+    outside = np.flatnonzero(~inside)
+    rng = np.random.default_rng(0)
+    for position in rng.choice(outside, 300, replace=False):
+        spoilt = bytearray(data)
+        spoilt[position] ^= 1 << int(rng.integers(8))
+        path.write_bytes(spoilt)
+        with pytest.raises(DataError):
+            open_onnx(path)
 
 
 def test_no_manifest(edited):

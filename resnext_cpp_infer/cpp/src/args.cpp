@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "error.h"
+#include "files.h"
 
 namespace resnext {
 
@@ -36,6 +37,8 @@ artefact's manifest (inside it, or FILE.json); no flag changes them.
   --threads N          threads of the engine (default: as it likes)
   --workers N          threads that decode (default: one a core)
   --warmup N           calls before the clock starts (default 1)
+  --self-check MODE    full: compare the file with its digest and compute its golden logits; digest: the first alone;
+                       off: neither (default full)
 
   --stream             serve frames on standard input and output, see docs/ascend310.md
   --print-manifest     print what the artefact says of itself, e.g. to put beside a model made from it
@@ -43,7 +46,8 @@ artefact's manifest (inside it, or FILE.json); no flag changes them.
   --quiet              no progress
   --version, --help
 
-Exit codes: 0 done, 2 wrong use, 3 data cannot be read or written (also some images), 4 engine or device not available.
+Exit codes: 0 done, 2 wrong use, 3 data cannot be read or written (also some images), 4 engine or device not available,
+75 stopped by a signal.
 )";
 
 namespace {
@@ -73,6 +77,13 @@ size_t distance(const std::string& a, const std::string& b) {
   return row[b.size()];
 }
 
+SelfCheck self_check(const std::string& text) {
+  if (text == "full") return SelfCheck::kFull;
+  if (text == "digest") return SelfCheck::kDigest;
+  if (text == "off") return SelfCheck::kOff;
+  throw Error(kUsage, "--self-check must be full, digest or off, not '" + text + "'");
+}
+
 using Setter = std::function<void(const std::string&)>;
 
 [[noreturn]] void unknown(const std::string& flag, const std::map<std::string, Setter>& values,
@@ -97,22 +108,28 @@ using Setter = std::function<void(const std::string&)>;
 Args parse_args(int argc, char** argv) {
   Args args;
   const auto text = [](std::string& target) { return [&target](const std::string& value) { target = value; }; };
+  const auto path = [](std::string& target) {
+    return [&target](const std::string& value) {
+      refuse_address(value);
+      target = value;
+    };
+  };
   const auto number = [](int& target, const char* flag, int low, int high) {
     return [&target, flag, low, high](const std::string& value) { target = integer(flag, value, low, high); };
   };
   const std::map<std::string, Setter> values = {
-      {"--model", text(args.engine.model)},
-      {"--data", text(args.data)},
-      {"--labels", text(args.labels)},
-      {"--output", text(args.output)},
+      {"--model", path(args.engine.model)},
+      {"--data", path(args.data)},
+      {"--labels", path(args.labels)},
+      {"--output", path(args.output)},
       {"--format", text(args.format)},
-      {"--summary", text(args.summary)},
-      {"--logits", text(args.logits)},
-      {"--pixels", text(args.pixels)},
-      {"--seed-layout", text(args.seed_layout)},
+      {"--summary", path(args.summary)},
+      {"--logits", path(args.logits)},
+      {"--pixels", path(args.pixels)},
+      {"--seed-layout", path(args.seed_layout)},
       {"--engine", text(args.engine.name)},
-      {"--engines", text(args.engine.folder)},
-      {"--runtime", text(args.engine.runtime)},
+      {"--engines", path(args.engine.folder)},
+      {"--runtime", path(args.engine.runtime)},
       {"--device", text(args.engine.device)},
       {"--precision", text(args.engine.precision)},
       {"--device-id", number(args.engine.device_id, "--device-id", 0, 1023)},
@@ -120,6 +137,7 @@ Args parse_args(int argc, char** argv) {
       {"--batch", number(args.batch, "--batch", 1, 65536)},
       {"--workers", number(args.workers, "--workers", 1, 1024)},
       {"--top", number(args.top, "--top", 1, 1000000)},
+      {"--self-check", [&args](const std::string& value) { args.engine.self_check = self_check(value); }},
       {"--warmup", number(args.warmup, "--warmup", 0, 1000)},
   };
   const std::map<std::string, bool*> switches = {

@@ -8,6 +8,7 @@
 
 #include "error.h"
 #include "preprocess.h"
+#include "selfcheck.h"
 
 namespace resnext {
 namespace {
@@ -16,6 +17,11 @@ namespace fs = std::filesystem;
 
 constexpr const char* kPrefix = "libresnext_engine_";
 constexpr size_t kErrorSize = 1024;
+
+// How to get the engine that an ending asks for.
+std::string how_to_get(const std::string& name) {
+  return name == "mslite" ? "set LITE_HOME to MindSpore Lite and build this program again" : "build this program again";
+}
 
 std::string joined(const std::vector<std::string>& words) {
   std::string text;
@@ -61,7 +67,11 @@ Model::Model(const EngineRequest& request) {
   name_ = request.name.empty() ? usual_engine(request.model) : request.name;
   const std::string folder = request.folder.empty() ? program_folder() : request.folder;
   const auto known = engines_in(folder);
-  if (std::find(known.begin(), known.end(), name_) == known.end())
+  const bool there = std::find(known.begin(), known.end(), name_) != known.end();
+  if (!there && request.name.empty())
+    throw Error(kEngine, "the engine '" + name_ + "', which serves " + fs::path(request.model).extension().string() +
+                             " files, is not in " + folder + ": " + how_to_get(name_) + "; there are: " + joined(known));
+  if (!there)
     throw Error(kUsage, "there is no engine '" + name_ + "' in " + folder + "; there are: " + joined(known));
   if (name_ != "null" && !fs::is_regular_file(request.model)) throw Error(kData, "there is no model " + request.model);
   const std::string path = folder + "/" + kPrefix + name_ + ".so";
@@ -76,6 +86,7 @@ Model::Model(const EngineRequest& request) {
   if (!lists(engine_->devices, request.device))
     throw Error(kUsage, "engine " + name_ + " knows no device '" + request.device + "'; it knows: " + engine_->devices);
   text_ = sidecar(request.model);
+  if (name_ == "onnx" && request.self_check != SelfCheck::kOff) checked_ = check_content(request.model, text_);
   if (!text_.empty()) manifest_ = Manifest::parse(text_, request.model + ".json");
   resnext_request asked{};
   asked.path = request.model.c_str();
@@ -89,7 +100,21 @@ Model::Model(const EngineRequest& request) {
   asked.classes = classes();
   char error[kErrorSize] = "";
   model_ = engine_->open(&asked, error, sizeof error);
-  if (model_ == nullptr) throw Error(kEngine, "engine " + name_ + ": " + error);
+  if (model_ == nullptr) {
+    // ONNX Runtime names the file where that is what it cannot take.
+    const bool file = name_ == "onnx" && std::strstr(error, request.model.c_str()) != nullptr;
+    throw Error(file ? kData : kEngine, "engine " + name_ + ": " + error);
+  }
+  try {
+    read_manifest(request);
+    if (request.self_check == SelfCheck::kFull) check_golden(*this, request, checked_);
+  } catch (...) {
+    engine_->close(model_);
+    throw;
+  }
+}
+
+void Model::read_manifest(const EngineRequest& request) {
   const char* inside = engine_->manifest(model_);
   if (inside != nullptr) {
     text_ = inside;

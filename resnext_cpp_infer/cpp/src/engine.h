@@ -10,15 +10,27 @@
 
 namespace resnext {
 
+// What is compared before a model serves: its file with the digest of its manifest, and its golden logits.
+enum class SelfCheck { kFull, kDigest, kOff };
+
+struct SelfCheckResult {
+  bool content = false;    // the file has the digest that its manifest states
+  bool converted = false;  // another tool has made an INT8 or float16 file of it
+  double difference = -1;  // of the golden logits, relative to the largest; below 0 where they were not computed
+  std::string note;        // what could not be checked, and why; empty where all was
+};
+
 struct EngineRequest {
   std::string model, name, device = "cpu", runtime, precision, folder;
   int device_id = 0, threads = 0, batch = 1;
+  SelfCheck self_check = SelfCheck::kFull;
 };
 
 class Model {
  public:
   // Opens a model with the engine that its ending, or `request.name`, says. Error(kUsage) for an engine or a device
-  // that is not there, Error(kEngine) for one that cannot run here, Error(kData) for a model that cannot be served.
+  // that is not there, Error(kEngine) for one that cannot run here, Error(kData) for a model that is damaged, cannot be
+  // served, or is computed wrongly here.
   explicit Model(const EngineRequest& request);
   ~Model();
   Model(const Model&) = delete;
@@ -28,6 +40,8 @@ class Model {
   const std::string& manifest_text() const { return text_; }
   const std::string& engine() const { return name_; }
   std::string version() const;
+  // What was compared with the manifest before serving.
+  const SelfCheckResult& checked() const { return checked_; }
   // 0: any.
   int fixed_batch() const;
   int classes() const { return static_cast<int>(manifest_.classes.size()); }
@@ -40,6 +54,7 @@ class Model {
   void logits_from_tensor(const float* tensor, int n, float* out);
 
  private:
+  void read_manifest(const EngineRequest& request);
   void run(const void* rows, size_t row_bytes, int n, float* out);
 
   void* library_ = nullptr;
@@ -47,6 +62,7 @@ class Model {
   resnext_model* model_ = nullptr;
   std::string name_, text_;
   Manifest manifest_;
+  SelfCheckResult checked_;
   std::vector<float> tensor_;
   std::vector<char> padded_;
   std::vector<float> padded_logits_;

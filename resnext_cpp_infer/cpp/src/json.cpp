@@ -1,9 +1,11 @@
 #include "json.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 
 #include "error.h"
 
@@ -11,26 +13,6 @@ namespace resnext {
 namespace {
 
 constexpr int kMaxDepth = 64;
-
-// Length of the UTF-8 sequence at `text[i]`, 0 where there is none (overlong forms and surrogates are none).
-size_t utf8_length(std::string_view text, size_t i) {
-  const auto byte = [&](size_t k) { return static_cast<unsigned char>(text[k]); };
-  const unsigned char first = byte(i);
-  if (first < 0x80) return 1;
-  const size_t length = first >= 0xC2 && first <= 0xDF   ? 2
-                        : (first & 0xF0) == 0xE0         ? 3
-                        : first >= 0xF0 && first <= 0xF4 ? 4
-                                                         : 0;
-  if (length == 0 || i + length > text.size()) return 0;
-  for (size_t k = 1; k < length; ++k)
-    if ((byte(i + k) & 0xC0) != 0x80) return 0;
-  const unsigned char second = byte(i + 1);
-  if (first == 0xE0 && second < 0xA0) return 0;
-  if (first == 0xED && second > 0x9F) return 0;
-  if (first == 0xF0 && second < 0x90) return 0;
-  if (first == 0xF4 && second > 0x8F) return 0;
-  return length;
-}
 
 void append_utf8(std::string& out, uint32_t code) {
   if (code < 0x80) {
@@ -55,6 +37,25 @@ void append_utf8(std::string& out, uint32_t code) {
 }
 
 }  // namespace
+
+size_t utf8_length(std::string_view text, size_t i) {
+  const auto byte = [&](size_t k) { return static_cast<unsigned char>(text[k]); };
+  const unsigned char first = byte(i);
+  if (first < 0x80) return 1;
+  const size_t length = first >= 0xC2 && first <= 0xDF   ? 2
+                        : (first & 0xF0) == 0xE0         ? 3
+                        : first >= 0xF0 && first <= 0xF4 ? 4
+                                                         : 0;
+  if (length == 0 || i + length > text.size()) return 0;
+  for (size_t k = 1; k < length; ++k)
+    if ((byte(i + k) & 0xC0) != 0x80) return 0;
+  const unsigned char second = byte(i + 1);
+  if (first == 0xE0 && second < 0xA0) return 0;
+  if (first == 0xED && second > 0x9F) return 0;
+  if (first == 0xF0 && second < 0x90) return 0;
+  if (first == 0xF4 && second > 0x8F) return 0;
+  return length;
+}
 
 class JsonParser {
  public:
@@ -249,6 +250,7 @@ class JsonParser {
     const bool zero = peek() == '0';
     const size_t whole = digits();
     if (whole == 0 || (zero && whole > 1)) fail(whole == 0 ? "no value" : "a number begins with 0");
+    value.whole_ = peek() != '.' && peek() != 'e' && peek() != 'E';
     if (peek() == '.') {
       ++at_;
       if (digits() == 0) fail("a number ends with its point");
@@ -260,7 +262,10 @@ class JsonParser {
     }
     value.kind_ = Json::Kind::kNumber;
     const auto [end, error] = std::from_chars(text_.data() + start, text_.data() + at_, value.number_);
-    if (error != std::errc() || end != text_.data() + at_) fail("a number out of range");
+    if (error == std::errc::result_out_of_range)  // too large, or too small: then it is nearly 0
+      value.number_ = std::strtod(std::string(text_.substr(start, at_ - start)).c_str(), nullptr);
+    if ((error != std::errc() && error != std::errc::result_out_of_range) || !std::isfinite(value.number_))
+      fail("a number out of range");
   }
 
   std::string_view text_;
@@ -281,7 +286,7 @@ double Json::number(const std::string& what) const {
 
 long Json::integer(const std::string& what, long low, long high) const {
   const double value = number(what);
-  if (value != std::floor(value) || value < static_cast<double>(low) || value > static_cast<double>(high))
+  if (!whole_ || value < static_cast<double>(low) || value > static_cast<double>(high))
     throw Error(kData, what + " must be an integer from " + std::to_string(low) + " to " + std::to_string(high));
   return static_cast<long>(value);
 }
@@ -294,6 +299,17 @@ const std::string& Json::string(const std::string& what) const {
 const std::vector<Json>& Json::array(const std::string& what) const {
   if (!is(Kind::kArray)) wrong_kind(what, "a list");
   return array_;
+}
+
+const std::map<std::string, Json>& Json::exactly(const std::string& what,
+                                                 std::initializer_list<const char*> keys) const {
+  if (!is(Kind::kObject)) wrong_kind(what, "an object");
+  for (const char* key : keys) at(key);
+  for (const auto& [key, value] : object_) {
+    if (std::none_of(keys.begin(), keys.end(), [&known = key](const char* name) { return known == name; }))
+      throw Error(kData, what + " '" + key + "' is unknown to this program; it is of a newer release");
+  }
+  return object_;
 }
 
 const Json* Json::find(const std::string& key) const {

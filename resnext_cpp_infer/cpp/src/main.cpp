@@ -3,16 +3,17 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cmath>
-#include <csignal>
 #include <cstdio>
 #include <exception>
+#include <filesystem>
 #include <limits>
+#include <map>
 #include <memory>
 #include <new>
 #include <thread>
+#include <utility>
 
 #include "args.h"
 #include "dataset.h"
@@ -21,19 +22,12 @@
 #include "npy.h"
 #include "pipeline.h"
 #include "results.h"
+#include "stop.h"
 #include "stream.h"
 #include "summary.h"
 
 namespace resnext {
 namespace {
-
-std::atomic<bool> stop_requested{false};
-
-// The first signal asks, the second ends.
-void on_signal(int number) {
-  stop_requested = true;
-  std::signal(number, SIG_DFL);
-}
 
 void warm_up(Model& model, size_t batch, int calls) {
   const std::vector<uint8_t> images(batch * model.image_bytes());
@@ -129,21 +123,36 @@ class Sink {
 };
 
 void write_summary(const std::string& path, const std::string& json) {
-  std::FILE* file = open_partial(path);
-  try {
-    write_all(file, path, json.data(), json.size());
-  } catch (...) {
-    std::fclose(file);
-    throw;
+  OutputFile file(path);
+  file.write(json.data(), json.size());
+  file.finish();
+}
+
+// Two flags that name one file, or one that is read: refused before anything is written.
+void check_outputs(const Args& args) {
+  const std::pair<const char*, const std::string&> outputs[] = {
+      {"--output", args.output}, {"--summary", args.summary}, {"--logits", args.logits}, {"--pixels", args.pixels}};
+  std::map<std::string, std::string> taken;
+  for (const std::string& read : {args.engine.model, args.engine.model + ".json", args.data, args.labels}) {
+    std::error_code none;
+    if (std::filesystem::is_regular_file(read, none)) taken.emplace(output_identity(read), read + ", which is read");
   }
-  finish_partial(file, path);
+  for (const auto& [flag, path] : outputs) {
+    const std::string identity = path.empty() ? "" : output_identity(path);
+    if (identity.empty()) continue;
+    const auto [found, fresh] = taken.emplace(identity, flag);
+    if (!fresh) throw Error(kUsage, std::string(flag) + " " + path + " is the file of " + found->second);
+  }
 }
 
 int infer(Args& args) {
   args.engine.batch = args.batch > 0 ? args.batch : 8;
+  if (args.print_manifest) args.engine.self_check = std::max(args.engine.self_check, SelfCheck::kDigest);
+  check_outputs(args);
   Model model(args.engine);
   if (args.print_manifest) {
     std::puts(model.manifest_text().c_str());
+    finish_standard_output();
     return kDone;
   }
   if (args.stream) {
@@ -156,13 +165,13 @@ int infer(Args& args) {
   const auto workers = static_cast<size_t>(args.workers > 0 ? args.workers : static_cast<int>(cores));
   const Dataset data =
       open_dataset(args.data, args.labels, model.manifest().classes, model.manifest().has_names);
-  for (const std::string& line : data.remarks) std::fprintf(stderr, "%s\n", line.c_str());
+  for (const std::string& line : data.remarks) std::fprintf(stderr, "%s\n", printable(line).c_str());
   Sink sink(args, data, model);
   Timings timings;
   {
     Progress progress(data.samples.size(), !args.quiet);
     warm_up(model, batch, args.warmup);
-    timings = run_pipeline(data.samples, model, batch, workers, stop_requested, [&](const BatchResult& result) {
+    timings = run_pipeline(data.samples, model, batch, workers, stop_requested(), [&](const BatchResult& result) {
       sink(result);
       progress(result.first + result.count);
     });
@@ -174,6 +183,8 @@ int infer(Args& args) {
     write_seed_time(args.seed_layout, mean(timings.engine) / static_cast<double>(batch), counts.scored);
   if (!args.summary.empty())
     write_summary(args.summary, summary_json(counts, timings, model, args.engine, batch, workers));
+  if (!model.checked().note.empty())
+    std::fprintf(stderr, "resnext-infer: note: %s\n", printable(model.checked().note).c_str());
   if (!args.quiet) std::fprintf(stderr, "%s\n", summary_line(counts, timings).c_str());
   return counts.failed > 0 ? kData : kDone;
 }
@@ -189,6 +200,7 @@ int run(int argc, char** argv) {
       std::printf("%s\n", name.c_str());
   else
     return infer(args);
+  finish_standard_output();
   return kDone;
 }
 
@@ -196,19 +208,18 @@ int run(int argc, char** argv) {
 }  // namespace resnext
 
 int main(int argc, char** argv) {
-  std::signal(SIGINT, resnext::on_signal);
-  std::signal(SIGTERM, resnext::on_signal);
-  std::signal(SIGPIPE, SIG_IGN);
+  resnext::guard_standard_files();
   try {
+    resnext::install_stop_handlers();
     return resnext::run(argc, argv);
   } catch (const resnext::Error& error) {
-    std::fprintf(stderr, "resnext-infer: %s\n", error.what());
+    std::fprintf(stderr, "resnext-infer: %s\n", resnext::printable(error.what()).c_str());
     return error.code;
   } catch (const std::bad_alloc&) {
     std::fputs("resnext-infer: not enough memory; use a smaller --batch or fewer --workers\n", stderr);
     return resnext::kData;
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "resnext-infer: a bug: %s\n", error.what());
+    std::fprintf(stderr, "resnext-infer: a bug: %s\n", resnext::printable(error.what()).c_str());
     return 1;
   }
 }

@@ -1,21 +1,30 @@
 #include "manifest.h"
 
 #include <cerrno>
+#include <cstdint>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <string_view>
 #include <unordered_map>
 
 #include "error.h"
 #include "json.h"
+#include "sha256.h"
 
 namespace resnext {
 namespace {
 
 // Format of the manifest, resnext_core/weights.py.
 constexpr long kFormat = 1;
-constexpr long kMaxPixels = 8192, kMaxClasses = 1000000;
+constexpr long kMaxPixels = 8192, kMaxClasses = 1000000, kMaxWidth = 4096, kMaxDepth = 512, kMaxStages = 8;
+constexpr long kMaxGolden = 8;
+// The last field of a manifest that has its own digest: that of the text before it.
+constexpr std::string_view kSeal = ", \"manifest_sha256\": \"";
+constexpr size_t kHex = 64;
+// Bytes of a manifest beside an artefact; one of a million classes is smaller.
+constexpr std::uintmax_t kMaxManifest = std::uintmax_t{256} << 20;
 
 template <typename T>
 T one_of(const Json& value, const std::string& what, const char* first, T a, const char* second, T b) {
@@ -25,15 +34,27 @@ T one_of(const Json& value, const std::string& what, const char* first, T a, con
   throw Error(kData, what + " must be " + first + " or " + second + ", not '" + text + "'");
 }
 
-std::array<float, 3> three(const Json& value, const std::string& what) {
+const Json& object(const Json& value, const std::string& what) {
+  if (!value.is(Json::Kind::kObject)) throw Error(kData, what + " must be an object");
+  return value;
+}
+
+std::array<float, 3> three(const Json& value, const std::string& what, double low, double high) {
   const auto& items = value.array(what);
   if (items.size() != 3) throw Error(kData, what + " must be three numbers");
   std::array<float, 3> out{};
-  for (size_t i = 0; i < 3; ++i) out[i] = static_cast<float>(items[i].number(what));
+  for (size_t i = 0; i < 3; ++i) {
+    const double number = items[i].number(what);
+    if (!(number >= low && number <= high))
+      throw Error(kData, what + " must be " + (low > 0 ? "above 0, and " : "") + "from " + json_number(low) + " to " +
+                             json_number(high));
+    out[i] = static_cast<float>(number);
+  }
   return out;
 }
 
 Preprocess read_preprocess(const Json& json) {
+  json.exactly("preprocess", {"size", "resize", "mode", "filter", "mean", "std", "scaled_decode", "color_order"});
   Preprocess p;
   p.size = static_cast<int>(json.at("size").integer("preprocess size", 1, kMaxPixels));
   p.resize = static_cast<int>(json.at("resize").integer("preprocess resize", 1, kMaxPixels));
@@ -41,39 +62,90 @@ Preprocess read_preprocess(const Json& json) {
                   Preprocess::Mode::kSquash);
   p.filter = one_of(json.at("filter"), "preprocess filter", "antialias", Preprocess::Filter::kAntialias, "plain",
                     Preprocess::Filter::kPlain);
-  p.mean = three(json.at("mean"), "preprocess mean");
-  p.std = three(json.at("std"), "preprocess std");
+  p.mean = three(json.at("mean"), "preprocess mean", -1e6, 1e6);
+  p.std = three(json.at("std"), "preprocess std", 1e-6, 1e6);
   p.scaled_decode = json.at("scaled_decode").boolean("preprocess scaled_decode");
   if (json.at("color_order").string("preprocess color_order") != "RGB")
     throw Error(kData, "preprocess color_order must be RGB");
   if (p.resize < p.size) throw Error(kData, "preprocess resize is below its size");
-  for (const float s : p.std)
-    if (!(s > 0)) throw Error(kData, "preprocess std must be above 0");
-  static const char* const known[] = {"size", "resize", "mode",          "filter",
-                                      "mean", "std",    "scaled_decode", "color_order"};
-  for (const auto& [key, value] : json.members()) {
-    bool found = false;
-    for (const char* name : known) found = found || key == name;
-    if (!found) throw Error(kData, "preprocess '" + key + "' is unknown to this program; it is of a newer release");
-  }
   return p;
 }
 
 // No two classes have one name; where the manifest does not say whether they are names, 0, 1, ... are none.
-void check_class_names(const Json& json, Manifest& manifest) {
+void read_classes(const Json& json, Manifest& manifest) {
   std::unordered_map<std::string, size_t> seen;
   bool numbers = true;
-  for (size_t i = 0; i < manifest.classes.size(); ++i) {
-    const std::string& name = manifest.classes[i];
-    if (name.empty()) throw Error(kData, "class " + std::to_string(i) + " has an empty name");
-    const auto [other, added] = seen.emplace(name, i);
+  for (const Json& item : json.at("classes").array("classes")) {
+    const std::string& name = item.string("a class name");
+    const size_t position = manifest.classes.size();
+    if (name.empty()) throw Error(kData, "class " + std::to_string(position) + " has an empty name");
+    const auto [other, added] = seen.emplace(name, position);
     if (!added)
       throw Error(kData, "the class name " + name + " is that of class " + std::to_string(other->second) +
-                             " and of class " + std::to_string(i));
-    numbers = numbers && name == std::to_string(i);
+                             " and of class " + std::to_string(position));
+    numbers = numbers && name == std::to_string(position);
+    manifest.classes.push_back(name);
   }
   const Json* named = json.find("named_classes");
-  manifest.has_names = named != nullptr ? named->boolean("named_classes") : !numbers;
+  manifest.has_names = named == nullptr || named->is(Json::Kind::kNull) ? !numbers : named->boolean("named_classes");
+}
+
+// Checks what this program does not use too: a manifest that is damaged anywhere is not served.
+void read_model(const Json& json, Manifest& manifest) {
+  json.exactly("model", {"variant", "depths", "groups", "base_width", "stem", "stem_width", "pool_padding",
+                         "num_classes", "image_size"});
+  manifest.variant = json.at("variant").string("model variant");
+  const auto& depths = json.at("depths").array("model depths");
+  if (depths.empty() || depths.size() > kMaxStages) throw Error(kData, "model depths must be 1 to 8 integers");
+  for (const Json& depth : depths) depth.integer("a model depth", 1, kMaxDepth);
+  json.at("groups").integer("model groups", 1, kMaxWidth);
+  const long width = json.at("base_width").integer("model base_width", 1, kMaxWidth);
+  const long stem = json.at("stem_width").integer("model stem_width", 1, kMaxWidth);
+  if (stem * width < 64) throw Error(kData, "model base_width gives an empty group at its stem_width");
+  one_of(json.at("stem"), "model stem", "imagenet", 0, "cifar", 0);
+  one_of(json.at("pool_padding"), "model pool_padding", "same", 0, "symmetric", 0);
+  const long classes = json.at("num_classes").integer("model num_classes", 1, kMaxClasses);
+  if (static_cast<long>(manifest.classes.size()) != classes)
+    throw Error(kData, "there are " + std::to_string(manifest.classes.size()) + " class names for " +
+                           std::to_string(classes) + " classes");
+  if (json.at("image_size").integer("model image_size", 1, kMaxPixels) != manifest.preprocess.size)
+    throw Error(kData, "model image_size is not the size of preprocess");
+}
+
+void read_golden(const Json& json, Manifest& manifest) {
+  json.exactly("golden", {"compute", "logits"});
+  manifest.golden_compute = json.at("compute").string("golden compute");
+  const auto& rows = json.at("logits").array("golden logits");
+  if (rows.empty() || rows.size() > kMaxGolden) throw Error(kData, "golden logits must be 1 to 8 rows");
+  for (const Json& row : rows) {
+    const auto& values = row.array("a row of golden logits");
+    if (values.size() != manifest.classes.size()) throw Error(kData, "golden logits must be a number a class");
+    for (const Json& value : values) manifest.golden.push_back(value.number("a golden logit"));
+  }
+}
+
+void check_digest(const std::string& text, const std::string& what) {
+  const size_t start = text.rfind("sha256:", 0) == 0 ? 7 : std::string::npos;
+  if (start == std::string::npos || text.size() != start + kHex ||
+      text.find_first_not_of("0123456789abcdef", start) != std::string::npos)
+    throw Error(kData, what + " must be sha256: and 64 hexadecimal digits");
+}
+
+// Compares a manifest that states its own digest with it.
+void check_seal(const std::string& text, const Json& json, const std::string& where) {
+  const Json* seal = json.find("manifest_sha256");
+  if (seal == nullptr) return;
+  constexpr const char* kBlanks = " \t\r\n";
+  const size_t start = text.find_first_not_of(kBlanks), end = text.find_last_not_of(kBlanks) + 1;
+  const size_t length = kSeal.size() + kHex + 2;
+  bool whole = seal->is(Json::Kind::kString) && end - start > length && text.compare(end - length, kSeal.size(), kSeal) == 0;
+  if (whole) {
+    Sha256 digest;
+    digest.update(std::string_view(text).substr(start, end - length - start));
+    digest.update("}");
+    whole = digest.hex() == seal->string("manifest_sha256");
+  }
+  if (!whole) throw Error(kData, where + " is damaged: its manifest does not have its own digest");
 }
 
 }  // namespace
@@ -81,26 +153,32 @@ void check_class_names(const Json& json, Manifest& manifest) {
 Manifest Manifest::parse(const std::string& text, const std::string& where) {
   try {
     const Json json = Json::parse(text);
+    object(json, "it");
+    check_seal(text, json, where);
     Manifest manifest;
     const long format = json.at("format").integer("format", 0, 1000000);
     if (format != kFormat)
       throw Error(kData, "its format is " + std::to_string(format) + ", this program reads " + std::to_string(kFormat));
-    manifest.preprocess = read_preprocess(json.at("preprocess"));
-    const Json& model = json.at("model");
-    manifest.variant = model.at("variant").string("model variant");
-    const long classes = model.at("num_classes").integer("model num_classes", 1, kMaxClasses);
-    if (model.at("image_size").integer("model image_size", 1, kMaxPixels) != manifest.preprocess.size)
-      throw Error(kData, "model image_size is not the size of preprocess");
-    for (const Json& name : json.at("classes").array("classes"))
-      manifest.classes.push_back(name.string("a class name"));
-    check_class_names(json, manifest);
-    if (static_cast<long>(manifest.classes.size()) != classes)
-      throw Error(kData, "there are " + std::to_string(manifest.classes.size()) + " class names for " +
-                             std::to_string(classes) + " classes");
-    if (const Json* digest = json.find("digest"); digest != nullptr) manifest.digest = digest->string("digest");
+    manifest.preprocess = read_preprocess(object(json.at("preprocess"), "preprocess"));
+    read_classes(json, manifest);
+    read_model(object(json.at("model"), "model"), manifest);
+    manifest.digest = json.at("digest").string("digest");
+    check_digest(manifest.digest, "digest");
+    for (const char* key : {"origin", "metrics"}) object(json.at(key), key);
+    if (const Json* golden = json.find("golden"); golden != nullptr) read_golden(object(*golden, "golden"), manifest);
+    if (const Json* artefact = json.find("artefact"); artefact != nullptr) {
+      const Json* content = object(*artefact, "artefact").find("content");
+      if (content != nullptr) {
+        manifest.content = content->string("artefact content");
+        check_digest(manifest.content, "artefact content");
+        json.at("manifest_sha256");  // whoever writes the one writes the other
+      }
+    }
     return manifest;
   } catch (const Error& error) {
-    throw Error(kData, where + " has a broken manifest: " + error.what());
+    const std::string text_of = error.what();
+    if (text_of.rfind(where + " is damaged", 0) == 0) throw;
+    throw Error(kData, where + " has a broken manifest: " + text_of);
   }
 }
 
@@ -112,9 +190,13 @@ std::string read_file(const std::string& path) {
 }
 
 std::string sidecar(const std::string& artefact) {
-  std::error_code none;
-  const std::string path = artefact + ".json";
-  return std::filesystem::exists(path, none) ? read_file(path) : std::string();
+  const std::filesystem::path path = artefact + ".json";
+  std::error_code error;
+  const auto status = std::filesystem::status(path, error);
+  if (!std::filesystem::exists(status)) return "";
+  if (!std::filesystem::is_regular_file(status)) throw Error(kData, path.string() + " is no regular file");
+  if (std::filesystem::file_size(path, error) > kMaxManifest) throw Error(kData, path.string() + " is too large");
+  return read_file(path.string());
 }
 
 }  // namespace resnext

@@ -26,8 +26,12 @@ struct Manifest {
   bool has_names = true;             // false: the classes are mere numbers that stand for names nobody gave
   std::string variant;
   std::string digest;
+  std::string content;         // the artefact's own digest, empty where it does not state one
+  std::string golden_compute;  // what the golden logits were computed in
+  std::vector<double> golden;  // (images, classes), empty where there are none
 
-  // Reads the JSON of a manifest; `where` is named in an Error(kData).
+  // Reads the JSON of a manifest, as strictly as parse_manifest in resnext_core/weights.py: what the one refuses, the
+  // other does. `where` is named in an Error(kData).
   static Manifest parse(const std::string& text, const std::string& where);
 };
 

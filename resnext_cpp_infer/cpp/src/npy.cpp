@@ -1,11 +1,9 @@
 #include "npy.h"
 
-#include "files.h"
-
 namespace resnext {
 
 NpyWriter::NpyWriter(const std::string& path, const char* type, size_t rows, const std::vector<size_t>& shape)
-    : path_(path), file_(open_partial(path)) {
+    : file_(path) {
   std::string header =
       std::string("{'descr': '") + type + "', 'fortran_order': False, 'shape': (" + std::to_string(rows);
   for (const size_t side : shape) header += ", " + std::to_string(side);
@@ -27,16 +25,8 @@ NpyWriter::NpyWriter(const std::string& path, const char* type, size_t rows, con
   write(header.data(), header.size());
 }
 
-NpyWriter::~NpyWriter() {
-  if (file_ != nullptr) std::fclose(file_);
-}
+void NpyWriter::write(const void* data, size_t bytes) { file_.write(data, bytes); }
 
-void NpyWriter::write(const void* data, size_t bytes) { write_all(file_, path_, data, bytes); }
-
-void NpyWriter::finish() {
-  std::FILE* file = file_;
-  file_ = nullptr;
-  finish_partial(file, path_);
-}
+void NpyWriter::finish() { file_.finish(); }
 
 }  // namespace resnext

@@ -2,10 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <filesystem>
 #include <numeric>
 
-#include "files.h"
+#include "error.h"
 #include "json.h"
 
 namespace resnext {
@@ -40,20 +41,15 @@ std::string make_folder(const std::string& folder, const char* name) {
 }
 
 void write_file(const std::string& path, const void* data, size_t bytes) {
-  std::FILE* file = open_partial(path);
-  const bool good = std::fwrite(data, 1, bytes, file) == bytes;
-  if (!good) {
-    std::fclose(file);
-    cannot_write(path);
-  }
-  finish_partial(file, path);
+  OutputFile file(path, false);  // one of many
+  file.write(data, bytes);
+  file.finish();
 }
 
 }  // namespace
 
 ResultWriter::ResultWriter(const std::string& path, bool csv, int top, const std::vector<std::string>& classes)
-    : path_(path),
-      file_(path.empty() ? stdout : open_partial(path)),
+    : file_(path.empty() ? nullptr : std::make_unique<OutputFile>(path)),
       csv_(csv),
       top_(std::min(static_cast<size_t>(top), classes.size())),
       classes_(classes) {
@@ -62,10 +58,6 @@ ResultWriter::ResultWriter(const std::string& path, bool csv, int top, const std
   for (size_t k = 1; k <= top_; ++k)
     head += ",id" + std::to_string(k) + ",name" + std::to_string(k) + ",probability" + std::to_string(k);
   line(head);
-}
-
-ResultWriter::~ResultWriter() {
-  if (file_ != nullptr && !path_.empty()) std::fclose(file_);
 }
 
 void ResultWriter::scored(const Sample& sample, const float* logits) {
@@ -97,24 +89,18 @@ void ResultWriter::failed(const Sample& sample, const std::string& reason) {
 }
 
 void ResultWriter::line(const std::string& text) {
-  if (path_.empty()) {
-    if (std::fwrite(text.data(), 1, text.size(), file_) != text.size() || std::fputc('\n', file_) == EOF)
-      throw Error(kData, std::string("cannot write standard output: ") + std::strerror(errno));
-    return;
-  }
-  write_all(file_, path_, text.data(), text.size());
-  write_all(file_, path_, "\n", 1);
+  const std::string whole = text + "\n";
+  if (file_ != nullptr)
+    file_->write(whole.data(), whole.size());
+  else if (std::fwrite(whole.data(), 1, whole.size(), stdout) != whole.size())
+    finish_standard_output();
 }
 
 void ResultWriter::finish() {
-  if (path_.empty()) {
-    if (std::fflush(file_) != 0)
-      throw Error(kData, std::string("cannot write standard output: ") + std::strerror(errno));
-    return;
-  }
-  std::FILE* file = file_;
-  file_ = nullptr;
-  finish_partial(file, path_);
+  if (file_ != nullptr)
+    file_->finish();
+  else
+    finish_standard_output();
 }
 
 std::vector<int> top_k(const float* logits, size_t classes, size_t k) {

@@ -1,22 +1,19 @@
 // A line for each image, JSON or CSV, in a file or on standard output.
 #pragma once
 
-#include <cstdio>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "dataset.h"
+#include "files.h"
 
 namespace resnext {
 
 class ResultWriter {
  public:
-  // `path` empty is standard output; otherwise <path>.partial until finish().
+  // `path` empty is standard output.
   ResultWriter(const std::string& path, bool csv, int top, const std::vector<std::string>& classes);
-  ~ResultWriter();
-  ResultWriter(const ResultWriter&) = delete;
-  ResultWriter& operator=(const ResultWriter&) = delete;
-
   void scored(const Sample& sample, const float* logits);
   void failed(const Sample& sample, const std::string& reason);
   void finish();
@@ -24,8 +21,7 @@ class ResultWriter {
  private:
   void line(const std::string& text);
 
-  std::string path_;
-  std::FILE* file_;
+  std::unique_ptr<OutputFile> file_;  // none: standard output
   bool csv_;
   size_t top_;
   const std::vector<std::string>& classes_;

@@ -2,22 +2,26 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <string>
 #include <vector>
 
 #include "error.h"
+#include "stop.h"
 
 namespace resnext {
 namespace {
 
-constexpr uint32_t kMaxFrame = 1U << 31;
+constexpr size_t kMaxImages = size_t{64} << 20;  // bytes of a frame, unless an image is larger
+constexpr size_t kPiece = size_t{1} << 20;       // that memory grows by while a frame arrives
 
 // Reads exactly `bytes`; false at the end of the input before the first of them.
 bool read_all(int file, void* target, size_t bytes) {
   size_t done = 0;
   while (done < bytes) {
+    wait_readable(file);
     const ssize_t n = read(file, static_cast<char*>(target) + done, bytes - done);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) throw Error(kData, std::string("cannot read standard input: ") + std::strerror(errno));
@@ -31,7 +35,10 @@ bool read_all(int file, void* target, size_t bytes) {
 void write_all(int file, const void* source, size_t bytes) {
   for (size_t done = 0; done < bytes;) {
     const ssize_t n = write(file, static_cast<const char*>(source) + done, bytes - done);
-    if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && errno == EINTR) {
+      check_stop("while writing an answer");
+      continue;
+    }
     if (n < 0) throw Error(kData, std::string("cannot write standard output: ") + std::strerror(errno));
     done += static_cast<size_t>(n);
   }
@@ -54,9 +61,21 @@ void send(int file, char kind, const void* payload, size_t bytes) {
   write_all(file, payload, bytes);
 }
 
-// Computes the rows of a frame. `row_bytes` is the size of a row of its kind.
+size_t row_size(const Model& model, char kind) { return model.image_bytes() * (kind == 'T' ? sizeof(float) : 1); }
+
+// Reads what follows the head of a frame, without believing in the announced length before it comes.
+void read_payload(int file, size_t length, std::vector<char>& payload) {
+  payload.clear();
+  while (payload.size() < length) {
+    const size_t done = payload.size(), piece = std::min(length - done, kPiece);
+    payload.resize(done + piece);
+    if (!read_all(file, payload.data() + done, piece)) throw Error(kData, "standard input ends within a frame");
+  }
+}
+
+// Computes the rows of a frame.
 void answer(Model& model, char kind, const std::vector<char>& payload, std::vector<float>& logits) {
-  const size_t row_bytes = model.image_bytes() * (kind == 'T' ? sizeof(float) : 1);
+  const size_t row_bytes = row_size(model, kind);
   const uint32_t n = payload.size() < 4 ? 0 : get_uint32(payload.data());
   if (n == 0 || payload.size() - 4 != static_cast<size_t>(n) * row_bytes)
     throw Error(kUsage, "a frame of " + std::to_string(payload.size()) + " bytes is not of whole images");
@@ -79,11 +98,12 @@ void serve_stream(Model& model, int input, int output) {
   std::vector<float> logits;
   for (char head[5]; read_all(input, head, sizeof head) && head[0] != 'Q';) {
     const uint32_t length = get_uint32(head + 1);
-    if ((head[0] != 'I' && head[0] != 'T') || length > kMaxFrame)
-      throw Error(kData, "standard input is not of this program's frames");
-    payload.resize(length);
-    if (length > 0 && !read_all(input, payload.data(), length))
-      throw Error(kData, "standard input ends within a frame");
+    if (head[0] != 'I' && head[0] != 'T') throw Error(kData, "standard input is not of this program's frames");
+    const size_t most = std::max(kMaxImages, row_size(model, head[0])) + 4;
+    if (length > most)
+      throw Error(kData, "a frame announces " + std::to_string(length) + " bytes; at most " + std::to_string(most) +
+                             " are taken: send fewer images at once");
+    read_payload(input, length, payload);
     try {
       answer(model, head[0], payload, logits);
       send(output, 'L', logits.data(), logits.size() * sizeof(float));

@@ -64,7 +64,9 @@ std::string summary_json(const Counts& counts, const Timings& timings, const Mod
           ", \"device\": " + json_string(request.device) + ", \"runtime\": " + json_string(model.version()) +
           ", \"program\": " + json_string(RESNEXT_INFER_VERSION) + ", \"model\": " + json_string(request.model) +
           ", \"variant\": " + json_string(model.manifest().variant) +
-          ", \"digest\": " + json_string(model.manifest().digest) + "}\n";
+          ", \"digest\": " + json_string(model.manifest().digest) +
+          ", \"self_check\": {\"content\": " + (model.checked().content ? "true" : "false") + ", \"golden\": " +
+          (model.checked().difference < 0 ? "null" : json_number(model.checked().difference)) + "}}\n";
   return text;
 }
 

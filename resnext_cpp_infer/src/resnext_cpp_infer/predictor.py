@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnext_core.errors import BackendUnavailable, DataError, UsageError
+from resnext_core.errors import BackendUnavailable, DataError, Interrupted, UsageError
 from resnext_core.interfaces import PredictRequest
 from resnext_core.weights import parse_manifest
 from resnext_cpp_infer.options import CppInferOptions
@@ -20,7 +20,7 @@ from resnext_cpp_infer.program import find_program, onnxruntime_library
 
 #: Bytes of images in a frame, at most; more images go in several.
 _FRAME = 64 << 20
-_ERRORS = {2: UsageError, 3: DataError, 4: BackendUnavailable}
+_ERRORS = {2: UsageError, 3: DataError, 4: BackendUnavailable, 75: Interrupted}
 
 
 def engine_flags(options: CppInferOptions, model: Path) -> list[str]:
@@ -49,11 +49,18 @@ class StreamPredictor:
                 "backend cpp-infer serves artefacts; export the weights first, or name another backend"
             )
         options = request.options or CppInferOptions()
-        words = [str(find_program(options.program)), "--stream", f"--model={request.path}"]
+        # Golden logits are core's to compute, or to leave out. A Ctrl-C of the terminal is this process's to handle.
+        words = [
+            str(find_program(options.program)),
+            "--stream",
+            f"--model={request.path}",
+            "--self-check=digest",
+        ]
         words += [f"--batch={request.batch_size}", f"--device-id={request.rank.local_rank}"]
         self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
             [*words, *engine_flags(options, request.path)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            start_new_session=True,
         )  # fmt: skip
         _, manifest = self._receive()
         self.manifest = parse_manifest(manifest.decode(), where=str(request.path))

@@ -17,6 +17,9 @@ from resnext_core.errors import DataError, UsageError
 from resnext_core.weights import MANIFEST_KEY, Manifest, parse_manifest
 from resnext_onnx.graph import TENSOR
 
+#: Number of the field ``metadata_props`` in ModelProto (onnx.proto).
+_METADATA = 14
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Artefact:
@@ -56,6 +59,8 @@ def read_artefact(path: Path) -> Artefact:
         raise DataError(f"{path} has a broken manifest: no artefact entry that names its input")
     if entry.get("digest") != constants_digest(model.graph):
         raise DataError(f"{path} is damaged: its constants do not have the digest of its manifest")
+    if "content" in entry and entry["content"] != content_digest(data):  # files of older releases have none
+        raise DataError(f"{path} is damaged: its graph does not have the digest of its manifest")
     return Artefact(data=data, manifest=manifest, entry=entry)
 
 
@@ -66,6 +71,42 @@ def constants_digest(graph: onnx.GraphProto) -> str:
         digest.update(f"{tensor.name}:{tensor.data_type}:{list(tensor.dims)}".encode())
         digest.update(tensor.raw_data)
     return f"sha256:{digest.hexdigest()}"
+
+
+def content_digest(data: bytes) -> str:
+    """Return ``sha256:<hex>`` over all fields of the ONNX file `data` but its metadata, as they lie in it.
+
+    The C++ program computes the same. DataError where `data` is no sequence of whole protobuf fields.
+    """
+    digest, at, view = hashlib.sha256(), 0, memoryview(data)
+    while at < len(data):
+        start = at
+        tag, at = _varint(data, at)
+        if tag & 7 == 0:
+            _, at = _varint(data, at)
+        elif tag & 7 == 2:
+            length, at = _varint(data, at)
+            at += length
+        else:
+            at += {1: 8, 5: 4}.get(tag & 7, len(data) + 1)
+        if at > len(data):
+            raise DataError("it is cut short, or no ONNX file")
+        if tag >> 3 != _METADATA:
+            digest.update(view[start:at])
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """Return an integer of protobuf's wire format, and where the next thing begins: past the end for none."""
+    value = 0
+    for count in range(10):
+        if at + count >= len(data):
+            break
+        byte = data[at + count]
+        value |= (byte & 0x7F) << (7 * count)
+        if byte < 0x80:
+            return value, at + count + 1
+    return 0, len(data) + 1
 
 
 def without_normalisation(data: bytes) -> bytes:

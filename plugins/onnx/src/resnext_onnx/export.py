@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import onnx
@@ -12,8 +11,8 @@ import resnext_onnx
 from resnext_core.errors import UsageError
 from resnext_core.files import atomic_path
 from resnext_core.interfaces import ExportRequest
-from resnext_core.weights import MANIFEST_KEY, Weights
-from resnext_onnx.artefact import constants_digest
+from resnext_core.weights import MANIFEST_KEY, Weights, sealed
+from resnext_onnx.artefact import constants_digest, content_digest
 from resnext_onnx.graph import IR_VERSION, OPSET, build_graph
 
 #: Protobuf cannot write 2 GiB or more; a file's nodes and metadata take well under a tenth of this margin.
@@ -26,7 +25,7 @@ def export_onnx(weights: Weights, path: Path, request: ExportRequest) -> None:
     The graph input is ``images`` uint8 (N, H, W, 3) with normalisation inside, or ``tensor`` float32
     (N, 3, H, W), at the ModelSpec's image size; the output is ``logits`` float32 (N, classes). The metadata
     entry ``resnext`` is the weights' manifest with an ``artefact`` object (format, input, batch_size,
-    fold_bn, opset, digest of the constants).
+    fold_bn, opset, digest of the constants, and one of all that is not metadata); it ends with its own digest.
 
     Raises UsageError on a request that means nothing or a network too large for one file, DataError when
     the file cannot be written or the weights cannot be served.
@@ -60,8 +59,9 @@ def build_model(weights: Weights, request: ExportRequest) -> onnx.ModelProto:
         "fold_bn": request.fold_bn,
         "opset": OPSET,
         "digest": constants_digest(graph),
+        "content": content_digest(model.SerializeToString(deterministic=True)),
     }
-    helper.set_model_props(model, {MANIFEST_KEY: json.dumps(weights.manifest() | {"artefact": entry})})
+    helper.set_model_props(model, {MANIFEST_KEY: sealed(weights.manifest() | {"artefact": entry})})
     return model
 
 

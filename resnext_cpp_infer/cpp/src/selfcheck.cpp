@@ -1,0 +1,150 @@
+#include "selfcheck.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdio>
+
+#include "error.h"
+#include "json.h"
+#include "onnx_file.h"
+
+namespace resnext {
+namespace {
+
+// As in resnext_core/selfcheck.py.
+constexpr uint64_t kImageKey = 20261122;
+constexpr double kTolerance = 1e-4, kToleranceHalf = 5e-2;
+constexpr int kBlock = 6;
+
+// Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3"), as numpy.random.Philox(key=...).
+class Philox {
+ public:
+  explicit Philox(uint64_t key) : key_(key) {}
+
+  uint64_t next() {
+    if (at_ == out_.size()) {
+      if (++counter_[0] == 0) ++counter_[1];
+      fill();
+      at_ = 0;
+    }
+    return out_[at_++];
+  }
+
+ private:
+  static uint64_t high(uint64_t a, uint64_t b) {
+    __extension__ using Wide = unsigned __int128;
+    return static_cast<uint64_t>(static_cast<Wide>(a) * b >> 64);
+  }
+
+  void fill() {
+    constexpr uint64_t kM0 = 0xD2E7470EE14C6C93, kM1 = 0xCA5A826395121157;
+    std::array<uint64_t, 2> key = {key_, 0};
+    out_ = counter_;
+    for (int round = 0; round < 10; ++round) {
+      out_ = {high(kM1, out_[2]) ^ out_[1] ^ key[0], kM1 * out_[2], high(kM0, out_[0]) ^ out_[3] ^ key[1],
+              kM0 * out_[0]};
+      key[0] += 0x9E3779B97F4A7C15;
+      key[1] += 0xBB67AE8584CAA73B;
+    }
+  }
+
+  uint64_t key_;
+  std::array<uint64_t, 4> counter_{}, out_{};
+  size_t at_ = 4;
+};
+
+std::vector<uint8_t> random_bytes(uint64_t key, size_t count) {
+  Philox generator(key);
+  std::vector<uint8_t> bytes(count);
+  for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(generator.next() >> 56);
+  return bytes;
+}
+
+// The engine's arithmetic may have fewer bits than float32: on any accelerator but a CUDA one, where the user asks for
+// a precision, and where another tool has converted the constants.
+bool reduced(const EngineRequest& request, bool converted) {
+  return converted || !request.precision.empty() || (request.device != "cpu" && request.device != "cuda");
+}
+
+std::string short_number(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.2g", value);
+  return text;
+}
+
+}  // namespace
+
+std::vector<uint8_t> synthetic_images(int count, int size) {
+  const auto n = static_cast<size_t>(count), side = static_cast<size_t>(size);
+  const size_t coarse = (side + kBlock - 1) / kBlock, row = side * 3, image = side * row;
+  std::vector<uint8_t> pixels = random_bytes(kImageKey, n * image);
+  const std::vector<uint8_t> blocks = random_bytes(kImageKey + 1, n * coarse * coarse * 3);
+  for (size_t i = 0; i < n; ++i) {
+    for (size_t p = 0; p < image; ++p) {
+      const size_t y = p / row, x = p % row / 3, c = p % 3;
+      const size_t block = ((i * coarse + y / kBlock) * coarse + x / kBlock) * 3 + c;
+      uint8_t& value = pixels[i * image + p];
+      value = static_cast<uint8_t>((value >> 1) + (blocks[block] >> 1));
+      if (i == 1) value = static_cast<uint8_t>(value >> 1);
+      if (i == 2) value = static_cast<uint8_t>(value | 128);
+    }
+  }
+  if (!pixels.empty()) {  // the ends of the range
+    pixels[0] = pixels[2] = 0;
+    pixels[1] = 255;
+  }
+  return pixels;
+}
+
+SelfCheckResult check_content(const std::string& path, const std::string& beside) {
+  const OnnxFile file = read_onnx(path);
+  const std::string& text = file.manifest.empty() ? beside : file.manifest;
+  SelfCheckResult result;
+  if (text.empty()) return result;  // the engine says what is wrong with it
+  const Manifest manifest = Manifest::parse(text, file.manifest.empty() ? path + ".json" : path);
+  if (manifest.content.empty()) {
+    result.note = path + " has no digest of its graph: whether it is damaged cannot be seen; export it again";
+  } else if (file.readable && manifest.content == file.content) {
+    result.content = true;
+  } else if (file.readable && file.converted) {
+    result.converted = true;
+    result.note = path + " was converted by another tool: whether it is damaged cannot be seen";
+  } else {
+    throw Error(kData, path + " is damaged, or another tool changed it: its graph does not have the digest of its " +
+                           "manifest; export it again (--self-check off serves it as it is)");
+  }
+  return result;
+}
+
+void check_golden(Model& model, const EngineRequest& request, SelfCheckResult& result) {
+  const Manifest& manifest = model.manifest();
+  if (model.engine() == "null") return;  // it computes no network
+  if (manifest.golden.empty()) {
+    result.note += (result.note.empty() ? request.model : std::string("; it")) +
+                   " has no golden logits: whether it is computed rightly here is not checked";
+    return;
+  }
+  const auto classes = static_cast<size_t>(model.classes());
+  const int count = static_cast<int>(manifest.golden.size() / classes);
+  const std::vector<uint8_t> images = synthetic_images(count, manifest.preprocess.size);
+  std::vector<float> logits(manifest.golden.size());
+  model.logits(images.data(), count, logits.data());
+  double most = 1e-30, off = 0;
+  bool finite = true;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    most = std::max(most, std::abs(manifest.golden[i]));
+    finite = finite && std::isfinite(logits[i]);
+    off = std::max(off, std::abs(static_cast<double>(logits[i]) - manifest.golden[i]));
+  }
+  const bool exact = manifest.golden_compute == "float32" || manifest.golden_compute == "float64";
+  const double allowed = exact && !reduced(request, result.converted) ? kTolerance : kToleranceHalf;
+  result.difference = off / most;
+  if (!finite || !(result.difference <= allowed))
+    throw Error(kData, request.model + " does not compute what it was saved with: its golden logits are off by " +
+                           (finite ? short_number(result.difference) + " of the largest" : "values that are no numbers") +
+                           " (allowed " + short_number(allowed) +
+                           "); do not use it here (--self-check off skips this check)");
+}
+
+}  // namespace resnext

@@ -1,0 +1,22 @@
+// Is the artefact whole, and does it compute here what it was saved with? See resnext_core/selfcheck.py.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "engine.h"
+
+namespace resnext {
+
+// Compares an ONNX file with its manifest, or with `beside`, the text of a manifest for a file without one; before an
+// engine opens it. Error(kData) where it is damaged.
+SelfCheckResult check_content(const std::string& path, const std::string& beside);
+
+// Computes the golden logits. Error(kData) where they are further apart than rounding explains.
+void check_golden(Model& model, const EngineRequest& request, SelfCheckResult& result);
+
+// uint8 (count, size, size, 3): the synthetic images of resnext_core.selfcheck, bit for bit.
+std::vector<uint8_t> synthetic_images(int count, int size);
+
+}  // namespace resnext
