@@ -49,11 +49,14 @@ class ExportContract(ContractBase):
     def test_artefact_carries_its_manifest(self, tmp_path: Path) -> None:
         """In the file, shown by the predictor as `manifest`, or beside it as ``<file>.json``."""
         source = cases.weights("same").replace(origin={"made by": "the kit"}, metrics={"top1": 0.5})
+        # names that look as if there were none: the manifest says that they are some
+        source = source.replace(classes=tuple(map(str, range(len(source.classes)))), named=True)
         for path in self._export_all(source, ExportRequest(), tmp_path):
             manifest = self._manifest(path)
             assert manifest.spec == source.spec
             assert manifest.preprocess == source.preprocess
             assert manifest.classes == source.classes
+            assert manifest.has_names
             assert manifest.digest == source.digest
             assert manifest.origin == source.origin
             assert manifest.metrics == source.metrics
