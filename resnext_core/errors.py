@@ -57,7 +57,6 @@ def shown(value: object, most: int | None = MOST_SHOWN) -> str:
     UTF-8 becomes one like ``\\xe9``. What is longer than `most` characters is cut and ends in ``...``; None cuts
     nothing. A value of any size or depth costs little time and memory, unless `most` is None and it is text.
     """
-
     text = os.fsdecode(value) if isinstance(value, (str, bytes, os.PathLike)) else _bounded_repr(value)
     if most is not None and len(text) > most:
         text, end = text[:most], "..."

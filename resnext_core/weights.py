@@ -26,6 +26,8 @@ from resnext_core.spec import ModelSpec
 #: Key of the manifest in the safetensors header, and of every artefact's metadata.
 MANIFEST_KEY = "resnext"
 FORMAT_VERSION = 1
+#: Tensors in a file of weights, of whatever program; the largest network, one convolution a group, has 20,000.
+MOST_TENSORS = 100_000
 #: Field of a weights file's manifest with the digest of all its other fields; artefacts need not have it.
 _SEAL = "manifest_sha256"
 #: How that field begins in the text; the digest is of the text before it, closed.
@@ -231,7 +233,18 @@ def read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], str | None]:
     """Return the tensors and the manifest text (None without one); DataError when the file is damaged."""
     with reading(path), safetensors.safe_open(path, framework="np") as stream:
         text = (stream.metadata() or {}).get(MANIFEST_KEY)
-        return {name: stream.get_tensor(name) for name in list(stream.keys())}, text
+        return {name: stream.get_tensor(name) for name in tensor_names(stream)}, text
+
+
+def tensor_names(stream: Any) -> list[str]:
+    """Return the names in an open safetensors file; ValueError where they are more than any network has.
+
+    Each name costs hundreds of bytes of memory, and few in the file.
+    """
+    names = list(stream.keys())
+    if len(names) > MOST_TENSORS:
+        raise ValueError(f"it has {len(names)} tensors, more than {MOST_TENSORS}")
+    return names
 
 
 def read_manifest_text(path: Path) -> str | None:

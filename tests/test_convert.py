@@ -285,6 +285,23 @@ def test_what_is_no_ckpt_is_one_line(tmp_path: Path, data: bytes, says: str) -> 
     assert "\n" not in str(caught.value)
 
 
+def test_millions_of_tensors_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name costs 30 times more memory than bytes in the file; and bfloat16 read the header again for each."""
+    monkeypatch.setattr("resnext_core.convert.ckpt.MOST_TENSORS", 1000)
+    monkeypatch.setattr("resnext_core.weights.MOST_TENSORS", 1000)
+    count = 1001
+    record = b"\x0a\x10\x0a\x01a\x12\x0b\x08\x00\x12\x07Float32"
+    (tmp_path / "t.ckpt").write_bytes(record * count)
+    with pytest.raises(DataError, match="it has more than 1000 tensors"):
+        read_ckpt(tmp_path / "t.ckpt")
+    entry = '{"dtype":"BF16","shape":[0],"data_offsets":[0,0]}'
+    header = ("{" + ",".join(f'"{i}":{entry}' for i in range(count)) + "}").encode()
+    (tmp_path / "t.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    kind = next(c for c in BUILTIN if ".safetensors" in c.suffixes)
+    with pytest.raises(DataError, match="it has 1001 tensors, more than 1000"):
+        kind.read(tmp_path / "t.safetensors")
+
+
 # -- the command -----------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from resnext_core.errors import DataError, quoted, shown
 from resnext_core.files import atomic_path
 from resnext_core.interfaces import StoredTensors
+from resnext_core.weights import MOST_TENSORS
 
 _DTYPES = {
     "Float64": "<f8", "Float32": "<f4", "Float16": "<f2", "Int64": "<i8", "Int32": "<i4", "Int16": "<i2",
@@ -83,7 +84,9 @@ def _parse(data: memoryview) -> StoredTensors:
         raise _Broken("it is empty")
     pieces: dict[str, list[tuple[tuple[int, ...], str, memoryview]]] = {}
     last = None
-    for number, value in _fields(data):
+    for count, (number, value) in enumerate(_fields(data)):
+        if count >= MOST_TENSORS:
+            raise _Broken(f"it has more than {MOST_TENSORS} tensors")
         if number != 1 or not isinstance(value, memoryview):
             raise _Broken(f"unknown field {number} (is it another format?)")
         tag, dims, kind, content = _value(value)

@@ -19,7 +19,7 @@ from resnext_core.errors import BackendUnavailable, DataError, UsageError
 from resnext_core.files import atomic_path
 from resnext_core.filetypes import is_torch
 from resnext_core.interfaces import StoredTensors, WeightFile
-from resnext_core.weights import reading
+from resnext_core.weights import reading, tensor_names
 
 Tensors = Mapping[str, NDArray[Any]]
 #: What plugins read, by ending.
@@ -31,23 +31,28 @@ def _read_safetensors(path: Path) -> StoredTensors:
     tensors: dict[str, NDArray[Any]] = {}
     widened = {}
     with reading(path), safetensors.safe_open(path, framework="np") as stream:
-        for name in list(stream.keys()):
-            if stream.get_slice(name).get_dtype() == "BF16":
-                tensors[name], widened[name] = _bfloat16(path, name), "bfloat16"
-            else:
-                tensors[name] = stream.get_tensor(name)
+        names = tensor_names(stream)
+        half = [name for name in names if stream.get_slice(name).get_dtype() == "BF16"]
+        found = _bfloat16(path, half) if half else {}
+        for name in names:
+            tensors[name] = found[name] if name in found else stream.get_tensor(name)
+        widened = dict.fromkeys(half, "bfloat16")
     return StoredTensors(tensors=tensors, widened=widened)
 
 
-def _bfloat16(path: Path, name: str) -> NDArray[Any]:
-    """Return a bfloat16 tensor as float32; the library has checked the header before."""
+def _bfloat16(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
+    """Return bfloat16 tensors as float32; the library has checked the header before."""
+    found = {}
     with path.open("rb") as stream:
         length = struct.unpack("<Q", stream.read(8))[0]
-        entry = json.loads(stream.read(length))[name]
-        begin, end = entry["data_offsets"]
-        stream.seek(8 + length + begin)
-        half = np.frombuffer(stream.read(end - begin), "<u2")
-    return (half.astype(np.uint32) << np.uint32(16)).view(np.float32).reshape(entry["shape"])
+        header = json.loads(stream.read(length))
+        for name in names:
+            begin, end = header[name]["data_offsets"]
+            stream.seek(8 + length + begin)
+            half = np.frombuffer(stream.read(end - begin), "<u2")
+            widened = (half.astype(np.uint32) << np.uint32(16)).view(np.float32)
+            found[name] = widened.reshape(header[name]["shape"])
+    return found
 
 
 def _write_safetensors(path: Path, tensors: Tensors, tag: str) -> None:
