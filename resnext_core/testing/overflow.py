@@ -20,6 +20,8 @@ from resnext_core.weights import Weights
 #: The largest power of two of float32: gradients above 2 overflow when multiplied by it.
 HUGE = 2.0**127
 GROWTH = 2
+#: Of the smallest network: many steps are compared, and each could come near to a kink.
+BASE = "bare"
 EMA_DECAY = 0.9
 #: Enough for a good step, an overflow and a good step again, wherever an arithmetic overflows first.
 STEPS = 14
@@ -28,7 +30,7 @@ STEPS = 14
 def overflow_case(precision: PrecisionConfig) -> TrainCase:
     """Return the set-up of these tests; see :func:`overflow_weights` for its network."""
     return replace(
-        TRAIN_CASES["plain"],
+        TRAIN_CASES[BASE],
         lrs=(1e-4,) * STEPS,
         valid=(),
         optimizer=OptimizerConfig(momentum=0.9, weight_decay=0.01),
@@ -38,7 +40,7 @@ def overflow_case(precision: PrecisionConfig) -> TrainCase:
 
 def overflow_weights() -> Weights:
     """Return a network so sure of itself that its gradients are well above 2, and below 100."""
-    network = cases.weights(TRAIN_CASES["plain"].network)
+    network = cases.weights(TRAIN_CASES[BASE].network)
     return network.replace(tensors={**network.tensors, "fc.weight": network.tensors["fc.weight"] * 40})
 
 
@@ -74,7 +76,7 @@ class OverflowContract(TrainingBase):
         before, after = trace.states[:2]
         assert after.scalars["step"] == 1
         assert after.scalars["overflow_steps"] == 1, "gradients beyond float32 were not noticed"
-        for name in cases.trainable(TRAIN_CASES["plain"]):
+        for name in cases.trainable(TRAIN_CASES[BASE]):
             for key in (f"weights/{name}", f"momentum/{name}"):
                 assert after.tensors[key].tobytes() == before.tensors[key].tobytes(), f"{key} moved"
 
@@ -85,7 +87,7 @@ class OverflowContract(TrainingBase):
         expected_losses, expected = oracle_state([0])
         losses = np.array(trace.losses[:1], np.float32)
         cases.assert_close(losses, expected_losses, cases.TOLERANCE, "loss of a skipped step")
-        names = [f"weights/{n}" for n in cases.running(TRAIN_CASES["plain"])]
+        names = [f"weights/{n}" for n in cases.running(TRAIN_CASES[BASE])]
         when = "statistics of a skipped step"
         cases.assert_tensors_close(trace.states[1], expected, names, cases.TOLERANCE, when)
 
@@ -94,7 +96,7 @@ class OverflowContract(TrainingBase):
         trace, decay = self._trace("dynamic"), EMA_DECAY
         for step, overflow in enumerate(trace.overflowed):
             before, after = trace.states[step].tensors, trace.states[step + 1].tensors
-            for name in cases.weights(TRAIN_CASES["plain"].network).tensors:
+            for name in cases.weights(TRAIN_CASES[BASE].network).tensors:
                 average = after[f"ema/{name}"]
                 expected = decay * before[f"ema/{name}"] + (1 - decay) * after[f"weights/{name}"]
                 what = f"EMA of {name} on a step that is {'skipped' if overflow else 'taken'}"
@@ -123,7 +125,7 @@ class OverflowContract(TrainingBase):
         assert good, "every step overflowed"
         assert any(trace.overflowed[good[0] : good[-1]]), "no overflow between good steps: nothing was tested"
         _, expected = oracle_state(good)
-        names = [f"weights/{n}" for n in cases.trainable(TRAIN_CASES["plain"])]
+        names = [f"weights/{n}" for n in cases.trainable(TRAIN_CASES[BASE])]
         when = f"after {len(good)} good and {STEPS - len(good)} skipped steps"
         cases.assert_tensors_close(trace.states[-1], expected, names, cases.TOLERANCE, when)
 
