@@ -211,8 +211,9 @@ def test_a_signal_at_any_step_saves_and_the_rest_follows(
 
 @pytest.mark.parametrize("at", [3, 6, 11])
 def test_records_of_a_stopped_and_resumed_run_miss_no_step(
-    job: Callable[..., Job], tiny_weights: Weights, at: int
+    job: Callable[..., Job], tiny_weights: Weights, at: int, tmp_path: Path
 ) -> None:
+    """With several steps a record, those of the epoch in which it stopped are of other steps."""
     made = job("train.log_every=4")
     trainer = Recorder(tiny_weights, lambda step: os.kill(os.getpid(), signal.SIGINT) if step == at else None)
     with pytest.raises(Interrupted):
@@ -223,6 +224,16 @@ def test_records_of_a_stopped_and_resumed_run_miss_no_step(
     assert sum(images for _, images in rows) == 18 * 8
     assert [s for s, _ in rows] == sorted({s for s, _ in rows})
     assert records(made, "eval", "epoch") == [(1,), (2,), (3,)]
+    stopped, whole = records(made, "train", "step", "images", "epoch", "loss"), job("train.log_every=4")
+    whole.run.path = tmp_path / "whole"
+    whole.run.path.mkdir()
+    fit(Recorder(tiny_weights), whole)
+    expected = records(whole, "train", "step", "images", "epoch", "loss")
+    for epoch in (1, 2, 3):  # the loss of a step is its number
+        ours = [sum(loss * images for _, images, e, loss in r if e == epoch) for r in (stopped, expected)]
+        assert ours[0] == pytest.approx(ours[1], rel=1e-12)
+    later = (at - 1) // 6 + 1  # the epoch of the stop; those after it have the records that they always have
+    assert [r for r in stopped if r[2] > later] == [r for r in expected if r[2] > later]
 
 
 class Diverges(Recorder):
