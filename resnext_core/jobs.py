@@ -19,7 +19,7 @@ from resnext_core.data.loader import Loader, default_workers
 from resnext_core.data.quarantine import Quarantine
 from resnext_core.data.sampler import steps_per_epoch
 from resnext_core.distributed import Collectives, RankInfo, connect_tcp
-from resnext_core.errors import DataError, ResnextError, UsageError
+from resnext_core.errors import DataError, ResnextError, UsageError, shown
 from resnext_core.finetune import pretrained_weights, with_momentum
 from resnext_core.interfaces import Backend, TrainRequest
 from resnext_core.loop import Emit, Job, fit
@@ -89,7 +89,7 @@ def examine_splits(config: Config) -> tuple[Splits | None, list[ResnextError]]:
             found[name] = index
         elif name == "test":
             notes.append(
-                f"{paths[name]} has {len(index)} images without labels: it is left out"
+                f"{shown(paths[name], None)} has {len(index)} images without labels: it is left out"
                 + (", val is evaluated in its place" if "val" in paths else "")
             )
         else:

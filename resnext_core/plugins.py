@@ -97,10 +97,12 @@ class PluginSet:
         able: Callable[[Backend], bool],
         *,
         prefer: str | None = None,
+        lacks: Callable[[Backend], str | None] = lambda backend: None,
     ) -> Backend:
         """Return the named backend, or the available one of highest priority, that is `able` to do `task`.
 
-        Without a `backend_id`, the one called `prefer` comes before all others.
+        Without a `backend_id`, the one called `prefer` comes before all others. `lacks` says what an available
+        backend misses for the task here, None for nothing.
         Raises UsageError when the named one lacks the capability, BackendUnavailable when none is left.
         """
         if backend_id is not None:
@@ -110,12 +112,14 @@ class PluginSet:
                 raise UsageError(
                     f"backend '{backend_id}' cannot {task}; these can: {', '.join(others) or 'none'}"
                 )
+            if (reason := lacks(backend)) is not None:
+                raise BackendUnavailable(f"backend '{backend_id}' cannot {task} here: {reason}")
             return backend
         reasons = []
         for backend in self._ranked(prefer):
             if not able(backend):
                 continue
-            reason = probe(backend)
+            reason = probe(backend) or lacks(backend)
             if reason is None:
                 return backend
             reasons.append(f"{backend.id}: {reason}")

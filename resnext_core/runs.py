@@ -78,9 +78,8 @@ class RunFolder:
         """Return the run at `path`; DataError when there is none."""
         run = cls(path)
         if not run.config.is_file():
-            if not path.exists():
-                raise DataError(f"there is no run {path}{other_runs(path)}")
-            raise DataError(f"{path} is not a run folder (it has no config.yaml){other_runs(path)}")
+            why = "it has no config.yaml" if path.exists() else "it does not exist"
+            raise DataError(f"{path} is not a run folder ({why}){other_runs(path)}")
         return run
 
     @classmethod

@@ -16,7 +16,7 @@ from resnext_core.errors import BackendUnavailable, DataError, UsageError, quote
 from resnext_core.files import local_path
 from resnext_core.filetypes import refuse_foreign
 from resnext_core.interfaces import Backend, Predictor, PredictRequest
-from resnext_core.plugins import PluginSet
+from resnext_core.plugins import PluginSet, format_reason
 from resnext_core.pointers import best_weights
 from resnext_core.preprocess import PreprocessSpec
 from resnext_core.runs import other_runs
@@ -112,6 +112,7 @@ def server_of(
         "serve weights" if suffix == WEIGHTS_SUFFIX else f"serve {suffix} files",
         lambda b: b.predictor is not None and suffix in b.formats,
         prefer=prefer,
+        lacks=lambda b: format_reason(b, suffix),
     )
 
 

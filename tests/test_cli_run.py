@@ -302,9 +302,15 @@ def test_demo_data_is_announced_once_it_is_there(
         (["infer", "x.jpg", "--weights", "runs"], "name one of its runs: mine, ours"),
         (["infer", "x.jpg", "--weights", "nowhere/x"], "'resnext-run train' and 'resnext-run run' make one"),
         (["eval", "--weights", "runs/x"], "no model at runs/x; known: mine, ours"),
-        (["runs", "show", "runs/nine"], "there is no run runs/nine; did you mean 'mine'?"),
+        (
+            ["runs", "show", "runs/nine"],
+            "runs/nine is not a run folder (it does not exist); did you mean 'mine'?",
+        ),
         (["report", "runs"], "is not a run folder (it has no config.yaml); name one of its runs: mine, ours"),
-        (["train", "--resume", "runs/x"], "there is no run runs/x; known: mine, ours"),
+        (
+            ["train", "--resume", "runs/x"],
+            "runs/x is not a run folder (it does not exist); known: mine, ours",
+        ),
         (["train", "--resume", "--output", "empty"], "no run folder in empty; name the run"),
         (["eval", "--weights", "runs/ours"], "train it on with 'resnext-run train --resume runs/ours'"),
     ],

@@ -14,6 +14,7 @@ from command_line import CommandLine, Outcome, environment, in_process, write_pl
 from resnext_core.errors import BackendUnavailable, UsageError
 from resnext_core.interfaces import Backend
 from resnext_core.plugins import PluginSet, load_plugins
+from resnext_core.serve import server_of
 
 GOOD = """
 from dataclasses import dataclass
@@ -275,3 +276,23 @@ def test_json_of_backends_in_a_fresh_process(spawn: CommandLine, tmp_path: Path)
     result = json.loads(spawn.ok("backends", "--json").out)
     assert {"fine", "reference"} <= {b["id"] for b in result["backends"]}
     assert any("plugin 'raises'" in p for p in result["problems"])
+
+
+def test_the_server_of_a_format_is_the_preferred_one_that_can_serve_it_here() -> None:
+    def backend(name: str, priority: int, why: str | None = None) -> Backend:
+        return Backend(
+            id=name, summary=name, probe=lambda: None, priority=priority, predictor=print, formats=(".x",),
+            format_probe=lambda suffix: why,
+        )  # fmt: skip
+
+    found = {
+        b.id: b for b in (backend("first", 9, "no engine for .x"), backend("second", 5), backend("third", 1))
+    }
+    known = PluginSet(backends=found, commands={}, origins={}, problems=(), clashes={})
+    assert server_of(known, ".x").id == "second"
+    assert server_of(known, ".x", prefer="third").id == "third"
+    assert server_of(known, ".x", prefer="first").id == "second"
+    with pytest.raises(BackendUnavailable, match=r"'first' cannot serve .x files here: no engine for .x"):
+        server_of(known, ".x", "first")
+    with pytest.raises(UsageError, match="no installed backend serves '.y' files; known: .x"):
+        server_of(known, ".y")

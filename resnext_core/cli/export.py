@@ -12,12 +12,12 @@ from resnext_core.cli.common import add_config_flags, add_json_flag, resolve_con
 from resnext_core.cli.eval import add_weights_flag
 from resnext_core.cli.output import Output
 from resnext_core.config import Config
-from resnext_core.errors import BackendUnavailable, DataError
+from resnext_core.errors import BackendUnavailable, DataError, ResnextError
 from resnext_core.files import file_digest, make_folder, replace_file
 from resnext_core.interfaces import Backend, ExportRequest
-from resnext_core.plugins import PluginSet, load_plugins, probe
+from resnext_core.plugins import PluginSet, load_plugins
 from resnext_core.scratch import Scratch
-from resnext_core.serve import WEIGHTS_SUFFIX, exporters, read_weights, serve, serve_weights
+from resnext_core.serve import WEIGHTS_SUFFIX, exporters, read_weights, serve, serve_weights, server_of
 from resnext_core.validate import TOLERANCE
 from resnext_core.weights import Weights
 
@@ -116,12 +116,11 @@ def compare(
     weights: Weights, artefact: Path, config: Config, plugins: PluginSet, prefer: str | None = None
 ) -> float | None:
     """Return max |logit difference| / max |logit| on random images; None where nothing here reads the format."""
-    readers = [
-        b
-        for b in plugins.backends.values()
-        if b.predictor and artefact.suffix in b.formats and probe(b) is None
-    ]
-    if not readers or artefact.suffix == WEIGHTS_SUFFIX:
+    if artefact.suffix == WEIGHTS_SUFFIX:
+        return None
+    try:
+        server_of(plugins, artefact.suffix, prefer=prefer)
+    except ResnextError:
         return None
     size = weights.spec.image_size
     images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
