@@ -294,5 +294,5 @@ def test_the_server_of_a_format_is_the_preferred_one_that_can_serve_it_here() ->
     assert server_of(known, ".x", prefer="first").id == "second"
     with pytest.raises(BackendUnavailable, match=r"'first' cannot serve .x files here: no engine for .x"):
         server_of(known, ".x", "first")
-    with pytest.raises(UsageError, match="no installed backend serves '.y' files; known: .x"):
+    with pytest.raises(UsageError, match=r"no installed backend serves '.y' files; known: .x"):
         server_of(known, ".y")
