@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from resnext_core.cli.main import run_program
-from resnext_core.data.index import class_folders
+from resnext_core.data.index import class_folders, remarks
 from resnext_core.errors import EXIT_OK, DataError
 from resnext_core.files import write_atomic
 
@@ -29,6 +29,8 @@ def main() -> int:
 def labels(folder: Path) -> dict[str, int]:
     """Return the class of each file; DataError where two have one name, since the old form cannot tell them apart."""
     index = class_folders(folder)
+    for line in remarks([index]):
+        print(f"create_imagenet2012_label: {line}", file=sys.stderr)
     found: dict[str, int] = {}
     for path, label in zip(index.paths, index.labels.tolist(), strict=True):
         name = Path(path).name
