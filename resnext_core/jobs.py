@@ -34,7 +34,7 @@ from resnext_core.weights import Weights, init_weights
 class Splits:
     """The indices of a data folder; all share the classes of `train`, and all have labels.
 
-    `notes` has a line about each part that was left out.
+    `notes` has a line about each part that is missing or was left out.
     """
 
     train: Index
@@ -101,6 +101,10 @@ def examine_splits(config: Config) -> tuple[Splits | None, list[ResnextError]]:
             )
     if train is None:
         return None, faults
+    if "val" not in paths:
+        notes.append(
+            "no val part: nothing is evaluated while it trains, and nothing says which checkpoint is best"
+        )
     return Splits(train=train, val=found.get("val"), test=found.get("test"), notes=tuple(notes)), faults
 
 

@@ -185,7 +185,7 @@ def _writable(plan: Plan) -> None:
         check_writable(plan.resumed.path)
         return
     if output.name is not None:
-        check_free(Path(output.dir) / output.name)
+        check_free(Path(output.dir), output.name)
     check_writable(Path(output.dir))
 
 

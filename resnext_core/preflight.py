@@ -101,8 +101,6 @@ def _data(splits: Splits, unusable: Sequence[ResnextError]) -> Iterator[Note]:
     yield Note(topic="data", level="ok", text=f"{found} images, {len(splits.train.classes)} classes")
     for line in remarks(splits.parts.values()):
         yield Note(topic="data", level="ok", text=line)
-    if splits.val is None and not unusable:
-        yield Note(topic="data", level="warning", text="no val part: nothing says which checkpoint is best")
     for text in splits.notes:
         yield Note(topic="data", level="warning", text=text)
     for name, index in parts.items():

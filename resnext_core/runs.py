@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
-from resnext_core.errors import DataError, UsageError, shown, suggest
+from resnext_core.errors import DataError, UsageError, quoted, shown, suggest
 from resnext_core.files import check_folder, make_folder, write_atomic
 
 Record = Mapping[str, Any]
@@ -60,15 +60,16 @@ class RunFolder:
             make_folder(parent)
         except OSError as error:
             raise DataError(f"cannot make the run folder in {parent}: {error.strerror or error}") from error
+        if name is not None:
+            check_free(parent, name)
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         for attempt in range(100):
             path = parent / (name or f"{stamp}-{label}{f'-{attempt}' if attempt else ''}")
             try:
-                path.mkdir()
+                path.mkdir(parents=True)
                 return cls(path)
             except FileExistsError:
-                if name is not None:
-                    check_free(path)
+                continue
             except OSError as error:
                 raise DataError(f"cannot make the run folder {path}: {error.strerror or error}") from error
         raise DataError(f"cannot find a free run folder name in {parent}")
@@ -192,8 +193,11 @@ class RunFolder:
             return None
 
 
-def check_free(path: Path) -> None:
-    """Raise DataError when a run of this path is there already."""
+def check_free(path: Path, name: str) -> None:
+    """Raise DataError when there is a run `name` in the folder `path` already, UsageError when it is no name."""
+    if {"", ".", ".."} & set(name.split("/")) or "\0" in name:
+        raise UsageError(f"output.name must name a folder below output.dir, not {quoted(name)}")
+    path = path / name
     if os.path.lexists(path):
         raise DataError(f"{path} is there already; continue it with --resume {path} or choose another --name")
 

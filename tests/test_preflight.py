@@ -26,6 +26,8 @@ from resnext_core.serve import build_spec
 from resnext_core.spec import model_spec
 from resnext_core.weights import load_weights
 
+NO_VAL = "no val part: nothing is evaluated while it trains, and nothing says which checkpoint is best"
+
 
 def asked(cli: CommandLine, *words: object, code: int = EXIT_OK) -> dict[str, list[dict[str, str]]]:
     """Return the notes of ``doctor --run``, by topic."""
@@ -81,7 +83,7 @@ def test_data_without_val_and_classes_without_images(
         "".join(f"{p} {p.parent.name}\n" for p in (photos / "train").rglob("*.jpg"))
     )
     flags = ["--data", tmp_path, "--batch-size", 16]
-    assert warnings(asked(cli, recipe, *flags)) == ["no val part: nothing says which checkpoint is best"]
+    assert warnings(asked(cli, recipe, *flags)) == [NO_VAL]
     (tmp_path / "val.txt").write_text("".join(f"{p} ant\n" for p in (photos / "val" / "ant").iterdir()))
     assert warnings(asked(cli, recipe, *flags)) == ["val has no image of 5 classes, e.g. bee, cat, dog"]
 

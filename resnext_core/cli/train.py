@@ -82,6 +82,8 @@ def _handle(args: argparse.Namespace) -> int:
         run = resumed or prepare_run(config, backend)
         words = ["train", "--resume", str(run.path), *(config_words(args) if resumed else [])]
         return launch(backend, config, run, args.devices, words, args.json)
+    for note in () if args.no_result else plan.notes:  # a whole job has said them
+        output.say(note)
     run = train(plan, backend, rank, output)
     if rank.is_main and not args.no_result:
         weights = best_weights(run.checkpoints)

@@ -163,6 +163,10 @@ def find_splits(folder: str | Path, config: DataConfig, need: Sequence[str] = ()
     """
     folder = Path(folder)
     if not os.path.isdir(folder):
+        if os.path.exists(folder):
+            raise UsageError(
+                f"{folder} is a file, not a folder; unpack an archive and give its folder with --data DIR"
+            )
         raise UsageError(f"there is no data folder {folder}; give one with --data DIR")
     splits = {}
     for split, names in SPLITS.items():
@@ -187,9 +191,18 @@ def find_splits(folder: str | Path, config: DataConfig, need: Sequence[str] = ()
         wanted = ", ".join("/".join(SPLITS[split]) for split in missing or SPLITS)
         raise UsageError(
             f"{folder} has no {wanted} (a folder of class folders, or <name>.txt); "
-            f"add it or say where it is with --set data.{(missing or ['train'])[0]}=PATH"
+            f"add it or say where it is with --set data.{(missing or ['train'])[0]}=PATH{_below(folder, missing)}"
         )
     return splits
+
+
+def _below(folder: Path, missing: Sequence[str]) -> str:
+    """Return a hint at the folder below `folder` that has the parts: an archive often brings one of its own."""
+    names = [name for split in missing or SPLITS for name in SPLITS[split]]
+    for entry in sorted(os.listdir(folder)):
+        if any(os.path.isdir(folder / entry / name) for name in names):
+            return f"; or did you mean --data {folder / entry}?"
+    return ""
 
 
 def remarks(parts: Iterable[Index]) -> Iterator[str]:

@@ -273,5 +273,6 @@ def _explain(path: Path, wrong: set[bytes], label_of: Mapping[bytes, int]) -> No
             what = (
                 f"{shown(file, 300)} is no regular file" if there else f"there is no file {shown(file, 300)}"
             )
-            raise DataError(f"{path}:{number}: {what}; correct or remove the line")
+            hint = "" if there or "\\" not in str(file) else "; separate folders by /, not by \\"
+            raise DataError(f"{path}:{number}: {what}; correct or remove the line{hint}")
     raise DataError(f"{path} or the files of it changed while it was read; try again")
