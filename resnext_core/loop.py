@@ -111,7 +111,7 @@ def _train_epoch(work: Work) -> None:
             started = time.perf_counter()
             losses = trainer.run_steps(chunk, lr)
             compute = time.perf_counter() - started
-            work.attempt(partial(account, losses, lr, wait, compute))
+            work.attempt(partial(account, losses, lr, wait, compute), anyway=True)
             work.progress = replace(work.progress, step=step + len(chunk), epoch_closed=False)
             work.attempt(work.saver.look)
             if job.saves_at(work.progress.step):

@@ -113,19 +113,19 @@ class Work:
     fault: Exception | None = None
     ending: bool = False
 
-    def attempt(self, call: Callable[[], T]) -> T | None:
+    def attempt(self, call: Callable[[], T], *, anyway: bool = False) -> T | None:
         """Return what `call` does; its error waits for the next exchange, where all ranks end, the step being saved.
 
-        Once something has failed nothing more is tried. A loss that is not a number is not held back.
+        Once something has failed nothing more is tried, unless `anyway`. A loss that is not a number is not held back.
         """
-        if self.fault is not None:
+        if self.fault is not None and not anyway:
             return None
         try:
             return call()
         except Diverged:
             raise
         except Exception as error:
-            self.fault = error
+            self.fault = self.fault or error
             return None
 
 

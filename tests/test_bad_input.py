@@ -254,7 +254,9 @@ def test_train_counts_and_names_bad_images(
     words += ["--set", f"data.workers={workers}"]
     out = cli.ok(*words).out
     assert "51 images, 6 classes" in out
-    assert "3 training images could not be read, e.g. " in out
+    assert "3 of 51 training images could not be read: " in out
+    assert out.count("cannot read training image ") == 3
+    assert out.count("/train/bee/bad-") == 6, "each when it is met, and in the end"
     says = ("cannot read image", "train/bee/bad-")
     cli.refuses(EXIT_DATA, *words, "--set", "data.bad_images=fail", "--name", "b", says=says)
 

@@ -459,11 +459,15 @@ def test_bad_images_are_told_where_and_why(
             out = (run.logs / "rank-0.log").read_text()
         assert (run.path / "log.txt").read_text().count("not an image of a known format") == 4
         for path in bad:
-            assert out.count(f"cannot read train image {path}: not an image of a known format") == 1
+            assert out.count(f"cannot read training image {path}: not an image of a known format") == 1
         assert sorted(rows(run, "bad_image", "path")) == [[str(path)] for path in bad]
-        assert out.count(f"2 of 48 train images could not be read: {bad[0]}: not an image") == 1
+        assert out.count(f"2 of 48 training images could not be read: {bad[0]}: not an image") == 1
     strict = [*words, "--name", "strict", "--epochs", 2, "--set", "data.max_bad=0.01"]
-    says = ("of 48 train images could not be read", "data.max_bad allows 0", f"resnext-run data scan {data}")
+    says = (
+        "of 48 training images could not be read",
+        "data.max_bad allows 0",
+        f"resnext-run data scan {data}",
+    )
     cli.refuses(EXIT_DATA, *strict, says=says)
 
 

@@ -192,6 +192,19 @@ def test_a_diverged_state_is_not_saved_though_its_samples_cannot_be_written(
     assert latest(made).progress.step == 6
 
 
+def test_a_diverged_state_is_not_saved_though_something_else_failed_before(
+    job: Callable[..., Job], tiny_weights: Weights
+) -> None:
+    """The record of a bad image cannot be written, and the step that it is in diverges."""
+    made = job("train.batch_size=48")
+    spoil(made, 1)
+    trainer = Diverges(tiny_weights)
+    trainer.at = range(1, 2)
+    with pytest.raises(DataError, match="loss is not a number at step 1"):
+        fit(trainer, failing_at(made, "bad_image", 1, DataError("cannot write records.jsonl")))
+    assert checkpoint_names(made.run.checkpoints) == []
+
+
 # -- evaluation ----------------------------------------------------------------------------------
 
 
@@ -298,7 +311,7 @@ def test_bad_images_are_said_once_with_path_and_reason(
     ]
     assert all(step < 6 for *_, step in found), "in the first epoch"
     (note,) = (text for (text,) in records(made, "note", "text") if "could not" in text)
-    assert note.startswith("4 of 48 train images could not be read: ")
+    assert note.startswith("4 of 48 training images could not be read: ")
     assert note.count("a Git LFS pointer") == 3
     assert note.endswith("; and 1 more")
 
@@ -313,7 +326,12 @@ def test_too_many_bad_images_stop_after_saving(
     with pytest.raises(DataError) as caught:
         fit(trainer, made)
     text = str(caught.value)
-    for word in ("of 48 train images", "Git LFS pointer", "data.max_bad allows 4", "resnext-run data scan"):
+    for word in (
+        "of 48 training images",
+        "Git LFS pointer",
+        "data.max_bad allows 4",
+        "resnext-run data scan",
+    ):
         assert word in text
     assert sum(path in text for path in paths) == 3
     assert "\n" not in text
@@ -338,7 +356,7 @@ def test_a_resumed_run_knows_the_bad_images_before_it(job: Callable[..., Job], t
     size = made.train.path(1).stat().st_size
     made.train.path(1).write_bytes(bytes(size))  # of the size it had: the data is known by names and sizes
     made.run.rewind(checkpoint.saving.records)
-    with pytest.raises(DataError, match=r"5 of 48 train images could not be read.*saved after step"):
+    with pytest.raises(DataError, match=r"5 of 48 training images could not be read.*saved after step"):
         fit(Recorder(tiny_weights), job("train.epochs=3"), checkpoint)
 
 
@@ -475,7 +493,7 @@ def test_too_many_bad_images_over_all_ranks_stop_all(job: Callable[..., Job], ti
     assert len(steps) == 1
     for outcome, _, _ in results:
         assert isinstance(outcome, DataError)
-        assert "of 48 train images could not be read" in str(outcome)
+        assert "of 48 training images could not be read" in str(outcome)
     (step,) = steps
     if step:
         assert latest(job()).progress.step == step

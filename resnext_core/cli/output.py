@@ -161,8 +161,9 @@ def describe(record: Record) -> str | None:
         where = f"; its samples: {record['path']}" if record["path"] else ""
         return f"epoch {record['epoch']:>3}  step {record['step']:>6}  loss is {record['loss']}{where}"
     if kind == "bad_image":
-        path = shown(record["path"], None)
-        return f"cannot read {record['split']} image {path}: {record['reason']} ({record['count']} so far)"
+        path, split = shown(record["path"], None), record["split"]
+        called = "training" if split == "train" else split
+        return f"cannot read {called} image {path}: {record['reason']} ({record['count']} so far)"
     if kind == "note":
         return str(record["text"])
     return None

@@ -27,6 +27,7 @@ class Unreadable:
 
     def __init__(self, index: Index, split: str) -> None:
         self._index, self._split = index, split
+        self._called = "training" if split == "train" else split
         self._reasons: dict[int, str] = {}
 
     def __len__(self) -> int:
@@ -69,14 +70,16 @@ class Unreadable:
         `listed` are those on a quarantine list, which nobody tried to read.
         """
         more = len(listed - self._reasons.keys())
-        on_list = f"{more} of {len(self._index)} {self._split} images are left out by the quarantine list"
+        on_list = f"{more} of {len(self._index)} {self._called} images are left out by the quarantine list"
         if not self._reasons:
             return on_list if more else ""
         first = [
             f"{shown(self._index.path(i), None)}: {reason}"
             for i, reason in sorted(self._reasons.items())[:_NAMED]
         ]
-        text = f"{len(self)} of {len(self._index)} {self._split} images could not be read: {'; '.join(first)}"
+        text = (
+            f"{len(self)} of {len(self._index)} {self._called} images could not be read: {'; '.join(first)}"
+        )
         if len(self) > _NAMED:
             text += f"; and {len(self) - _NAMED} more"
         return f"{text}; {on_list}" if more else text
