@@ -337,7 +337,7 @@ def test_an_output_that_cannot_be_written_is_known_before_the_work(
     (tmp_path / "file").touch()
     words = {
         "infer": ["infer", "--weights", finished_run, photos / "val" / "ant", "--logits"],
-        "data scan": ["data", "scan", photos, "--no-cache", "--list"],
+        "data scan": ["data", "scan", photos, "--cache", tmp_path / "cache", "--list"],
         "convert": ["convert", finished_run, tmp_path / "w.safetensors", "--report"],
     }[command]
     for target in (tmp_path / "file" / "x", tmp_path, Path("/proc/nowhere/x")):
