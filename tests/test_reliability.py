@@ -245,8 +245,11 @@ def test_a_closed_terminal_ends_no_training(photos: Path, recipe: Path, tmp_path
 # -- disks --------------------------------------------------------------------------------------------
 
 
-def test_a_run_folder_that_vanishes_is_one_line(photos: Path, recipe: Path, tmp_path: Path) -> None:
-    process = start(words(photos, recipe, tmp_path))
+@pytest.mark.parametrize("log_every", [1, 50])  # with 50 the record of the last steps has no place either
+def test_a_run_folder_that_vanishes_is_one_line(
+    photos: Path, recipe: Path, tmp_path: Path, log_every: int
+) -> None:
+    process = start(words(photos, recipe, tmp_path, f"--set=train.log_every={log_every}"))
     run = RunFolder(tmp_path / "run")
     assert eventually(lambda: any(run.checkpoints.glob("step-*")))
     os.rename(run.path, tmp_path / "elsewhere")
