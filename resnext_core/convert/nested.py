@@ -70,12 +70,12 @@ def _find(content: Any, is_tensor: IsTensor, depth: int) -> State | None:
     for key in _candidates(content):
         inner = _find(content[key], is_tensor, depth - 1) if isinstance(content[key], dict) else None
         if inner is not None:
-            return _nested(content, key, inner)
+            return _nested(content, key, inner, is_tensor)
     tensors = {str(k): v for k, v in content.items() if is_tensor(v)}
     alone = _unnamed(content, is_tensor)
     if len(alone) == 1 and not any(map(_WEIGHT.fullmatch, tensors)):
         inner = _find(content[alone[0]], is_tensor, 0)
-        return _nested(content, alone[0], inner) if inner is not None else None
+        return _nested(content, alone[0], inner, is_tensor) if inner is not None else None
     if not tensors:
         return None
     return State(
@@ -97,9 +97,13 @@ def _is_mmengine(content: Mapping[Any, Any]) -> bool:
     )
 
 
-def _nested(content: Mapping[Any, Any], key: str, inner: State) -> State:
+def _nested(content: Mapping[Any, Any], key: str, inner: State, is_tensor: IsTensor) -> State:
     entry = f"{key}.{inner.entry}" if inner.entry else key
-    others = {str(k): _what(k, v, key, content) for k, v in content.items() if k != key}
+    rest = {k: v for k, v in content.items() if k != key}
+    others = {
+        str(k): "a tensor beside the network" if is_tensor(v) else _what(k, v, key, content)
+        for k, v in rest.items()
+    }
     return State(tensors=inner.tensors, entry=entry, others={**inner.others, **others})
 
 

@@ -38,6 +38,8 @@ _BFLOAT16 = ("BFloat16", "bfloat16")
 #: Bytes of a zip's directory: that of 100,000 storages.
 _MOST_DIRECTORY = 16 << 20
 _MOST_DIMENSIONS = 16
+#: First number of a file in the older format.
+_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 class _NotPlain(ValueError):
@@ -165,16 +167,20 @@ def _check_directory(path: Path, size: int) -> None:
 
 def _read_legacy(path: Path, data: memoryview) -> StoredTensors:
     """Read the format before PyTorch 1.6: five pickles, the last one a list of storages, then these one by one."""
-    if bytes(data[: len(LEGACY)]) != LEGACY:
+    try:
+        magic, position = read_pickle(data)
+    except (Broken, Executes):
+        magic = None
+    if magic != _MAGIC:
         raise Broken("it is neither PyTorch's zip archive nor its older format")
-    position, values = 0, []
-    for _ in range(5):  # magic number, protocol, system, content, keys
+    values = []
+    for _ in range(4):  # protocol, system, content, keys
         value, position = read_pickle(data, position)
         values.append(value)
-    content, keys = values[3:]
-    if not isinstance(keys, list) or not isinstance(values[2], dict):
+    content, keys = values[2:]
+    if not isinstance(keys, list) or not isinstance(values[1], dict):
         raise Broken("its list of storages is missing")
-    big = values[2].get("little_endian") is False
+    big = values[1].get("little_endian") is False
     sizes = _legacy_sizes(content)
     places: dict[str, memoryview] = {}
     for key in keys:

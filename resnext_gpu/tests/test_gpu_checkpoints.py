@@ -292,6 +292,35 @@ def test_a_zip_archive_of_something_else_says_what_it_holds(tmp_path: Path) -> N
         read_pth(tmp_path / "w.pth")
 
 
+@pytest.mark.parametrize("protocol", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_every_type_and_protocol_is_read_as_torch_reads_it(
+    tmp_path: Path, protocol: int, zipped: bool
+) -> None:
+    kinds = [
+        torch.float64, torch.float32, torch.float16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8,
+        torch.bool, torch.complex64, torch.uint16, torch.uint32,
+    ]  # fmt: skip
+    base = torch.arange(24).reshape(2, 3, 4)
+    saved = {str(kind): base.to(kind) for kind in kinds}
+    saved |= {
+        "view.weight": base.float()[:, 1:, ::2], "transposed": base.float().permute(2, 0, 1),
+        "scalar": torch.tensor(2.5), "empty": torch.zeros(0, 3), "same.weight": saved["torch.float32"],
+        "size one": torch.ones(5)[2:3].reshape(1, 1), "parameter": torch.nn.Parameter(torch.ones(2)),
+    }  # fmt: skip
+    path = tmp_path / "t.pth"
+    torch.save(saved, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    stored = read_pth(path)
+    assert list(stored.tensors) == list(saved)
+    for name, tensor in saved.items():
+        found = stored.tensors[name]
+        expected = tensor.detach().numpy()
+        assert (found.dtype, found.shape) == (expected.dtype, expected.shape), name
+        assert np.array_equal(found, expected), name
+        assert found.flags["C_CONTIGUOUS"], name
+        assert found.flags["ALIGNED"], name
+
+
 # -- a backbone --------------------------------------------------------------------------------------------
 
 
