@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -81,26 +82,32 @@ def atomic_path(path: Path, *, parents: bool = True) -> Iterator[Path]:
 
     Missing folders above it are made, unless `parents` is False. A symbolic link is followed: the file that it names
     is replaced, and the link stays. A replaced file keeps its mode and, where the system allows, its owner. What
-    exists and is no regular file (a device, a named pipe) is written into, not replaced: the temporary file is then
-    in the system's temporary folder. A regular file is fsynced and renamed.
+    exists and is no regular file (a device, a named pipe), or is a file that is open already (``/dev/stdout``), is
+    written into, not replaced: the temporary file is then in the system's temporary folder. A regular file is fsynced
+    and renamed.
 
     On any error the temporary file is removed and an old `path` stays as it was. Operating-system errors
     (disk full, read-only folder) become a DataError that names the path.
     """
     temporary = None
     try:
-        target = _target(path)
-        if parents:
+        descriptor = _open_as(path)
+        target = path if descriptor is not None else _target(path)
+        if parents and descriptor is None:
             make_folder(target.parent)
         old = _status(target)
         if old is not None and stat.S_ISDIR(old.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        special = old is not None and not stat.S_ISREG(old.st_mode)
+        special = descriptor is not None or (old is not None and not stat.S_ISREG(old.st_mode))
         temporary = _create(Path(tempfile.gettempdir()) if special else target.parent, path.name)
         new = os.stat(temporary)
         yield temporary
         if special:
-            with temporary.open("rb") as source, target.open("wb") as stream:
+            sys.stdout.flush()  # what was printed before comes before
+            with (
+                temporary.open("rb") as source,
+                open(target if descriptor is None else os.dup(descriptor), "wb") as stream,
+            ):
                 shutil.copyfileobj(source, stream)
         else:
             _take_over(temporary, old or new)
@@ -120,6 +127,8 @@ def check_target(path: Path) -> None:
 
     Nothing stays behind; what is no regular file is asked for its rights only.
     """
+    if _open_as(path) is not None:
+        return
     try:
         target = _target(path)
         old = _status(target)
@@ -151,7 +160,7 @@ def replace_file(made: Path, path: Path) -> None:
     try:
         target = _target(path)
         old = _status(target)
-        if old is None or stat.S_ISREG(old.st_mode):
+        if _open_as(path) is None and (old is None or stat.S_ISREG(old.st_mode)):
             if old is not None:
                 _take_over(made, old)
             os.replace(made, target)
@@ -199,6 +208,22 @@ def _target(path: Path) -> Path:
     if target.is_symlink():
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
     return target
+
+
+def _open_as(path: Path) -> int | None:
+    """Return the descriptor of this process that `path` stands for, as /dev/stdout and /dev/fd/3 do, or None."""
+    for _ in range(40):  # as many links as Linux follows
+        if not path.is_symlink():
+            return None
+        parts = Path(os.path.abspath(path)).parts
+        if (
+            parts[1:2] == ("proc",)
+            and parts[2:3] in (("self",), (str(os.getpid()),))
+            and parts[3:4] == ("fd",)
+        ):
+            return int(parts[4])
+        path = path.parent / os.readlink(path)
+    return None
 
 
 def _status(path: Path) -> os.stat_result | None:

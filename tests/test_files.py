@@ -61,6 +61,24 @@ def test_a_named_pipe_gets_the_bytes(tmp_path: Path) -> None:
     assert stat.S_ISFIFO(pipe.lstat().st_mode)
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="the system has no such names")
+@pytest.mark.parametrize("append", [False, True])
+def test_a_file_that_is_open_already_keeps_what_it_has(tmp_path: Path, append: bool) -> None:
+    """`command --report /dev/stdout > file`: the link leads to a file, which must not be replaced under the shell."""
+    code = (
+        "from pathlib import Path; from resnext_core.files import write_atomic\n"
+        "print('before'); write_atomic(Path('/dev/stdout'), 'written\\n'); print('after')"
+    )
+    (tmp_path / "out").write_text("old\n")
+    with (tmp_path / "out").open("a" if append else "w") as out:
+        subprocess.run([sys.executable, "-c", code], stdout=out, check=True, timeout=120)
+    assert (tmp_path / "out").read_text() == ("old\n" if append else "") + "before\nwritten\nafter\n"
+    piped = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert piped.stdout == "before\nwritten\nafter\n"
+
+
 def test_a_link_stays_and_its_file_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     target, link = tmp_path / "there" / "file.txt", tmp_path / "link.txt"

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from command_line import CLASSES, VAL, CommandLine, environment
 
-from resnext_core.cli.main import main
-from resnext_core.errors import EXIT_DATA, EXIT_OK
+from resnext_core.cli.main import main, run_program
+from resnext_core.errors import EXIT_DATA, EXIT_OK, EXIT_UNAVAILABLE
 from resnext_core.terminal import printable
 
 #: A command line for each command and action, given a run, weights, a data folder and a folder to write into.
@@ -130,3 +130,20 @@ def test_printable_keeps_what_is_text() -> None:
     text = "tab\there, line\nend, é, 中文, \u202f, –, 🙂"
     assert printable(text) == text
     assert printable("\x1b[0m\x7f\x85\u2066\udce9\ud800") == r"\x1b[0m\x7f\x85\u2066\xe9\ud800"
+
+
+def test_memory_that_runs_out_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_program("resnext-run", lambda: np.empty(1 << 60, np.uint8).size) == EXIT_UNAVAILABLE
+    err = capfd.readouterr().err
+    assert err.startswith("resnext-run: out of memory: Unable to allocate 1.00 EiB")
+    assert len(err.splitlines()) == 1
+
+
+def test_errors_of_the_machine_are_one_line_and_bugs_are_not(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert run_program("resnext-run", lambda: len((tmp_path / "loop").read_bytes())) == EXIT_DATA
+    assert capfd.readouterr().err == f"resnext-run: {tmp_path / 'loop'}: Too many levels of symbolic links\n"
+    with pytest.raises(FileNotFoundError):
+        run_program("resnext-run", lambda: len((tmp_path / "none").read_bytes()))
