@@ -322,6 +322,8 @@ def test_lists_and_folders_give_what_sorting_gives(tmp_path: Path) -> None:
         lines = [f"d/{name}\t{label}\n" for name, label in label_of.items()]
         (root / "tabs.txt").write_text("".join(lines))
         (root / "blanks.txt").write_text("".join(lines).replace("\t", " "))
+        (root / "find.txt").write_text("".join(f"./{line}" for line in lines))
+        (root / "up.txt").write_text("".join(f"../{trial}/{line}" for line in lines))
         (root / "odd.txt").write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).replace("d/", "./d//").encode())
         ordered = sorted(label_of)
         assert open_index(root / "d").paths == ordered
@@ -329,7 +331,8 @@ def test_lists_and_folders_give_what_sorting_gives(tmp_path: Path) -> None:
         for name in ordered:
             size = (root / "d" / name).stat().st_size
             digest.update(f"d/{name}\0{label_of[name]}\0{size}\n".encode())
-        for kind in ("tabs", "blanks", "odd"):
+        assert open_index(root / "up.txt").paths == [f"../{trial}/d/{name}" for name in ordered]
+        for kind in ("tabs", "blanks", "find", "odd"):
             index = open_index(root / f"{kind}.txt")
             assert index.paths == [f"d/{name}" for name in ordered], kind
             assert index.labels.tolist() == [label_of[name] for name in ordered], kind

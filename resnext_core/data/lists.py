@@ -68,6 +68,8 @@ def _read(path: Path, texts: dict[bytes, int]) -> _Folders:
     folders: _Folders = {}
     for number, block in text_blocks(path, _KIND):
         here: dict[bytes, tuple[list[bytes], list[bytes]]] = {}
+        if block.startswith(b"./"):  # as find prints them
+            block = (b"\n" + block).replace(b"\n./", b"\n")[1:]
         separator = _separator(block)
         if separator is None or not _quick(block, separator, here):
             here = {}
@@ -96,7 +98,8 @@ def _separator(block: bytes) -> bytes | None:
     space, slash, dot = separator[0], ord("/"), ord(".")
     ends, slashes = np.flatnonzero(codes == ord("\n"))[:-2], np.flatnonzero(codes == slash)
     odd = [
-        np.isin(codes[ends[:-1] + 1], list(b"\n#. \t")),  # how a line begins
+        np.isin(codes[ends[:-1] + 1], list(b"\n# \t")),  # how a line begins
+        (codes[ends[:-1] + 1] == dot) & np.isin(codes[ends[:-1] + 2], (slash, space)),
         np.isin(codes[ends[1:] - 1], list(b" \t")),  # how it ends
         np.isin(codes[slashes + 1], (slash, space)),
         (codes[slashes + 1] == dot) & np.isin(codes[slashes + 2], (slash, space)),

@@ -134,8 +134,9 @@ std::vector<std::string> images_below(const fs::path& folder, Ignored& ignored) 
 }
 
 std::map<std::string, int> by_number(const std::string& root, std::vector<std::string> names, long count) {
-  std::sort(names.begin(), names.end(),
-            [](const std::string& a, const std::string& b) { return std::pair(number(a), a) < std::pair(number(b), b); });
+  std::sort(names.begin(), names.end(), [](const std::string& a, const std::string& b) {
+    return std::pair(number(a), a) < std::pair(number(b), b);
+  });
   if (number(names.back()) >= count)
     throw Error(kData, root + " has folders numbered " + names.front() + " to " + names.back() +
                            ", and the weights have no class names but the numbers 0 to " + std::to_string(count - 1) +
@@ -182,8 +183,9 @@ std::string ignored_remark(const Ignored& ignored) {
   for (const auto& [ending, count] : sorted) total += count;
   if (total == 0) return "";
   std::stable_sort(sorted.begin(), sorted.end(), [](const auto& a, const auto& b) { return a.second > b.second; });
-  std::string text = "ignored " + std::to_string(total) +
-                     (total == 1 ? " file that is not an image by its name" : " files that are not images by their names");
+  const char* what =
+      total == 1 ? " file that is not an image by its name" : " files that are not images by their names";
+  std::string text = "ignored " + std::to_string(total) + what;
   for (size_t i = 0; i < std::min(sorted.size(), kMostEndings); ++i) {
     text += (i == 0 ? ": " : ", ") + std::to_string(sorted[i].second) + " ";
     for (const char c : sorted[i].first) text += static_cast<unsigned char>(c) < 0x20 || c == 0x7F ? '?' : c;
@@ -253,7 +255,7 @@ bool has_control(const std::string& text) {
   return false;
 }
 
-// Lines of "path label", the label behind the last tab or else blank; empty ones and those that begin with # say nothing.
+// Lines of "path label", the label behind the last tab or else blank; empty lines and comments (#) are left out.
 std::vector<Line> list_lines(const std::string& file) {
   std::string text = read_file(file);
   if (text.rfind("\xEF\xBB\xBF", 0) == 0) text.erase(0, 3);
