@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from images import bad_images, class_tree, endless_image, pixels
+from images import bad_images, class_tree, endless_image, picture, pixels
+from PIL import Image
 from processes import alive, eventually
 
 from resnext_core.config import AugmentConfig
 from resnext_core.data.augment import load_eval
 from resnext_core.data.batch import Batch, Task
 from resnext_core.data.decode import BadImage
+from resnext_core.data.depth import DARK_16_BITS
 from resnext_core.data.index import Index, image_folder, open_index
 from resnext_core.data.loader import Loader, default_workers
 from resnext_core.data.pool import MAX_RESTARTS
@@ -615,3 +617,23 @@ def test_descriptors_that_run_out_are_no_bad_image(tmp_path: Path, workers: int)
     )
     assert done.stdout.startswith("DataError cannot ")
     assert "Too many open files" in done.stdout
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_may_hold_12_bits_is_noted_once(tmp_path: Path, workers: int) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (30, 40)).astype(np.uint16)
+    for name, image in {
+        "a": picture(30, 40),
+        "b": Image.fromarray(values),
+        "c": Image.fromarray(values),
+    }.items():
+        image.save(tmp_path / f"{name}.png")
+    index = Index(
+        root=tmp_path, paths=("a.png", "b.png", "c.png"), labels=np.zeros(3, np.int32), classes=("x",)
+    )
+    with Loader(index, SPEC, workers=workers) as loader:
+        for _ in range(2):
+            list(loader.batches([Task.of(0, np.array([0, 1])), Task.of(0, np.array([2]))]))
+        (note,) = loader.take_notes()
+    assert note == f"{index.path(1)}: {DARK_16_BITS}; resnext-run data scan names all such files"
+    assert loader.failures == {}

@@ -31,24 +31,29 @@ class Box:
     height: float
 
 
-def load_eval(path: str | Path, spec: PreprocessSpec) -> NDArray[np.uint8]:
-    """Read `path` as evaluation does: uint8 (size, size, 3). Raises BadImage."""
-    return eval_pixels(read_image(path, minimum=spec.resize if spec.scaled_decode else None), spec)
+def load_eval(path: str | Path, spec: PreprocessSpec, remarks: list[str] | None = None) -> NDArray[np.uint8]:
+    """Read `path` as evaluation does: uint8 (size, size, 3). Raises BadImage. `remarks` as for read_image."""
+    minimum = spec.resize if spec.scaled_decode else None
+    return eval_pixels(read_image(path, minimum=minimum, remarks=remarks), spec)
 
 
 def load_train(
-    path: str | Path, spec: PreprocessSpec, augment: AugmentConfig, rng: np.random.Generator
+    path: str | Path,
+    spec: PreprocessSpec,
+    augment: AugmentConfig,
+    rng: np.random.Generator,
+    remarks: list[str] | None = None,
 ) -> NDArray[np.uint8]:
-    """Read `path` as training does: uint8 (size, size, 3). Raises BadImage.
+    """Read `path` as training does: uint8 (size, size, 3). Raises BadImage. `remarks` as for read_image.
 
     The crop is drawn from the header. With `augment.scaled_decode` a JPEG is then decoded at 1/2, 1/4 or 1/8
     where that leaves the crop at least `spec.size` on both sides.
     """
-    with opened(path) as file:
-        width, height = file.size
+    with opened(path) as source:
+        width, height = source.size
         box = random_box(width, height, augment, rng)
         sides = (math.ceil(spec.size * width / box.width), math.ceil(spec.size * height / box.height))
-        image, scale = decode(file, path, sides if augment.scaled_decode else None)
+        image, scale = decode(source, path, sides if augment.scaled_decode else None, remarks)
     return _finish(image, _scaled(box, scale), spec, augment, rng)
 
 

@@ -21,7 +21,7 @@ from resnext_core.data.index import Index
 from resnext_core.data.pool import Pool, WorkerDied
 from resnext_core.data.quarantine import Quarantine
 from resnext_core.data.worker import Recipe
-from resnext_core.errors import DataError
+from resnext_core.errors import DataError, shown
 from resnext_core.preprocess import PreprocessSpec
 
 #: Why an image is left out that nobody tried to read.
@@ -77,6 +77,7 @@ class Loader:
         self.failures: dict[int, str] = {}
         self.waited_s = 0.0
         self._notes: list[str] = []
+        self._remarked: set[str] = set()
         self._new_failures: list[tuple[int, str]] = []
         self._quarantine = quarantine
         self._listed = quarantine.indices(index) if quarantine is not None else set()
@@ -153,16 +154,26 @@ class Loader:
         left_out = [str(self.index.path(sample)) for sample in pool.killers()]
         return f"{note}; left out: {', '.join(left_out)}" if left_out else note
 
+    def _remark(self, remarks: Iterable[tuple[int, str]]) -> None:
+        """Note what is probably wrong with images that can be read, once for each kind, with the first file."""
+        for sample, remark in remarks:
+            if remark not in self._remarked:
+                self._remarked.add(remark)
+                path = shown(self.index.path(sample), None)
+                self._notes.append(f"{path}: {remark}; resnext-run data scan names all such files")
+
     def _in_process(self, tasks: Iterable[Task]) -> Iterator[Batch]:
         size = self._recipe.preprocess.size
         for task in tasks:
             images = np.zeros((len(task), size, size, 3), np.uint8)
             bad = []
             for row, sample, path in self._rows(task):
+                remarks: list[str] = []
                 try:
-                    images[row] = self._recipe.pixels(path, task.epoch, sample)
+                    images[row] = self._recipe.pixels(path, task.epoch, sample, remarks)
                 except BadImage as error:
                     bad.append((row, error.reason, error.errno))
+                self._remark((sample, remark) for remark in remarks)
             yield self._batch(task, images, bad)
 
     def _in_workers(self, tasks: Iterable[Task]) -> Iterator[Batch]:
@@ -189,6 +200,7 @@ class Loader:
             images, done = pool.result(ticket, len(task))
             self._notes += [self._named(note, pool) for note in pool.notes]
             pool.notes.clear()
+            self._remark(done.remarks)
             if upcoming is not None:  # the slot is free again: fill it before the caller computes
                 ticket = pool.submit(upcoming.epoch, len(upcoming), self._rows(upcoming))
                 if ticket is not None:

@@ -37,11 +37,16 @@ class Recipe:
     augment: AugmentConfig | None
     seed: int
 
-    def pixels(self, path: str, epoch: int, sample: int) -> NDArray[np.uint8]:
-        """Return uint8 (size, size, 3) of `path`, a function of the recipe, `epoch` and `sample` only."""
+    def pixels(
+        self, path: str, epoch: int, sample: int, remarks: list[str] | None = None
+    ) -> NDArray[np.uint8]:
+        """Return uint8 (size, size, 3) of `path`, a function of the recipe, `epoch` and `sample` only.
+
+        What is probably wrong with an image that can be read is added to `remarks`.
+        """
         if self.augment is None:
-            return load_eval(path, self.preprocess)
-        return load_train(path, self.preprocess, self.augment, sample_rng(self.seed, epoch, sample))
+            return load_eval(path, self.preprocess, remarks)
+        return load_train(path, self.preprocess, self.augment, sample_rng(self.seed, epoch, sample), remarks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +63,13 @@ class Job:
 class Done:
     """A job's end: row, reason and the system's error number (or None) for each sample that could not be read.
 
-    `bug` is an unexpected traceback.
+    `remarks` are of samples that could be read: the sample and what is probably wrong with it. `bug` is an unexpected
+    traceback.
     """
 
     ticket: int
     bad: Sequence[tuple[int, str, int | None]] = ()
+    remarks: Sequence[tuple[int, str]] = ()
     bug: str | None = None
 
 
@@ -98,18 +105,20 @@ def _receive(link: Connection, jobs: queue.SimpleQueue[Job], parent: int) -> NoR
 
 
 def _work(job: Job, recipe: Recipe, number: int, memory_fd: int) -> Done:
-    bad = []
+    bad, remarks = [], []
     row_bytes = recipe.preprocess.size**2 * 3
     for row, sample, path in job.rows:
         os.pwrite(memory_fd, np.int64(sample + 1).tobytes(), number * CELL)
+        found: list[str] = []
         try:
-            pixels = recipe.pixels(path, job.epoch, sample)
+            pixels = recipe.pixels(path, job.epoch, sample, found)
         except BadImage as error:
             bad.append((row, error.reason, error.errno))
         else:
             _write(memory_fd, np.ascontiguousarray(pixels).reshape(-1).data, job.offset + row * row_bytes)
+        remarks += [(sample, remark) for remark in found]
     os.pwrite(memory_fd, np.int64(0).tobytes(), number * CELL)
-    return Done(ticket=job.ticket, bad=bad)
+    return Done(ticket=job.ticket, bad=bad, remarks=remarks)
 
 
 def _write(memory_fd: int, data: memoryview, offset: int) -> None:

@@ -174,22 +174,26 @@ def test_both_decide_alike_on_every_damaged_file(infer: Infer, tmp_path: Path) -
         assert found[f"form3-{kind}-crc.png"][:2] == (reason, reason)
 
 
-def test_what_is_no_regular_file_is_refused_at_once(infer: Infer, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.png")
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(tmp_path / "socket.png"))
-    (tmp_path / "folder.png").mkdir()
-    (tmp_path / "device.png").symlink_to(os.devnull)
-    whole = picture(20, 30)
-    whole.save(tmp_path / "good.png")
-    names = ["device", "folder", "good", "pipe", "socket"]
-    (tmp_path / "list.txt").write_text("".join(f"{name}.png 0\n" for name in names))
-    done = infer(*null_model(tmp_path, PreprocessSpec(size=16, resize=16)), "--data", tmp_path / "list.txt")
-    listener.close()
+@pytest.mark.parametrize("kind", ["pipe", "socket", "folder", "device"])
+def test_what_is_no_regular_file_is_refused_at_once(infer: Infer, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"{kind}.png"
+    with socket.socket(socket.AF_UNIX) as listener:
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "socket":
+            listener.bind(str(path))
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            path.symlink_to(os.devnull)
+        picture(20, 30).save(tmp_path / "good.png")
+        (tmp_path / "list.txt").write_text(f"good.png 0\n{path.name} 1\n")
+        done = infer(
+            *null_model(tmp_path, PreprocessSpec(size=16, resize=16)), "--data", tmp_path / "list.txt"
+        )
     assert done.code == 3, done
-    errors = [json.loads(line).get("error") for line in done.out.splitlines()]
-    kinds = ["a device", "a directory", None, "a pipe", "a socket"]
-    assert errors == [kind and f"{kind}, not a regular file" for kind in kinds]
+    assert path.name in done.err, done
+    assert len(done.err.splitlines()) == 1
 
 
 def test_a_file_that_no_image_needs_to_be_is_not_read(infer: Infer, tmp_path: Path) -> None:
