@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from test_loop import Constant, Diverges, Recorder, configured, records
 
 from resnext_core.checkpoint import checkpoint_names, load_latest
+from resnext_core.cli.train import _gone_if_refused
 from resnext_core.data.index import Index, open_index
 from resnext_core.data.loader import Loader
 from resnext_core.data.sampler import epoch_permutation
@@ -166,6 +169,26 @@ def test_an_error_before_the_first_step_saves_nothing(job: Callable[..., Job], t
     with pytest.raises(DataError, match=r"^a data worker died$"):
         fit(Recorder(tiny_weights), dataclasses.replace(made, train_loader=loader))
     assert checkpoint_names(made.run.checkpoints) == []
+
+
+def test_a_stop_before_the_first_step_leaves_a_run_that_can_be_resumed(
+    job: Callable[..., Job], tiny_weights: Weights
+) -> None:
+    made = job()
+
+    class Stops(Broken):
+        def batches(self, tasks: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield from super().batches(tasks)
+
+    loader = Stops(made.train, tiny_weights.preprocess, None, workers=0)
+    loader.good = 99
+    trainer = Recorder(tiny_weights)
+    with pytest.raises(Interrupted, match=r"continue with --resume"), _gone_if_refused(made.run):
+        fit(trainer, dataclasses.replace(made, train_loader=loader))
+    assert trainer.step == 0
+    assert checkpoint_names(made.run.checkpoints) == []
+    assert made.run.path.is_dir()
 
 
 def test_a_step_that_failed_half_way_is_not_saved(job: Callable[..., Job], tiny_weights: Weights) -> None:

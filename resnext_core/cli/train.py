@@ -30,7 +30,7 @@ from resnext_core.cli.output import Output, ProgressBar
 from resnext_core.config import Config, Layer, load_config, read_layer
 from resnext_core.data.index import remarks
 from resnext_core.distributed import RankInfo, launch_local, rank_info
-from resnext_core.errors import ResnextError
+from resnext_core.errors import Interrupted, ResnextError
 from resnext_core.files import write_atomic
 from resnext_core.interfaces import Backend, LaunchRequest
 from resnext_core.jobs import connect, run_training, training_job
@@ -146,6 +146,8 @@ def _gone_if_refused(run: RunFolder) -> Iterator[None]:
     """Remove a new run folder when its training ends before the first step: it would only have the name."""
     try:
         yield
+    except Interrupted:  # it can be resumed, from the start
+        raise
     except ResnextError:
         begun = any(record["kind"] not in ("start", "note") for record in run.read_records())
         if not begun and not run.checkpoints.exists() and not (run.path / "nonfinite").exists():
