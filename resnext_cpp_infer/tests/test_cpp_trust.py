@@ -432,6 +432,12 @@ def test_an_address_is_no_path(infer: Infer, model: list[object], data: Path) ->
         )
 
 
+def test_a_loop_of_links_is_no_model(infer: Infer, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").symlink_to("m.onnx")
+    done = infer("--model", tmp_path / "m.onnx", "--data", data)
+    assert (done.code, done.err) == (3, f"resnext-infer: there is no model {tmp_path / 'm.onnx'}\n")
+
+
 def test_names_in_messages_are_one_line(infer: Infer, model: list[object]) -> None:
     done = infer(*model, "--data", b"a\x1b[31m\n\xff\xc2\x9bb".decode("utf-8", "surrogateescape"))
     assert done.err == "resnext-infer: there is no data at a\\x1b[31m\\x0a\\xff\\x9bb\n"

@@ -70,10 +70,13 @@ Model::Model(const EngineRequest& request) {
   const bool there = std::find(known.begin(), known.end(), name_) != known.end();
   if (!there && request.name.empty())
     throw Error(kEngine, "the engine '" + name_ + "', which serves " + fs::path(request.model).extension().string() +
-                             " files, is not in " + folder + ": " + how_to_get(name_) + "; there are: " + joined(known));
+                             " files, is not in " + folder + ": " + how_to_get(name_) +
+                             "; there are: " + joined(known));
   if (!there)
     throw Error(kUsage, "there is no engine '" + name_ + "' in " + folder + "; there are: " + joined(known));
-  if (name_ != "null" && !fs::is_regular_file(request.model)) throw Error(kData, "there is no model " + request.model);
+  std::error_code none;  // a loop of links is no model either
+  if (name_ != "null" && !fs::is_regular_file(request.model, none))
+    throw Error(kData, "there is no model " + request.model);
   const std::string path = folder + "/" + kPrefix + name_ + ".so";
   library_ = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library_ == nullptr) throw Error(kEngine, "engine " + name_ + " cannot be loaded: " + dlerror());

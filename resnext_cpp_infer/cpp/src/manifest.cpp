@@ -138,7 +138,8 @@ void check_seal(const std::string& text, const Json& json, const std::string& wh
   constexpr const char* kBlanks = " \t\r\n";
   const size_t start = text.find_first_not_of(kBlanks), end = text.find_last_not_of(kBlanks) + 1;
   const size_t length = kSeal.size() + kHex + 2;
-  bool whole = seal->is(Json::Kind::kString) && end - start > length && text.compare(end - length, kSeal.size(), kSeal) == 0;
+  bool whole = seal->is(Json::Kind::kString) && end - start > length &&
+               text.compare(end - length, kSeal.size(), kSeal) == 0;
   if (whole) {
     Sha256 digest;
     digest.update(std::string_view(text).substr(start, end - length - start));

@@ -142,7 +142,7 @@ void check_golden(Model& model, const EngineRequest& request, SelfCheckResult& r
   result.difference = off / most;
   if (!finite || !(result.difference <= allowed))
     throw Error(kData, request.model + " does not compute what it was saved with: its golden logits are off by " +
-                           (finite ? short_number(result.difference) + " of the largest" : "values that are no numbers") +
+                           (finite ? short_number(result.difference) + " of the largest" : "values that are none") +
                            " (allowed " + short_number(allowed) +
                            "); do not use it here (--self-check off skips this check)");
 }
