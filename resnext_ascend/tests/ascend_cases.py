@@ -13,7 +13,7 @@ from resnext_core.preprocess import PreprocessSpec
 from resnext_core.spec import ModelSpec
 from resnext_core.weights import Weights, random_weights
 
-CLASSES, SIZE = 5, 8
+CLASSES, SIZE = 5, 16
 
 
 def tiny_weights(seed: int = 3) -> Weights:
@@ -30,7 +30,7 @@ def tiny_weights(seed: int = 3) -> Weights:
 
 def batches(count: int, images: int = 6) -> list[Batch]:
     """Return `count` batches of noise; with this seed the first steps keep away from kinks, which tests assert."""
-    rng = np.random.default_rng(20)
+    rng = np.random.default_rng(27)
     return [
         Batch(
             images=rng.integers(0, 256, (images, SIZE, SIZE, 3), dtype=np.uint8),
