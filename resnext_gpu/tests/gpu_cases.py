@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,17 @@ def batches(count: int, images: int = 6, size: int = 16, seed: int = 0) -> list[
         )
         for _ in range(count)
     ]
+
+
+def with_bad_rows(given: list[Batch]) -> list[Batch]:
+    """Return the batches with rows that are not valid: none in the first, one in the second, and so on."""
+    made = []
+    for bad, one in enumerate(given):
+        valid = np.arange(len(one)) >= bad
+        made.append(
+            replace(one, images=one.images * valid[:, None, None, None].astype(np.uint8), valid=valid)
+        )
+    return made
 
 
 def rows_of(given: list[Batch]) -> list[Rows]:

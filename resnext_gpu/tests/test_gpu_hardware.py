@@ -13,7 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-from gpu_cases import batches, differing, relative, rows_of, tiny_weights, train_request  # noqa: E402
+from gpu_cases import batches, differing, relative, rows_of, tiny_weights, train_request, with_bad_rows  # noqa: E402
 from gpu_convolutions import (  # noqa: E402
     ALL_WIDTHS,
     BF16,
@@ -72,7 +72,7 @@ def test_a_cuda_graph_is_the_step(compute: Any, capfd: pytest.CaptureFixture[str
         "ema_decay": 0.9,
     }
     plain, graphed = trainer(**changes), trainer({"cuda_graphs": True}, **changes)
-    steps = batches(5)
+    steps = with_bad_rows(batches(5))
     losses = plain.run_steps(steps, LRS)
     np.testing.assert_array_equal(graphed.run_steps(steps, LRS), losses)
     assert differing(plain.state(), graphed.state()) == []
