@@ -530,7 +530,7 @@ class DefaultMomentum(_Defaults):
 
 
 class DefaultClip(_Defaults):
-    optimizer = {"clip_norm": 5.0}  # noqa: RUF012
+    optimizer = {"clip_norm": 2.0}  # noqa: RUF012
 
 
 class DefaultSmoothing(_Defaults):

@@ -20,6 +20,7 @@ pytest.register_assert_rewrite(
         f"resnext_core.testing.{name}"
         for name in (
             "cases",
+            "kinks",
             "identity",
             "prediction",
             "optimizer",
