@@ -547,12 +547,14 @@ class LastMicroBatchDecides(ReferenceTrainer):
 
 
 class ClipsWhatOverflowed(ReferenceTrainer):
-    """The norm is used before it is looked at: a skipped step leaves momentum that is no number."""
+    """Clips what is no number into the momentum before it leaves the step out."""
 
     def _take(self, loss: float, gradients: Mapping[str, Any]) -> bool:
         taken = super()._take(loss, gradients)
         if not taken and self._request.optimizer.clip_norm is not None:
-            self._momentum["fc.bias"] *= trainer.clip_factor(gradients, self._request.optimizer.clip_norm)
+            factor = trainer.clip_factor(gradients, self._request.optimizer.clip_norm)
+            for name, gradient in gradients.items():
+                self._momentum[name] += gradient * factor
         return taken
 
 
