@@ -585,7 +585,9 @@ def test_tests_on_pages_exist() -> None:
     for name, test in (named := re.findall(r"`([\w/]+\.py)::(\w+)`", page.read_text())):
         assert f"\ndef {test}(" in (ROOT / name).read_text(), f"{name}::{test}"
     assert len(named) > 40
-    for heading in ("Ends", "Processes", "Disks", "Numbers", "Images and weights"):
+    headings = re.findall(r"^## (.+)\n\n\| fault ", page.read_text(), re.M)
+    assert {"Ends", "Processes", "Disks", "Outputs", "Numbers", "Images"} < set(headings)
+    for heading in headings:
         for fault, _, _, shown in rows(page, heading):
             assert re.search(r"::test_|the contract kit|by hand|not tested", shown), fault
 
