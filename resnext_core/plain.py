@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from resnext_core.errors import DataError, UsageError, shown
+from resnext_core.errors import DataError, UsageError, quoted, shown
 
 #: Bytes of a configuration file. The longest recipe has 2 KB.
 MOST_YAML = 1 << 20
@@ -126,7 +126,10 @@ def _documents(loader: Any) -> Iterator[Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Counts values as they are composed; what an alias stands for counts again."""
+    """Counts values as they are composed, what an alias stands for again; refuses a key that stands twice in a mapping.
+
+    YAML 1.2, section 3.2.1.3, wants unique keys; PyYAML takes the last one.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -147,6 +150,19 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         if anchor is not None and not alias:
             self._sizes[anchor] = self._nodes - before
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        seen = dict[str, int]()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                line = key.start_mark.line + 1
+                if key.value in seen:
+                    raise yaml.YAMLError(
+                        f"line {line}: the key {quoted(key.value)} is in line {seen[key.value]} already"
+                    )
+                seen[key.value] = line
         return node
 
     def compose_scalar_node(self, anchor: Any) -> Any:
