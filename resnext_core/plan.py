@@ -203,6 +203,8 @@ def checkpoint_room(plan: Plan) -> tuple[str, int]:
     one = checkpoint_bytes(plan.spec, config)
     steps = steps_per_epoch(len(plan.data.train), train.batch_size)
     saves = -(-train.epochs // train.checkpoint_every)
+    if plan.data.val is not None:  # an epoch that is evaluated is saved
+        saves += -(-train.epochs // train.eval_every)
     if train.checkpoint_steps is not None:
         saves += train.epochs * steps // train.checkpoint_steps
     most = min(train.keep + 2, saves)
