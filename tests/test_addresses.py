@@ -52,7 +52,7 @@ def test_an_address_is_no_file(
 def test_an_address_in_a_list_on_standard_input(
     weights_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO(URL + "\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{URL}\n".encode())))
     assert main(["infer", "--weights", str(weights_file), "-"]) == EXIT_USAGE
     assert f"'{URL}' is an address" in capsys.readouterr().err
 

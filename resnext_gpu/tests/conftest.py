@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,11 @@ import pytest
 from resnext_core.testing.base import required
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+# PyTorch keeps compiled code for all processes of a user, also those that may use other instructions (with
+# ATEN_CPU_CAPABILITY): taken from there it computed NaN, or crashed.
+_COMPILED = tempfile.TemporaryDirectory(prefix="resnext-compiled-")
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = _COMPILED.name
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

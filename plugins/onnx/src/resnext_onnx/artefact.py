@@ -43,7 +43,10 @@ def read_artefact(path: Path) -> Artefact:
         model = onnx.ModelProto.FromString(data)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    except DecodeError as error:
+    except (
+        DecodeError,
+        ValueError,
+    ) as error:  # ValueError: text that is not UTF-8, in protobuf's pure Python form
         raise DataError(f"{path} is not an ONNX file, or it is cut short; export it again") from error
     text = next((p.value for p in model.metadata_props if p.key == MANIFEST_KEY), None)
     if text is None:
