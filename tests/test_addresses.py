@@ -53,7 +53,8 @@ def test_an_address_in_a_list_on_standard_input(
     weights_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{URL}\n".encode())))
-    assert main(["infer", "--weights", str(weights_file), "-"]) == EXIT_USAGE
+    words = ["--backend", "reference", "infer", "--weights", str(weights_file), "-"]
+    assert main(words) == EXIT_USAGE
     assert f"'{URL}' is an address" in capsys.readouterr().err
 
 
