@@ -68,7 +68,13 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     values = {
         "model": {"variant": args.model, "image_size": args.size},
         "data": {"dir": str(folder / "data"), "workers": args.workers},
-        "train": {"epochs": args.rounds + 1, "batch_size": args.batch, "log_every": args.steps},
+        # saved at once: the record that ends an epoch must come before the next step is timed
+        "train": {
+            "epochs": args.rounds + 1,
+            "batch_size": args.batch,
+            "log_every": args.steps,
+            "background_saving": False,
+        },
         "output": {"dir": str(folder / "runs")},
         "mindspore": {"threads": args.threads},
     }
