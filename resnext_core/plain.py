@@ -69,17 +69,10 @@ def parse_yaml(text: str, where: str, *, first: bool = False) -> Any:
         loader.dispose()
 
 
-def parse_json(text: str) -> Any:
-    """Return the value of JSON `text`; ValueError, with one line, on anything else, NaN and infinity among it."""
-    try:
-        return json.loads(text, parse_constant=_no_constant)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-
-
 def parse_strict_json(text: str) -> Any:
-    """As :func:`parse_json`, and no key stands twice, numbers fit float64, nothing is nested deeper than 64.
+    """Return the value of JSON `text`; ValueError, with one line, on anything else.
 
+    No constant is NaN or infinity, no key stands twice, numbers fit float64, and nothing is nested deeper than 64.
     Lone surrogates are those of file names (:func:`os.fsdecode`) alone. The C++ program reads JSON by the same rules.
     """
     try:

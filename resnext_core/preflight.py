@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,7 @@ from resnext_core.data.index import Index, remarks
 from resnext_core.data.sampler import steps_per_epoch
 from resnext_core.errors import BackendUnavailable, ResnextError
 from resnext_core.jobs import Splits, loader_workers, per_rank
-from resnext_core.plan import Plan, checkpoint_room, faults, size
+from resnext_core.plan import Plan, checkpoint_room, size
 from resnext_core.plan import checkpoint_bytes as checkpoint_bytes
 from resnext_core.schedule import lr_at, scaled_lr
 from resnext_core.spec import ModelSpec
@@ -61,15 +61,15 @@ def training_memory(spec: ModelSpec, config: Config, micro_batch: int) -> Memory
     return Memory(state=every + 2 * trainable + ema, activations=2 * width * micro_batch * spec.activations)
 
 
-def preflight(plan: Plan) -> Iterator[Note]:
-    """Yield notes on a job; an error is what :func:`faults` yields.
+def preflight(plan: Plan, found: Iterable[tuple[str, ResnextError]]) -> Iterator[Note]:
+    """Yield notes on a job; `found` is what :func:`resnext_core.plan.faults` yields, and each is an error.
 
     What only this machine lacks is a warning where the backend that would train is not here either.
     """
     if plan.splits is not None:
         yield from _data(plan.splits, plan.unusable)
     fits = plan.splits is not None
-    for topic, error in faults(plan):
+    for topic, error in found:
         elsewhere = plan.backend is None and isinstance(error, BackendUnavailable)
         yield Note(topic=topic, level="warning" if elsewhere else "error", text=str(error))
         fits = fits and topic not in ("fit", "disk")

@@ -98,11 +98,12 @@ def _preflight(args: argparse.Namespace, plugins: PluginSet, output: Output) -> 
     config, _ = resolve_config(args, plugins, base=base)
     backend, first = _trains(args.backend, plugins)
     plan = plan_job(config, plugins, backend, world=args.devices, resumed=run, whole=True)
-    notes = [first, *preflight(plan)]
+    found = list(faults(plan))
+    notes = [first, *preflight(plan, found)]
     rows = [[n.topic, "" if n.level == "ok" else n.level, n.text] for n in notes]
     value = {"run": args.run, "devices": args.devices, "notes": [vars(n) for n in notes]}
     output.result(value, table(rows, ["topic", "", "what"]))
-    wrong = [error for _, error in faults(plan) if backend or not isinstance(error, BackendUnavailable)]
+    wrong = [error for _, error in found if backend or not isinstance(error, BackendUnavailable)]
     if wrong:
         kind = BackendUnavailable if all(isinstance(e, BackendUnavailable) for e in wrong) else DataError
         raise kind(f"this training cannot work: {wrong[0]}")
