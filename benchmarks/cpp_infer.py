@@ -106,12 +106,11 @@ def decode(args: argparse.Namespace) -> float:
 def python(args: argparse.Namespace) -> float:
     """Images a second of resnext-run infer, without the start of Python."""
     from resnext_core.config import Layer, load_config
-    from resnext_core.data.batch import Task
     from resnext_core.data.index import open_index
-    from resnext_core.data.sampler import eval_batches
-    from resnext_core.jobs import eval_loader
+    from resnext_core.data.opening import eval_loader
+    from resnext_core.data.sampler import Task, eval_batches
     from resnext_core.plugins import load_plugins
-    from resnext_core.serve import serve
+    from resnext_core.serving.load import serve
 
     plugins = load_plugins()
     values = {"onnx": {"threads": args.threads}, "data": {"workers": args.workers}}

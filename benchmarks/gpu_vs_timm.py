@@ -26,12 +26,14 @@ from typing import Any
 import numpy as np
 
 from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
-from resnext_core.distributed import RankInfo, SingleProcess
 from resnext_core.errors import EXIT_OK, BackendUnavailable, DataError, ResnextError, UsageError
 from resnext_core.interfaces import Batch, TrainRequest
-from resnext_core.preprocess import PreprocessSpec
-from resnext_core.spec import ModelSpec, model_spec
-from resnext_core.weights import Weights, init_weights
+from resnext_core.model.init import init_weights
+from resnext_core.model.preprocess import PreprocessSpec
+from resnext_core.model.spec import ModelSpec, model_spec
+from resnext_core.model.weights import Weights
+from resnext_core.ranks.collectives import SingleProcess
+from resnext_core.ranks.info import RankInfo
 
 MOMENTUM, DECAY, LR, SMOOTHING = 0.9, 1e-4, 0.01, 0.1
 #: As the training loop calls our backend.

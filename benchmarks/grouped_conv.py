@@ -44,7 +44,7 @@ from grouped_conv_goals import (
 from grouped_conv_models import NO_TIME, Clock, TimeUp, measure
 
 from resnext_core.errors import EXIT_DATA, EXIT_OK, BackendUnavailable, ResnextError, UsageError
-from resnext_core.spec import ModelSpec, model_spec
+from resnext_core.model.spec import ModelSpec, model_spec
 
 MODELS = (FLAGSHIP, "resnext101_64x4d", "resnext50_32x4d")
 #: What --smoke takes: groups of 4, 8, 16 and 32 channels.

@@ -29,7 +29,7 @@ from resnext_gpu.grouped_conv.plans import Pass, Shape, candidates
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from resnext_core.spec import model_spec
+from resnext_core.model.spec import model_spec
 
 #: H100 SXM by NVIDIA's data sheet: memory and dense bfloat16; multiprocessors and their clock under load.
 CARD = Card(name="H100 SXM", capability=(9, 0), bytes_per_s=3.35e12, operations_per_s=989.4e12)

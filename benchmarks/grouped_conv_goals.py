@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from resnext_core.spec import ModelSpec
+from resnext_core.model.spec import ModelSpec
 
 PASSES = ("forward", "input gradient", "weight gradient")
 FLAGSHIP = "resnext152_64x4d"

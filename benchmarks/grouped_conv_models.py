@@ -17,8 +17,9 @@ import numpy as np
 
 from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import Batch
-from resnext_core.spec import ModelSpec
-from resnext_core.weights import Weights, random_weights
+from resnext_core.model.init import random_weights
+from resnext_core.model.spec import ModelSpec
+from resnext_core.model.weights import Weights
 
 ROUNDS, STEPS, WARMUP = 5, 5, 2
 #: Without these two at one batch size there is nothing to compare.

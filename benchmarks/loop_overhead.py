@@ -24,10 +24,12 @@ from mindspore_step import bare_loop
 from PIL import Image
 
 from resnext_core.config import Layer, load_config
-from resnext_core.distributed import RankInfo, SingleProcess
-from resnext_core.jobs import open_splits, run_training, training_job
+from resnext_core.data.splits import open_splits
+from resnext_core.jobs.training import run_training, training_job
 from resnext_core.plugins import load_plugins
-from resnext_core.runs import RunFolder
+from resnext_core.ranks.collectives import SingleProcess
+from resnext_core.ranks.info import RankInfo
+from resnext_core.runs.folder import RunFolder
 
 
 def main() -> int:

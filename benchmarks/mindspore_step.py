@@ -25,7 +25,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # PyTorch's interpreter need not have resnext-core installed
 
-from resnext_core.spec import BN_EPS, BN_MOMENTUM, ModelSpec, model_spec  # noqa: E402
+from resnext_core.model.spec import BN_EPS, BN_MOMENTUM, ModelSpec, model_spec  # noqa: E402
 
 MOMENTUM, DECAY, LR, SMOOTHING = 0.9, 1e-4, 0.01, 0.1
 #: The first losses of the three agree to this share, or they do not train the same thing.
@@ -66,7 +66,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _write_data(path: Path, spec: ModelSpec, batch: int) -> None:
-    from resnext_core.weights import init_weights
+    from resnext_core.model.init import init_weights
 
     rng = np.random.default_rng(0)
     np.savez(
@@ -203,10 +203,11 @@ def _engine(spec: ModelSpec, tensors: dict, images: np.ndarray, labels: np.ndarr
     from resnext_mindspore.trainer import MindsporeTrainer
 
     from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
-    from resnext_core.distributed import RankInfo, SingleProcess
     from resnext_core.interfaces import Batch, TrainRequest
-    from resnext_core.preprocess import PreprocessSpec
-    from resnext_core.weights import Weights
+    from resnext_core.model.preprocess import PreprocessSpec
+    from resnext_core.model.weights import Weights
+    from resnext_core.ranks.collectives import SingleProcess
+    from resnext_core.ranks.info import RankInfo
 
     size = spec.image_size
     weights = Weights(
@@ -233,7 +234,7 @@ def _engine(spec: ModelSpec, tensors: dict, images: np.ndarray, labels: np.ndarr
 
 
 def _normalized(images: np.ndarray) -> np.ndarray:
-    from resnext_core.preprocess import IMAGENET_MEAN, IMAGENET_STD
+    from resnext_core.model.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
     mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
     return np.ascontiguousarray(((images.astype(np.float32) - mean) / std).transpose(0, 3, 1, 2))

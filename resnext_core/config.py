@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from resnext_core.errors import DataError, UsageError, quoted, shown, suggest
-from resnext_core.plain import parse_yaml, read_text
+from resnext_core.files.plain import parse_yaml, read_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Learning rate over time; see :mod:`resnext_core.schedule`. `t_max` None means train.epochs."""
+    """Learning rate over time; see :mod:`resnext_core.training.schedule`. `t_max` None means train.epochs."""
 
     kind: Literal["cosine-epoch", "cosine-step", "step", "constant"] = "cosine-epoch"
     warmup_epochs: float = 1.0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import pluggy
 
-from resnext_core.interfaces import Backend, Command, WeightFile
+if TYPE_CHECKING:
+    from resnext_core.interfaces import Backend, Command, WeightFile
 
 PROJECT = "resnext"
 hookspec = pluggy.HookspecMarker(PROJECT)

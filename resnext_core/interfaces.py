@@ -2,7 +2,7 @@
 
 A backend is one frozen :class:`Backend` record, yielded by the plugin hook ``resnext_backends``. What it
 can do is what factories it carries. Everything a backend receives and returns is in neutral form:
-NumPy arrays under the tensor names of :class:`~resnext_core.spec.ModelSpec`.
+NumPy arrays under the tensor names of :class:`~resnext_core.model.spec.ModelSpec`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from resnext_core import API_VERSION
-from resnext_core.data.batch import Batch as Batch
+from resnext_core.ranks.info import LaunchRequest as LaunchRequest
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
-    from resnext_core.distributed import Collectives, RankInfo
-    from resnext_core.weights import Weights
+    from resnext_core.model.weights import Weights
+    from resnext_core.ranks.collectives import Collectives
+    from resnext_core.ranks.info import RankInfo
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """A batch of decoded images.
+
+    `images` uint8 (N, H, W, 3) RGB; `labels` int32 (N,), -1 where unknown; `index` int64 (N,), the
+    position in the data index, -1 on padding rows; `valid` bool (N,), False on rows that must not be
+    counted: padding, and images that could not be decoded (their `index` is kept). Pixels of rows that are
+    not valid are 0.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int32]
+    index: NDArray[np.int64]
+    valid: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,7 +105,7 @@ class Predictor(Protocol):
 
 @runtime_checkable
 class Trainer(Protocol):
-    """A network being trained. Driven by :mod:`resnext_core.loop`, a chunk of steps at a time.
+    """A network being trained. Driven by :mod:`resnext_core.training.loop`, a chunk of steps at a time.
 
     It may also have `take_copy_seconds()`, the seconds since the last call in which steps waited for their images on
     the way to the device, and `peak_device_bytes()`; see :func:`copy_seconds` and :func:`peak_bytes`.
@@ -168,20 +189,6 @@ class Exporter(Protocol):
     """Write `weights` as an artefact at `path`, with its manifest inside or beside it."""
 
     def __call__(self, weights: Weights, path: Path, request: ExportRequest) -> None: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class LaunchRequest:
-    """Start `devices` processes of ``python -m module *argv`` and wait for them all.
-
-    Each rank's output goes to a file of its own in `log_dir`; rank 0's also to the terminal.
-    """
-
-    module: str
-    argv: Sequence[str]
-    devices: int
-    log_dir: Path
-    options: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)

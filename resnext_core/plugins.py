@@ -12,10 +12,9 @@ from typing import Any, TypeVar
 
 import pluggy
 
-from resnext_core import API_VERSION, builtin, hookspecs
+from resnext_core import API_VERSION, hookspecs
 from resnext_core.errors import BackendUnavailable, UsageError, shown, suggest
 from resnext_core.interfaces import Backend, Command, WeightFile
-from resnext_core.reference import plugin as reference
 
 CORE = "resnext-core"
 #: Weight files that core reads itself; no plugin can take them away.
@@ -151,10 +150,11 @@ def format_reason(backend: Backend, suffix: str) -> str | None:
 @functools.cache
 def load_plugins() -> PluginSet:
     """Load every plugin once; a broken one becomes a line in `problems`, never an exception."""
-    found: list[tuple[str, str, Any]] = [(CORE, "core", builtin), (CORE, "reference", reference)]
+    found: list[tuple[str, str, Any]] = []
     problems: list[str] = []
     for entry in sorted(
-        metadata.entry_points(group=hookspecs.PROJECT), key=lambda e: (_distribution(e), e.name)
+        metadata.entry_points(group=hookspecs.PROJECT),
+        key=lambda e: (_distribution(e) != CORE, _distribution(e), e.name),  # core's own first
     ):
         try:
             found.append((_distribution(entry), entry.name, entry.load()))

@@ -21,9 +21,10 @@ from PIL import Image
 from resnext_core import plugins
 from resnext_core.cli.main import main
 from resnext_core.config import PreprocessConfig
-from resnext_core.preprocess import preprocess_spec
-from resnext_core.spec import ModelSpec, model_spec
-from resnext_core.weights import Weights, random_weights, save_weights
+from resnext_core.model.init import random_weights
+from resnext_core.model.preprocess import preprocess_spec
+from resnext_core.model.spec import ModelSpec, model_spec
+from resnext_core.model.weights import Weights, save_weights
 
 TINY_RECIPE = """\
 model: {variant: resnext_tiny, image_size: 8}
@@ -38,7 +39,10 @@ eval: {batch_size: 8}
 @pytest.fixture
 def core_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Hide every installed plugin, so that tests do not depend on what else is in the environment."""
-    monkeypatch.setattr(plugins.metadata, "entry_points", lambda **_: ())
+    own = [
+        e for e in plugins.metadata.entry_points(group="resnext") if e.dist and e.dist.name == plugins.CORE
+    ]
+    monkeypatch.setattr(plugins.metadata, "entry_points", lambda **_: own)
     plugins.load_plugins.cache_clear()
     yield
     plugins.load_plugins.cache_clear()
@@ -57,7 +61,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
     find = plugins.metadata.entry_points
-    installed = {e.value for e in find(group="resnext")}
+    installed = {e.value for e in find(group="resnext") if e.dist and e.dist.name != plugins.CORE}
     monkeypatch.setattr(
         plugins.metadata,
         "entry_points",

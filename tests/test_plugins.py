@@ -14,7 +14,7 @@ from command_line import CommandLine, Outcome, environment, in_process, write_pl
 from resnext_core.errors import BackendUnavailable, UsageError
 from resnext_core.interfaces import Backend
 from resnext_core.plugins import PluginSet, load_plugins
-from resnext_core.serve import server_of
+from resnext_core.serving.load import server_of
 
 GOOD = """
 from dataclasses import dataclass

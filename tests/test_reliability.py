@@ -17,10 +17,10 @@ import pytest
 from command_line import CommandLine, environment, write_plugin
 from processes import alive, eventually, finish
 
-from resnext_core.checkpoint import load_latest
 from resnext_core.data.sampler import epoch_permutation, rank_slice
 from resnext_core.errors import EXIT_DATA, EXIT_INTERRUPTED, EXIT_OK
-from resnext_core.runs import RunFolder
+from resnext_core.runs.checkpoint import load_latest
+from resnext_core.runs.folder import RunFolder
 
 #: Fields of a record that a clock makes.
 CLOCKED = {"time", "seconds", "wait_s", "compute_s", "images_per_s", "blocked_s"}

@@ -15,9 +15,9 @@ from resnext_ascend.device import connect
 from resnext_ascend.options import AscendOptions
 from resnext_ascend.trainer import AscendTrainer
 
-from resnext_core.distributed import rank_info
 from resnext_core.errors import ResnextError
-from resnext_core.signals import StopRequest
+from resnext_core.ranks.info import rank_info
+from resnext_core.ranks.signals import StopRequest
 
 LR = np.array([0.1, 0.05, 0.02], np.float32)
 #: The rank that misbehaves.

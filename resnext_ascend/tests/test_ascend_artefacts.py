@@ -11,7 +11,7 @@ from resnext_mindspore.sidecar import read_sidecar
 
 from resnext_ascend import artefacts, diagnose
 from resnext_core.cli.main import main
-from resnext_core.weights import save_weights
+from resnext_core.model.weights import save_weights
 
 pytest.importorskip("onnx")
 

@@ -21,9 +21,10 @@ from resnext_ascend.trainer import AscendTrainer
 
 from resnext_core.config import PrecisionConfig
 from resnext_core.errors import UsageError
-from resnext_core.preprocess import PreprocessSpec
-from resnext_core.spec import model_spec
-from resnext_core.weights import Weights, random_weights, save_weights
+from resnext_core.model.init import random_weights
+from resnext_core.model.preprocess import PreprocessSpec
+from resnext_core.model.spec import model_spec
+from resnext_core.model.weights import Weights, save_weights
 
 pytest.importorskip("mindspore.nn")
 CLASSES = ("a", "b", "c")

@@ -17,8 +17,8 @@ from resnext_ascend.trainer import amp_level
 from resnext_ascend import diagnose, plugin
 from resnext_core.cli.main import main
 from resnext_core.config import Layer, PrecisionConfig, load_config
-from resnext_core.distributed import RankInfo, rank_info
 from resnext_core.errors import BackendUnavailable, DataError, UsageError
+from resnext_core.ranks.info import RankInfo, rank_info
 
 #: Where this machine has an Ascend, tests of its absence are of no use.
 needs_none = pytest.mark.skipif(diagnose.hardware() is None, reason="an Ascend is here")

@@ -2,8 +2,8 @@
 
 import sys
 
-from resnext_core.children import note_end
 from resnext_core.cli.main import main
+from resnext_core.ranks.children import note_end
 
 code = main()
 note_end(code)

@@ -14,18 +14,20 @@ import numpy as np
 from resnext_core.cli.common import add_config_flags, add_json_flag, resolve_config
 from resnext_core.cli.output import Output
 from resnext_core.config import Config
-from resnext_core.data.batch import Batch, Task
 from resnext_core.data.index import open_index, remarks
 from resnext_core.data.loader import Loader
-from resnext_core.data.sampler import epoch_permutation
-from resnext_core.distributed import RankInfo, SingleProcess
+from resnext_core.data.opening import loader_workers
+from resnext_core.data.sampler import Task, epoch_permutation
 from resnext_core.errors import UsageError
-from resnext_core.interfaces import Backend, peak_bytes
-from resnext_core.jobs import initial_weights, loader_workers, train_request
-from resnext_core.metrics import percentiles
+from resnext_core.interfaces import Backend, Batch, peak_bytes
+from resnext_core.jobs.training import train_request
+from resnext_core.model.weights import Weights
 from resnext_core.plugins import PluginSet, load_plugins
-from resnext_core.serve import serve, serve_weights
-from resnext_core.weights import Weights
+from resnext_core.ranks.collectives import SingleProcess
+from resnext_core.ranks.info import RankInfo
+from resnext_core.serving.load import serve, serve_weights
+from resnext_core.serving.metrics import percentiles
+from resnext_core.training.initial import initial_weights
 
 EPILOG = """\
 examples:

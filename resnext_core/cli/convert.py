@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnext_core.checkpoint import load_checkpoint, save_checkpoint
-from resnext_core.checkpoint_folder import Progress
 from resnext_core.cli.common import add_json_flag
 from resnext_core.cli.output import Output
 from resnext_core.config import load_config, parse_set
@@ -27,10 +25,8 @@ from resnext_core.data.lines import class_names
 from resnext_core.errors import DataError, UsageError, quoted
 from resnext_core.files import check_target, make_folder, write_atomic
 from resnext_core.interfaces import StoredTensors, TrainState
-from resnext_core.plugins import PluginSet, load_plugins
-from resnext_core.serve import WEIGHTS_SUFFIX, find_model
-from resnext_core.spec import check_variant
-from resnext_core.weights import (
+from resnext_core.model.spec import check_variant
+from resnext_core.model.weights import (
     Weights,
     load_weights,
     parse_manifest,
@@ -38,6 +34,10 @@ from resnext_core.weights import (
     save_weights,
     tensor_digest,
 )
+from resnext_core.plugins import PluginSet, load_plugins
+from resnext_core.runs.checkpoint import load_checkpoint, save_checkpoint
+from resnext_core.runs.checkpoint_folder import Progress
+from resnext_core.serving.load import WEIGHTS_SUFFIX, find_model
 
 EPILOG = f"""\
 names: {", ".join(f"{n.id} ({n.summary})" for n in NAMINGS.values())}; and neutral, ours

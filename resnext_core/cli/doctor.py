@@ -9,7 +9,6 @@ import argparse
 import shutil
 from pathlib import Path
 
-from resnext_core.cli.backend_check import FAILED, WRONG, check
 from resnext_core.cli.common import (
     add_config_flags,
     add_devices_flag,
@@ -21,10 +20,11 @@ from resnext_core.cli.output import Output, table
 from resnext_core.cli.train import environment, stored_layer
 from resnext_core.errors import BackendUnavailable, DataError, UsageError
 from resnext_core.interfaces import Backend
-from resnext_core.plan import faults, plan_job
+from resnext_core.jobs.backend_check import FAILED, WRONG, check
+from resnext_core.jobs.plan import faults, plan_job
+from resnext_core.jobs.preflight import Note, machine_memory, preflight
 from resnext_core.plugins import PluginSet, load_plugins
-from resnext_core.preflight import Note, machine_memory, preflight
-from resnext_core.runs import RunFolder
+from resnext_core.runs.folder import RunFolder
 
 EPILOG = """\
 Every format that a backend serves is tried where an exporter for it is installed. Exit code 3 when a backend that is

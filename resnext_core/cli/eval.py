@@ -22,15 +22,17 @@ from resnext_core.cli.output import Output, ProgressBar
 from resnext_core.cli.train import launch, stored_layer
 from resnext_core.config import Config, DataConfig
 from resnext_core.data.index import NO_SPLIT, SPLITS, Index, find_splits, open_index, remarks
-from resnext_core.distributed import Collectives, RankInfo, SingleProcess, rank_info
+from resnext_core.data.opening import eval_loader
 from resnext_core.errors import UsageError, shown
-from resnext_core.evaluate import Evaluation, evaluate
 from resnext_core.interfaces import Batch
-from resnext_core.jobs import connect, eval_loader
-from resnext_core.metrics import softmax
+from resnext_core.jobs.training import connect
 from resnext_core.plugins import PluginSet, load_plugins
-from resnext_core.runs import RunFolder, run_of
-from resnext_core.serve import WEIGHTS_SUFFIX, Served, find_model, is_weights, serve
+from resnext_core.ranks.collectives import Collectives, SingleProcess
+from resnext_core.ranks.info import RankInfo, rank_info
+from resnext_core.runs.folder import RunFolder, run_of
+from resnext_core.serving.evaluate import Evaluation, evaluate
+from resnext_core.serving.load import WEIGHTS_SUFFIX, Served, find_model, is_weights, serve
+from resnext_core.serving.metrics import softmax
 
 #: Wrong and right predictions that a report shows, of each at most.
 SAMPLES = 12

@@ -14,12 +14,19 @@ from resnext_core.cli.output import Output
 from resnext_core.config import Config
 from resnext_core.errors import BackendUnavailable, DataError, ResnextError
 from resnext_core.files import file_digest, make_folder, replace_file
+from resnext_core.files.scratch import Scratch
 from resnext_core.interfaces import Backend, ExportRequest
+from resnext_core.model.weights import Weights
 from resnext_core.plugins import PluginSet, load_plugins
-from resnext_core.scratch import Scratch
-from resnext_core.serve import WEIGHTS_SUFFIX, exporters, read_weights, serve, serve_weights, server_of
-from resnext_core.validate import TOLERANCE
-from resnext_core.weights import Weights
+from resnext_core.serving.load import (
+    WEIGHTS_SUFFIX,
+    exporters,
+    read_weights,
+    serve,
+    serve_weights,
+    server_of,
+)
+from resnext_core.serving.validate import TOLERANCE
 
 EPILOG = """\
 examples:

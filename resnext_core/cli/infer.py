@@ -16,16 +16,15 @@ from numpy.typing import NDArray
 from resnext_core.cli.common import add_config_flags, resolve_config
 from resnext_core.cli.eval import add_weights_flag
 from resnext_core.config import Config
-from resnext_core.data.batch import Task
 from resnext_core.data.index import Index, image_folder, remarks
 from resnext_core.data.lines import byte_lines
-from resnext_core.data.sampler import eval_batches
+from resnext_core.data.opening import eval_loader
+from resnext_core.data.sampler import Task, eval_batches
 from resnext_core.errors import EXIT_DATA, EXIT_OK, DataError, UsageError
 from resnext_core.files import atomic_path, check_target, local_path
-from resnext_core.jobs import eval_loader
-from resnext_core.metrics import softmax
 from resnext_core.plugins import load_plugins
-from resnext_core.serve import Served, serve
+from resnext_core.serving.load import Served, serve
+from resnext_core.serving.metrics import softmax
 from resnext_core.terminal import StreamError
 
 EPILOG = """\

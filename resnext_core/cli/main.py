@@ -28,7 +28,7 @@ from resnext_core.errors import (
 from resnext_core.files import local_path
 from resnext_core.interfaces import Command
 from resnext_core.plugins import CORE, PluginSet, load_plugins
-from resnext_core.signals import follow_launcher
+from resnext_core.ranks.signals import follow_launcher
 from resnext_core.terminal import StreamError, guarded_streams, silence
 
 _EPILOG = """\

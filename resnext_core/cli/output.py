@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from resnext_core.errors import shown
-from resnext_core.runs import Record
+from resnext_core.runs.folder import Record
 from resnext_core.terminal import printable, raw, silence
 
 #: Seconds between two drawings of the progress bar.

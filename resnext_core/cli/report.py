@@ -10,8 +10,8 @@ from typing import Any
 from resnext_core.cli.common import add_json_flag
 from resnext_core.cli.output import Output
 from resnext_core.errors import DataError, ResnextError
-from resnext_core.plain import parse_yaml, read_text
-from resnext_core.runs import RunFolder
+from resnext_core.files.plain import parse_yaml, read_text
+from resnext_core.runs.folder import RunFolder
 
 #: Longest side of the sample images in the report, pixels.
 THUMBNAIL = 128
@@ -63,8 +63,8 @@ def make_report(run: RunFolder) -> Path:
 
 def _sizes(run: RunFolder) -> dict[str, Any]:
     """Return parameters and MACs from the weights' manifest."""
-    from resnext_core.pointers import best_weights
-    from resnext_core.weights import parse_manifest, read_manifest_text
+    from resnext_core.model.weights import parse_manifest, read_manifest_text
+    from resnext_core.runs.pointers import best_weights
 
     try:
         path = best_weights(run.checkpoints)

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from resnext_core.children import outliving_terminal
 from resnext_core.cli.common import (
     DEFAULT_RECIPE,
     add_config_flags,
@@ -28,16 +27,18 @@ from resnext_core.cli.train import (
 )
 from resnext_core.cli.validate import compare_on, describe
 from resnext_core.data.demo import write_digits
-from resnext_core.distributed import RankInfo, SingleProcess
 from resnext_core.errors import DataError
 from resnext_core.interfaces import Backend
-from resnext_core.plan import Plan, plan_job, require
+from resnext_core.jobs.plan import Plan, plan_job, require
+from resnext_core.model.weights import load_weights
 from resnext_core.plugins import load_plugins
-from resnext_core.pointers import best_weights
-from resnext_core.runs import RunFolder
-from resnext_core.serve import serve, serve_weights
-from resnext_core.validate import TOLERANCE
-from resnext_core.weights import load_weights
+from resnext_core.ranks.children import outliving_terminal
+from resnext_core.ranks.collectives import SingleProcess
+from resnext_core.ranks.info import RankInfo
+from resnext_core.runs.folder import RunFolder
+from resnext_core.runs.pointers import best_weights
+from resnext_core.serving.load import serve, serve_weights
+from resnext_core.serving.validate import TOLERANCE
 
 DEMO_RECIPE = "digits"
 #: Where the demo data goes, in the parent of the run folders.

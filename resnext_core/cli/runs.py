@@ -6,16 +6,22 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from resnext_core.checkpoint import load_checkpoint
-from resnext_core.checkpoint_folder import Summary, checkpoint_age, checkpoint_names, read_summary
 from resnext_core.cli.common import add_json_flag
 from resnext_core.cli.output import Output, table
 from resnext_core.cli.train import stored_config
 from resnext_core.config import read_layer
 from resnext_core.errors import DataError, ResnextError, UsageError
 from resnext_core.plugins import load_plugins
-from resnext_core.pointers import best_checkpoint, latest_checkpoint, pointer_damages, remove, superfluous
-from resnext_core.runs import RunFolder
+from resnext_core.runs.checkpoint import load_checkpoint
+from resnext_core.runs.checkpoint_folder import Summary, checkpoint_age, checkpoint_names, read_summary
+from resnext_core.runs.folder import RunFolder
+from resnext_core.runs.pointers import (
+    best_checkpoint,
+    latest_checkpoint,
+    pointer_damages,
+    remove,
+    superfluous,
+)
 
 EPILOG = """\
 examples:

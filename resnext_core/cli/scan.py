@@ -18,7 +18,7 @@ from resnext_core.data.quarantine import Quarantine, write_list
 from resnext_core.data.scan import Memory, Scan, scan_files
 from resnext_core.errors import DataError, Interrupted, shown
 from resnext_core.files import cache_folder, check_target
-from resnext_core.signals import StopRequest
+from resnext_core.ranks.signals import StopRequest
 
 DESCRIPTION = """\
 Decode every file as training would. Exit code 3 when files are corrupt, when one picture is in two parts, or when it

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from resnext_core import __version__
-from resnext_core.checkpoint import load_latest
-from resnext_core.children import outliving_terminal
 from resnext_core.cli.common import (
     DEFAULT_RECIPE,
     add_config_flags,
@@ -29,16 +27,19 @@ from resnext_core.cli.common import (
 from resnext_core.cli.output import Output, ProgressBar
 from resnext_core.config import Config, Layer, load_config, read_layer
 from resnext_core.data.index import remarks
-from resnext_core.distributed import RankInfo, launch_local, rank_info
 from resnext_core.errors import Interrupted, ResnextError
 from resnext_core.files import write_atomic
 from resnext_core.interfaces import Backend, LaunchRequest
-from resnext_core.jobs import connect, run_training, training_job
-from resnext_core.loop import Emit
-from resnext_core.plan import Plan, plan_job, require
+from resnext_core.jobs.plan import Plan, plan_job, require
+from resnext_core.jobs.training import connect, run_training, training_job
 from resnext_core.plugins import PluginSet, load_plugins
-from resnext_core.pointers import best_weights
-from resnext_core.runs import Record, RunFolder
+from resnext_core.ranks.children import outliving_terminal
+from resnext_core.ranks.info import RankInfo, rank_info
+from resnext_core.ranks.launch import launch_local
+from resnext_core.runs.checkpoint import load_latest
+from resnext_core.runs.folder import Record, RunFolder
+from resnext_core.runs.pointers import best_weights
+from resnext_core.training.loop import Emit
 
 EPILOG = """\
 examples:

@@ -10,14 +10,13 @@ from resnext_core.cli.common import add_config_flags, add_json_flag
 from resnext_core.cli.eval import add_split_flag, open_split, served_config
 from resnext_core.cli.output import Output, ProgressBar
 from resnext_core.config import Config
-from resnext_core.data.batch import Task
 from resnext_core.data.index import Index, remarks
-from resnext_core.data.sampler import eval_batches
+from resnext_core.data.opening import eval_loader
+from resnext_core.data.sampler import Task, eval_batches
 from resnext_core.errors import DataError
-from resnext_core.jobs import eval_loader
 from resnext_core.plugins import load_plugins
-from resnext_core.serve import Served, serve
-from resnext_core.validate import TOLERANCE, ValidationResult, validate
+from resnext_core.serving.load import Served, serve
+from resnext_core.serving.validate import TOLERANCE, ValidationResult, validate
 
 EPILOG = """\
 examples:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from resnext_core.errors import DataError, quoted, shown
 from resnext_core.files import atomic_path
 from resnext_core.interfaces import StoredTensors
-from resnext_core.weights import MOST_TENSORS
+from resnext_core.model.weights import MOST_TENSORS
 
 _DTYPES = {
     "Float64": "<f8", "Float32": "<f4", "Float16": "<f2", "Int64": "<i8", "Int32": "<i4", "Int16": "<i2",

@@ -17,9 +17,9 @@ from resnext_core.convert.ckpt import read_stored, write_ckpt
 from resnext_core.convert.pth import read_pth
 from resnext_core.errors import BackendUnavailable, DataError, UsageError
 from resnext_core.files import atomic_path
-from resnext_core.filetypes import is_torch
+from resnext_core.files.types import is_torch
 from resnext_core.interfaces import StoredTensors, WeightFile
-from resnext_core.weights import reading, tensor_names
+from resnext_core.model.weights import reading, tensor_names
 
 Tensors = Mapping[str, NDArray[Any]]
 #: What plugins read, by ending.

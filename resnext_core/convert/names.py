@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from resnext_core.config import PreprocessConfig
-from resnext_core.spec import ModelSpec, PoolPadding
+from resnext_core.model.spec import ModelSpec, PoolPadding
 
 #: Batch normalisation in MindSpore's words.
 _MINDSPORE_BN = {

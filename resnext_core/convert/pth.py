@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from resnext_core.convert.nested import find_state
 from resnext_core.convert.pickles import Broken, Executes, Name, Object, Persistent, read_pickle
 from resnext_core.errors import DataError, quoted, shown
-from resnext_core.filetypes import LEGACY, ZIP
+from resnext_core.files.types import LEGACY, ZIP
 from resnext_core.interfaces import StoredTensors
 
 #: NumPy's type by what PyTorch calls it, as the class of a storage or as a dtype.

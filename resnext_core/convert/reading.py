@@ -18,9 +18,9 @@ from resnext_core.convert.sidecar import from_manifest, read_sidecar
 from resnext_core.errors import DataError, UsageError, shown
 from resnext_core.files import file_digest
 from resnext_core.interfaces import StoredTensors, WeightFile
-from resnext_core.preprocess import preprocess_spec
-from resnext_core.spec import VARIANTS, ModelSpec, PoolPadding
-from resnext_core.weights import Weights, check_tensors, load_weights, read_manifest_text
+from resnext_core.model.preprocess import preprocess_spec
+from resnext_core.model.spec import VARIANTS, ModelSpec, PoolPadding
+from resnext_core.model.weights import Weights, check_tensors, load_weights, read_manifest_text
 
 #: Floating-point types that float32 holds without a loss.
 _WIDENED = (np.dtype(np.float16),)

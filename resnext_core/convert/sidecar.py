@@ -7,7 +7,7 @@ from pathlib import Path
 
 from resnext_core.errors import DataError
 from resnext_core.files import write_atomic
-from resnext_core.weights import Manifest, Weights, read_manifest
+from resnext_core.model.weights import Manifest, Weights, read_manifest
 
 
 def sidecar_path(path: Path) -> Path:

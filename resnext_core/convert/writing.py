@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from resnext_core.convert.names import Naming
 from resnext_core.convert.report import Change
 from resnext_core.errors import UsageError
-from resnext_core.weights import Weights
+from resnext_core.model.weights import Weights
 
 
 def to_tensors(

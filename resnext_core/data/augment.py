@@ -16,7 +16,7 @@ from PIL import Image
 
 from resnext_core.config import AugmentConfig
 from resnext_core.data.decode import decode, opened, read_image
-from resnext_core.preprocess import PreprocessSpec, eval_pixels, resize_plain
+from resnext_core.model.preprocess import PreprocessSpec, eval_pixels, resize_plain
 
 _TRIES = 10
 

@@ -13,7 +13,7 @@ from PIL import Image
 from resnext_core.data.sampler import epoch_permutation
 from resnext_core.errors import DataError, UsageError
 from resnext_core.files import make_folder
-from resnext_core.scratch import Scratch
+from resnext_core.files.scratch import Scratch
 
 #: Shares of the test and validation splits in each class; the rest trains.
 _TEST, _VAL = 0.2, 0.1

@@ -13,16 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.config import AugmentConfig
-from resnext_core.data.batch import Batch as Batch
-from resnext_core.data.batch import Task as Task
 from resnext_core.data.decode import BadImage
 from resnext_core.data.faults import blame
 from resnext_core.data.index import Index
 from resnext_core.data.pool import Pool, WorkerDied
 from resnext_core.data.quarantine import Quarantine
+from resnext_core.data.sampler import Task as Task
 from resnext_core.data.worker import Recipe
 from resnext_core.errors import DataError, shown
-from resnext_core.preprocess import PreprocessSpec
+from resnext_core.interfaces import Batch as Batch
+from resnext_core.model.preprocess import PreprocessSpec
 
 #: Why an image is left out that nobody tried to read.
 _LISTED, _KILLS = "it is on the quarantine list", "reading it ended two decoding processes"

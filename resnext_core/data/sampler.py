@@ -8,6 +8,7 @@ Only the raw 64-bit words and uniform doubles are used, not NumPy's shuffling, w
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -85,3 +86,23 @@ def _philox(seed: int, purpose: int, epoch: int, sample: int) -> Any:
     """A Philox stream; it counts in the first two counter words, so streams never meet."""
     words = np.array([seed, purpose], np.uint64), np.array([0, 0, sample, epoch], np.uint64)
     return np.random.Philox(key=words[0], counter=words[1])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Task:
+    """What one batch is made of: `indices` int64 (N,) into the index; `valid` bool (N,), False on padding.
+
+    `epoch` counts from 0 and only matters to augmentation.
+    """
+
+    epoch: int
+    indices: NDArray[np.int64]
+    valid: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, epoch: int, indices: NDArray[Any]) -> Task:
+        """A task without padding; `indices` (N,) of any integer type."""
+        return cls(epoch=epoch, indices=indices.astype(np.int64), valid=np.ones(len(indices), np.bool_))
+
+    def __len__(self) -> int:
+        return len(self.indices)

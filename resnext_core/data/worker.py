@@ -22,7 +22,7 @@ from resnext_core.config import AugmentConfig
 from resnext_core.data.augment import load_eval, load_train
 from resnext_core.data.decode import BadImage
 from resnext_core.data.sampler import sample_rng
-from resnext_core.preprocess import PreprocessSpec
+from resnext_core.model.preprocess import PreprocessSpec
 
 #: Start of the pixels in the shared memory; before it one cell a worker: the sample it reads plus 1, or 0.
 HEADER = 4096

@@ -10,10 +10,10 @@ import numpy as np
 
 from resnext_core.config import LossConfig
 from resnext_core.errors import DataError, UsageError
-from resnext_core.preprocess import PreprocessSpec
+from resnext_core.model.preprocess import PreprocessSpec
+from resnext_core.model.spec import BN_EPS, BN_MOMENTUM, BlockSpec, ModelSpec
 from resnext_core.reference import ops
 from resnext_core.reference.ops import Array
-from resnext_core.spec import BN_EPS, BN_MOMENTUM, BlockSpec, ModelSpec
 
 #: Takes the gradient of an output and returns that of the input.
 Backward = Callable[[Array], Array]

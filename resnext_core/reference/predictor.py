@@ -9,12 +9,12 @@ import numpy as np
 
 from resnext_core.errors import UsageError
 from resnext_core.interfaces import PredictRequest
-from resnext_core.preprocess import PreprocessSpec
+from resnext_core.model.preprocess import PreprocessSpec
+from resnext_core.model.spec import ModelSpec
+from resnext_core.model.weights import Weights, load_weights
 from resnext_core.reference.network import check_images, evaluate, normalize
 from resnext_core.reference.ops import Array
 from resnext_core.reference.plugin import ReferenceOptions
-from resnext_core.spec import ModelSpec
-from resnext_core.weights import Weights, load_weights
 
 #: Pixels of input computed at once: bounds memory (to about 0.3 GB at 64x4d) whatever the batch.
 _CHUNK_PIXELS = 4 * 224 * 224

@@ -12,7 +12,7 @@ from resnext_core.interfaces import Batch, TrainRequest, TrainState
 from resnext_core.reference.network import normalize, train_pass
 from resnext_core.reference.ops import Array
 from resnext_core.reference.predictor import ReferencePredictor
-from resnext_core.trainer_state import Rows, StepCounter, check_state, training_rows
+from resnext_core.training.trainer import Rows, StepCounter, check_state, training_rows
 
 #: Added to the norm when clipping, as torch.nn.utils.clip_grad_norm_ does.
 CLIP_EPS = 1e-6
@@ -24,7 +24,7 @@ class ReferenceTrainer:
     In float64 weights, momentum and EMA are float64 too, and :meth:`state` rounds them to float32: a run
     resumed from it goes on from the rounded values. In float32 resuming is exact to the bit.
 
-    Rows that are not valid have weight 0 in the loss, see :func:`~resnext_core.trainer_state.training_rows`;
+    Rows that are not valid have weight 0 in the loss, see :func:`~resnext_core.training.trainer.training_rows`;
     batch statistics are over all rows. Running statistics are those of this rank, and they move on every
     micro-batch, also on a step that is skipped because its gradients overflowed, as on every framework.
     The EMA follows there too.

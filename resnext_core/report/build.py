@@ -19,12 +19,12 @@ from PIL import Image
 
 from resnext_core.errors import DataError
 from resnext_core.files import write_atomic
-from resnext_core.metrics import confused_pairs, per_class, wilson_interval
 from resnext_core.report import text
 from resnext_core.report.charts import heat_map
 from resnext_core.report.curves import training_figures
 from resnext_core.report.model import ReportData, Sample
 from resnext_core.report.series import History, read_history
+from resnext_core.serving.metrics import confused_pairs, per_class, wilson_interval
 from resnext_core.terminal import printable
 
 #: Classes a heat map can show; above, the most confused pairs stand alone.

@@ -13,9 +13,9 @@ import pytest
 
 from resnext_core.errors import UsageError
 from resnext_core.interfaces import Backend, ExportRequest, Predictor, PredictRequest, Trainer, TrainRequest
+from resnext_core.model.weights import Weights
 from resnext_core.plugins import get_backend, load_plugins
 from resnext_core.testing import cases
-from resnext_core.weights import Weights
 
 #: Backend ids, separated by commas, whose absence is a failure and not a skip.
 REQUIRE = "RESNEXT_REQUIRE"

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
-from resnext_core.distributed import Collectives, RankInfo, SingleProcess
 from resnext_core.interfaces import (
     Backend,
     Batch,
@@ -20,11 +19,14 @@ from resnext_core.interfaces import (
     TrainRequest,
     TrainState,
 )
-from resnext_core.preprocess import PreprocessSpec
+from resnext_core.model.init import random_weights
+from resnext_core.model.preprocess import PreprocessSpec
+from resnext_core.model.spec import ModelSpec
+from resnext_core.model.weights import Weights
+from resnext_core.ranks.collectives import Collectives, SingleProcess
+from resnext_core.ranks.info import RankInfo
 from resnext_core.reference import plugin as reference
-from resnext_core.spec import ModelSpec
 from resnext_core.testing.kinks import exact_steps
-from resnext_core.weights import Weights, random_weights
 
 #: max |difference| over max |value|, in float32: logits, weights after a step, losses.
 TOLERANCE = 1e-5

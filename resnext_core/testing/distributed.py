@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from resnext_core.distributed import RankInfo, launch_local
 from resnext_core.interfaces import LaunchRequest, TrainState
+from resnext_core.ranks.info import RankInfo
+from resnext_core.ranks.launch import launch_local
 from resnext_core.testing import cases
 from resnext_core.testing.base import ContractBase
 from resnext_core.testing.cases import TRAIN_CASES, assert_tensors_close

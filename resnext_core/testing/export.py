@@ -10,9 +10,9 @@ import pytest
 
 from resnext_core.errors import BackendUnavailable
 from resnext_core.interfaces import ExportRequest, Predictor, PredictRequest
+from resnext_core.model.weights import Manifest, Weights, parse_manifest
 from resnext_core.testing import cases
 from resnext_core.testing.base import ContractBase, server_of
-from resnext_core.weights import Manifest, Weights, parse_manifest
 
 #: Name: network, seed of the weights, request. Networks of one shape with other weights: an exporter that
 #: keeps a graph of an earlier call is found.

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from resnext_core.config import OptimizerConfig, PrecisionConfig
 from resnext_core.interfaces import TrainState
+from resnext_core.model.weights import Weights
 from resnext_core.testing import cases
 from resnext_core.testing.cases import TRAIN_CASES, TrainCase
 from resnext_core.testing.optimizer import TrainingBase
-from resnext_core.weights import Weights
 
 #: The largest power of two of float32: gradients above 2 overflow when multiplied by it.
 HUGE = 2.0**127

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from resnext_core import selfcheck
+from resnext_core.serving import golden as selfcheck
 from resnext_core.testing import cases
 from resnext_core.testing.base import ContractBase
 
@@ -21,7 +21,7 @@ class PredictionContract(ContractBase):
 
     @pytest.mark.parametrize("pool_padding", ["same", "symmetric"])
     def test_golden_logits(self, pool_padding: str) -> None:
-        """The numbers in :mod:`resnext_core.selfcheck`, which are the same on every machine for ever."""
+        """The numbers in :mod:`resnext_core.serving.golden`, which are the same on every machine for ever."""
         network = selfcheck.golden_weights(pool_padding)  # type: ignore[arg-type]
         predictor = self.serve(f"golden-{pool_padding}", network)
         logits = predictor.logits(selfcheck.golden_images())

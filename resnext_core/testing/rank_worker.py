@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from resnext_core.distributed import Collectives, RankInfo, connect_tcp, rank_info
 from resnext_core.errors import EXIT_DATA, ResnextError
 from resnext_core.interfaces import Backend, Batch, Trainer, TrainState
 from resnext_core.plugins import get_backend
+from resnext_core.ranks.collectives import Collectives
+from resnext_core.ranks.connect import connect_tcp
+from resnext_core.ranks.info import RankInfo, rank_info
 from resnext_core.testing.cases import TRAIN_CASES, on_the_verge, wrong_rows
 
 #: The training set-up: accumulates six micro-batches, of which each rank takes its share.

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resnext_core.preprocess import PreprocessSpec
-from resnext_core.spec import model_spec
-from resnext_core.weights import FORMAT_VERSION
+from resnext_core.model.preprocess import PreprocessSpec
+from resnext_core.model.spec import model_spec
+from resnext_core.model.weights import FORMAT_VERSION
 
 
 @dataclass(frozen=True, kw_only=True)

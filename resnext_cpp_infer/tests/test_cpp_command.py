@@ -20,13 +20,14 @@ from resnext_cpp_infer.predictor import StreamPredictor
 from resnext_cpp_infer.program import find_program, onnxruntime_library
 
 from resnext_core.cli.main import main
-from resnext_core.distributed import RankInfo
 from resnext_core.errors import BackendUnavailable, DataError, ResnextError, UsageError
 from resnext_core.interfaces import ExportRequest, PredictRequest
+from resnext_core.model.init import init_weights
+from resnext_core.model.preprocess import PreprocessSpec
+from resnext_core.model.spec import model_spec
+from resnext_core.model.weights import Weights
 from resnext_core.plugins import load_plugins
-from resnext_core.preprocess import PreprocessSpec
-from resnext_core.spec import model_spec
-from resnext_core.weights import Weights, init_weights
+from resnext_core.ranks.info import RankInfo
 from resnext_cpp_infer import program as program_module
 
 SPEC = PreprocessSpec(size=32, resize=36)

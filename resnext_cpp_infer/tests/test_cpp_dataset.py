@@ -13,7 +13,7 @@ from images import picture
 
 from resnext_core.data.index import open_index, remarks
 from resnext_core.errors import DataError
-from resnext_core.preprocess import PreprocessSpec
+from resnext_core.model.preprocess import PreprocessSpec
 
 Infer = Callable[..., Done]
 Build = Callable[[Path], object]

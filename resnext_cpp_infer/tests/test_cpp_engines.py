@@ -18,10 +18,11 @@ from resnext_cpp_infer.program import onnxruntime_library, sources
 
 from resnext_core.data.augment import load_eval
 from resnext_core.interfaces import ExportRequest
-from resnext_core.preprocess import PreprocessSpec, normalize
-from resnext_core.selfcheck import synthetic_images
-from resnext_core.spec import model_spec
-from resnext_core.weights import Weights, init_weights
+from resnext_core.model.init import init_weights
+from resnext_core.model.preprocess import PreprocessSpec, normalize
+from resnext_core.model.spec import model_spec
+from resnext_core.model.weights import Weights
+from resnext_core.serving.golden import synthetic_images
 
 Infer = Callable[..., Done]
 SPEC = PreprocessSpec(size=24, resize=28)

@@ -18,7 +18,7 @@ from mutants import damaged_files, lossless_jpeg, sound_files
 
 from resnext_core.data.augment import load_eval
 from resnext_core.data.decode import BadImage
-from resnext_core.preprocess import PreprocessSpec
+from resnext_core.model.preprocess import PreprocessSpec
 
 Infer = Callable[..., Done]
 #: Formats that the program reads; the others are counted as failed.

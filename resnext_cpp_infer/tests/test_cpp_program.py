@@ -22,11 +22,12 @@ from resnext_cpp_infer.predictor import StreamPredictor
 
 from resnext_core.data.index import open_index
 from resnext_core.data.loader import Loader
-from resnext_core.distributed import RankInfo, SingleProcess
-from resnext_core.evaluate import evaluate
 from resnext_core.interfaces import PredictRequest
-from resnext_core.metrics import softmax
-from resnext_core.preprocess import PreprocessSpec
+from resnext_core.model.preprocess import PreprocessSpec
+from resnext_core.ranks.collectives import SingleProcess
+from resnext_core.ranks.info import RankInfo
+from resnext_core.serving.evaluate import evaluate
+from resnext_core.serving.metrics import softmax
 
 Infer = Callable[..., Done]
 SPEC = PreprocessSpec(size=24, resize=28)

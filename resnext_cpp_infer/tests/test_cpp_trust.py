@@ -23,14 +23,15 @@ from cpp_cases import Done, manifest, null_model
 from images import class_tree
 from resnext_cpp_infer.program import onnxruntime_library
 
-from resnext_core.distributed import RankInfo
 from resnext_core.errors import DataError
 from resnext_core.interfaces import ExportRequest, PredictRequest
+from resnext_core.model.init import random_weights
+from resnext_core.model.preprocess import PreprocessSpec
+from resnext_core.model.spec import model_spec
+from resnext_core.model.weights import MANIFEST_KEY, Golden, Weights, parse_manifest, sealed
 from resnext_core.plugins import load_plugins
-from resnext_core.preprocess import PreprocessSpec
-from resnext_core.selfcheck import make_golden
-from resnext_core.spec import model_spec
-from resnext_core.weights import MANIFEST_KEY, Golden, Weights, parse_manifest, random_weights, sealed
+from resnext_core.ranks.info import RankInfo
+from resnext_core.serving.golden import make_golden
 
 Infer = Callable[..., Done]
 SPEC = PreprocessSpec(size=16, resize=18)

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
-from resnext_core.distributed import RankInfo, SingleProcess
 from resnext_core.interfaces import Batch, TrainRequest, TrainState
-from resnext_core.preprocess import PreprocessSpec
-from resnext_core.spec import ModelSpec
-from resnext_core.trainer_state import Rows
-from resnext_core.weights import Weights, random_weights
+from resnext_core.model.init import random_weights
+from resnext_core.model.preprocess import PreprocessSpec
+from resnext_core.model.spec import ModelSpec
+from resnext_core.model.weights import Weights
+from resnext_core.ranks.collectives import SingleProcess
+from resnext_core.ranks.info import RankInfo
+from resnext_core.training.trainer import Rows
 
 CLASSES = 5
 

@@ -12,7 +12,7 @@ from resnext_gpu.options import GpuOptions
 from resnext_gpu.trainer import GpuTrainer
 
 from resnext_core.config import PrecisionConfig
-from resnext_core.spec import ModelSpec
+from resnext_core.model.spec import ModelSpec
 
 HALF, BF16 = torch.float16, torch.bfloat16
 CPU = torch.device("cpu")

@@ -15,8 +15,8 @@ from resnext_gpu.options import GpuOptions
 from resnext_gpu.trainer import GpuTrainer
 
 from resnext_core.config import OptimizerConfig
-from resnext_core.distributed import rank_info
 from resnext_core.errors import ResnextError
+from resnext_core.ranks.info import rank_info
 
 #: Of the test with sync-BN, which is compared after this many steps.
 STEPS, IMAGES = 20, 12

@@ -25,7 +25,7 @@ import grouped_conv_goals as goals  # noqa: E402
 import grouped_conv_models as models  # noqa: E402
 from gpu_interpreter import interpreted  # noqa: E402
 
-from resnext_core.spec import model_spec  # noqa: E402
+from resnext_core.model.spec import model_spec  # noqa: E402
 
 FLAGSHIP = goals.FLAGSHIP
 STAGE3 = goals.Convolution(channels=1024, group_width=16, height=14, width=14, stride=1)

@@ -24,9 +24,10 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 from resnext_core.cli.main import main  # noqa: E402
 from resnext_core.convert.pth import read_pth  # noqa: E402
 from resnext_core.errors import DataError  # noqa: E402
-from resnext_core.preprocess import PreprocessSpec  # noqa: E402
-from resnext_core.spec import ModelSpec  # noqa: E402
-from resnext_core.weights import Weights, load_weights, random_weights  # noqa: E402
+from resnext_core.model.init import random_weights  # noqa: E402
+from resnext_core.model.preprocess import PreprocessSpec  # noqa: E402
+from resnext_core.model.spec import ModelSpec  # noqa: E402
+from resnext_core.model.weights import Weights, load_weights  # noqa: E402
 
 State = dict[str, Any]
 
@@ -333,7 +334,7 @@ def test_a_backbone_starts_a_training_with_a_new_head(
     from resnext_core.convert.ckpt import write_ckpt
     from resnext_core.convert.names import NAMINGS
     from resnext_core.convert.writing import to_tensors
-    from resnext_core.spec import model_spec
+    from resnext_core.model.spec import model_spec
 
     spec = model_spec("resnext_tiny", num_classes=7)
     arrays = random_weights(spec, 1)

@@ -14,9 +14,9 @@ import pytest
 from resnext_gpu.options import GpuOptions
 
 from resnext_core.config import Layer, load_config
-from resnext_core.distributed import RankInfo
 from resnext_core.errors import BackendUnavailable, UsageError
 from resnext_core.interfaces import PredictRequest
+from resnext_core.ranks.info import RankInfo
 from resnext_gpu import plugin
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")

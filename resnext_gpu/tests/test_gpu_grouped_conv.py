@@ -38,7 +38,7 @@ from gpu_interpreter import interpreted  # noqa: E402
 from resnext_gpu.grouped_conv import op  # noqa: E402
 
 from resnext_core.errors import BackendUnavailable, UsageError  # noqa: E402
-from resnext_core.spec import VARIANTS, ModelSpec  # noqa: E402
+from resnext_core.model.spec import VARIANTS, ModelSpec  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -31,11 +31,11 @@ from resnext_gpu.options import GpuOptions  # noqa: E402
 from resnext_gpu.trainer import GpuTrainer  # noqa: E402
 
 from resnext_core.config import PrecisionConfig  # noqa: E402
-from resnext_core.distributed import launch_local  # noqa: E402
 from resnext_core.errors import UsageError  # noqa: E402
 from resnext_core.interfaces import LaunchRequest  # noqa: E402
+from resnext_core.model.spec import model_spec  # noqa: E402
+from resnext_core.ranks.launch import launch_local  # noqa: E402
 from resnext_core.reference.trainer import ReferenceTrainer  # noqa: E402
-from resnext_core.spec import model_spec  # noqa: E402
 from resnext_core.testing.kinks import exact_steps  # noqa: E402
 
 pytestmark = pytest.mark.gpu

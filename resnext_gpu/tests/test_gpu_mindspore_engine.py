@@ -10,10 +10,11 @@ import pytest
 from resnext_gpu.options import GpuOptions
 
 from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
-from resnext_core.distributed import RankInfo, SingleProcess
 from resnext_core.errors import BackendUnavailable, UsageError
 from resnext_core.interfaces import Backend, LaunchRequest, PredictRequest, TrainRequest
-from resnext_core.selfcheck import golden_weights
+from resnext_core.ranks.collectives import SingleProcess
+from resnext_core.ranks.info import RankInfo
+from resnext_core.serving.golden import golden_weights
 from resnext_gpu import mindspore_engine, plugin
 
 OPTIONS = GpuOptions(engine="mindspore")

@@ -22,9 +22,11 @@ from resnext_gpu.options import GpuOptions
 from resnext_gpu.trainer import GpuTrainer
 
 from resnext_core.config import OptimizerConfig, PrecisionConfig
-from resnext_core.distributed import RankInfo, SingleProcess, launch_local
 from resnext_core.errors import UsageError
 from resnext_core.interfaces import LaunchRequest
+from resnext_core.ranks.collectives import SingleProcess
+from resnext_core.ranks.info import RankInfo
+from resnext_core.ranks.launch import launch_local
 from resnext_core.reference.trainer import ReferenceTrainer
 from resnext_core.testing.kinks import exact_steps
 
@@ -197,7 +199,7 @@ def test_a_rank_that_lost_another_says_so(tmp_path: Path) -> None:
 
 def test_ranks_that_do_not_come_are_not_waited_for(tmp_path: Path) -> None:
     code = (
-        "from resnext_core.distributed import RankInfo\nfrom resnext_core.errors import BackendUnavailable\n"
+        "from resnext_core.ranks.info import RankInfo\nfrom resnext_core.errors import BackendUnavailable\n"
         "from resnext_gpu.collectives import connect\nfrom resnext_gpu.options import GpuOptions\n"
         "try:\n    connect(RankInfo(rank=0, world=2, launcher='resnext'), GpuOptions(device='cpu', timeout=2))\n"
         "except BackendUnavailable as error:\n    print(error)"

@@ -22,9 +22,9 @@ from resnext_gpu.trainer import GpuTrainer, _check_card  # noqa: E402
 
 from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig  # noqa: E402
 from resnext_core.errors import DataError, UsageError  # noqa: E402
+from resnext_core.model.spec import model_spec  # noqa: E402
 from resnext_core.reference import ops  # noqa: E402
 from resnext_core.reference.trainer import ReferenceTrainer  # noqa: E402
-from resnext_core.spec import model_spec  # noqa: E402
 from resnext_core.testing.kinks import exact_steps  # noqa: E402
 from resnext_gpu import feed, graphs  # noqa: E402
 

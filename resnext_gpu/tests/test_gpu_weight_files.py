@@ -17,9 +17,10 @@ from resnext_gpu.weight_files import read_pth, write_pth  # noqa: E402
 
 from resnext_core.cli.main import main  # noqa: E402
 from resnext_core.errors import DataError  # noqa: E402
-from resnext_core.preprocess import PreprocessSpec  # noqa: E402
-from resnext_core.spec import model_spec  # noqa: E402
-from resnext_core.weights import Weights, load_weights, random_weights, save_weights  # noqa: E402
+from resnext_core.model.init import random_weights  # noqa: E402
+from resnext_core.model.preprocess import PreprocessSpec  # noqa: E402
+from resnext_core.model.spec import model_spec  # noqa: E402
+from resnext_core.model.weights import Weights, load_weights, save_weights  # noqa: E402
 
 
 @pytest.fixture

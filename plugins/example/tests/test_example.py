@@ -16,10 +16,10 @@ from resnext_example.plugin import ExampleOptions
 from resnext_example.predictor import ExamplePredictor, create_predictor
 
 from resnext_core.config import load_config, parse_set
-from resnext_core.distributed import RankInfo
 from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import ExportRequest, PredictRequest
-from resnext_core.selfcheck import golden_images, golden_weights
+from resnext_core.ranks.info import RankInfo
+from resnext_core.serving.golden import golden_images, golden_weights
 
 
 def predictor(chunk: int = 8, **source: object) -> ExamplePredictor:

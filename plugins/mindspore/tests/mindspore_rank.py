@@ -14,8 +14,8 @@ from resnext_mindspore.device import Device, device_of
 from resnext_mindspore.options import MindsporeOptions
 
 from resnext_core.config import OptimizerConfig
-from resnext_core.distributed import rank_info
 from resnext_core.interfaces import Batch
+from resnext_core.ranks.info import rank_info
 
 
 def main(what: str, folder: Path) -> int:

@@ -13,12 +13,12 @@ ms = pytest.importorskip("mindspore")
 from resnext_core.convert.ckpt import read_ckpt, write_ckpt  # noqa: E402
 from resnext_core.convert.names import NAMINGS  # noqa: E402
 from resnext_core.convert.reading import from_tensors  # noqa: E402
-from resnext_core.distributed import RankInfo  # noqa: E402
 from resnext_core.errors import DataError  # noqa: E402
 from resnext_core.interfaces import PredictRequest  # noqa: E402
+from resnext_core.model.init import random_weights  # noqa: E402
+from resnext_core.model.spec import ModelSpec, model_spec  # noqa: E402
 from resnext_core.plugins import get_backend  # noqa: E402
-from resnext_core.spec import ModelSpec, model_spec  # noqa: E402
-from resnext_core.weights import random_weights  # noqa: E402
+from resnext_core.ranks.info import RankInfo  # noqa: E402
 
 
 def old_network(spec: ModelSpec, split: bool) -> Any:

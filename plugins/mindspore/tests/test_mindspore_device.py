@@ -11,7 +11,7 @@ import pytest
 from resnext_mindspore.device import Device, device_of
 from resnext_mindspore.options import MindsporeOptions
 
-from resnext_core.distributed import RankInfo
+from resnext_core.ranks.info import RankInfo
 
 pytest.importorskip("mindspore.nn")
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from mindspore_cases import batches, relative, tiny_weights
 
-from resnext_core.distributed import RankInfo
 from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import ExportRequest, Predictor, PredictRequest
-from resnext_core.weights import parse_manifest, save_weights
+from resnext_core.model.weights import parse_manifest, save_weights
+from resnext_core.ranks.info import RankInfo
 
 pytest.importorskip("mindspore.nn")
 from resnext_mindspore.device import Device

@@ -14,9 +14,10 @@ import pytest
 from mindspore_cases import batches, relative, train_request
 
 from resnext_core.config import OptimizerConfig, PrecisionConfig
-from resnext_core.distributed import RankInfo, SingleProcess
 from resnext_core.errors import UsageError
 from resnext_core.interfaces import LaunchRequest
+from resnext_core.ranks.collectives import SingleProcess
+from resnext_core.ranks.info import RankInfo
 from resnext_core.reference.trainer import ReferenceTrainer
 from resnext_core.testing.kinks import exact_steps
 

@@ -9,13 +9,14 @@ from resnext_onnx.options import OnnxOptions
 from resnext_onnx.plugin import export, predictor
 from resnext_onnx.predictor import OnnxPredictor
 
-from resnext_core.distributed import RankInfo
 from resnext_core.interfaces import ExportRequest, Predictor, PredictRequest
-from resnext_core.preprocess import PreprocessSpec
+from resnext_core.model.init import random_weights
+from resnext_core.model.preprocess import PreprocessSpec
+from resnext_core.model.spec import ModelSpec, model_spec
+from resnext_core.model.weights import Weights
+from resnext_core.ranks.info import RankInfo
 from resnext_core.reference.plugin import ReferenceOptions
 from resnext_core.reference.predictor import create_predictor
-from resnext_core.spec import ModelSpec, model_spec
-from resnext_core.weights import Weights, random_weights
 
 #: float32 logits against the reference: max |diff| over max |logit|.
 TOLERANCE = 1e-5

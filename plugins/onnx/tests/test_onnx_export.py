@@ -29,8 +29,8 @@ from resnext_onnx.graph import fold
 
 from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import ExportRequest
-from resnext_core.spec import VARIANTS
-from resnext_core.weights import MANIFEST_KEY, parse_manifest
+from resnext_core.model.spec import VARIANTS
+from resnext_core.model.weights import MANIFEST_KEY, parse_manifest
 
 
 @pytest.mark.parametrize("fold_bn", [True, False], ids=["folded", "bn"])

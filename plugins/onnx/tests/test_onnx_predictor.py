@@ -29,11 +29,11 @@ from resnext_onnx import plugin
 from resnext_onnx.artefact import content_digest
 from resnext_onnx.options import OnnxOptions
 
-from resnext_core.distributed import RankInfo
 from resnext_core.errors import BackendUnavailable, DataError, UsageError
 from resnext_core.interfaces import Batch, Predictor, PredictRequest
-from resnext_core.validate import validate
-from resnext_core.weights import MANIFEST_KEY, save_weights, sealed
+from resnext_core.model.weights import MANIFEST_KEY, save_weights, sealed
+from resnext_core.ranks.info import RankInfo
+from resnext_core.serving.validate import validate
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ from resnext_mindspore.sidecar import sidecar_path, write_sidecar
 from resnext_ascend import diagnose
 from resnext_core.errors import BackendUnavailable, DataError, UsageError
 from resnext_core.files import atomic_path
+from resnext_core.files.scratch import Scratch
 from resnext_core.interfaces import ExportRequest
+from resnext_core.model.weights import Weights
 from resnext_core.plugins import PluginSet
-from resnext_core.scratch import Scratch
-from resnext_core.weights import Weights
 
 #: Formats, their endings, and the program that makes them.
 ENDINGS = {"air": ".air", "om": ".om", "lite": ".mindir"}

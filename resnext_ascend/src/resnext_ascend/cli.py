@@ -23,7 +23,7 @@ from resnext_core.errors import UsageError, suggest
 from resnext_core.files import write_atomic
 from resnext_core.interfaces import ExportRequest, LaunchRequest
 from resnext_core.plugins import load_plugins
-from resnext_core.serve import read_weights
+from resnext_core.serving.load import read_weights
 
 EPILOG = """\
 examples:

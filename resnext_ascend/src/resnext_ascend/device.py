@@ -17,7 +17,8 @@ from resnext_ascend.options import AscendOptions
 from resnext_core.errors import BackendUnavailable, UsageError
 
 if TYPE_CHECKING:
-    from resnext_core.distributed import Collectives, RankInfo
+    from resnext_core.ranks.collectives import Collectives
+    from resnext_core.ranks.info import RankInfo
 
 VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
 

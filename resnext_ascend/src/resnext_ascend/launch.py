@@ -24,7 +24,7 @@ from resnext_core.errors import (
     UsageError,
 )
 from resnext_core.interfaces import LaunchRequest
-from resnext_core.launch import Group, launch_local
+from resnext_core.ranks.launch import Group, launch_local
 
 #: Ends that another try would only repeat, or that somebody wanted (143 and 130: a signal before a rank could save).
 _FINAL = (EXIT_OK, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED, 143, 130)
@@ -45,9 +45,9 @@ class Servers:
 def launch(request: LaunchRequest, options: AscendOptions, servers: Servers = Servers()) -> int:
     """Run the ranks of this server to their end; returns the exit code of the first that failed, or 0.
 
-    See :func:`resnext_core.launch.launch_local` for logs, signals, and what happens when a rank fails. Besides, a rank
-    that never comes or hangs is found, each rank gets its share of the cores, and with ``ascend.restarts`` a failed job
-    on one server starts again from its last checkpoint, its logs in ``restart-<n>`` of the log folder.
+    See :func:`resnext_core.ranks.launch.launch_local` for logs, signals, and what happens when a rank fails. Besides, a
+    rank that never comes or hangs is found, each rank gets its share of the cores, and with ``ascend.restarts`` a
+    failed job on one server starts again from its last checkpoint, its logs in ``restart-<n>`` of the log folder.
 
     Raises UsageError on servers, addresses and tables that do not fit, BackendUnavailable when a port is taken or
     the master does not answer.

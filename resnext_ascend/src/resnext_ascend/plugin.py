@@ -21,8 +21,9 @@ from resnext_core.interfaces import (
 )
 
 if TYPE_CHECKING:
-    from resnext_core.distributed import Collectives, RankInfo
-    from resnext_core.weights import Weights
+    from resnext_core.model.weights import Weights
+    from resnext_core.ranks.collectives import Collectives
+    from resnext_core.ranks.info import RankInfo
 
 
 @hookimpl

@@ -16,7 +16,7 @@
 namespace resnext {
 namespace {
 
-// Format of the manifest, resnext_core/weights.py.
+// Format of the manifest, resnext_core/model/weights.py.
 constexpr long kFormat = 1;
 constexpr long kMaxPixels = 8192, kMaxClasses = 1000000, kMaxWidth = 4096, kMaxDepth = 512, kMaxStages = 8;
 constexpr long kMaxGolden = 8;

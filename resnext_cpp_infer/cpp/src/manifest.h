@@ -30,7 +30,7 @@ struct Manifest {
   std::string golden_compute;  // what the golden logits were computed in
   std::vector<double> golden;  // (images, classes), empty where there are none
 
-  // Reads the JSON of a manifest, as strictly as parse_manifest in resnext_core/weights.py: what the one refuses, the
+  // Reads the JSON of a manifest, as strictly as parse_manifest in resnext_core/model/weights.py: what the one refuses, the
   // other does. `where` is named in an Error(kData).
   static Manifest parse(const std::string& text, const std::string& where);
 };

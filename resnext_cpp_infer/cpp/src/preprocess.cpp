@@ -36,7 +36,7 @@ void eval_pixels(const Image& image, const Preprocess& how, uint8_t* target) {
     return;
   }
   // A thread of an image: only what the crop shows is resized, from the rows that it needs, as
-  // resnext_core/preprocess.py does.
+  // resnext_core/model/preprocess.py does.
   const double down = static_cast<double>(image.height) / new_height,
                across = static_cast<double>(image.width) / new_width;
   const double reach = std::max(down, 1.0);  // of the filter, to either side

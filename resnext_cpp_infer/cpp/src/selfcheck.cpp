@@ -12,7 +12,7 @@
 namespace resnext {
 namespace {
 
-// As in resnext_core/selfcheck.py.
+// As in resnext_core/serving/golden.py.
 constexpr uint64_t kImageKey = 20261122;
 constexpr double kTolerance = 1e-4, kToleranceHalf = 5e-2;
 constexpr int kBlock = 6;

@@ -1,4 +1,4 @@
-// Is the artefact whole, and does it compute here what it was saved with? See resnext_core/selfcheck.py.
+// Is the artefact whole, and does it compute here what it was saved with? See resnext_core/serving/golden.py.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ SelfCheckResult check_content(const std::string& path, const std::string& beside
 // Computes the golden logits. Error(kData) where they are further apart than rounding explains.
 void check_golden(Model& model, const EngineRequest& request, SelfCheckResult& result);
 
-// uint8 (count, size, size, 3): the synthetic images of resnext_core.selfcheck, bit for bit.
+// uint8 (count, size, size, 3): the synthetic images of resnext_core.serving.golden, bit for bit.
 std::vector<uint8_t> synthetic_images(int count, int size);
 
 }  // namespace resnext

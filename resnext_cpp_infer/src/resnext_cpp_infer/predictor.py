@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from resnext_core.errors import BackendUnavailable, DataError, Interrupted, UsageError
 from resnext_core.interfaces import PredictRequest
-from resnext_core.weights import parse_manifest
+from resnext_core.model.weights import parse_manifest
 from resnext_cpp_infer.options import CppInferOptions
 from resnext_cpp_infer.program import find_program, onnxruntime_library
 

@@ -14,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import distributed
 
-from resnext_core.distributed import Collectives, RankInfo, SingleProcess, master_address
 from resnext_core.errors import BackendUnavailable, UsageError
+from resnext_core.ranks.collectives import Collectives, SingleProcess
+from resnext_core.ranks.connect import master_address
+from resnext_core.ranks.info import RankInfo
 from resnext_gpu.device import device_of, one_line, open_device
 from resnext_gpu.gradients import lost
 from resnext_gpu.options import GpuOptions

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from resnext_core.errors import BackendUnavailable
 
 if TYPE_CHECKING:
-    from resnext_core.distributed import RankInfo
+    from resnext_core.ranks.info import RankInfo
     from resnext_gpu.options import GpuOptions
 
 #: What every refusal ends with.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from resnext_core.interfaces import Batch
-from resnext_core.trainer_state import Rows
+from resnext_core.training.trainer import Rows
 
 
 class Feed:

@@ -10,7 +10,8 @@ from resnext_core.errors import BackendUnavailable
 from resnext_core.interfaces import Backend, LaunchRequest, Predictor, PredictRequest, Trainer, TrainRequest
 
 if TYPE_CHECKING:
-    from resnext_core.distributed import Collectives, RankInfo
+    from resnext_core.ranks.collectives import Collectives
+    from resnext_core.ranks.info import RankInfo
 
 
 def create_trainer(request: TrainRequest) -> Trainer:

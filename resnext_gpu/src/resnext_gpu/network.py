@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from resnext_core.errors import UsageError
-from resnext_core.preprocess import PreprocessSpec
-from resnext_core.spec import BN_EPS, BN_MOMENTUM, BlockSpec, ModelSpec
+from resnext_core.model.preprocess import PreprocessSpec
+from resnext_core.model.spec import BN_EPS, BN_MOMENTUM, BlockSpec, ModelSpec
 from resnext_gpu.grouped_conv.op import GroupedConv
 
 

@@ -8,7 +8,6 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnext_core.distributed import launch_local
 from resnext_core.hookspecs import hookimpl
 from resnext_core.interfaces import (
     Backend,
@@ -23,7 +22,8 @@ from resnext_core.interfaces import (
 from resnext_gpu.options import GpuOptions
 
 if TYPE_CHECKING:
-    from resnext_core.distributed import Collectives, RankInfo
+    from resnext_core.ranks.collectives import Collectives
+    from resnext_core.ranks.info import RankInfo
 
 _MISSING = "PyTorch is not installed: pip install 'resnext-core[gpu]'"
 #: What the NVIDIA driver leaves on a machine (Linux, in a container, WSL).
@@ -117,6 +117,8 @@ def _launch(request: LaunchRequest) -> int:
         from resnext_gpu import mindspore_engine
 
         return mindspore_engine.launch(request)
+    from resnext_core.ranks.launch import launch_local
+
     return launch_local(request)
 
 

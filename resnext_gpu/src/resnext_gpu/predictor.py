@@ -11,7 +11,7 @@ from torch import Tensor
 
 from resnext_core.errors import UsageError
 from resnext_core.interfaces import PredictRequest
-from resnext_core.weights import Weights, load_weights
+from resnext_core.model.weights import Weights, load_weights
 from resnext_gpu.device import channels_last, device_of, open_device
 from resnext_gpu.network import Arithmetic, Network, make_tensors
 from resnext_gpu.options import GpuOptions

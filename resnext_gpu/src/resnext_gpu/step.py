@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from resnext_core.config import LossConfig
 from resnext_core.interfaces import TrainRequest
-from resnext_core.spec import ModelSpec
+from resnext_core.model.spec import ModelSpec
 from resnext_gpu.gradients import Gradients
 from resnext_gpu.network import make_tensors
 

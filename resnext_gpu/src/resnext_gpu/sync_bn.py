@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from resnext_core.spec import BN_EPS, BN_MOMENTUM
+from resnext_core.model.spec import BN_EPS, BN_MOMENTUM
 from resnext_gpu.gradients import lost
 
 _ROWS = (0, 2, 3)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from resnext_core.errors import UsageError
 from resnext_core.interfaces import Batch, TrainRequest, TrainState
-from resnext_core.trainer_state import StepCounter, check_state, training_rows
+from resnext_core.training.trainer import StepCounter, check_state, training_rows
 from resnext_gpu.device import channels_last, device_of, note, open_device
 from resnext_gpu.feed import Feed
 from resnext_gpu.graphs import Compiled, Replayed, StepFunction

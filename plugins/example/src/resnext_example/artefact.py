@@ -11,7 +11,7 @@ import numpy as np
 from resnext_core.errors import DataError
 from resnext_core.files import atomic_path, file_digest, write_atomic
 from resnext_core.interfaces import ExportRequest
-from resnext_core.weights import Manifest, Weights, parse_manifest
+from resnext_core.model.weights import Manifest, Weights, parse_manifest
 from resnext_example.network import Array, constants
 
 

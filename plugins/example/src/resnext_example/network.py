@@ -9,8 +9,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from resnext_core.spec import BN_EPS, ModelSpec
-from resnext_core.weights import Weights
+from resnext_core.model.spec import BN_EPS, ModelSpec
+from resnext_core.model.weights import Weights
 
 Array = NDArray[Any]
 

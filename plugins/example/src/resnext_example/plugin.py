@@ -14,7 +14,7 @@ from resnext_core.interfaces import Backend, ExportRequest, Predictor, PredictRe
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from resnext_core.weights import Weights
+    from resnext_core.model.weights import Weights
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from resnext_core.errors import UsageError
 from resnext_core.interfaces import PredictRequest
-from resnext_core.weights import Manifest, Weights, load_weights
+from resnext_core.model.weights import Manifest, Weights, load_weights
 from resnext_example.artefact import read_npz
 from resnext_example.network import Array, constants, forward
 from resnext_example.plugin import ExampleOptions

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from resnext_core.distributed import Collectives, RankInfo, SingleProcess
 from resnext_core.errors import BackendUnavailable, UsageError
+from resnext_core.ranks.collectives import Collectives, SingleProcess
+from resnext_core.ranks.info import RankInfo
 from resnext_mindspore.device import Device, open_device
 
 

@@ -9,10 +9,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
 from resnext_core.errors import BackendUnavailable, UsageError
-from resnext_core.scratch import Scratch
+from resnext_core.files.scratch import Scratch
 
 if TYPE_CHECKING:
-    from resnext_core.distributed import RankInfo
+    from resnext_core.ranks.info import RankInfo
     from resnext_mindspore.options import MindsporeOptions
 
 #: oneDNN's name for "no instruction set above this one"; see :func:`open_device`.

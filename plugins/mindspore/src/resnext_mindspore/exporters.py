@@ -12,9 +12,9 @@ import numpy as np
 
 from resnext_core.errors import EXIT_OK, DataError, ResnextError, UsageError
 from resnext_core.files import atomic_path
+from resnext_core.files.scratch import Scratch
 from resnext_core.interfaces import ExportRequest
-from resnext_core.scratch import Scratch
-from resnext_core.weights import Weights, load_weights, save_weights
+from resnext_core.model.weights import Weights, load_weights, save_weights
 from resnext_mindspore.sidecar import sidecar_path, write_sidecar
 
 #: Largest |difference| between the artefact and its source, over the largest |logit|.

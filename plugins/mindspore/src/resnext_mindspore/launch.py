@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from resnext_core.interfaces import LaunchRequest
-from resnext_core.launch import Companion, Group, free_port, launch_local
+from resnext_core.ranks.launch import Companion, Group, free_port, launch_local
 
 #: Seconds that the other ranks have to end after a failure: one inside a collective cannot hear SIGTERM.
 _GRACE_S = 5.0
@@ -19,7 +19,7 @@ _NOISE = "[INFO] DISTRIBUTED("
 
 
 def launch(request: LaunchRequest, *, cluster_timeout: int) -> int:
-    """Run `request.devices` ranks on this machine to their end; see :func:`resnext_core.launch.launch_local`.
+    """Run `request.devices` ranks on this machine to their end; see :func:`resnext_core.ranks.launch.launch_local`.
 
     `cluster_timeout` is how long the ranks wait for each other, in seconds. The scheduler of their cluster writes to
     ``scheduler.log`` beside the logs of the ranks.

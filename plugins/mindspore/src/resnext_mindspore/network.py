@@ -9,8 +9,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from resnext_core.preprocess import PreprocessSpec
-from resnext_core.spec import BN_EPS, BN_MOMENTUM, BlockSpec, ModelSpec
+from resnext_core.model.preprocess import PreprocessSpec
+from resnext_core.model.spec import BN_EPS, BN_MOMENTUM, BlockSpec, ModelSpec
 
 
 def make_parameters(

@@ -13,8 +13,8 @@ import numpy as np
 
 from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import PredictRequest
-from resnext_core.preprocess import PreprocessSpec
-from resnext_core.weights import Manifest, Weights, load_weights
+from resnext_core.model.preprocess import PreprocessSpec
+from resnext_core.model.weights import Manifest, Weights, load_weights
 from resnext_mindspore.device import Device, open_device
 
 

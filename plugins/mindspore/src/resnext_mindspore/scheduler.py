@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from resnext_core.signals import follow_launcher
+from resnext_core.ranks.signals import follow_launcher
 from resnext_mindspore.device import Device, open_device
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 from resnext_core.errors import DataError
 from resnext_core.files import file_digest, write_atomic
 from resnext_core.interfaces import ExportRequest
-from resnext_core.weights import Manifest, Weights, parse_manifest
+from resnext_core.model.weights import Manifest, Weights, parse_manifest
 
 
 def sidecar_path(path: Path) -> Path:

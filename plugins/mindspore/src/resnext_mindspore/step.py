@@ -11,7 +11,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, amp, nn, ops
 
 from resnext_core.config import LossConfig
 from resnext_core.interfaces import TrainRequest
-from resnext_core.spec import ModelSpec
+from resnext_core.model.spec import ModelSpec
 from resnext_mindspore.network import Network, make_parameters
 
 #: Added to the norm that clips, as in torch.nn.utils.clip_grad_norm_.

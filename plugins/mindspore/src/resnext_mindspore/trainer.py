@@ -9,7 +9,7 @@ import numpy as np
 
 from resnext_core.errors import UsageError
 from resnext_core.interfaces import Batch, TrainRequest, TrainState
-from resnext_core.trainer_state import Rows, StepCounter, check_state, training_rows
+from resnext_core.training.trainer import Rows, StepCounter, check_state, training_rows
 from resnext_mindspore.device import Device, open_device
 
 

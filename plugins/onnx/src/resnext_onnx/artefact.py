@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped, 
 from onnx import TensorProto, helper
 
 from resnext_core.errors import DataError, UsageError
-from resnext_core.weights import MANIFEST_KEY, Manifest, parse_manifest
+from resnext_core.model.weights import MANIFEST_KEY, Manifest, parse_manifest
 from resnext_onnx.graph import TENSOR
 
 #: Number of the field ``metadata_props`` in ModelProto (onnx.proto).

@@ -11,7 +11,7 @@ import resnext_onnx
 from resnext_core.errors import UsageError
 from resnext_core.files import atomic_path
 from resnext_core.interfaces import ExportRequest
-from resnext_core.weights import MANIFEST_KEY, Weights, sealed
+from resnext_core.model.weights import MANIFEST_KEY, Weights, sealed
 from resnext_onnx.artefact import constants_digest, content_digest
 from resnext_onnx.graph import IR_VERSION, OPSET, build_graph
 

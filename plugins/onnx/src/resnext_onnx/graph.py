@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from resnext_core.errors import DataError
-from resnext_core.preprocess import PreprocessSpec
-from resnext_core.spec import BN_EPS, BlockSpec
-from resnext_core.weights import Weights
+from resnext_core.model.preprocess import PreprocessSpec
+from resnext_core.model.spec import BN_EPS, BlockSpec
+from resnext_core.model.weights import Weights
 
 Array = NDArray[Any]
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from resnext_core.interfaces import ExportRequest, Predictor, PredictRequest
-    from resnext_core.weights import Weights
+    from resnext_core.model.weights import Weights
 
 
 def probe() -> str | None:

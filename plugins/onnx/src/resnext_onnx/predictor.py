@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from resnext_core.errors import BackendUnavailable, DataError, UsageError, shown
 from resnext_core.interfaces import PredictRequest
-from resnext_core.preprocess import normalize
+from resnext_core.model.preprocess import normalize
 from resnext_onnx.artefact import Artefact, read_artefact, without_normalisation
 from resnext_onnx.options import OnnxOptions
 

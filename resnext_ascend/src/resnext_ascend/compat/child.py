@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from resnext_ascend.compat.log import say
-from resnext_core.children import exit_code, forwarding, kill, send_signal
+from resnext_core.ranks.children import exit_code, forwarding, kill, send_signal
 
 
 def run(command: Sequence[str], on_line: Callable[[str], None]) -> int:

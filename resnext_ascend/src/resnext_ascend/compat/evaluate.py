@@ -10,7 +10,7 @@ from typing import Any
 
 from resnext_ascend.compat import child, flags, log, old_config
 from resnext_core.errors import EXIT_OK, DataError, UsageError
-from resnext_core.scratch import Scratch
+from resnext_core.files.scratch import Scratch
 
 NO_EFFECT = {
     "graph_ckpt": "the network is built from the checkpoint, and computed as a graph",

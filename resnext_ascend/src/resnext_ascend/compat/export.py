@@ -8,7 +8,7 @@ from pathlib import Path
 
 from resnext_ascend.compat import child, flags, log
 from resnext_core.errors import UsageError
-from resnext_core.scratch import Scratch
+from resnext_core.files.scratch import Scratch
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

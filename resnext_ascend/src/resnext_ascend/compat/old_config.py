@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from resnext_core.errors import DataError, UsageError, shown, suggest
-from resnext_core.plain import parse_yaml, read_text
+from resnext_core.files.plain import parse_yaml, read_text
 
 _NETWORKS = {
     "resnext50": "resnext50_32x4d",

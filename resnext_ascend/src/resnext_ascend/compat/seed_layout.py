@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from resnext_ascend.compat import log
-from resnext_core.children import exit_code
 from resnext_core.errors import EXIT_OK
-from resnext_core.pointers import best_checkpoint
+from resnext_core.ranks.children import exit_code
+from resnext_core.runs.pointers import best_checkpoint
 
 
 class SeedLayout:

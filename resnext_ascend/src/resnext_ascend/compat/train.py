@@ -10,9 +10,9 @@ from typing import Any
 from resnext_ascend import modelarts
 from resnext_ascend.compat import child, flags, log, old_config
 from resnext_ascend.compat.seed_layout import SeedLayout
-from resnext_core.distributed import rank_info
 from resnext_core.errors import EXIT_OK, UsageError
-from resnext_core.scratch import Scratch
+from resnext_core.files.scratch import Scratch
+from resnext_core.ranks.info import rank_info
 
 RECIPE = "seed-ascend-150e"
 #: Flags without effect, and why.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from resnext_core.errors import UsageError
-from resnext_core.spec import ModelSpec
+from resnext_core.model.spec import ModelSpec
 from resnext_gpu.device import note
 
 #: Widths of a group that the kernels know.

@@ -1,0 +1,109 @@
+"""The parts of a data folder: train, val and test, and what speaks against each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from resnext_core.config import Config
+from resnext_core.data.index import Index, find_splits, open_index
+from resnext_core.errors import DataError, ResnextError, UsageError, shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """The indices of a data folder; all share the classes of `train`, and all have labels.
+
+    `notes` has a line about each part that is missing or was left out.
+    """
+
+    train: Index
+    val: Index | None
+    test: Index | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> dict[str, Index]:
+        """Those that are there, by name."""
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: index for name, index in parts.items() if index is not None}
+
+
+def open_splits(config: Config) -> Splits:
+    """Open train, val and test of ``config.data``; UsageError or DataError when they cannot be used."""
+    splits, faults = examine_splits(config)
+    if splits is None or faults:
+        raise faults[0]
+    return splits
+
+
+def examine_splits(config: Config) -> tuple[Splits | None, list[ResnextError]]:
+    """Open train, val and test of ``config.data`` and return them with everything that speaks against them.
+
+    A training needs two classes in train and labels in val; a test part without labels is left out. The splits
+    are None where there is no train part to use. Raises UsageError where there is no data folder to look at.
+    """
+    if config.data.dir is None:
+        raise UsageError("no data given: use --data DIR, a folder with train/ and val/")
+    paths = find_splits(Path(config.data.dir), config.data, need=("train",))
+    faults: list[ResnextError] = []
+    notes: list[str] = []
+    train, classes = None, None
+    try:
+        train = open_index(paths["train"])
+        _check_classes(train, paths["train"])
+        classes = train.classes
+    except ResnextError as error:
+        train = None
+        faults.append(error)
+    found: dict[str, Index] = {}
+    for name in ("val", "test"):
+        if name not in paths:
+            continue
+        try:
+            index = open_index(paths[name], classes=classes)
+        except ResnextError as error:
+            faults.append(error)
+            continue
+        if index.labelled:
+            found[name] = index
+        elif name == "test":
+            notes.append(
+                f"{shown(paths[name], None)} has {len(index)} images without labels: it is left out"
+                + (", val is evaluated in its place" if "val" in paths else "")
+            )
+        else:
+            faults.append(
+                DataError(
+                    f"{_without_labels(index, paths[name])} and name it with --set data.val=val.txt, or train "
+                    "without an evaluation: --set data.val=none"
+                )
+            )
+    if train is None:
+        return None, faults
+    if "val" not in paths:
+        notes.append(
+            "no val part: nothing is evaluated while it trains, and nothing says which checkpoint is best"
+        )
+    return Splits(train=train, val=found.get("val"), test=found.get("test"), notes=tuple(notes)), faults
+
+
+def _check_classes(index: Index, path: Path) -> None:
+    """Raise DataError unless every image has a label and there are two classes to tell apart."""
+    if not index.labelled:
+        raise DataError(f"{_without_labels(index, path)} and name it with --set data.train=train.txt")
+    present = np.unique(index.labels)
+    if len(present) < 2:
+        raise DataError(
+            f"{path} has images of one class only, '{index.classes[present[0]]}': a classifier needs two; "
+            "add images of another class, each in a folder of its class"
+        )
+
+
+def _without_labels(index: Index, path: Path) -> str:
+    return (
+        f"{path} has {len(index)} images without labels, e.g. {index.paths[0]}; put them into class folders, or "
+        "write a list of 'path label' lines beside it"
+    )

@@ -1,0 +1,1 @@
+"""One module a job: what the command line and the Python API both call."""

@@ -1,0 +1,231 @@
+"""A job before it is started: its data, network and artefacts, and whatever would end it for certain."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+
+from resnext_core.config import Config
+from resnext_core.data.index import Index
+from resnext_core.data.opening import quarantine
+from resnext_core.data.sampler import steps_per_epoch
+from resnext_core.data.splits import Splits, examine_splits
+from resnext_core.errors import BackendUnavailable, DataError, ResnextError, UsageError
+from resnext_core.files import existing_folder
+from resnext_core.interfaces import Backend
+from resnext_core.model.spec import ModelSpec
+from resnext_core.plugins import PluginSet
+from resnext_core.runs.folder import RunFolder, check_free, check_writable
+from resnext_core.serving.load import WEIGHTS_SUFFIX, exporters, server_of
+from resnext_core.training.finetune import pretrained_momentum
+from resnext_core.training.initial import build_spec, check_class_count, initial_weights, per_rank
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """A job that was not started yet.
+
+    `splits` are None where there is no train part to use; `unusable` says what is wrong with the data. `backend` is
+    None where the one that would train is not on this machine. `resumed` is the run that goes on. A `whole` job also
+    exports and validates.
+    """
+
+    config: Config
+    plugins: PluginSet
+    backend: Backend | None
+    splits: Splits | None
+    unusable: tuple[ResnextError, ...] = ()
+    world: int = 1
+    resumed: RunFolder | None = None
+    whole: bool = False
+
+    @property
+    def data(self) -> Splits:
+        """The splits of a job that can work."""
+        assert self.splits is not None
+        return self.splits
+
+    @property
+    def scored(self) -> tuple[str, Index]:
+        """Name and index of the part that the finished network is evaluated on; UsageError when there is none."""
+        for name, index in (("test", self.data.test), ("val", self.data.val)):
+            if index is not None:
+                return name, index
+        raise UsageError(
+            f"{self.config.data.dir} has no val or test part to evaluate on; add one, or use 'train'"
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is left out of the job, a line each."""
+        prefer = self.backend.id if self.backend is not None else None
+        asked = self.config.export.formats
+        formats = (
+            exporters(self.plugins, asked, prefer=prefer).keys() - self.formats.keys() if self.whole else ()
+        )
+        return self.data.notes + tuple(
+            f"{name} is not exported: no backend here reads it, so that it could not be validated"
+            for name in sorted(formats)
+        )
+
+    @cached_property
+    def formats(self) -> dict[str, Backend]:
+        """The exporter of each format of a whole job: of those asked for, or all that can be written and read here.
+
+        Raises UsageError on an unknown format, BackendUnavailable on one that cannot be written or validated here.
+        """
+        prefer = self.backend.id if self.backend is not None else None
+        asked = self.config.export.formats
+        chosen = {}
+        for name, exporter in exporters(self.plugins, asked, prefer=prefer).items():
+            try:
+                server_of(self.plugins, f".{name}", prefer=prefer)
+            except ResnextError as error:
+                if asked:
+                    raise BackendUnavailable(
+                        f"export.formats: {name} could be written, but not validated: {error}"
+                    ) from error
+                continue
+            chosen[name] = exporter
+        return chosen
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """The network that will be trained; raises what speaks against it, as ``model.pretrained`` may."""
+        config, classes = self.config, self.data.train.classes
+        check_class_count(config, classes)
+        if self.resumed is not None:
+            return build_spec(config, len(classes))
+        if config.model.pretrained is None:
+            if config.model.pretrained_momentum:
+                raise UsageError(
+                    "model.pretrained_momentum needs model.pretrained: use --pretrained CHECKPOINT"
+                )
+            return build_spec(config, len(classes))
+        spec = initial_weights(config, classes).spec
+        if config.model.pretrained_momentum:
+            pretrained_momentum(config, spec)
+        return spec
+
+
+def plan_job(
+    config: Config,
+    plugins: PluginSet,
+    backend: Backend | None,
+    *,
+    world: int = 1,
+    resumed: RunFolder | None = None,
+    whole: bool = False,
+) -> Plan:
+    """Look at the data of a job and return the plan; UsageError where there is no data folder."""
+    splits, unusable = examine_splits(config)
+    return Plan(
+        config=config, plugins=plugins, backend=backend, splits=splits, unusable=tuple(unusable), world=world,
+        resumed=resumed, whole=whole,
+    )  # fmt: skip
+
+
+def require(plan: Plan) -> None:
+    """Raise the first thing that would end the job for certain; nothing was made or computed yet."""
+    for _, error in faults(plan):
+        raise error
+
+
+def faults(plan: Plan) -> Iterator[tuple[str, ResnextError]]:
+    """Yield topic and error of everything that would end the job for certain."""
+    yield from (("data", error) for error in plan.unusable)
+    checks: list[tuple[str, Callable[[Plan], object]]] = [
+        ("data", lambda plan: quarantine(plan.config)), ("output", _writable), ("output", _tensorboard),
+    ]  # fmt: skip
+    if plan.whole and plan.backend is not None:
+        checks += [("export", _served), ("export", lambda plan: plan.formats)]
+    if plan.splits is not None:
+        misfit = _caught(_fits, plan)
+        if misfit is not None:
+            yield "fit", misfit
+        else:
+            checks.append(("disk", _room))
+    for topic, check in checks:
+        error = _caught(check, plan)
+        if error is not None:
+            yield topic, error
+
+
+def _caught(check: Callable[[Plan], object], plan: Plan) -> ResnextError | None:
+    try:
+        check(plan)
+    except ResnextError as error:
+        return error
+    return None
+
+
+def _fits(plan: Plan) -> None:
+    per_rank(plan.config, plan.world, len(plan.data.train))
+    _ = plan.spec  # what speaks against it
+
+
+def _served(plan: Plan) -> None:
+    """Raise BackendUnavailable where nothing here could evaluate the finished network."""
+    assert plan.backend is not None
+    server_of(plan.plugins, WEIGHTS_SUFFIX, prefer=plan.backend.id)
+
+
+def _writable(plan: Plan) -> None:
+    output = plan.config.output
+    if plan.resumed is not None:
+        check_writable(plan.resumed.path)
+        return
+    if output.name is not None:
+        check_free(Path(output.dir), output.name)
+    check_writable(Path(output.dir))
+
+
+def _tensorboard(plan: Plan) -> None:
+    if plan.config.output.tensorboard and find_spec("tensorboardX") is None:
+        raise UsageError(
+            "output.tensorboard needs tensorboardX: pip install 'resnext-core[tensorboard]', or set it to false"
+        )
+
+
+def checkpoint_room(plan: Plan) -> tuple[str, int]:
+    """Return what checkpoints need, in words, and how many bytes are missing for them (0 when it is enough)."""
+    config, train = plan.config, plan.config.train
+    folder = existing_folder(plan.resumed.path if plan.resumed is not None else Path(config.output.dir))
+    one = checkpoint_bytes(plan.spec, config)
+    steps = steps_per_epoch(len(plan.data.train), train.batch_size)
+    saves = -(-train.epochs // train.checkpoint_every)
+    if plan.data.val is not None:  # an epoch that is evaluated is saved
+        saves += -(-train.epochs // train.eval_every)
+    if train.checkpoint_steps is not None:
+        saves += train.epochs * steps // train.checkpoint_steps
+    most = min(train.keep + 2, saves)
+    # A run that goes on has most of its checkpoints already; each of them makes room for the next.
+    needed = one if plan.resumed is not None else one * most
+    free = shutil.disk_usage(folder).free
+    which = f"checkpoints: {train.keep} newest, the best, and the one being written"
+    text = (
+        f"{size(one * most)} for {which if most == train.keep + 2 else f'{most} checkpoints'}, {size(one)} each; "
+        f"{size(free)} free in {folder}"
+    )
+    return text, max(0, needed - free)
+
+
+def _room(plan: Plan) -> None:
+    text, missing = checkpoint_room(plan)
+    if missing:
+        raise DataError(f"{text}; make room for {size(missing)} more, lower train.keep, or use --output DIR")
+
+
+def checkpoint_bytes(spec: ModelSpec, config: Config) -> int:
+    """Return the bytes of a checkpoint's tensors: the weights, the momentum, the EMA."""
+    every = 4 * sum(t.size for t in spec.tensors)
+    return (2 if config.train.ema_decay is not None else 1) * every + 4 * spec.parameters
+
+
+def size(count: float) -> str:
+    """Return bytes in words."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 / 10 else f"{count / 2**20:.1f} MiB"

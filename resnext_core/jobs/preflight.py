@@ -1,0 +1,189 @@
+"""What a training will need, and what speaks against it, before it is started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from resnext_core.config import Config
+from resnext_core.data.index import Index, remarks
+from resnext_core.data.opening import loader_workers
+from resnext_core.data.sampler import steps_per_epoch
+from resnext_core.data.splits import Splits
+from resnext_core.errors import BackendUnavailable, ResnextError
+from resnext_core.jobs.plan import Plan, checkpoint_room, size
+from resnext_core.jobs.plan import checkpoint_bytes as checkpoint_bytes
+from resnext_core.model.spec import ModelSpec
+from resnext_core.training.initial import per_rank
+from resnext_core.training.schedule import lr_at, scaled_lr
+
+#: Up to this global batch the linear scaling of the learning rate kept the accuracy of ResNet-50 on ImageNet
+#: (Goyal et al., arXiv:1706.02677, figure 1).
+LINEAR_UP_TO = 8192
+#: With batch statistics of fewer images the error grows (Wu and He, arXiv:1803.08494, figure 1).
+BN_FROM = 8
+
+Level = Literal["ok", "warning", "error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """One thing about a training: an ``error`` would end it, or spoil it, for sure."""
+
+    topic: str
+    level: Level
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes that one rank needs in training, beside those of its framework.
+
+    `state`: weights, gradients, momentum, EMA, in float32. `activations`: what the backward pass needs of one
+    micro-batch, the inputs of every convolution and of every batch normalisation. Frameworks add workspaces, and keep
+    a little more or less: take it as an estimate.
+    """
+
+    state: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.state + self.activations
+
+
+def training_memory(spec: ModelSpec, config: Config, micro_batch: int) -> Memory:
+    """Return what a rank needs that computes `micro_batch` images at a time."""
+    trainable = 4 * spec.parameters
+    every = 4 * sum(t.size for t in spec.tensors)
+    ema = every if config.train.ema_decay is not None else 0
+    width = 4 if config.precision.compute == "float32" else 2
+    return Memory(state=every + 2 * trainable + ema, activations=2 * width * micro_batch * spec.activations)
+
+
+def preflight(plan: Plan, found: Iterable[tuple[str, ResnextError]]) -> Iterator[Note]:
+    """Yield notes on a job; `found` is what :func:`resnext_core.jobs.plan.faults` yields, and each is an error.
+
+    What only this machine lacks is a warning where the backend that would train is not here either.
+    """
+    if plan.splits is not None:
+        yield from _data(plan.splits, plan.unusable)
+    fits = plan.splits is not None
+    for topic, error in found:
+        elsewhere = plan.backend is None and isinstance(error, BackendUnavailable)
+        yield Note(topic=topic, level="warning" if elsewhere else "error", text=str(error))
+        fits = fits and topic not in ("fit", "disk")
+    if not fits:
+        return
+    config, splits, spec = plan.config, plan.data, plan.spec
+    train = config.train
+    rank_batch = per_rank(config, plan.world, len(splits.train))
+    steps = steps_per_epoch(len(splits.train), train.batch_size)
+    left = len(splits.train) - steps * train.batch_size
+    yield Note(
+        topic="steps", level="ok",
+        text=f"{train.epochs} epochs of {steps} steps, {train.batch_size} images a step"
+        + (f", {rank_batch} of them on each of {plan.world} ranks" if plan.world > 1 else "")
+        + (f"; {left} images, others each time, are left over in an epoch" if left else ""),
+    )  # fmt: skip
+    yield from _lr(config, steps)
+    yield from _batch(rank_batch // train.accumulate)
+    yield from _memory(spec, config, rank_batch // train.accumulate, plan.world)
+    yield Note(topic="disk", level="ok", text=checkpoint_room(plan)[0])
+    if plan.whole and plan.backend is not None and plan.formats:
+        made = ", ".join(f"{name} by {backend.id}" for name, backend in plan.formats.items())
+        yield Note(topic="export", level="ok", text=made)
+
+
+def _data(splits: Splits, unusable: Sequence[ResnextError]) -> Iterator[Note]:
+    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
+    found = ", ".join(f"{name} {len(index)}" for name, index in parts.items() if index is not None)
+    yield Note(topic="data", level="ok", text=f"{found} images, {len(splits.train.classes)} classes")
+    for line in remarks(splits.parts.values()):
+        yield Note(topic="data", level="ok", text=line)
+    for text in splits.notes:
+        yield Note(topic="data", level="warning", text=text)
+    for name, index in parts.items():
+        if index is not None and (empty := _empty(index)):
+            yield Note(
+                topic="data", level="warning",
+                text=f"{name} has no image of {len(empty)} classes, e.g. {', '.join(empty[:3])}",
+            )  # fmt: skip
+
+
+def _empty(index: Index) -> list[str]:
+    present = set(index.labels.tolist())
+    return [name for label, name in enumerate(index.classes) if label not in present]
+
+
+def _lr(config: Config, steps: int) -> Iterator[Note]:
+    optimizer, schedule, train = config.optimizer, config.schedule, config.train
+    lr = scaled_lr(optimizer, train.batch_size)
+    last = lr_at(
+        train.epochs * steps - 1, config=schedule, base_lr=lr, steps_per_epoch=steps, epochs=train.epochs
+    )
+    rule = f"{optimizer.lr:g} per {optimizer.lr_batch} images" if optimizer.lr_batch else "as it is"
+    yield Note(
+        topic="lr", level="ok",
+        text=f"{lr:g} at a batch of {train.batch_size} ({rule}); {schedule.warmup_epochs:g} epochs of warm-up, then "
+        f"{schedule.kind} down to {last:.3g}",
+    )  # fmt: skip
+    warnings = [
+        (
+            optimizer.lr_batch is not None and train.batch_size > LINEAR_UP_TO,
+            f"scaled to a batch above {LINEAR_UP_TO}, where the linear rule is known to cost accuracy "
+            "(arXiv:1706.02677)",
+        ),
+        (
+            bool(optimizer.lr_batch) and lr >= 2 * optimizer.lr and schedule.warmup_epochs == 0,
+            f"{lr / optimizer.lr:.3g} times optimizer.lr from the first step on: set schedule.warmup_epochs",
+        ),
+        (
+            schedule.warmup_epochs >= train.epochs,
+            f"warm-up takes all {train.epochs} epochs: {lr:g} is not reached before the end",
+        ),
+        (
+            last > lr / 10 and schedule.kind != "constant" and schedule.warmup_epochs < train.epochs >= 5,
+            f"still {last:.3g} at the end: check schedule.t_max or schedule.milestones",
+        ),
+    ]
+    for true, text in warnings:
+        if true:
+            yield Note(topic="lr", level="warning", text=text)
+
+
+def _batch(micro_batch: int) -> Iterator[Note]:
+    if micro_batch < BN_FROM:
+        yield Note(
+            topic="batch", level="warning",
+            text=f"batch statistics are of {micro_batch} images at a time, which costs accuracy below {BN_FROM} "
+            "(arXiv:1803.08494): use fewer ranks or a larger train.batch_size",
+        )  # fmt: skip
+
+
+def _memory(spec: ModelSpec, config: Config, micro_batch: int, world: int) -> Iterator[Note]:
+    need = training_memory(spec, config, micro_batch)
+    images = config.data.prefetch * micro_batch * config.train.accumulate * spec.image_size**2 * 3
+    host = (need.state if config.train.background_saving else 0) + images
+    yield Note(
+        topic="memory", level="ok",
+        text=f"about {size(need.total)} on each device, beside the framework's own: {size(need.state)} weights, "
+        f"gradients and momentum, {size(need.activations)} activations of {micro_batch} images in "
+        f"{config.precision.compute}; on the host {size(host)} a process, and {loader_workers(config, world)} readers",
+    )  # fmt: skip
+    here = machine_memory()
+    if here is not None and world * need.total > here:
+        yield Note(
+            topic="memory", level="warning",
+            text=f"more than the {size(here)} of this machine: on a backend that computes on its CPU it cannot work",
+        )  # fmt: skip
+
+
+def machine_memory() -> int | None:
+    """Return the bytes of memory of this machine, None where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None

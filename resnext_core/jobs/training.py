@@ -1,0 +1,98 @@
+"""From a configuration to a running training job: data, initial weights, loaders, trainer, run folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from resnext_core.config import Config
+from resnext_core.data.loader import Loader
+from resnext_core.data.opening import eval_loader, loader_workers, quarantine
+from resnext_core.data.splits import Splits
+from resnext_core.interfaces import Backend, TrainRequest
+from resnext_core.model.weights import Weights
+from resnext_core.ranks.collectives import Collectives
+from resnext_core.ranks.connect import connect_tcp
+from resnext_core.ranks.info import RankInfo
+from resnext_core.runs.checkpoint import Checkpoint
+from resnext_core.runs.checkpoint_folder import Progress
+from resnext_core.runs.folder import RunFolder
+from resnext_core.training.finetune import with_momentum
+from resnext_core.training.initial import initial_weights, per_rank
+from resnext_core.training.loop import Emit, Job, fit
+
+
+def connect(backend: Backend, config: Config, rank: RankInfo) -> Collectives:
+    """Join the other ranks, by the backend's own collectives or by core's."""
+    if backend.connect is not None:
+        return backend.connect(rank, config.backends.get(backend.id))
+    return connect_tcp(rank, os.environ)
+
+
+@contextmanager
+def training_job(
+    config: Config,
+    backend: Backend,
+    splits: Splits,
+    run: RunFolder,
+    rank: RankInfo,
+    collectives: Collectives,
+    emit: Emit,
+    resume: Checkpoint | None = None,
+) -> Iterator[Job]:
+    """Yield the job with its loaders running; they end with the block. One that resumes needs no pretrained file."""
+    if resume is not None and resume.weights.spec.variant == config.model.variant:
+        weights = resume.weights
+    else:
+        tell = lambda line: emit({"kind": "note", "step": 0, "text": line})  # noqa: E731
+        weights = initial_weights(config, splits.train.classes, tell)
+    weights = weights.replace(named=splits.train.named)
+    per_rank(config, rank.world, len(splits.train))
+    with ExitStack() as stack:
+        train_loader = stack.enter_context(
+            Loader(
+                splits.train, weights.preprocess, config.augment, seed=config.train.seed,
+                workers=loader_workers(config, rank.world),
+                prefetch=max(config.data.prefetch, 2 * backend.steps_per_call), bad_images=config.data.bad_images,
+                quarantine=quarantine(config, run.path),
+            )
+        )  # fmt: skip
+        val_loader = None
+        if splits.val is not None:
+            val_loader = stack.enter_context(
+                eval_loader(splits.val, weights.preprocess, config, rank.world, run.path)
+            )
+        yield Job(
+            config=config, weights=weights, train=splits.train, train_loader=train_loader, val=splits.val,
+            val_loader=val_loader, rank=rank, collectives=collectives, run=run,
+            steps_per_call=backend.steps_per_call, emit=emit,
+        )  # fmt: skip
+
+
+def train_request(
+    config: Config, weights: Weights, backend: Backend, rank: RankInfo, collectives: Collectives
+) -> TrainRequest:
+    """Return what the backend's trainer is made from."""
+    return TrainRequest(
+        weights=weights, optimizer=config.optimizer, loss=config.loss, precision=config.precision,
+        batch_size=config.train.batch_size // rank.world, accumulate=config.train.accumulate,
+        ema_decay=config.train.ema_decay, skip_nonfinite=config.train.nonfinite == "skip",
+        seed=config.train.seed, rank=rank, collectives=collectives,
+        options=config.backends.get(backend.id),
+    )  # fmt: skip
+
+
+def run_training(
+    job: Job, backend: Backend, resume: Checkpoint | None, ready: Callable[[], None] = lambda: None
+) -> Progress:
+    """Build the trainer, run the loop, release the device; `ready` is called once the device is open."""
+    assert backend.trainer is not None
+    trainer = backend.trainer(train_request(job.config, job.weights, backend, job.rank, job.collectives))
+    try:
+        if resume is None and job.config.model.pretrained_momentum:
+            trainer.load_state(with_momentum(job.config, job.weights, trainer.state()))
+        ready()
+        return fit(trainer, job, resume)
+    finally:
+        trainer.close()

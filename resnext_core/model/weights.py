@@ -1,0 +1,349 @@
+"""The neutral weights file: safetensors whose header carries the manifest as JSON. Nothing is executed on load."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from resnext_core.errors import DataError, ResnextError, quoted, shown
+from resnext_core.files import atomic_path
+from resnext_core.files.plain import MOST_JSON, parse_strict_json, read_text
+from resnext_core.model.preprocess import PreprocessSpec
+from resnext_core.model.spec import ModelSpec
+
+#: Key of the manifest in the safetensors header, and of every artefact's metadata.
+MANIFEST_KEY = "resnext"
+FORMAT_VERSION = 1
+#: Tensors in a file of weights, of whatever program; the largest network, one convolution a group, has 20,000.
+MOST_TENSORS = 100_000
+#: Field of a weights file's manifest with the digest of all its other fields; artefacts need not have it.
+_SEAL = "manifest_sha256"
+#: How that field begins in the text; the digest is of the text before it, closed.
+_SEAL_FIELD = f', "{_SEAL}": "'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """Logits (images, classes) of the synthetic images of :mod:`resnext_core.serving.golden`, computed in `compute`."""
+
+    compute: str
+    logits: tuple[tuple[float, ...], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types; :meth:`from_dict` takes them back."""
+        return {"compute": self.compute, "logits": [list(row) for row in self.logits]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], classes: int) -> Golden:
+        """Build from JSON types; ValueError, KeyError or TypeError on anything but rows of `classes` finite numbers."""
+        rows = tuple(tuple(_number(x) for x in row) for row in data["logits"])
+        if not 1 <= len(rows) <= 8 or any(len(row) != classes or not np.isfinite(row).all() for row in rows):
+            raise ValueError(f"golden logits must be 1 to 8 rows of {classes} finite numbers")
+        if set(data) != {"compute", "logits"} or not isinstance(data["compute"], str):
+            raise ValueError("golden logits have the fields compute and logits")
+        return cls(compute=data["compute"], logits=rows)
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise ValueError(f"{quoted(value)} is not a number")
+    return float(value)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Weights:
+    """A network ready to serve: what it is, how its images are made, what its classes are called.
+
+    `tensors` are float32 arrays under every name of ``spec.tensors``, shaped as there. `origin` says where
+    they came from, `metrics` what they reached; both are JSON values for people. `golden` are logits by which a
+    loader can tell that it computes this network, see :mod:`resnext_core.serving.golden`; for these `tensors` only.
+    `named` says whether `classes` are names; False: they are mere numbers that stand for names nobody gave. None, as in
+    files of before: told by whether they are 0, 1, ...
+    """
+
+    spec: ModelSpec
+    preprocess: PreprocessSpec
+    classes: tuple[str, ...]
+    tensors: Mapping[str, NDArray[Any]]
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    golden: Golden | None = None
+    named: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_tensors(self.spec, self.tensors)
+        if len(self.classes) != self.spec.num_classes:
+            raise DataError(
+                f"{len(self.classes)} class names for a network of {self.spec.num_classes} classes"
+            )
+        if (reason := bad_class_names(self.classes)) is not None:
+            raise DataError(reason)
+
+    @property
+    def has_names(self) -> bool:
+        """True where `classes` are names; see :func:`has_names`."""
+        return has_names(self.classes, self.named)
+
+    @property
+    def digest(self) -> str:
+        """``sha256:<hex>`` over names, shapes and bytes of all tensors in the order of the spec."""
+        return tensor_digest(self.spec, self.tensors)
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the manifest: everything but the tensors, as JSON types."""
+        return {
+            "format": FORMAT_VERSION,
+            "model": self.spec.to_dict(),
+            "preprocess": self.preprocess.to_dict(),
+            "classes": list(self.classes),
+            **({"named_classes": self.named} if self.named is not None else {}),
+            "digest": self.digest,
+            "origin": dict(self.origin),
+            "metrics": dict(self.metrics),
+            **({"golden": self.golden.to_dict()} if self.golden is not None else {}),
+        }
+
+    def replace(self, **changes: Any) -> Weights:
+        """Return a copy with some fields changed; other tensors, spec or preprocessing drop the golden logits."""
+        if changes.keys() & {"tensors", "spec", "preprocess"}:
+            changes = {"golden": None, **changes}
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A manifest read back: what an artefact says of itself."""
+
+    spec: ModelSpec
+    preprocess: PreprocessSpec
+    classes: tuple[str, ...]
+    digest: str
+    origin: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    golden: Golden | None = None
+    named: bool | None = None
+
+    @property
+    def has_names(self) -> bool:
+        """True where `classes` are names; see :func:`has_names`."""
+        return has_names(self.classes, self.named)
+
+
+def has_names(classes: Sequence[str], named: bool | None) -> bool:
+    """Return whether `classes` are names: as `named` says, and where it says nothing, whether they are not 0, 1, ..."""
+    return named if named is not None else tuple(classes) != tuple(map(str, range(len(classes))))
+
+
+def bad_class_names(classes: Sequence[str]) -> str | None:
+    """Return why `classes` cannot name the classes of a network, None where they can: two equal ones, an empty one."""
+    seen: dict[str, int] = {}
+    for i, name in enumerate(classes):
+        if not name:
+            return f"class {i} has an empty name"
+        if seen.setdefault(name, i) != i:
+            return f"the class name {shown(name)} is that of class {seen[name]} and of class {i}"
+    return None
+
+
+def check_tensors(spec: ModelSpec, tensors: Mapping[str, NDArray[Any]], where: str = "weights") -> None:
+    """Raise DataError listing what is missing, unexpected, misshapen or not finite."""
+    if (
+        sum(spec.depths) > 4 * len(tensors) + 16
+    ):  # before a table is made of a network that no such file can hold
+        raise DataError(
+            f"{where} do not fit {shown(spec.variant)}: {len(tensors)} tensors for {sum(spec.depths)} blocks"
+        )
+    wanted = {t.name: t.shape for t in spec.tensors}
+    problems = [f"missing {n}" for n in wanted if n not in tensors]
+    problems += [f"unexpected {shown(n)}" for n in tensors if n not in wanted]
+    for name, shape in wanted.items():
+        if name not in tensors:
+            continue
+        array = tensors[name]
+        if tuple(array.shape) != shape:
+            problems.append(f"{name} is {shown(tuple(array.shape))}, not {shape}")
+        elif array.dtype != np.float32:
+            problems.append(f"{name} is {array.dtype}, not float32")
+        elif not np.isfinite(array).all():
+            problems.append(f"{name} holds NaN or infinity")
+    if problems:
+        listed = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
+        raise DataError(f"{where} do not fit {shown(spec.variant)} with {spec.num_classes} classes: {listed}")
+
+
+def tensor_digest(spec: ModelSpec, tensors: Mapping[str, NDArray[Any]]) -> str:
+    """Return ``sha256:<hex>`` over names, shapes and little-endian float32 bytes in the order of the spec."""
+    digest = hashlib.sha256()
+    for tensor in spec.tensors:
+        digest.update(f"{tensor.name}{list(tensor.shape)}".encode())
+        digest.update(np.ascontiguousarray(tensors[tensor.name], dtype="<f4").tobytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def save_weights(weights: Weights, path: Path, *, parents: bool = True) -> None:
+    """Write the neutral file atomically; raises DataError when the disk refuses.
+
+    Missing folders above it are made, unless `parents` is False.
+    """
+    data = {t.name: np.ascontiguousarray(weights.tensors[t.name]) for t in weights.spec.tensors}
+    metadata = {MANIFEST_KEY: sealed(weights.manifest())}
+    with atomic_path(path, parents=parents) as temporary:
+        try:
+            safetensors.numpy.save_file(data, temporary, metadata=metadata)
+        except safetensors.SafetensorError as error:
+            raise OSError(None, str(error)) from error
+
+
+def load_weights(path: Path) -> Weights:
+    """Read a neutral file; DataError when it is missing, damaged, without manifest or does not fit it."""
+    tensors, text = read_safetensors(path)
+    if text is None:
+        raise DataError(
+            f"{path} has no resnext manifest; weights of other programs are converted: resnext-run convert"
+        )
+    manifest = parse_manifest(text, where=str(path))
+    check_tensors(manifest.spec, tensors, where=str(path))
+    if tensor_digest(manifest.spec, tensors) != manifest.digest:
+        raise DataError(f"{path} is damaged: its tensors do not have the digest of its manifest")
+    return Weights(
+        spec=manifest.spec,
+        preprocess=manifest.preprocess,
+        classes=manifest.classes,
+        tensors=tensors,
+        origin=manifest.origin,
+        metrics=manifest.metrics,
+        golden=manifest.golden,
+        named=manifest.named,
+    )
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], str | None]:
+    """Return the tensors and the manifest text (None without one); DataError when the file is damaged."""
+    with reading(path), safetensors.safe_open(path, framework="np") as stream:
+        text = (stream.metadata() or {}).get(MANIFEST_KEY)
+        return {name: stream.get_tensor(name) for name in tensor_names(stream)}, text
+
+
+def tensor_names(stream: Any) -> list[str]:
+    """Return the names in an open safetensors file; ValueError where they are more than any network has.
+
+    Each name costs hundreds of bytes of memory, and few in the file.
+    """
+    names = list(stream.keys())
+    if len(names) > MOST_TENSORS:
+        raise ValueError(f"it has {len(names)} tensors, more than {MOST_TENSORS}")
+    return names
+
+
+def read_manifest_text(path: Path) -> str | None:
+    """Return the manifest of a safetensors file without reading its tensors; None when it has none."""
+    with reading(path), safetensors.safe_open(path, framework="np") as stream:
+        return (stream.metadata() or {}).get(MANIFEST_KEY)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged safetensors file does to its reader into a DataError."""
+    if not path.is_file():
+        raise DataError(f"no weights file {path}")
+    try:
+        yield
+    except (safetensors.SafetensorError, OSError, TypeError, ValueError, KeyError, OverflowError) as error:
+        reason = shown(" ".join(str(error).split()), 300)
+        raise DataError(f"{path} is not a readable safetensors file: {reason}") from error
+
+
+def parse_manifest(text: str, where: str) -> Manifest:
+    """Parse the JSON of a manifest strictly; DataError naming `where` and what is wrong."""
+    try:
+        data = parse_strict_json(text)
+        if not isinstance(data, dict):
+            raise ValueError(f"it must be a JSON object, not {type(data).__name__}")
+        if _SEAL in data and not _sealed_well(text):
+            raise DataError(f"{where} is damaged: its manifest does not have its own digest")
+        if type(data["format"]) is not int or data["format"] != FORMAT_VERSION:
+            raise DataError(
+                f"{where} has manifest format {shown(data['format'])}, this resnext reads {FORMAT_VERSION}"
+            )
+        spec = ModelSpec.from_dict(data["model"])
+        if not isinstance(data["classes"], list):
+            raise ValueError("classes must be a list")
+        classes = tuple(data["classes"])
+        if len(classes) != spec.num_classes or not all(isinstance(c, str) for c in classes):
+            raise ValueError(f"{len(classes)} class names for {spec.num_classes} classes")
+        if (reason := bad_class_names(classes)) is not None:
+            raise ValueError(reason)
+        if not isinstance(data.get("named_classes"), (bool, type(None))):
+            raise ValueError("named_classes is neither true nor false")
+        check_digest(data["digest"], "digest")
+        artefact = data.get("artefact", {})  # what an exporter says of a file
+        if not isinstance(artefact, dict):
+            raise ValueError("artefact must be an object")
+        if "content" in artefact:
+            check_digest(artefact["content"], "artefact content")
+            if _SEAL not in data:  # whoever writes the one writes the other
+                raise ValueError(f"missing {_SEAL}")
+        for key in ("origin", "metrics"):
+            if not isinstance(data[key], dict):
+                raise ValueError(f"{key} must be an object")
+        preprocess = PreprocessSpec.from_dict(data["preprocess"])
+        if preprocess.size != spec.image_size:
+            raise ValueError(
+                f"preprocessing crops {preprocess.size} pixels, the network takes {spec.image_size}"
+            )
+        return Manifest(
+            spec=spec,
+            preprocess=preprocess,
+            classes=classes,
+            digest=data["digest"],
+            origin=data["origin"],
+            metrics=data["metrics"],
+            golden=Golden.from_dict(data["golden"], spec.num_classes) if "golden" in data else None,
+            named=data.get("named_classes"),
+        )
+    except DataError:
+        raise
+    except (ResnextError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        detail = f"missing {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise DataError(f"{where} has a broken manifest: {shown(detail, 400)}") from error
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Return the manifest in the file `path`, which holds it alone; DataError when it is missing or broken."""
+    try:
+        text = read_text(path, MOST_JSON)
+    except DataError as error:
+        if isinstance(error.__cause__, UnicodeDecodeError):
+            raise DataError(f"{path} is not text") from error
+        raise DataError(f"cannot read {path}: {error}") from error
+    return parse_manifest(text, where=str(path))
+
+
+def sealed(manifest: Mapping[str, Any]) -> str:
+    """Return `manifest` as JSON that ends with the digest of itself, which :func:`parse_manifest` compares."""
+    text = json.dumps(manifest)
+    return f'{text[:-1]}{_SEAL_FIELD}{hashlib.sha256(text.encode()).hexdigest()}"}}'
+
+
+def _sealed_well(text: str) -> bool:
+    """Return whether the last field is the digest of the text before it, as :func:`sealed` writes it."""
+    body, _, seal = text.strip(" \t\r\n").rpartition(_SEAL_FIELD)
+    return seal == hashlib.sha256(f"{body}}}".encode()).hexdigest() + '"}'
+
+
+def check_digest(text: Any, what: str) -> None:
+    """Raise ValueError unless `text` is ``sha256:`` and 64 hexadecimal digits."""
+    if not isinstance(text, str) or not re.fullmatch(r"sha256:[0-9a-f]{64}", text):
+        raise ValueError(f"{what} must be sha256: and 64 hexadecimal digits, not {quoted(text)}")

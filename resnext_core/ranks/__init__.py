@@ -1,0 +1,1 @@
+"""Several processes: who they are, how they start and stop, and what they tell each other."""

@@ -1,0 +1,1 @@
+"""From weights or an artefact to logits, counts and comparisons."""

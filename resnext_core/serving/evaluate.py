@@ -1,0 +1,151 @@
+"""Exact evaluation: every image of the index scored once, for any batch size and number of ranks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnext_core.data.index import Index
+from resnext_core.data.loader import Loader
+from resnext_core.data.sampler import Task, eval_batches
+from resnext_core.errors import DataError, UsageError
+from resnext_core.interfaces import Batch, Predictor
+from resnext_core.ranks.collectives import Collectives
+from resnext_core.ranks.info import RankInfo
+from resnext_core.serving.metrics import Counts, wilson_interval
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """The result of an evaluation over all ranks.
+
+    `expected` images are in the index, `scored` went through the network, `failed` could not be decoded;
+    they count as wrong, so `top1` and `top5` are shares of `expected`. `top1_interval` is Wilson's 95 %.
+    `confusion` is int64 (true class, predicted class) over the scored.
+    """
+
+    expected: int
+    scored: int
+    failed: int
+    correct1: int
+    correct5: int
+    dataset_digest: str
+    confusion: NDArray[Any]
+    classes: tuple[str, ...]
+    seconds: float
+    failures: Mapping[str, str]
+
+    @property
+    def top1(self) -> float:
+        return self.correct1 / self.expected
+
+    @property
+    def top5(self) -> float:
+        return self.correct5 / self.expected
+
+    @property
+    def top1_interval(self) -> tuple[float, float]:
+        return wilson_interval(self.correct1, self.expected)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types."""
+        return {
+            "expected": self.expected,
+            "scored": self.scored,
+            "failed": self.failed,
+            "correct1": self.correct1,
+            "correct5": self.correct5,
+            "top1": self.top1,
+            "top5": self.top5,
+            "top1_interval": list(self.top1_interval),
+            "dataset_digest": self.dataset_digest,
+            "images_per_s": self.expected / self.seconds if self.seconds > 0 else None,
+            "seconds": round(self.seconds, 3),
+            "confusion": self.confusion.tolist(),
+            "classes": list(self.classes),
+            "failures": dict(self.failures),
+        }
+
+    def line(self) -> str:
+        """Return the result in one line for people."""
+        low, high = self.top1_interval
+        failed = f", {self.failed} could not be read" if self.failed else ""
+        return (
+            f"top-1 {100 * self.top1:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f}), "
+            f"top-5 {100 * self.top5:.2f} %, {self.scored} of {self.expected} images{failed}"
+        )
+
+
+def evaluate(
+    predictor: Predictor,
+    loader: Loader,
+    index: Index,
+    *,
+    batch_size: int,
+    rank: RankInfo,
+    collectives: Collectives,
+    on_batch: Callable[[Batch, NDArray[Any]], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Score every image of `index` exactly once; the integers are the same for any `batch_size` and world.
+
+    `on_batch` sees each batch with its logits, `on_progress` (images done, images of this rank). Raises
+    UsageError when the index has no labels and DataError when the counts do not add up.
+    """
+    if (index.labels < 0).any():
+        raise UsageError(
+            f"{index.root} has no labels to evaluate against; put its images into class folders, or "
+            "give a list of 'path label' lines"
+        )
+    started = time.perf_counter()
+    counts = Counts.zeros(len(index.classes))
+    tasks = [
+        Task(epoch=0, indices=indices, valid=valid)
+        for indices, valid in eval_batches(len(index), batch_size, rank.rank, rank.world)
+    ]
+    total, done = sum(int(t.valid.sum()) for t in tasks), 0
+    with closing(loader.batches(tasks)) as batches:
+        for task, batch in zip(tasks, batches, strict=True):
+            logits = predictor.logits(batch.images)
+            counts.add(logits, batch.labels, batch.valid)
+            counts.failed += int((task.valid & ~batch.valid).sum())
+            done += int(task.valid.sum())
+            if on_batch is not None:
+                on_batch(batch, logits)
+            if on_progress is not None:
+                on_progress(done, total)
+    summed = Counts.from_array(collectives.all_reduce_sum(counts.to_array()))
+    if summed.scored + summed.failed != len(index):
+        raise DataError(
+            f"evaluation scored {summed.scored} and failed {summed.failed} of {len(index)} images; "
+            "the counts must add up, do not use this result"
+        )
+    return Evaluation(
+        expected=len(index),
+        scored=summed.scored,
+        failed=summed.failed,
+        correct1=summed.correct1,
+        correct5=summed.correct5,
+        dataset_digest=index.dataset_digest,
+        confusion=summed.confusion,
+        classes=index.classes,
+        seconds=time.perf_counter() - started,
+        failures=_failures(loader, index, rank, collectives),
+    )
+
+
+def _failures(loader: Loader, index: Index, rank: RankInfo, collectives: Collectives) -> dict[str, str]:
+    """Return path and reason of every image that any rank could not read; other ranks' reasons stay with them."""
+    reasons = dict(loader.failures)
+    if rank.world > 1:
+        bad = np.zeros(len(index), np.int64)
+        bad[list(reasons)] = 1
+        for i in np.flatnonzero(collectives.all_reduce_sum(bad)).tolist():
+            reasons.setdefault(i, "could not be read by another rank; its log says why")
+    return {str(index.path(i)): reasons[i] for i in sorted(reasons)}

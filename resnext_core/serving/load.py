@@ -1,0 +1,229 @@
+"""From a path to a predictor: run folders, neutral weights, torch-named safetensors, artefacts of any backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from resnext_core.config import Config
+from resnext_core.convert.containers import readable
+from resnext_core.convert.reading import Stated, read_foreign
+from resnext_core.errors import BackendUnavailable, DataError, UsageError, quoted, suggest
+from resnext_core.files import local_path
+from resnext_core.files.types import refuse_foreign
+from resnext_core.interfaces import Backend, Predictor, PredictRequest
+from resnext_core.model.preprocess import PreprocessSpec
+from resnext_core.model.spec import ModelSpec
+from resnext_core.model.weights import Manifest, Weights, load_weights, read_manifest, read_manifest_text
+from resnext_core.plugins import PluginSet, format_reason
+from resnext_core.ranks.info import RankInfo
+from resnext_core.runs.folder import other_runs
+from resnext_core.runs.pointers import best_weights
+from resnext_core.serving.golden import check_golden
+
+WEIGHTS_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Served:
+    """A predictor and what must be known to use it."""
+
+    predictor: Predictor
+    backend: Backend
+    source: str
+    spec: ModelSpec
+    preprocess: PreprocessSpec
+    classes: tuple[str, ...]
+    digest: str
+    has_names: bool = True
+
+
+def find_model(path: Path) -> Path:
+    """Return the file to serve: `path` itself, or the best weights of a run or checkpoint folder.
+
+    DataError where there is none, and where the file is a stand-in for weights or plainly something else.
+    """
+    path = local_path(path)
+    if path.is_dir():
+        if (path / "weights.safetensors").is_file():
+            return path / "weights.safetensors"
+        if (path / "checkpoints").is_dir():
+            return best_weights(path / "checkpoints")
+        raise DataError(
+            f"{path} is neither a run nor a checkpoint folder{other_runs(path)}; or give a weights file or an artefact"
+        )
+    if not path.exists():
+        raise DataError(f"no model at {path}{other_runs(path)}; or give a weights file or an artefact")
+    refuse_foreign(path)
+    return path
+
+
+def read_weights(path: Path, config: Config, sources: Mapping[str, str], plugins: PluginSet) -> Weights:
+    """Load weights of a run, a neutral file, or another world's file, whose model shapes and configuration tell."""
+    path = find_model(path)
+    if path.suffix == WEIGHTS_SUFFIX and read_manifest_text(path) is not None:
+        return load_weights(path)
+    return read_foreign(path, stated_model(config, sources), plugins.weight_files)[0]
+
+
+def is_weights(path: Path, plugins: PluginSet) -> bool:
+    """Return whether `path` holds weights, ours or another world's, and is no artefact that a backend serves."""
+    if path.suffix == WEIGHTS_SUFFIX:
+        return True
+    served = {s for b in plugins.backends.values() if b.predictor for s in b.formats}
+    return path.suffix not in served and readable(path, plugins.weight_files)
+
+
+def stated_model(config: Config, sources: Mapping[str, str]) -> Stated:
+    """Return what the configuration says, and not merely by default, of a file without manifest."""
+    stated = {key for key, source in sources.items() if source != "default"}
+    model = config.model
+    return Stated(
+        variant=model.variant if "model.variant" in stated else None,
+        image_size=model.image_size, pool_padding=model.pool_padding, num_classes=model.num_classes,
+        preprocess={
+            key: value for key, value in vars(config.preprocess).items() if f"preprocess.{key}" in stated
+        },
+    )  # fmt: skip
+
+
+def server_of(
+    plugins: PluginSet, suffix: str, backend_id: str | None = None, *, prefer: str | None = None
+) -> Backend:
+    """Return the backend that serves files with the ending `suffix`; see :meth:`PluginSet.choose`.
+
+    Raises UsageError where no installed backend does, BackendUnavailable where none of them can run here.
+    """
+    known = sorted({s for b in plugins.backends.values() if b.predictor for s in b.formats})
+    if suffix not in known:
+        raise UsageError(f"no installed backend serves '{suffix}' files; known: {', '.join(known)}")
+    return plugins.choose(
+        backend_id,
+        "serve weights" if suffix == WEIGHTS_SUFFIX else f"serve {suffix} files",
+        lambda b: b.predictor is not None and suffix in b.formats,
+        prefer=prefer,
+        lacks=lambda b: format_reason(b, suffix),
+    )
+
+
+def exporters(
+    plugins: PluginSet, formats: Sequence[str], *, only: str | None = None, prefer: str | None = None
+) -> dict[str, Backend]:
+    """Return the backend that writes each format; without `formats`, everything that can be written here.
+
+    `only` names the one backend to take, `prefer` the one to take where it can. Raises UsageError on a format that
+    no installed backend writes, BackendUnavailable with what is missing where none of them can run here.
+    """
+    able = [plugins.get(only)] if only is not None else list(plugins.backends.values())
+    known = {name for backend in able for name in backend.exporters}
+    if not known and only is not None:
+        raise UsageError(f"backend '{only}' has no exporter")
+    chosen = {}
+    for name in formats or sorted(known):
+        if name not in known:
+            missing = f"; pip install 'resnext-core[{name}]' adds it" if name in plugins.extras() else ""
+            raise UsageError(f"no installed backend exports '{name}'{missing or suggest(name, known)}")
+        try:
+            chosen[name] = plugins.choose(only, f"export {name}", partial(_exports, name), prefer=prefer)
+        except BackendUnavailable:
+            if formats:
+                raise
+    return chosen
+
+
+def _exports(name: str, backend: Backend) -> bool:
+    return name in backend.exporters
+
+
+def serve(
+    path: Path,
+    config: Config,
+    sources: Mapping[str, str],
+    plugins: PluginSet,
+    *,
+    backend_id: str | None = None,
+    prefer: str | None = None,
+    batch_size: int = 32,
+    tensor_input: bool = False,
+    rank: RankInfo | None = None,
+    self_check: bool = True,
+) -> Served:
+    """Load the model at `path` on the named backend, or on the best available one that can read it.
+
+    `prefer` names the backend to take where it can read the file; see :meth:`PluginSet.choose`.
+    `self_check` False leaves out the golden logits (as ``eval.self_check`` can): for artefacts that are about to
+    be compared with their source.
+    """
+    path = find_model(path)
+    rank = rank or RankInfo()
+    if is_weights(path, plugins):
+        weights = read_weights(path, config, sources, plugins)
+        return serve_weights(
+            weights,
+            config,
+            plugins,
+            backend_id=backend_id,
+            prefer=prefer,
+            batch_size=batch_size,
+            rank=rank,
+            source=f"{path} ({quoted(entry)})" if (entry := weights.origin.get("entry")) else str(path),
+        )
+    backend = server_of(plugins, path.suffix or path.name, backend_id, prefer=prefer)
+    assert backend.predictor is not None
+    predictor = backend.predictor(
+        PredictRequest(
+            path=path, batch_size=batch_size, tensor_input=tensor_input, rank=rank,
+            options=config.backends.get(backend.id),
+        )
+    )  # fmt: skip
+    manifest = artefact_manifest(path, predictor)
+    if self_check and config.eval.self_check:
+        check_golden(predictor, manifest.golden, manifest.spec, str(path))
+    return Served(
+        predictor=predictor, backend=backend, source=str(path), spec=manifest.spec,
+        preprocess=manifest.preprocess, classes=manifest.classes, digest=manifest.digest,
+        has_names=manifest.has_names,
+    )  # fmt: skip
+
+
+def serve_weights(
+    weights: Weights,
+    config: Config,
+    plugins: PluginSet,
+    *,
+    backend_id: str | None = None,
+    prefer: str | None = None,
+    batch_size: int = 32,
+    rank: RankInfo | None = None,
+    source: str = "weights in memory",
+) -> Served:
+    """Serve `weights` on the named backend, or on the best available one; `prefer` as in :func:`serve`."""
+    backend = server_of(plugins, WEIGHTS_SUFFIX, backend_id, prefer=prefer)
+    assert backend.predictor is not None
+    predictor = backend.predictor(
+        PredictRequest(
+            weights=weights, batch_size=batch_size, rank=rank or RankInfo(),
+            options=config.backends.get(backend.id),
+        )
+    )  # fmt: skip
+    if config.eval.self_check:
+        check_golden(predictor, weights.golden, weights.spec, source)
+    return Served(
+        predictor=predictor, backend=backend, source=source, spec=weights.spec,
+        preprocess=weights.preprocess, classes=weights.classes, digest=weights.digest,
+        has_names=weights.has_names,
+    )  # fmt: skip
+
+
+def artefact_manifest(path: Path, predictor: Predictor) -> Manifest:
+    """Return what the artefact says of itself: its predictor's `manifest`, or the sidecar ``<path>.json``."""
+    inside: Any = getattr(predictor, "manifest", None)
+    if isinstance(inside, Manifest):
+        return inside
+    sidecar = path.with_name(path.name + ".json")
+    if not sidecar.is_file():
+        raise DataError(f"{path} has no manifest: {sidecar.name} is missing beside it")
+    return read_manifest(sidecar)

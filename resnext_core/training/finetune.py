@@ -1,0 +1,129 @@
+"""Starting a training from weights that are there: the network must be the same, the head may be replaced."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from resnext_core.config import Config
+from resnext_core.convert.reading import Stated, read_foreign
+from resnext_core.data.classes import GIVE_NAMES, is_number
+from resnext_core.errors import DataError, UsageError, quoted
+from resnext_core.interfaces import TrainState, WeightFile
+from resnext_core.model.init import init_weights
+from resnext_core.model.preprocess import preprocess_spec
+from resnext_core.model.spec import VARIANTS, ModelSpec
+from resnext_core.model.weights import Weights
+from resnext_core.runs.checkpoint import load_checkpoint
+from resnext_core.serving.load import find_model
+
+
+def pretrained_weights(
+    config: Config, classes: Sequence[str], weight_files: Mapping[str, WeightFile]
+) -> tuple[Weights, str]:
+    """Return the weights of ``model.pretrained`` for `classes`, and a line that says what was done to them.
+
+    The head is kept where the file's classes are those of the data (or mere numbers, as many), and initialised
+    anew where ``model.num_classes`` states the data's number, or the file has none. Everything else must be there.
+    Raises UsageError where the configuration contradicts the file, DataError where the file does not fit.
+    """
+    model = config.model
+    assert model.pretrained is not None
+    path = find_model(Path(model.pretrained))
+    known = model.variant if path.suffix != ".safetensors" and model.variant in VARIANTS else None
+    weights, headless = read_foreign(path, Stated(variant=known, new_head=len(classes)), weight_files)
+    spec = weights.spec
+    if spec.variant != model.variant:
+        raise UsageError(
+            f"{path} is a {spec.variant}, model.variant is {model.variant}; use --set model.variant={spec.variant}"
+        )
+    if model.pool_padding not in (None, spec.pool_padding):
+        raise UsageError(
+            f"{path} pads its max-pool {spec.pool_padding}, model.pool_padding is {model.pool_padding}: another "
+            "network; leave model.pool_padding out"
+        )
+    size = model.image_size or spec.image_size
+    preprocess = preprocess_spec(config.preprocess, size)
+    if (preprocess.mean, preprocess.std) != (weights.preprocess.mean, weights.preprocess.std):
+        raise UsageError(f"{path} was trained with another preprocess.mean or .std; set them to the file's")
+    same = tuple(classes) == weights.classes
+    numbered = not weights.has_names and len(weights.classes) == len(classes)
+    entry = weights.origin.get("entry")
+    line = (
+        f"starting from {path}{f', its entry {quoted(entry)}' if entry else ''}, digest {weights.digest[:19]}"
+    )
+    if headless:
+        line += f"; it has no classifier: one of {len(classes)} classes is initialised"
+        weights = _with_new_head(weights, classes, config.train.seed)
+    elif same or (numbered and model.num_classes is None):
+        line += "; its head is kept"
+        if not same and all(is_number(name) for name in classes):
+            raise UsageError(
+                f"{path} has no class names but numbers from 0, and the data has other numbers, or sorts them as text "
+                f"({', '.join(classes[:3])}, ...): {GIVE_NAMES}, or replace the head with --num-classes {len(classes)}"
+            )
+        if not same:
+            line += f", and its classes, which have no names, are those of the {len(classes)} folders in sorted order"
+        weights = weights.replace(classes=tuple(classes), named=None)
+    elif model.num_classes is None:
+        raise UsageError(
+            f"{path} knows {len(weights.classes)} classes, the data has {len(classes)} others; "
+            f"--num-classes {len(classes)} replaces its head"
+        )
+    else:
+        line += f"; its head of {spec.num_classes} classes is replaced by a new one of {len(classes)}"
+        weights = _with_new_head(weights, classes, config.train.seed)
+    before, now = weights.preprocess.to_dict(), preprocess.to_dict()
+    changed = [f"{key} {now[key]} where the file has {before[key]}" for key in now if now[key] != before[key]]
+    if model.pretrained_momentum:
+        line += "; with its momentum, while schedule and order of the data begin anew"
+    if changed:
+        line += f"; preprocessing by the configuration: {', '.join(changed)}"
+    return (
+        weights.replace(
+            spec=weights.spec.replace(image_size=size), preprocess=preprocess, metrics={},
+            origin={**weights.origin, "pretrained": path.name, "pretrained_digest": weights.digest},
+        ),
+        line,
+    )  # fmt: skip
+
+
+def with_momentum(config: Config, weights: Weights, state: TrainState) -> TrainState:
+    """Return the first state of a trainer with :func:`pretrained_momentum`."""
+    return dataclasses.replace(state, tensors={**state.tensors, **pretrained_momentum(config, weights.spec)})
+
+
+def pretrained_momentum(config: Config, spec: ModelSpec) -> dict[str, NDArray[Any]]:
+    """Return ``momentum/<name>`` of ``model.pretrained`` for a network `spec`, but for a replaced head.
+
+    Raises DataError where it is no checkpoint folder, or has no momentum that fits.
+    """
+    assert config.model.pretrained is not None
+    path = Path(config.model.pretrained)
+    folder = path if (path / "state.json").is_file() else find_model(path).parent
+    found = load_checkpoint(folder).state.tensors
+    momentum: dict[str, NDArray[Any]] = {}
+    for tensor in spec.tensors:
+        key = f"momentum/{tensor.name}"
+        array = found.get(key)
+        if not tensor.trainable or (
+            array is not None and array.shape != tensor.shape and "fc_" in tensor.role
+        ):
+            continue
+        if array is None or array.shape != tensor.shape:
+            raise DataError(
+                f"{folder} has no momentum of {tensor.name} that fits; leave model.pretrained_momentum out"
+            )
+        momentum[key] = array
+    return momentum
+
+
+def _with_new_head(weights: Weights, classes: Sequence[str], seed: int) -> Weights:
+    spec = weights.spec.replace(num_classes=len(classes))
+    fresh = init_weights(spec, seed)
+    head = {t.name: fresh[t.name] for t in spec.tensors if t.role in ("fc_weight", "fc_bias")}
+    return weights.replace(spec=spec, classes=tuple(classes), tensors={**weights.tensors, **head})

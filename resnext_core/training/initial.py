@@ -1,0 +1,67 @@
+"""What a training starts from: the network that is asked for, and its first weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from resnext_core import __version__
+from resnext_core.config import Config
+from resnext_core.data.sampler import steps_per_epoch
+from resnext_core.errors import UsageError
+from resnext_core.model.init import init_weights
+from resnext_core.model.preprocess import preprocess_spec
+from resnext_core.model.spec import ModelSpec, model_spec
+from resnext_core.model.weights import Weights
+from resnext_core.plugins import load_plugins
+from resnext_core.training.finetune import pretrained_weights
+
+
+def build_spec(config: Config, num_classes: int) -> ModelSpec:
+    """Return the ModelSpec that the configuration asks for."""
+    model = config.model
+    changes = {k: getattr(model, k) for k in ("image_size", "pool_padding") if getattr(model, k) is not None}
+    return model_spec(model.variant, num_classes=num_classes, **changes)
+
+
+def initial_weights(
+    config: Config, classes: Sequence[str], tell: Callable[[str], None] = lambda line: None
+) -> Weights:
+    """Return the weights that a training of `classes` starts from: ``model.pretrained``, or freshly initialised ones.
+
+    `tell` gets a line about pretrained ones. Raises UsageError when the configured class count is not the data's.
+    """
+    check_class_count(config, classes)
+    if config.model.pretrained is not None:
+        weights, line = pretrained_weights(config, classes, load_plugins().weight_files)
+        tell(line)
+        return weights
+    spec = build_spec(config, len(classes))
+    return Weights(
+        spec=spec,
+        preprocess=preprocess_spec(config.preprocess, spec.image_size),
+        classes=tuple(classes),
+        tensors=init_weights(spec, config.train.seed),
+        origin={"made_by": f"resnext-core {__version__}", "seed": config.train.seed},
+    )
+
+
+def check_class_count(config: Config, classes: Sequence[str]) -> None:
+    """Raise UsageError when ``model.num_classes`` is not the number of `classes`."""
+    configured = config.model.num_classes
+    if configured is not None and configured != len(classes):
+        raise UsageError(
+            f"model.num_classes is {configured}, but the training data has {len(classes)} classes; correct it, "
+            "or leave it out"
+        )
+
+
+def per_rank(config: Config, world: int, train_images: int) -> int:
+    """Return a rank's samples a step; UsageError when the global batch cannot be split or filled."""
+    train = config.train
+    if train.batch_size % (world * train.accumulate):
+        raise UsageError(
+            f"train.batch_size {train.batch_size} is not divisible by {world} ranks × {train.accumulate} "
+            "accumulated micro-batches"
+        )
+    steps_per_epoch(train_images, train.batch_size)
+    return train.batch_size // world

@@ -1,0 +1,426 @@
+"""The training loop against a trainer that only writes down what it is given: order, schedule, stops, records."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from resnext_core.config import Config, load_config, parse_set
+from resnext_core.data.index import open_index
+from resnext_core.data.loader import Loader
+from resnext_core.data.sampler import epoch_permutation
+from resnext_core.errors import DataError, Interrupted
+from resnext_core.interfaces import Batch, Predictor, TrainState
+from resnext_core.model.weights import Weights
+from resnext_core.ranks.collectives import SingleProcess
+from resnext_core.ranks.info import RankInfo
+from resnext_core.ranks.signals import StopRequest
+from resnext_core.runs.checkpoint import load_checkpoint, load_latest
+from resnext_core.runs.checkpoint_folder import checkpoint_names
+from resnext_core.runs.folder import RunFolder
+from resnext_core.training.loop import Job, fit
+from resnext_core.training.schedule import lrs, scaled_lr
+
+
+class Recorder:
+    """A trainer whose loss at a step is its number; `before` runs before each step."""
+
+    def __init__(self, weights: Weights, before: Callable[[int], None] = lambda step: None) -> None:
+        self.weights, self.before = weights, before
+        self.step = 0
+        self.seen: list[NDArray[Any]] = []
+        self.lrs: list[float] = []
+        self.calls: list[int] = []
+
+    def run_steps(self, batches: Sequence[Batch], lrs: NDArray[Any]) -> NDArray[Any]:
+        losses = []
+        self.calls.append(len(batches))
+        for batch, lr in zip(batches, lrs, strict=True):
+            self.before(self.step + 1)
+            self.step += 1
+            self.seen.append(batch.index)
+            self.lrs.append(float(lr))
+            losses.append(self.step)
+        return np.array(losses, np.float32)
+
+    def predictor(self, *, ema: bool = False) -> Predictor:
+        return Constant(len(self.weights.classes), self.step)
+
+    def state(self) -> TrainState:
+        tensors = {f"weights/{n}": a + np.float32(self.step) for n, a in self.weights.tensors.items()}
+        return TrainState(tensors=tensors, scalars={"step": self.step})
+
+    def load_state(self, state: TrainState) -> None:
+        self.step = int(state.scalars["step"])
+
+    def counters(self) -> Mapping[str, float | int]:
+        return {"step": self.step, "overflow_steps": 0, "loss_scale": 1.0, "good_steps": 0}
+
+    def close(self) -> None:
+        pass
+
+
+class Constant:
+    """Predicts one class, which depends on the step, for every image."""
+
+    def __init__(self, classes: int, step: int) -> None:
+        self.row = np.zeros(classes, np.float32)
+        self.row[step // 6 % classes] = 1
+
+    def logits(self, images: NDArray[Any]) -> NDArray[Any]:
+        return np.tile(self.row, (len(images), 1))
+
+    def logits_from_tensor(self, tensor: NDArray[Any]) -> NDArray[Any]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def job(photos: Path, tiny_weights: Weights, tmp_path: Path) -> Callable[..., Job]:
+    """Make a job on `photos`: 48 images, 6 steps of 8 an epoch."""
+
+    def make(*sets: str, steps_per_call: int = 1, val: bool = True) -> Job:
+        config = configured(*sets)
+        train = open_index(photos / "train")
+        index = open_index(photos / "val", train.classes) if val else None
+        run = RunFolder(tmp_path)
+
+        def loader(of: Any) -> Loader:
+            return Loader(of, tiny_weights.preprocess, None, workers=0)
+
+        return Job(
+            config=config, weights=tiny_weights, train=train, train_loader=loader(train), val=index,
+            val_loader=loader(index) if index else None, rank=RankInfo(), collectives=SingleProcess(), run=run,
+            steps_per_call=steps_per_call, emit=lambda r: None if r["kind"] == "progress" else run.append(r),
+        )  # fmt: skip
+
+    return make
+
+
+def configured(*sets: str) -> Config:
+    defaults = ["train.epochs=3", "train.batch_size=8", "optimizer.lr_batch=null", "eval.batch_size=5"]
+    return load_config(parse_set([*defaults, *sets]))[0]
+
+
+def records(job: Job, kind: str, *keys: str) -> list[tuple[Any, ...]]:
+    return [tuple(r[k] for k in keys) for r in job.run.read_records() if r["kind"] == kind]
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 2, 4, 100])
+def test_images_and_learning_rates_come_in_the_stated_order(
+    job: Callable[..., Job], tiny_weights: Weights, steps_per_call: int
+) -> None:
+    made = job("train.seed=7", "schedule.kind=cosine-step", steps_per_call=steps_per_call)
+    trainer = Recorder(tiny_weights)
+    progress = fit(trainer, made)
+    assert (progress.step, progress.epoch_closed) == (18, True)
+    for epoch in range(3):
+        seen = np.concatenate(trainer.seen[6 * epoch : 6 * epoch + 6])
+        assert np.array_equal(seen, epoch_permutation(48, 7, epoch))
+    config = made.config
+    expected = lrs(
+        0, 18, config=config.schedule, base_lr=scaled_lr(config.optimizer, 8), steps_per_epoch=6, epochs=3
+    )
+    np.testing.assert_allclose(trainer.lrs, expected, rtol=1e-7)
+    assert max(trainer.calls) <= steps_per_call
+    assert sum(trainer.calls) == 18
+
+
+@pytest.mark.parametrize("log_every", [1, 4, 100])
+def test_records_account_for_every_step_once(
+    job: Callable[..., Job], tiny_weights: Weights, log_every: int
+) -> None:
+    made = job(f"train.log_every={log_every}")
+    fit(Recorder(tiny_weights), made)
+    rows = records(made, "train", "step", "images", "loss", "epoch")
+    done = 0
+    for step, images, loss, epoch in rows:
+        assert images == 8 * (step - done)
+        assert loss == np.mean(range(done + 1, step + 1))
+        assert epoch == (step - 1) // 6 + 1
+        done = step
+    assert done == 18
+    assert len(rows) == {1: 18, 4: 6, 100: 3}[log_every]
+
+
+def test_evaluation_checkpoints_and_best_come_when_asked(
+    job: Callable[..., Job], tiny_weights: Weights
+) -> None:
+    made = job(
+        "train.epochs=7",
+        "train.eval_start=2",
+        "train.eval_every=2",
+        "train.checkpoint_every=3",
+        "train.keep=9",
+    )
+    progress = fit(Recorder(tiny_weights), made)
+    # classes 2, 4, 0 (epoch 6) have 4 images of 23, class 1 (epoch 7) has 4: the first is best and stays so
+    assert records(made, "eval", "epoch", "best") == [(2, True), (4, False), (6, False), (7, False)]
+    assert all(t == 4 / 23 for (t,) in records(made, "eval", "top1"))
+    # every third epoch, and each that is evaluated
+    assert records(made, "checkpoint", "epoch") == [(2,), (3,), (4,), (6,), (7,)]
+    assert (progress.best, progress.best_step) == (4 / 23, 12)
+    assert (made.run.checkpoints / "best").read_text() == "step-00000012"
+    saved = load_checkpoint(made.run.checkpoints / "step-00000012").weights
+    assert saved.metrics == {"split": "val", "top1": 4 / 23, "top5": pytest.approx(20 / 23)}
+    assert np.array_equal(saved.tensors["fc.bias"], tiny_weights.tensors["fc.bias"] + np.float32(12))
+
+
+def test_without_val_it_only_saves(job: Callable[..., Job], tiny_weights: Weights) -> None:
+    made = job(val=False)
+    progress = fit(Recorder(tiny_weights), made)
+    assert (progress.best, progress.step) == (None, 18)
+    assert records(made, "eval", "step") == []
+    assert checkpoint_names(made.run.checkpoints) == [f"step-{s:08d}" for s in (6, 12, 18)]
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 4])
+@pytest.mark.parametrize("at", [1, 3, 6, 7, 12, 17])
+@pytest.mark.parametrize("log_every", [1, 5])
+def test_a_signal_at_any_step_saves_and_the_rest_follows(
+    job: Callable[..., Job], tiny_weights: Weights, at: int, steps_per_call: int, log_every: int
+) -> None:
+    made = job(f"train.log_every={log_every}", steps_per_call=steps_per_call)
+    first = Recorder(tiny_weights, lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == at else None)
+    with pytest.raises(Interrupted, match="continue with --resume"):
+        fit(first, made)
+    checkpoint = load_latest(made.run.checkpoints, pytest.fail)
+    stopped = checkpoint.progress.step
+    assert at <= stopped <= at + steps_per_call - 1
+    assert stopped == first.step
+
+    second = Recorder(tiny_weights)
+    made.run.rewind(stopped)
+    fit(second, job(f"train.log_every={log_every}", steps_per_call=steps_per_call), checkpoint)
+    whole = Recorder(tiny_weights)
+    fit(whole, job(val=False))
+    assert np.array_equal(np.concatenate(first.seen + second.seen), np.concatenate(whole.seen))
+    assert first.lrs + second.lrs == whole.lrs
+
+
+@pytest.mark.parametrize("at", [3, 6, 11])
+def test_records_of_a_stopped_and_resumed_run_miss_no_step(
+    job: Callable[..., Job], tiny_weights: Weights, at: int, tmp_path: Path
+) -> None:
+    """With several steps a record, those of the epoch in which it stopped are of other steps."""
+    made = job("train.log_every=4")
+    trainer = Recorder(tiny_weights, lambda step: os.kill(os.getpid(), signal.SIGINT) if step == at else None)
+    with pytest.raises(Interrupted):
+        fit(trainer, made)
+    assert records(made, "train", "step")[-1] == (at,)
+    fit(Recorder(tiny_weights), made, load_latest(made.run.checkpoints, pytest.fail))
+    rows = records(made, "train", "step", "images")
+    assert sum(images for _, images in rows) == 18 * 8
+    assert [s for s, _ in rows] == sorted({s for s, _ in rows})
+    assert records(made, "eval", "epoch") == [(1,), (2,), (3,)]
+    stopped, whole = records(made, "train", "step", "images", "epoch", "loss"), job("train.log_every=4")
+    whole.run.path = tmp_path / "whole"
+    whole.run.path.mkdir()
+    fit(Recorder(tiny_weights), whole)
+    expected = records(whole, "train", "step", "images", "epoch", "loss")
+    for epoch in (1, 2, 3):  # the loss of a step is its number
+        ours = [sum(loss * images for _, images, e, loss in r if e == epoch) for r in (stopped, expected)]
+        assert ours[0] == pytest.approx(ours[1], rel=1e-12)
+    later = (at - 1) // 6 + 1  # the epoch of the stop; those after it have the records that they always have
+    assert [r for r in stopped if r[2] > later] == [r for r in expected if r[2] > later]
+
+
+class Diverges(Recorder):
+    """The loss is not a number at the steps `at`."""
+
+    at: range = range(9, 10)
+
+    def run_steps(self, batches: Sequence[Batch], lrs: NDArray[Any]) -> NDArray[Any]:
+        losses = super().run_steps(batches, lrs)
+        return np.where(np.isin(losses, self.at), np.nan, losses).astype(np.float32)
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 4])
+def test_a_loss_that_is_not_a_number_stops(
+    job: Callable[..., Job], tiny_weights: Weights, steps_per_call: int
+) -> None:
+    made = job(steps_per_call=steps_per_call)
+    with pytest.raises(DataError, match=r"loss is not a number at step 9, lr .*; lower optimizer.lr"):
+        fit(Diverges(tiny_weights), made)
+    assert load_latest(made.run.checkpoints, pytest.fail).progress.step == 6, "what came after is not saved"
+    dumped = json.loads((made.run.path / "nonfinite" / "step-00000009.json").read_text())
+    assert (dumped["step"], dumped["epoch"], dumped["loss"]) == (9, 2, "nan")
+    expected = epoch_permutation(48, 1, 1)[16:24].tolist()
+    assert [s["index"] for s in dumped["samples"]] == expected
+    assert [s["path"] for s in dumped["samples"]] == [made.train.paths[i] for i in expected]
+    assert [s["label"] for s in dumped["samples"]] == made.train.labels[expected].tolist()
+
+
+@pytest.mark.parametrize("policy", ["train.nonfinite=skip", "precision.loss_scale=dynamic"])
+def test_steps_that_are_not_numbers_are_counted_and_left_out_of_the_mean(
+    job: Callable[..., Job], tiny_weights: Weights, policy: str
+) -> None:
+    made = job(policy, "train.log_every=3")
+    assert fit(Diverges(tiny_weights), made).step == 18
+    assert records(made, "nonfinite", "step", "epoch", "loss", "path") == [
+        (9, 2, "nan", "step-00000009.json")
+    ]
+    rows = records(made, "train", "step", "loss", "nonfinite_steps")
+    assert rows[2] == (9, 7.5, 1)
+    assert [n for _, _, n in rows] == [0, 0, 1, 0, 0, 0]
+
+
+def test_a_run_of_nothing_but_skipped_steps_ends(
+    job: Callable[..., Job], tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resnext_core.training.nonfinite.MAX_CONSECUTIVE", 5)
+    monkeypatch.setattr("resnext_core.training.nonfinite.MAX_DUMPS", 3)
+    made = job("train.nonfinite=skip", "train.log_every=1")
+    trainer = Diverges(tiny_weights)
+    trainer.at = range(4, 99)  # over the end of an epoch
+    with pytest.raises(DataError, match="the last 5 losses up to step 8 were not numbers"):
+        fit(trainer, made)
+    assert records(made, "train", "loss")[3] == (None,)
+    paths = [p for (p,) in records(made, "nonfinite", "path")]
+    assert paths == ["step-00000004.json", "step-00000005.json", "step-00000006.json", None]
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 4])
+def test_checkpoints_come_within_an_epoch_when_asked(
+    job: Callable[..., Job], tiny_weights: Weights, steps_per_call: int
+) -> None:
+    made = job(
+        "train.checkpoint_steps=4", "train.log_every=100", "train.keep=99", steps_per_call=steps_per_call
+    )
+    trainer = Recorder(tiny_weights)
+    fit(trainer, made)
+    assert records(made, "checkpoint", "step", "epoch") == [
+        (4, 0), (6, 1), (8, 1), (12, 2), (16, 2), (18, 3),
+    ]  # fmt: skip
+    assert [s for (s,) in records(made, "train", "step")] == [4, 6, 8, 12, 16, 18], (
+        "each record ends at a checkpoint"
+    )
+    assert max(trainer.calls) <= steps_per_call
+    for (path,) in records(made, "checkpoint", "path"):
+        assert load_checkpoint(made.run.checkpoints / path).progress.step == int(path[5:])
+
+
+@pytest.mark.parametrize("background", ["true", "false"])
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(
+    job: Callable[..., Job], tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch, background: str
+) -> None:
+    made = job(f"train.background_saving={background}")
+
+    def full(step: int) -> None:
+        if step == 7:
+            while not (made.run.checkpoints / "best").exists():  # until the one of step 6 is written
+                time.sleep(0.001)
+            monkeypatch.setattr("resnext_core.runs.checkpoint.fsync", fails)
+
+    def fails(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(
+        DataError, match=r"cannot write checkpoint .*No space left on device; older checkpoints"
+    ):
+        fit(Recorder(tiny_weights, full), made)
+    assert load_latest(made.run.checkpoints, pytest.fail).progress.step == 6
+
+
+def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
+    job: Callable[..., Job], tiny_weights: Weights
+) -> None:
+    made, batches = job(), []
+
+    class Slow(Constant):
+        def logits(self, images: NDArray[Any]) -> NDArray[Any]:
+            batches.append(len(images))
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().logits(images)
+
+    class Evaluates(Recorder):
+        def predictor(self, *, ema: bool = False) -> Predictor:
+            return Slow(6, self.step) if not batches else Constant(6, self.step)
+
+    with pytest.raises(Interrupted, match="stopped after step 6"):
+        fit(Evaluates(tiny_weights), made)
+    assert len(batches) == 1, "of five"
+    checkpoint = load_latest(made.run.checkpoints, pytest.fail)
+    assert (checkpoint.progress.step, checkpoint.progress.epoch_closed) == (6, False)
+    assert records(made, "eval", "epoch") == []
+    fit(Recorder(tiny_weights), made, checkpoint)
+    assert records(made, "eval", "epoch") == [(1,), (2,), (3,)]
+
+
+@pytest.mark.parametrize(("right", "warned"), [(0, True), (23, False)])
+def test_a_first_accuracy_at_chance_is_said(
+    job: Callable[..., Job], tiny_weights: Weights, right: int, warned: bool
+) -> None:
+    made = job()
+    labels = made.val.labels if made.val is not None else None
+    assert labels is not None
+
+    class Knows(Recorder):
+        def predictor(self, *, ema: bool = False) -> Predictor:
+            return Oracle(iter(((labels + (right == 0)) % 6).tolist() * 9))
+
+    fit(Knows(tiny_weights), made)
+    notes = [t for (t,) in records(made, "note", "text")]
+    assert len(notes) == warned
+    if warned:
+        assert "no better than chance (16.67 %)" in notes[0]
+
+
+class Oracle(Constant):
+    """Predicts what it is told, image by image; nothing of that for golden images."""
+
+    def __init__(self, answers: Iterator[int]) -> None:
+        self.answers = answers
+
+    def logits(self, images: NDArray[Any]) -> NDArray[Any]:
+        if len(images) == 2:
+            return np.zeros((2, 6), np.float32)
+        return np.eye(6, dtype=np.float32)[[next(self.answers) for _ in images]]
+
+
+def test_resuming_with_other_images_is_refused(job: Callable[..., Job], tiny_weights: Weights) -> None:
+    made = job()
+    fit(Recorder(tiny_weights), made)
+    checkpoint = load_latest(made.run.checkpoints, pytest.fail)
+    with pytest.raises(DataError, match=r"cannot resume .*: seed was 1 and is 2; batch_size was 8 and is 4"):
+        fit(Recorder(tiny_weights), job("train.seed=2", "train.batch_size=4"), checkpoint)
+
+
+# -- signals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_asks_and_the_second_stops(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), number)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
+
+
+def test_a_stop_request_in_a_thread_leaves_signals_alone() -> None:
+    before, inside = signal.getsignal(signal.SIGTERM), []
+
+    def body() -> None:
+        with StopRequest() as stop:
+            inside.append((signal.getsignal(signal.SIGTERM), stop.requested))
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert inside == [(before, False)]
