@@ -19,7 +19,7 @@ from resnext_core.errors import DataError
 from resnext_core.files import atomic as files
 from resnext_core.interfaces import TrainState
 from resnext_core.model.weights import Weights
-from resnext_core.runs.folder import checkpoint, checkpoint_folder
+from resnext_core.runs import checkpoint, checkpoint_folder
 from resnext_core.runs.checkpoint import complete_checkpoint, load_checkpoint, load_latest, save_checkpoint
 from resnext_core.runs.checkpoint_folder import Progress, checkpoint_names, read_summary
 from resnext_core.runs.pointers import best_weights

@@ -14,7 +14,7 @@ from command_line import CommandLine
 from resnext_core.errors import EXIT_DATA
 from resnext_core.interfaces import TrainState
 from resnext_core.model.weights import Weights
-from resnext_core.runs.folder import pointers
+from resnext_core.runs import pointers
 from resnext_core.runs.checkpoint import load_checkpoint, load_latest, save_checkpoint
 from resnext_core.runs.checkpoint_folder import Progress, checkpoint_names
 from resnext_core.runs.folder import RunFolder
