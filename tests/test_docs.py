@@ -464,7 +464,11 @@ def emitted_records() -> dict[str, set[str]]:
     """Return the fields of every record written in core's code, by kind; read from its syntax trees."""
     found: dict[str, set[str]] = {}
     core = ROOT / "resnext_core"
-    for path in (*(core / "training").glob("*.py"), core / "data" / "unreadable.py", core / "cli" / "train.py"):
+    for path in (
+        *(core / "training").glob("*.py"),
+        core / "data" / "unreadable.py",
+        core / "cli" / "train.py",
+    ):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Dict):
                 continue
