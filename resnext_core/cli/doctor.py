@@ -17,10 +17,11 @@ from resnext_core.cli.common import (
     resolve_config,
 )
 from resnext_core.cli.output import Output, table
-from resnext_core.cli.train import environment, stored_layer
+from resnext_core.cli.train import stored_layer
 from resnext_core.errors import BackendUnavailable, DataError, UsageError
 from resnext_core.interfaces import Backend
 from resnext_core.jobs.backend_check import FAILED, WRONG, check
+from resnext_core.jobs.environment import environment
 from resnext_core.jobs.plan import faults, plan_job
 from resnext_core.jobs.preflight import Note, machine_memory, preflight
 from resnext_core.plugins import PluginSet, load_plugins

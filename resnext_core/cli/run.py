@@ -17,7 +17,6 @@ from resnext_core.cli.common import (
 from resnext_core.cli.eval import evaluate_served
 from resnext_core.cli.export import export, line
 from resnext_core.cli.output import Output, ProgressBar
-from resnext_core.cli.report import make_report
 from resnext_core.cli.train import (
     add_resume_flag,
     launch,
@@ -135,6 +134,8 @@ def finish(run: RunFolder, plan: Plan, backend: Backend, output: Output) -> dict
         output.say(f"{artefact['format']}: {result.line()}")
     run.write_result("validations", validations)
     source.predictor.close()
+
+    from resnext_core.report.gather import make_report  # jinja2: not for --help
 
     make_report(run)
     summary = evaluation.to_dict()

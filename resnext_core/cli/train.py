@@ -5,16 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import platform
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from resnext_core import __version__
 from resnext_core.cli.common import (
     DEFAULT_RECIPE,
     add_config_flags,
@@ -30,6 +27,7 @@ from resnext_core.data.index import remarks
 from resnext_core.errors import Interrupted, ResnextError
 from resnext_core.files import write_atomic
 from resnext_core.interfaces import Backend, LaunchRequest
+from resnext_core.jobs.environment import environment
 from resnext_core.jobs.plan import Plan, plan_job, require
 from resnext_core.jobs.training import connect, run_training, training_job
 from resnext_core.plugins import PluginSet, load_plugins
@@ -183,25 +181,6 @@ def launch(
         options=backend_options(config, backend),
     )  # fmt: skip
     return (backend.launch or launch_local)(request)
-
-
-def environment() -> dict[str, Any]:
-    """Return versions and machine, for records and reports."""
-    from importlib import metadata
-
-    versions = {}
-    for name in ("resnext-core", "numpy", "pillow", "mindspore", "torch", "onnx", "onnxruntime"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu_cores": os.cpu_count(),
-        "command": " ".join(["resnext-run", *sys.argv[1:]]),
-        **versions,
-    } | {"resnext-core": __version__}
 
 
 def resumed_config(

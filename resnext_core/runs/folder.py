@@ -86,12 +86,21 @@ class RunFolder:
     @classmethod
     def newest(cls, parent: Path) -> RunFolder:
         """Return the run in `parent` whose records changed last; DataError when there is none."""
-        found = [p.parent for p in parent.glob("*/config.yaml")]
+        found = [cls(p.parent) for p in parent.glob("*/config.yaml")]
         if not found:
             raise DataError(
                 f"no run folder in {parent}; name the run, or give its parent with --output where the command takes it"
             )
-        return cls(max(found, key=lambda p: (p / "config.yaml").stat().st_mtime))
+        return max(found, key=lambda run: run._changed())
+
+    def _changed(self) -> float:
+        """Return when the records changed last, by the file's time; when the run was made, where it has none yet."""
+        for path in (self.records, self.config):
+            try:
+                return path.stat().st_mtime
+            except OSError:
+                continue
+        return 0.0
 
     # -- records and results -----------------------------------------------------------------
 

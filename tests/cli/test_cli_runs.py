@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -152,3 +153,19 @@ def test_a_resumed_run_repeats_no_record(run: RunFolder, cli: CommandLine) -> No
     steps = [r["step"] for r in run.read_records() if r["kind"] == "train"]
     assert steps == list(range(1, 19))
     assert np.isfinite([r["loss"] for r in run.read_records() if r["kind"] == "train"]).all()
+
+
+def test_without_a_run_the_one_whose_records_changed_last_is_taken(
+    run: RunFolder, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = RunFolder(shutil.copytree(run.path, run.path.parent / "other"))
+    newer = run.records.stat().st_mtime + 100
+    os.utime(other.config, (newer, newer))
+    os.utime(run.records, (newer + 100, newer + 100))
+    monkeypatch.chdir(run.path.parent.parent)
+    assert cli.ok("report").out == "runs/mine/report.html\n"
+    out = cli.ok("--backend", "reference", "train", "--resume", "--epochs", 3).out
+    assert "run folder runs/mine" in out
+    os.utime(other.records, (newer + 200, newer + 200))
+    os.utime(run.records, (newer, newer))
+    assert cli.ok("report").out == "runs/other/report.html\n"

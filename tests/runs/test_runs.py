@@ -37,6 +37,18 @@ def test_opening_what_is_no_run(tmp_path: Path) -> None:
         RunFolder.newest(tmp_path)
 
 
+def test_the_newest_run_is_the_one_whose_records_changed_last(tmp_path: Path) -> None:
+    runs = {name: RunFolder.create(tmp_path, name, "net") for name in ("first", "second", "empty")}
+    for age, run in enumerate(runs.values()):
+        run.config.write_text("model: {}")
+        os.utime(run.config, (1000 + age, 1000 + age))
+    assert RunFolder.newest(tmp_path).path.name == "empty", "no records: by when they were made"
+    for name, when in (("first", 3000), ("second", 2000)):
+        runs[name].append({"kind": "start", "step": 0})
+        os.utime(runs[name].records, (when, when))
+    assert RunFolder.newest(tmp_path).path.name == "first", "made first, and trained last"
+
+
 def test_records_survive_a_torn_line_and_rewind(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     for step in range(1, 7):

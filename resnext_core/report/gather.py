@@ -1,0 +1,83 @@
+"""From a run folder to what its report shows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from resnext_core.data.decode import read_image
+from resnext_core.errors import DataError, ResnextError
+from resnext_core.files.plain import parse_yaml, read_text
+from resnext_core.model.weights import parse_manifest, read_manifest_text
+from resnext_core.report.build import THUMBNAIL, write_report
+from resnext_core.report.model import ReportData, Sample
+from resnext_core.runs.folder import RunFolder
+from resnext_core.runs.pointers import best_weights
+
+
+def make_report(run: RunFolder) -> Path:
+    """Write ``report.html`` of `run` and return its path; DataError when it cannot be made."""
+    write_report(run.report, gather(run))
+    return run.report
+
+
+def gather(run: RunFolder) -> ReportData:
+    """Return what the records and results in the folder of `run` say; DataError when its config cannot be read."""
+    try:
+        text = read_text(run.config)
+    except DataError as error:
+        raise DataError(f"cannot read {run.config}: {error}") from error
+    config = parse_yaml(text, f"{run.config}:")
+    about = run.read_result("run") or {}
+    evaluation = run.read_result("evaluation") or {}
+    records = run.read_records()
+    samples = evaluation.pop("samples", [])
+    summary: dict[str, Any] = {"backend": about.get("backend"), "wall_s": _wall(records)}
+    artefacts = run.read_result("artefacts") or []
+    summary |= _sizes(run)
+    return ReportData(
+        title=f"{config['model']['variant']} on {Path(config['data']['dir'] or 'data').name}",
+        subtitle=f"run {run.path.name}",
+        summary={k: v for k, v in summary.items() if v is not None},
+        records=records,
+        evaluation=evaluation,
+        samples=[s for s in map(_sample, samples) if s is not None],
+        config_yaml=text,
+        environment=about.get("environment", {}),
+        artefacts=[{**a, "path": os.path.basename(a["path"]), "size": a["bytes"]} for a in artefacts],
+        validations=[_validation(v) for v in run.read_result("validations") or []],
+    )
+
+
+def _sizes(run: RunFolder) -> dict[str, Any]:
+    """Return parameters and MACs from the weights' manifest."""
+    try:
+        path = best_weights(run.checkpoints)
+        spec = parse_manifest(read_manifest_text(path) or "", where=str(path)).spec
+    except ResnextError:
+        return {}
+    return {"parameters": spec.parameters, "macs": spec.macs}
+
+
+def _wall(records: Sequence[Mapping[str, Any]]) -> float | None:
+    ends = [r["seconds"] for r in records if r["kind"] == "end"]
+    return sum(ends) if ends else None
+
+
+def _sample(sample: Mapping[str, Any]) -> Sample | None:
+    """Return a sample with its thumbnail; None where its file cannot be read any more."""
+    try:
+        image = read_image(Path(sample["path"]), minimum=THUMBNAIL)
+    except ResnextError:
+        return None
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return Sample(
+        thumbnail=image, true=sample["true"], predicted=sample["predicted"],
+        probability=sample["probability"], path=os.path.basename(sample["path"]),
+    )  # fmt: skip
+
+
+def _validation(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": os.path.basename(record["artefact"]), "backend": record["artefact_backend"], **record}
