@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
-from resnext_core.errors import EXIT_OK, BackendUnavailable, DataError, ResnextError, UsageError
+from resnext_core.errors import EXIT_OK, BackendUnavailable, DataError, ResnextError, UsageError, one_line
 from resnext_core.interfaces import Batch, TrainRequest
 from resnext_core.model.init import init_weights
 from resnext_core.model.preprocess import PreprocessSpec
@@ -166,7 +166,7 @@ def contend(name: str, make: Callable[[], Run], warmup: int, torch: Any, device:
         loss = run(1)
         run(warmup)
     except (torch.cuda.OutOfMemoryError, UsageError) as error:
-        why = " ".join(str(error).split())[:120]
+        why = one_line(error, 120)
     else:
         static = _allocated(torch, device) - before
         return Contender(name=name, run=run, loss=loss, static=static, seconds=[])

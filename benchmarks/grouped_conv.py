@@ -43,7 +43,7 @@ from grouped_conv_goals import (
 )
 from grouped_conv_models import NO_TIME, Clock, TimeUp, measure
 
-from resnext_core.errors import EXIT_DATA, EXIT_OK, BackendUnavailable, ResnextError, UsageError
+from resnext_core.errors import EXIT_DATA, EXIT_OK, BackendUnavailable, ResnextError, UsageError, one_line
 from resnext_core.model.spec import ModelSpec, model_spec
 
 MODELS = (FLAGSHIP, "resnext101_64x4d", "resnext50_32x4d")
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _measured(
     args: argparse.Namespace, torch: Any, timm: Any, specs: list[ModelSpec], clock: Clock
 ) -> dict[str, Any]:  # fmt: skip
-    from resnext_gpu.device import Device, one_line, open_device
+    from resnext_gpu.device import Device, open_device
     from resnext_gpu.grouped_conv import op
 
     dtype = getattr(torch, args.compute)
@@ -149,7 +149,7 @@ def _measured(
     except TimeUp:
         clock.say("time is up")
     except RuntimeError as error:  # of a GPU that does not go on; what was measured before is worth printing
-        clock.say(f"stopped: {one_line(error)}")
+        clock.say(f"stopped: {one_line(error, 200)}")
     return _found(args, torch, card, rows, models, [spec.variant for spec in specs])
 
 

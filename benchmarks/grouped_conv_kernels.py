@@ -14,9 +14,11 @@ from typing import Any
 import torch
 import triton
 from grouped_conv_goals import PASSES, Card, Convolution, floor_ms, least_bytes, operations
-from resnext_gpu.device import note, one_line
+from resnext_gpu.device import note
 from resnext_gpu.grouped_conv import kernels, launch, op, plans
 from torch import Tensor
+
+from resnext_core.errors import one_line
 
 #: Values of a copy and rows of a square product, by which a card is measured.
 COPIED, ROWS = 1 << 29, 8192
@@ -143,10 +145,10 @@ def _wrong(given: Operands, what: str, plan: launch.Plan, wanted: Tensor, bound:
             found = given.ours(what, plan)
         apart = (found.double() - wanted).abs()
     except triton.OutOfResources as error:  # as of shared memory
-        note(f"{given.one}, {what}: {plan} left out: {one_line(error)}")
+        note(f"{given.one}, {what}: {plan} left out: {one_line(error, 200)}")
         return
     except triton.TritonError as error:
-        yield f"{plan}: {one_line(error)}"
+        yield f"{plan}: {one_line(error, 200)}"
         return
     bad = ~(apart <= bound)  # NaN is bad
     if bool(bad.any()):
@@ -203,7 +205,7 @@ def compile_all(todo: Sequence[Convolution], batch: int, dtype: torch.dtype, dev
                     for plan in {*plans.candidates(what, given.shape), plans.default_plan(what, given.shape)}:
                         given.ours(what, plan)
     except (RuntimeError, triton.TritonError) as error:  # the check tells of which kernel
-        return f"not all kernels compile: {one_line(error)}"
+        return f"not all kernels compile: {one_line(error, 200)}"
     return f"{len({id(kernel) for kernel in asked})} kernels compiled by {workers} threads"
 
 
@@ -249,7 +251,7 @@ def check_rows(
         RuntimeError
     ) as error:  # an address beyond the memory, which also ends the GPU's work for this process
         for row in rows:
-            row["wrong"] = [one_line(error)]
+            row["wrong"] = [one_line(error, 200)]
     else:
         for row in rows:
             row["wrong"], row["checked"] = wrong[row["pass"]], True
@@ -265,7 +267,7 @@ def time_rows(
         try:
             _time(row, Operands.make(one, batch, dtype, device), timings)
         except RuntimeError as error:  # of cuDNN, or no memory
-            row["why_not"] = one_line(error)
+            row["why_not"] = one_line(error, 200)
 
 
 def _time(row: dict[str, Any], given: Operands, timings: plans.Timings) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import gpu_vs_timm as against
 import numpy as np
 
-from resnext_core.errors import DataError, UsageError
+from resnext_core.errors import DataError, UsageError, one_line
 from resnext_core.interfaces import Batch
 from resnext_core.model.init import random_weights
 from resnext_core.model.spec import ModelSpec
@@ -212,7 +212,7 @@ def _contest(
     except DataError as error:
         wrong = str(error)
     except (RuntimeError, UsageError) as error:
-        clock.say(f"stopped: {_line(error)}")
+        clock.say(f"stopped: {one_line(error, 120)}")
     except TimeUp:
         clock.say("time is up")
     for contender in contenders:
@@ -231,7 +231,7 @@ def _made(
     try:
         made = against.contend(name, make, WARMUP, torch, device)
     except Exception as error:  # a table with a gap that is named is worth more than none
-        made = f"{type(error).__name__}: {_line(error)}"
+        made = f"{type(error).__name__}: {one_line(error, 120)}"
     if isinstance(made, against.Contender) and "graph" in name and not _fit_beside(others, torch):
         made = "no memory for its graph beside the other contenders"
     if isinstance(made, str):
@@ -243,10 +243,6 @@ def _free(torch: Any, device: Any) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120]
 
 
 def _fit_beside(contenders: Sequence[against.Contender], torch: Any) -> bool:

@@ -74,6 +74,16 @@ def quoted(value: object, most: int | None = MOST_SHOWN) -> str:
     return f"'{shown(value, most)}'" if isinstance(value, (str, bytes, os.PathLike)) else shown(value, most)
 
 
+def one_line(error: BaseException, most: int | None = None) -> str:
+    """Return the message of `error` in one line of at most `most` characters, or its type where it has none."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
+def reason(error: BaseException) -> str:
+    """Return why `error` happened, without the file name that an OSError repeats; other errors in one line."""
+    return getattr(error, "strerror", None) or one_line(error)
+
+
 def escaped_character(character: str) -> str:
     """Return a character as an escape like ``\\x1b``; a surrogate of a file name as the byte it stands for."""
     code = ord(character)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any, TextIO, cast
 
-from resnext_core.errors import escaped_character
+from resnext_core.errors import escaped_character, reason
 
 #: What could move the cursor, change colours or the direction of text, or is no character: all but tab and line end.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -117,6 +117,5 @@ class _Guarded(io.TextIOBase):
             getattr(self.raw_stream, method)(*words)
         except OSError as error:
             if self._name is not None:
-                reason = error.strerror or str(error)
-                self._failure = StreamError(error.errno, f"cannot write {self._name}: {reason}")
+                self._failure = StreamError(error.errno, f"cannot write {self._name}: {reason(error)}")
                 raise self._failure from error

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from resnext_core.errors import MOST_SHOWN, quoted, shown, suggest
+from resnext_core.errors import MOST_SHOWN, one_line, quoted, reason, shown, suggest
 
 
 @pytest.mark.parametrize(
@@ -63,3 +65,18 @@ def test_a_suggestion_is_bounded_too() -> None:
     many = suggest("?", [f"class {i}" for i in range(100_000)])
     assert many.endswith("(100000 in all)")
     assert len(many) < 1000
+
+
+def test_an_error_in_one_line() -> None:
+    assert one_line(ValueError("first\n  second\tthird")) == "first second third"
+    assert one_line(ValueError("a long message"), 6) == "a long"
+    assert one_line(TimeoutError()) == "TimeoutError"
+
+
+def test_the_reason_of_an_os_error_leaves_out_the_file_name() -> None:
+    assert (
+        reason(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "x.txt"))
+        == "No such file or directory"
+    )
+    assert reason(OSError("no number\nhere")) == "no number here"
+    assert reason(ValueError("embedded null byte")) == "embedded null byte"

@@ -22,7 +22,7 @@ from resnext_core.convert.report import Change, Kind, summary
 from resnext_core.convert.sidecar import read_sidecar, sidecar_path, write_sidecar
 from resnext_core.convert.writing import to_tensors
 from resnext_core.data.lines import class_names
-from resnext_core.errors import DataError, UsageError, quoted
+from resnext_core.errors import DataError, UsageError, quoted, reason
 from resnext_core.files import check_target, make_folder, write_atomic
 from resnext_core.interfaces import StoredTensors, TrainState
 from resnext_core.model.spec import check_variant
@@ -226,7 +226,7 @@ def _write_checkpoint(
     try:
         make_folder(target)
     except OSError as error:
-        raise DataError(f"cannot write {target}: {error.strerror or error}") from error
+        raise DataError(f"cannot write {target}: {reason(error)}") from error
     save_checkpoint(
         target, weights, TrainState(tensors=tensors, scalars=scalars), Progress(step=step, epoch_closed=True),
         run={}, keep=1,

@@ -12,7 +12,7 @@ from resnext_core.cli.common import add_config_flags, add_json_flag, resolve_con
 from resnext_core.cli.eval import add_weights_flag
 from resnext_core.cli.output import Output
 from resnext_core.config import Config
-from resnext_core.errors import BackendUnavailable, DataError, ResnextError
+from resnext_core.errors import BackendUnavailable, DataError, ResnextError, reason
 from resnext_core.files import file_digest, make_folder, replace_file
 from resnext_core.files.scratch import Scratch
 from resnext_core.interfaces import Backend, ExportRequest
@@ -96,7 +96,7 @@ def export(
         make_folder(path.parent)
         scratch = Scratch("export", path.parent)
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+        raise DataError(f"cannot write {path}: {reason(error)}") from error
     with scratch as partial:
         made = partial / path.name
         backend.exporters[name](weights, made, request)

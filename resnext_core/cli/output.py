@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from resnext_core.errors import shown
+from resnext_core.errors import reason, shown
 from resnext_core.runs.folder import Record
 from resnext_core.terminal import printable, raw, silence
 
@@ -44,8 +44,7 @@ class Output:
             raise error
         self._gone = True
         silence(self._stream)
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        self.note(f"the terminal takes no more ({reason}); going on without it")
+        self.note(f"the terminal takes no more ({reason(error)}); going on without it")
 
     def note(self, text: str) -> None:
         """Add a line to the log file alone."""

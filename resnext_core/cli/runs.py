@@ -10,7 +10,7 @@ from resnext_core.cli.common import add_json_flag
 from resnext_core.cli.output import Output, table
 from resnext_core.cli.train import stored_config
 from resnext_core.config import read_layer
-from resnext_core.errors import DataError, ResnextError, UsageError
+from resnext_core.errors import DataError, ResnextError, UsageError, reason
 from resnext_core.plugins import load_plugins
 from resnext_core.runs.checkpoint import load_checkpoint
 from resnext_core.runs.checkpoint_folder import Summary, checkpoint_age, checkpoint_names, read_summary
@@ -205,7 +205,7 @@ def _prune(folder: Path, keep: int, dry_run: bool, output: Output) -> int:
                 try:
                     remove(path)
                 except OSError as error:
-                    raise DataError(f"cannot remove {path}: {error.strerror or error}") from error
+                    raise DataError(f"cannot remove {path}: {reason(error)}") from error
             freed += size
             removed.append(str(path))
             output.say(f"{'would remove' if dry_run else 'removed'} {path} ({_amount(size)})")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnext_core.errors import DataError, quoted, shown
+from resnext_core.errors import DataError, quoted, reason, shown
 from resnext_core.files import atomic_path
 from resnext_core.interfaces import StoredTensors
 from resnext_core.model.weights import MOST_TENSORS
@@ -54,7 +54,7 @@ def read_stored(path: Path) -> StoredTensors:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        raise DataError(f"cannot read {path}: {reason(error)}") from error
     try:
         return _parse(memoryview(data))
     except (ValueError, OverflowError) as error:

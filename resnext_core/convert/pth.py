@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from resnext_core.convert.nested import find_state
 from resnext_core.convert.pickles import Broken, Executes, Name, Object, Persistent, read_pickle
-from resnext_core.errors import DataError, quoted, shown
+from resnext_core.errors import DataError, one_line, quoted, reason, shown
 from resnext_core.files.types import LEGACY, ZIP
 from resnext_core.interfaces import StoredTensors
 
@@ -94,7 +94,7 @@ def read_pth(path: Path) -> StoredTensors:
             "execute it; save its state_dict alone"
         ) from error
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        raise DataError(f"cannot read {path}: {reason(error)}") from error
     except (
         Broken,
         zipfile.BadZipFile,
@@ -104,8 +104,7 @@ def read_pth(path: Path) -> StoredTensors:
         ValueError,
         EOFError,
     ) as error:
-        reason = shown(" ".join(str(error).split()), 200) or type(error).__name__
-        raise DataError(f"{path} is not a readable torch file: {reason}") from error
+        raise DataError(f"{path} is not a readable torch file: {shown(one_line(error), 200)}") from error
 
 
 # -- the two formats -------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from resnext_core.data.depth import declared_bits, eight_bit_colour, eight_bits, rawmode_16
 from resnext_core.data.jpeg import without_metadata
 from resnext_core.data.png import SIGNATURE, Png, read_png
-from resnext_core.errors import DataError
+from resnext_core.errors import DataError, reason
 
 #: More pixels than this are refused before any of them is decoded (Pillow's own bound).
 MAX_PIXELS = 178_956_970
@@ -221,8 +221,7 @@ def _guarded(path: str | Path) -> Iterator[None]:
         except UnidentifiedImageError:
             raise BadImage(path, f"not an image of a known format ({', '.join(_formats())})") from None
         except Exception as error:  # decoders raise anything at all on hostile bytes
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise BadImage(path, " ".join(reason.split())[:300] or type(error).__name__) from error
+            raise BadImage(path, reason(error)[:300]) from error
 
 
 def _to_rgb(source: Source, remarks: list[str]) -> Image.Image:

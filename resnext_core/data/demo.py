@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from resnext_core.data.sampler import epoch_permutation
-from resnext_core.errors import DataError, UsageError
+from resnext_core.errors import DataError, UsageError, reason
 from resnext_core.files import make_folder
 from resnext_core.files.scratch import Scratch
 
@@ -55,7 +55,7 @@ def write_digits(folder: str | Path, size: int = 32) -> Path:
                 if not _is_complete(folder, size):
                     raise
     except OSError as error:
-        raise DataError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from error
+        raise DataError(f"cannot write {folder}: {reason(error)}; choose another folder") from error
     return folder
 
 

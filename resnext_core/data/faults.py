@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from resnext_core.data.index import Index
-from resnext_core.errors import DataError, shown
+from resnext_core.errors import DataError, reason, shown
 
 #: The process, or the machine, has too many files open.
 _DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
@@ -41,14 +41,14 @@ def _lost(folder: Path) -> tuple[Path, str] | None:
         with os.scandir(folder):
             return None
     except OSError as error:
-        reason = error.strerror or str(error)
+        why = reason(error)
     while folder != folder.parent:
         try:
             os.stat(folder.parent)
             break
         except OSError as error:
-            folder, reason = folder.parent, error.strerror or str(error)
-    return folder, reason
+            folder, why = folder.parent, reason(error)
+    return folder, why
 
 
 def _empty(folder: Path) -> bool:

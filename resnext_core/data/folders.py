@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from resnext_core.data.paths import Paths, encoded
-from resnext_core.errors import DataError, shown
+from resnext_core.errors import DataError, reason, shown
 
 #: File names with these endings (in any case) are images; others are ignored and counted. They are what Pillow knows
 #: for the formats of :mod:`resnext_core.data.decode`, but for .mpo (JPEG with several views) and .pfm (float pixels).
@@ -114,6 +114,4 @@ def _identity(folder: Path | str) -> tuple[int, int]:
 
 
 def _cannot_list(folder: Path | str, error: OSError) -> DataError:
-    return DataError(
-        f"cannot list {shown(folder, 300)}: {error.strerror or error}; check the path and its rights"
-    )
+    return DataError(f"cannot list {shown(folder, 300)}: {reason(error)}; check the path and its rights")

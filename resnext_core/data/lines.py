@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from resnext_core.errors import DataError, ResnextError, UsageError, quoted
+from resnext_core.errors import DataError, ResnextError, UsageError, quoted, reason
 
 #: Bytes that are read at a time; a line may not be longer.
 _BLOCK = 1 << 20
@@ -64,7 +64,7 @@ def text_blocks(path: Path, kind: str, error: type[ResnextError] = DataError) ->
                     ) from None
                 yield number, block
     except OSError as wrong:
-        raise error(f"cannot read {path}: {wrong.strerror or wrong}") from wrong
+        raise error(f"cannot read {path}: {reason(wrong)}") from wrong
 
 
 def text_lines(path: Path, kind: str, error: type[ResnextError] = DataError) -> Iterator[tuple[int, str]]:

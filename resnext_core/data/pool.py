@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.data.worker import CELL, HEADER, Done, Job, Recipe
-from resnext_core.errors import DataError, UsageError
+from resnext_core.errors import DataError, UsageError, reason
 
 #: One thread a worker: they are many, and decoding does not use more.
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -245,7 +245,7 @@ class WorkerDied(DataError):
 
 
 def _cannot_start(error: OSError) -> DataError:
-    return DataError(f"cannot start a data worker: {error.strerror or error}; lower data.workers")
+    return DataError(f"cannot start a data worker: {reason(error)}; lower data.workers")
 
 
 def _signal_name(number: int) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from resnext_core.data.index import Index
 from resnext_core.data.lines import byte_lines
 from resnext_core.data.paths import decoded, encoded
-from resnext_core.errors import DataError, UsageError
+from resnext_core.errors import DataError, UsageError, reason
 from resnext_core.files import write_atomic
 
 
@@ -24,8 +24,7 @@ def read_list(path: Path) -> tuple[str, ...]:
         with path.open("rb") as stream:
             lines = [decoded(line) for line in byte_lines(stream, str(path))]
     except (OSError, DataError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"cannot read the quarantine list {path}: {reason}") from error
+        raise UsageError(f"cannot read the quarantine list {path}: {reason(error)}") from error
     return tuple(line for line in lines if line and not line.startswith("#"))
 
 
@@ -67,7 +66,7 @@ class Quarantine:
             with self._own.open("ab") as stream:  # one short write, whole also beside those of other ranks
                 stream.write(os.fsencode(f"{name}\n"))
         except OSError as error:
-            raise DataError(f"cannot write {self._own}: {error.strerror or error}") from error
+            raise DataError(f"cannot write {self._own}: {reason(error)}") from error
 
     def name(self, index: Index, sample: int) -> str:
         """Return how an image is called in a list."""

@@ -20,7 +20,7 @@ import PIL
 from PIL import Image
 
 from resnext_core.data.decode import BadImage, decode, not_regular, opened
-from resnext_core.errors import DataError
+from resnext_core.errors import DataError, reason
 from resnext_core.files import file_digest, make_folder, write_atomic
 
 #: Format of the memory; another one, or another Pillow, begins anew.
@@ -99,13 +99,13 @@ def look(path: str, known: Mapping[str, Facts]) -> Facts:
     """Return the facts of one file; with the bytes of a `known` one (by digest) it is not decoded."""
     try:
         status = os.stat(path)
-        reason = not_regular(status.st_mode)
-        if reason is not None:  # a pipe would be waited for
-            return Facts(size=-1, mtime_ns=-1, error=reason)
+        special = not_regular(status.st_mode)
+        if special is not None:  # a pipe would be waited for
+            return Facts(size=-1, mtime_ns=-1, error=special)
         facts = Facts(size=status.st_size, mtime_ns=status.st_mtime_ns)
         sha256 = file_digest(Path(path)).removeprefix("sha256:")
     except OSError as error:
-        return Facts(size=-1, mtime_ns=-1, error=error.strerror or str(error))
+        return Facts(size=-1, mtime_ns=-1, error=reason(error))
     if sha256 in known:
         return replace(known[sha256], size=facts.size, mtime_ns=facts.mtime_ns)
     remarks: list[str] = []
@@ -154,7 +154,7 @@ class Memory:
             self._stream = self._path.open("a", encoding="utf-8", buffering=1)
             self._stream.write("\n")  # the last line may be torn
         except OSError as error:
-            self.trouble = f"nothing is remembered: cannot write {self._path}: {error.strerror or error}"
+            self.trouble = f"nothing is remembered: cannot write {self._path}: {reason(error)}"
 
     def recall(self, path: str) -> Facts | None:
         """Return the facts of a file that has not changed since, None of any other."""
@@ -179,7 +179,7 @@ class Memory:
         try:
             self._stream.write(self._line({"path": path, **asdict(facts)}))
         except OSError as error:
-            self.trouble = f"no more is remembered: cannot write {self._path}: {error.strerror or error}"
+            self.trouble = f"no more is remembered: cannot write {self._path}: {reason(error)}"
             self._stream = None
         self._facts[path] = facts
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from resnext_core.errors import DataError, UsageError, quoted
+from resnext_core.errors import DataError, UsageError, quoted, reason
 
 #: The beginning of a URL; :class:`pathlib.Path` leaves one slash of the two.
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+:)/+")
@@ -116,7 +116,7 @@ def atomic_path(path: Path, *, parents: bool = True) -> Iterator[Path]:
             temporary = None
             fsync(target.parent)
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+        raise DataError(f"cannot write {path}: {reason(error)}") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -140,7 +140,7 @@ def check_target(path: Path) -> None:
         else:
             check_folder(target.parent)
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+        raise DataError(f"cannot write {path}: {reason(error)}") from error
 
 
 def write_atomic(path: Path, data: str | bytes, *, parents: bool = True) -> None:
@@ -168,7 +168,7 @@ def replace_file(made: Path, path: Path) -> None:
             return
     except OSError as error:
         if error.errno != errno.EXDEV:
-            raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+            raise DataError(f"cannot write {path}: {reason(error)}") from error
     with atomic_path(path) as temporary:
         shutil.copyfile(made, temporary)
     made.unlink()

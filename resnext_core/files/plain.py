@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from resnext_core.errors import DataError, UsageError, quoted, shown
+from resnext_core.errors import DataError, UsageError, one_line, quoted, reason, shown
 
 #: Bytes of a configuration file. The longest recipe has 2 KB.
 MOST_YAML = 1 << 20
@@ -36,7 +36,7 @@ def read_text(path: Path, most: int = MOST_YAML) -> str:
             while len(data) <= most and (block := stream.read(1 << 16)):
                 data += block
     except OSError as error:
-        raise DataError(error.strerror or str(error)) from error
+        raise DataError(reason(error)) from error
     except ValueError as error:  # a null character in the name
         raise DataError(str(error)) from error
     if len(data) > most:
@@ -63,8 +63,7 @@ def parse_yaml(text: str, where: str, *, first: bool = False) -> Any:
     except RecursionError as error:
         raise UsageError(f"{where} not valid YAML: it is nested too deeply") from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: a date like 2026-99-99
-        reason = shown(" ".join(str(error).split()), 300)
-        raise UsageError(f"{where} not valid YAML: {reason}") from error
+        raise UsageError(f"{where} not valid YAML: {shown(one_line(error), 300)}") from error
     finally:
         loader.dispose()
 

@@ -6,7 +6,7 @@ import re
 import struct
 from pathlib import Path
 
-from resnext_core.errors import DataError
+from resnext_core.errors import DataError, reason
 
 #: Bytes that are looked at.
 _HEAD = 1024
@@ -72,7 +72,7 @@ def refuse_foreign(path: Path) -> None:
         with path.open("rb") as stream:
             head = stream.read(_HEAD)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        raise DataError(f"cannot read {path}: {reason(error)}") from error
     for pattern, what, advice in _STAND_INS:
         if re.match(pattern, head):
             raise DataError(f"{path} is {what}, not weights: {advice}")

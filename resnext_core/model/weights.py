@@ -17,7 +17,7 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from resnext_core.errors import DataError, ResnextError, quoted, shown
+from resnext_core.errors import DataError, ResnextError, one_line, quoted, shown
 from resnext_core.files import atomic_path
 from resnext_core.files.plain import MOST_JSON, parse_strict_json, read_text
 from resnext_core.model.preprocess import PreprocessSpec
@@ -261,7 +261,7 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (safetensors.SafetensorError, OSError, TypeError, ValueError, KeyError, OverflowError) as error:
-        reason = shown(" ".join(str(error).split()), 300)
+        reason = shown(one_line(error), 300)
         raise DataError(f"{path} is not a readable safetensors file: {reason}") from error
 
 
@@ -316,7 +316,7 @@ def parse_manifest(text: str, where: str) -> Manifest:
     except DataError:
         raise
     except (ResnextError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        detail = f"missing {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        detail = f"missing {error}" if isinstance(error, KeyError) else one_line(error)
         raise DataError(f"{where} has a broken manifest: {shown(detail, 400)}") from error
 
 

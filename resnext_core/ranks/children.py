@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from resnext_core.errors import reason
 from resnext_core.terminal import silence
 
 #: Environment variable with the file in which a rank notes how it ends.
@@ -119,7 +120,7 @@ def _keep(lines: bytes, log: IO[bytes], terminal: IO[str], failed: bool) -> bool
             lines = lines[log.write(lines) :]
     except OSError as error:
         if not failed:
-            _show(f"cannot write {log.name}: {error.strerror}; going on\n".encode(), terminal)
+            _show(f"cannot write {log.name}: {reason(error)}; going on\n".encode(), terminal)
         return True
     return failed
 

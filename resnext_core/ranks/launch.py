@@ -23,6 +23,7 @@ from resnext_core.errors import (
     BackendUnavailable,
     DataError,
     UsageError,
+    reason,
 )
 from resnext_core.files import make_folder
 from resnext_core.files.scratch import Scratch
@@ -141,9 +142,7 @@ class _Job:
                 self._start_rank(local, [request.module, *request.argv], shared)
         except OSError as error:
             self.kill()
-            raise DataError(
-                f"cannot start the ranks: {error.filename or ''} {error.strerror or error}"
-            ) from error
+            raise DataError(f"cannot start the ranks: {error.filename or ''} {reason(error)}") from error
 
     def _start_rank(self, local: int, words: list[str], shared: Mapping[str, str]) -> None:
         environment = {**shared, **self._group.environment(local), END: str(self._noted(local))}

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnext_core.errors import BackendUnavailable, UsageError
+from resnext_core.errors import BackendUnavailable, UsageError, reason
 from resnext_core.ranks.info import RankInfo
 
 #: Seconds in which all ranks must have joined.
@@ -262,9 +262,8 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
-        reason = error.strerror or error
         raise BackendUnavailable(
-            f"rank 0 cannot listen on {host}:{port}: {reason}; set RESNEXT_MASTER"
+            f"rank 0 cannot listen on {host}:{port}: {reason(error)}; set RESNEXT_MASTER"
         ) from error
 
 
@@ -276,9 +275,8 @@ def _connect(host: str, port: int, deadline: float) -> socket.socket:
             return connection
         except OSError as error:
             if time.monotonic() > deadline:
-                reason = error.strerror or error
                 raise BackendUnavailable(
-                    f"cannot reach rank 0 at {host}:{port}: {reason}; see its log"
+                    f"cannot reach rank 0 at {host}:{port}: {reason(error)}; see its log"
                 ) from error
             time.sleep(0.05)
 

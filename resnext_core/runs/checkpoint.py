@@ -16,7 +16,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from resnext_core.errors import DataError
+from resnext_core.errors import DataError, reason
 from resnext_core.files import file_digest, fsync, write_atomic
 from resnext_core.interfaces import TrainState
 from resnext_core.model.weights import Weights, load_weights, save_weights
@@ -196,8 +196,9 @@ def _replacing(folder: Path, step: int) -> Iterator[Path]:
         fsync(folder)
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DataError(f"cannot write checkpoint {final}: {reason}; older checkpoints are kept") from error
+        raise DataError(
+            f"cannot write checkpoint {final}: {reason(error)}; older checkpoints are kept"
+        ) from error
     except DataError:
         shutil.rmtree(partial, ignore_errors=True)
         raise

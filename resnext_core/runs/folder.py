@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
-from resnext_core.errors import DataError, UsageError, quoted, shown, suggest
+from resnext_core.errors import DataError, UsageError, quoted, reason, shown, suggest
 from resnext_core.files import check_folder, make_folder, write_atomic
 
 Record = Mapping[str, Any]
@@ -59,7 +59,7 @@ class RunFolder:
         try:
             make_folder(parent)
         except OSError as error:
-            raise DataError(f"cannot make the run folder in {parent}: {error.strerror or error}") from error
+            raise DataError(f"cannot make the run folder in {parent}: {reason(error)}") from error
         if name is not None:
             check_free(parent, name)
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -71,7 +71,7 @@ class RunFolder:
             except FileExistsError:
                 continue
             except OSError as error:
-                raise DataError(f"cannot make the run folder {path}: {error.strerror or error}") from error
+                raise DataError(f"cannot make the run folder {path}: {reason(error)}") from error
         raise DataError(f"cannot find a free run folder name in {parent}")
 
     @classmethod
@@ -112,7 +112,7 @@ class RunFolder:
                 stream.write(line)
                 self._end = stream.tell()
         except OSError as error:
-            raise DataError(f"cannot write {self.records}: {error.strerror}") from error
+            raise DataError(f"cannot write {self.records}: {reason(error)}") from error
 
     def lost(self) -> list[str]:
         """Return a line for what is gone that this process has written or seen: once, when it is noticed.
@@ -172,7 +172,7 @@ class RunFolder:
         try:
             stream = path.open("a")
         except OSError as error:
-            raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+            raise DataError(f"cannot write {path}: {reason(error)}") from error
         with stream:
             for _ in range(10):  # someone who only looks (`runs list`) holds it for a moment
                 if _lock(stream):
@@ -217,7 +217,7 @@ def check_writable(path: Path) -> None:
         check_folder(path)
     except OSError as error:
         raise DataError(
-            f"cannot make the run folder in {path}: {error.strerror or error}; choose another place with --output"
+            f"cannot make the run folder in {path}: {reason(error)}; choose another place with --output"
         ) from error
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
 
-from resnext_core.errors import DataError, quoted
+from resnext_core.errors import DataError, quoted, reason
 from resnext_core.files import write_atomic
 from resnext_core.runs.checkpoint_folder import (
     REPLACED,
@@ -164,7 +164,7 @@ def _read(folder: Path, pointer: str) -> tuple[str | None, str | None]:
         with path.open("rb") as stream:
             text = stream.read(100).decode("ascii", errors="surrogateescape").strip()
     except OSError as error:
-        return None, f"{path} cannot be read: {error.strerror or error}"
+        return None, f"{path} cannot be read: {reason(error)}"
     if _NAME.fullmatch(text) is None:
         return None, f"{path} is damaged: it holds {quoted(text)}, which is no name of a checkpoint"
     if find_checkpoint(folder, text) is None:

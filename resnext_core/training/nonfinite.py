@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.data.index import Index
-from resnext_core.errors import DataError
+from resnext_core.errors import DataError, reason
 from resnext_core.files import write_atomic
 
 #: So many steps without a finite loss one after the other end a run that skips them: nothing trains any more.
@@ -82,7 +82,7 @@ class Nonfinite:
         try:
             self._folder.mkdir(exist_ok=True)
         except OSError as error:
-            raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+            raise DataError(f"cannot write {path}: {reason(error)}") from error
         write_atomic(path, json.dumps(value, indent=1), parents=False)
         return path
 

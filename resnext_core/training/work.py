@@ -16,7 +16,7 @@ from resnext_core.data.index import Index
 from resnext_core.data.loader import Loader
 from resnext_core.data.sampler import steps_per_epoch
 from resnext_core.data.unreadable import Unreadable
-from resnext_core.errors import BackendUnavailable, DataError, Interrupted, ResnextError
+from resnext_core.errors import BackendUnavailable, DataError, Interrupted, ResnextError, one_line
 from resnext_core.interfaces import Trainer
 from resnext_core.model.weights import Weights
 from resnext_core.ranks.collectives import Collectives
@@ -298,7 +298,7 @@ def note(job: Job, step: int, text: str) -> None:
 
 
 def _text(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = one_line(error)
     return text if isinstance(error, ResnextError) else f"{type(error).__name__}: {text}"
 
 

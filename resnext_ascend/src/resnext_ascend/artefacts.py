@@ -13,7 +13,7 @@ from pathlib import Path
 from resnext_mindspore.sidecar import sidecar_path, write_sidecar
 
 from resnext_ascend import diagnose
-from resnext_core.errors import BackendUnavailable, DataError, UsageError
+from resnext_core.errors import BackendUnavailable, DataError, UsageError, reason
 from resnext_core.files import atomic_path
 from resnext_core.files.scratch import Scratch
 from resnext_core.interfaces import ExportRequest
@@ -157,7 +157,7 @@ def run_tool(words: Sequence[str], folder: str) -> None:
             list(words), cwd=folder, capture_output=True, text=True, errors="replace", check=False
         )
     except OSError as error:
-        raise BackendUnavailable(f"{words[0]} cannot be started: {error.strerror or error}") from error
+        raise BackendUnavailable(f"{words[0]} cannot be started: {reason(error)}") from error
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["it said nothing"]
         raise DataError(

@@ -19,7 +19,7 @@ from resnext_core.cli.main import Parser
 from resnext_core.cli.output import Output
 from resnext_core.cli.train import resumed_config
 from resnext_core.config import Config
-from resnext_core.errors import UsageError, suggest
+from resnext_core.errors import UsageError, reason, suggest
 from resnext_core.files import write_atomic
 from resnext_core.interfaces import ExportRequest, LaunchRequest
 from resnext_core.plugins import load_plugins
@@ -230,5 +230,5 @@ def _own_address() -> str:
             return str(probe.getsockname()[0])
         except OSError as error:
             raise UsageError(
-                f"this machine's address is not known ({error.strerror}): give it with --server ID=FILE"
+                f"this machine's address is not known ({reason(error)}): give it with --server ID=FILE"
             ) from error

@@ -22,6 +22,7 @@ from resnext_core.errors import (
     EXIT_USAGE,
     BackendUnavailable,
     UsageError,
+    reason,
 )
 from resnext_core.interfaces import LaunchRequest
 from resnext_core.ranks.launch import Group, launch_local
@@ -160,7 +161,7 @@ def _resolve(host: str) -> str:
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise UsageError(f"the master's host '{host}' is not known: {error.strerror or error}") from error
+        raise UsageError(f"the master's host '{host}' is not known: {reason(error)}") from error
     return str(found[0][4][0])
 
 
@@ -173,7 +174,7 @@ def _check_free(host: str, address: str, port: int) -> None:
             probe.bind((address, 0))
         except OSError as error:
             raise UsageError(
-                f"the master {host} is not an address of this server, which is the first: {error.strerror}"
+                f"the master {host} is not an address of this server, which is the first: {reason(error)}"
             ) from error
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -181,23 +182,23 @@ def _check_free(host: str, address: str, port: int) -> None:
             probe.bind((address, port))
         except OSError as error:
             raise BackendUnavailable(
-                f"port {port} of {host} cannot be used: {error.strerror}; choose another with --master"
+                f"port {port} of {host} cannot be used: {reason(error)}; choose another with --master"
             ) from error
 
 
 def _wait_for(host: str, address: str, port: int, seconds: float) -> None:
     """Return once the scheduler on the first server answers."""
     deadline = time.monotonic() + seconds
-    reason = "no time to try"
+    why = "no time to try"
     while time.monotonic() < deadline:
         try:
             with socket.create_connection((address, port), timeout=2):
                 return
         except OSError as error:
-            reason = error.strerror or str(error)
+            why = reason(error)
             time.sleep(0.5)
     raise BackendUnavailable(
-        f"the master {host}:{port} did not answer in {seconds:.0f} s ({reason}): start the first server, check the "
+        f"the master {host}:{port} did not answer in {seconds:.0f} s ({why}): start the first server, check the "
         "address and the firewall"
     )
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from resnext_core.errors import BackendUnavailable, DataError, UsageError
+from resnext_core.errors import BackendUnavailable, DataError, UsageError, one_line, reason
 from resnext_core.files import make_folder
 
 #: Local folders of a ModelArts container, unless an old configuration names others.
@@ -118,7 +118,7 @@ def _copy(source: object, target: object) -> None:
             copy(str(source), str(target))
             return
         except Exception as error:  # moxing raises what its transports raise
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             if attempt == TRIES:
                 raise DataError(f"cannot copy {source} to {target}, tried {TRIES} times: {reason}") from error
             print(f"copying {source} failed ({reason}); try {attempt + 1} of {TRIES}", file=sys.stderr)
@@ -135,7 +135,7 @@ def once(place: Path, work: Callable[[], None], *, patience: float) -> None:
     try:
         make_folder(place.parent)
     except OSError as error:
-        raise DataError(f"cannot write in {place.parent}: {error.strerror or error}") from error
+        raise DataError(f"cannot write in {place.parent}: {reason(error)}") from error
     deadline = time.monotonic() + patience
     while not done.exists():
         if _take(lock):
@@ -163,7 +163,7 @@ def _take(lock: Path) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        raise DataError(f"cannot write {lock}: {error.strerror or error}") from error
+        raise DataError(f"cannot write {lock}: {reason(error)}") from error
     with os.fdopen(descriptor, "w") as stream:
         stream.write(str(os.getpid()))
     return True

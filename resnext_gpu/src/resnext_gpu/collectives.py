@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import distributed
 
-from resnext_core.errors import BackendUnavailable, UsageError
+from resnext_core.errors import BackendUnavailable, UsageError, one_line
 from resnext_core.ranks.collectives import Collectives, SingleProcess
 from resnext_core.ranks.connect import master_address
 from resnext_core.ranks.info import RankInfo
-from resnext_gpu.device import device_of, one_line, open_device
+from resnext_gpu.device import device_of, open_device
 from resnext_gpu.gradients import lost
 from resnext_gpu.options import GpuOptions
 
@@ -93,8 +93,8 @@ def connect(rank: RankInfo, options: GpuOptions) -> Collectives:
         collectives.barrier()
     except (RuntimeError, ValueError) as error:
         raise BackendUnavailable(
-            f"rank {rank.rank} could not join {rank.world} ranks: {one_line(error)}; is rank 0 running, and is its "
-            "address reached from here?"
+            f"rank {rank.rank} could not join {rank.world} ranks: {one_line(error, 200)}; "
+            "is rank 0 running, and is its address reached from here?"
         ) from error
     return collectives
 

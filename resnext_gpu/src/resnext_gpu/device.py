@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from resnext_core.errors import BackendUnavailable
+from resnext_core.errors import BackendUnavailable, one_line
 
 if TYPE_CHECKING:
     from resnext_core.ranks.info import RankInfo
@@ -47,7 +47,7 @@ def open_device(device: Device) -> Any:
         import torch
     except ImportError as error:
         raise BackendUnavailable(
-            f"PyTorch cannot be imported ({one_line(error)}): pip install 'resnext-core[gpu]'"
+            f"PyTorch cannot be imported ({one_line(error, 200)}): pip install 'resnext-core[gpu]'"
         ) from error
     if device.threads is not None:
         torch.set_num_threads(device.threads)
@@ -77,7 +77,7 @@ def _why_not(torch: Any, index: int) -> str | None:
             torch.cuda.init()
             reason = "no device is visible"
         except (RuntimeError, AssertionError) as error:  # no driver, one too old, no device
-            reason = one_line(error)
+            reason = one_line(error, 200)
         return f"no NVIDIA GPU can be used: {reason}"
     count = torch.cuda.device_count()
     if index >= count:
@@ -95,8 +95,3 @@ def _switch(torch: Any, device: Device) -> None:
 def note(text: str) -> None:
     """Say on standard error what is done otherwise than asked."""
     print(f"gpu: {text}", file=sys.stderr, flush=True)
-
-
-def one_line(error: BaseException) -> str:
-    """Return the first sentence or so of an error of PyTorch, which likes to write pages."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -14,8 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from resnext_core.errors import BackendUnavailable
-from resnext_gpu.device import one_line
+from resnext_core.errors import BackendUnavailable, one_line
 
 #: Elements that the views are aligned to: 256 bytes, for vector loads.
 _ALIGNED = 64
@@ -91,4 +90,4 @@ class Gradients:
 
 def lost(error: RuntimeError) -> BackendUnavailable:
     """Return the error of a rank that could not talk to the others: the launcher looks for the one that failed."""
-    return BackendUnavailable(f"lost another rank ({one_line(error)}); see the logs of the others")
+    return BackendUnavailable(f"lost another rank ({one_line(error, 200)}); see the logs of the others")

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resnext_gpu.device import note, one_line
+from resnext_core.errors import one_line
+from resnext_gpu.device import note
 from resnext_gpu.network import Network
 
 #: Steps before a capture, in which libraries choose their algorithms and allocate.
@@ -42,7 +43,9 @@ class Compiled:
         except Exception as error:
             if not _from_compiler(error):
                 raise
-            note(f"torch.compile gave up ({one_line(error)}); going on without, as with gpu.compile=false")
+            note(
+                f"torch.compile gave up ({one_line(error, 200)}); going on without, as with gpu.compile=false"
+            )
             for block in self._network.blocks:
                 block._compiled_call_impl = None
             self._call = self._network
@@ -90,9 +93,8 @@ class Replayed:
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            note(
-                f"no CUDA graph of this step ({one_line(error)}); going on without, as with gpu.cuda_graphs=false"
-            )
+            why = one_line(error, 200)
+            note(f"no CUDA graph of this step ({why}); going on without, as with gpu.cuda_graphs=false")
             self._given_up, self._inputs = True, []
         for tensor, value in zip(self._state, kept, strict=True):
             tensor.copy_(value)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from resnext_core.convert.pth import read_pth
+from resnext_core.errors import one_line
 from resnext_core.files import atomic_path
 
 __all__ = ["read_pth", "write_pth"]
@@ -26,4 +27,4 @@ def write_pth(path: Path, tensors: Mapping[str, NDArray[Any]], tag: str) -> None
         try:
             torch.save(state, stream)
         except RuntimeError as error:  # how torch reports a full disk
-            raise OSError(None, " ".join(str(error).split())) from error
+            raise OSError(None, one_line(error)) from error

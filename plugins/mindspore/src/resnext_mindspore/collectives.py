@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from resnext_core.errors import BackendUnavailable, UsageError
+from resnext_core.errors import BackendUnavailable, UsageError, one_line
 from resnext_core.ranks.collectives import Collectives, SingleProcess
 from resnext_core.ranks.info import RankInfo
 from resnext_mindspore.device import Device, open_device
@@ -75,7 +75,7 @@ def connect(rank: RankInfo, device: Device) -> Collectives:
         with _unhurried_threads():
             ms.communication.init()
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise BackendUnavailable(f"rank {rank.rank} could not join {rank.world} ranks: {reason}") from error
     if os.environ.get("MS_ROLE") == "MS_SCHED":
         sys.exit(0)

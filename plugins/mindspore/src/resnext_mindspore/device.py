@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
-from resnext_core.errors import BackendUnavailable, UsageError
+from resnext_core.errors import BackendUnavailable, UsageError, one_line
 from resnext_core.files.scratch import Scratch
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _import_on(device: Device) -> ModuleType:
         try:
             ms.set_device(device.target, device.device_id)
         except (RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise BackendUnavailable(f"MindSpore has no device {device.target}: {reason}") from error
         ms.set_context(mode=ms.PYNATIVE_MODE if device.mode == "pynative" else ms.GRAPH_MODE)
         if device.jit_level is not None:

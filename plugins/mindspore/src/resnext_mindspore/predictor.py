@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from resnext_core.errors import DataError, UsageError
+from resnext_core.errors import DataError, UsageError, one_line
 from resnext_core.interfaces import PredictRequest
 from resnext_core.model.preprocess import PreprocessSpec
 from resnext_core.model.weights import Manifest, Weights, load_weights
@@ -98,7 +98,7 @@ class MindirPredictor:
         try:
             self._graph = nn.GraphCell(_load(request.path))
         except (RuntimeError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise DataError(f"{request.path} is not a MINDIR that MindSpore reads: {reason}") from error
         self._usual = request.batch_size
 

@@ -13,7 +13,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
 from onnx import TensorProto, helper
 
-from resnext_core.errors import DataError, UsageError
+from resnext_core.errors import DataError, UsageError, reason
 from resnext_core.model.weights import MANIFEST_KEY, Manifest, parse_manifest
 from resnext_onnx.graph import TENSOR
 
@@ -42,7 +42,7 @@ def read_artefact(path: Path) -> Artefact:
         data = path.read_bytes()
         model = onnx.ModelProto.FromString(data)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        raise DataError(f"cannot read {path}: {reason(error)}") from error
     except (
         DecodeError,
         ValueError,

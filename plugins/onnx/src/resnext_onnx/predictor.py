@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 from numpy.typing import NDArray
 
-from resnext_core.errors import BackendUnavailable, DataError, UsageError, shown
+from resnext_core.errors import BackendUnavailable, DataError, UsageError, one_line, shown
 from resnext_core.interfaces import PredictRequest
 from resnext_core.model.preprocess import normalize
 from resnext_onnx.artefact import Artefact, read_artefact, without_normalisation
@@ -207,15 +207,11 @@ def _missing_library(provider: str) -> str:
     try:
         ctypes.CDLL(str(library))
     except OSError as error:
-        return f" ({shown(_one_line(error), 200)})"
+        return f" ({shown(one_line(error), 200)})"
     return ""
 
 
 def _reason(error: Exception) -> str:
     """Return what ONNX Runtime says, without its code and the place in its source."""
-    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", _one_line(error))
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", one_line(error))
     return re.sub(r"/\S+\.(h|cc):\d+ .*?\)( const)? ", "", text)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
