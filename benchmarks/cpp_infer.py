@@ -1,9 +1,9 @@
-"""The C++ program against Python and against the ancestor's way, in turns, on one folder of images.
+"""The C++ program against Python and against the ModelZoo's way, in turns, on one folder of images.
 
     python benchmarks/cpp_infer.py --data DIR --weights model.onnx
 
 Contenders: `ours` decodes in threads while the engine computes; `python` is ``resnext-run infer`` with ONNX Runtime and
-its loader processes; `ancestor` is the old form, one thread, batch 1, decode then predict. `raw` is the engine alone on
+its loader processes; `modelzoo` is the old form, one thread, batch 1, decode then predict. `raw` is the engine alone on
 images that lie in memory, the most that is possible. With ``--null`` the engine computes next to nothing, so that
 `decode`, the cost of decoding and resizing alone, is what is left.
 """
@@ -40,7 +40,7 @@ def main() -> int:
     args = parser.parse_args()
     contenders = {"ours": ours, "decode": decode}
     if not args.null:
-        contenders = {"ours": ours, "python": python, "ancestor": ancestor, "raw": raw}
+        contenders = {"ours": ours, "python": python, "modelzoo": modelzoo, "raw": raw}
     found: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(args.rounds):
         for name, contender in contenders.items():
@@ -87,7 +87,7 @@ def ours(args: argparse.Namespace) -> float:
     return float(program(args, *model_flags(args), "--batch", args.batch)["images_per_s"])
 
 
-def ancestor(args: argparse.Namespace) -> float:
+def modelzoo(args: argparse.Namespace) -> float:
     """The old form: one image after the other, read, then computed."""
     options = CppInferOptions(threads=args.threads)
     flags = ["--model", args.weights, *engine_flags(options, args.weights), "--batch", 1, "--workers", 1]

@@ -111,7 +111,7 @@ class ScheduleConfig:
 class LossConfig:
     """Cross-entropy with smoothed targets.
 
-    `smoothing_form` ``others``: 1 − ε for the class and ε / (K − 1) elsewhere (the ancestor's);
+    `smoothing_form` ``others``: 1 − ε for the class and ε / (K − 1) elsewhere (the ModelZoo's);
     ``uniform``: ε / K everywhere, plus 1 − ε for the class (Szegedy et al., arXiv:1512.00567).
     """
 
@@ -123,7 +123,7 @@ class LossConfig:
 class PrecisionConfig:
     """Arithmetic of a training step. Weights, momentum and the loss are float32 whatever `compute` is.
 
-    `bn_float32` False computes batch normalisation in `compute` too (the ancestor's O3). The loss is
+    `bn_float32` False computes batch normalisation in `compute` too (the ModelZoo's O3). The loss is
     multiplied by the scale and the gradients divided by it; ``dynamic`` starts at `scale`, halves it on
     overflow and doubles it after `growth_interval` good steps; a step that overflows is skipped.
     """

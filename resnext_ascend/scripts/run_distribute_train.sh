@@ -1,5 +1,5 @@
 #!/bin/sh
-# The ancestor's command for the cards of a rank table: run_distribute_train.sh RANK_TABLE DATA [CKPT]
+# The ModelZoo's command for the cards of a rank table: run_distribute_train.sh RANK_TABLE DATA [CKPT]
 # As many ranks as the table has devices of this server are started, watched, and waited for; the exit code is that of
 # the first that failed. With several servers run it on each, with the same table. PYTHON names another interpreter.
 set -eu

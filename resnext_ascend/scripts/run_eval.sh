@@ -1,5 +1,5 @@
 #!/bin/sh
-# The ancestor's command for evaluation: run_eval.sh DEVICE DATA CKPT [PLATFORM]
+# The ModelZoo's command for evaluation: run_eval.sh DEVICE DATA CKPT [PLATFORM]
 # CKPT is a checkpoint or a folder of them, PLATFORM Ascend (default) or GPU. PYTHON names another interpreter.
 set -eu
 case ${1:-} in "" | *[!0-9]*) device= ;; *) device=$1 ;; esac

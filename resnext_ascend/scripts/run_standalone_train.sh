@@ -1,6 +1,6 @@
 #!/bin/sh
-# The ancestor's command for one card: run_standalone_train.sh DEVICE DATA [CKPT]
-# The learning rate is scaled to the batch of one card; the ancestor's script kept that of eight.
+# The ModelZoo's command for one card: run_standalone_train.sh DEVICE DATA [CKPT]
+# The learning rate is scaled to the batch of one card; the ModelZoo's script kept that of eight.
 # PYTHON names another interpreter. More flags of train.py may follow the three.
 set -eu
 case ${1:-} in "" | *[!0-9]*) device= ;; *) device=$1 ;; esac

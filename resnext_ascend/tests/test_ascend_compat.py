@@ -1,7 +1,8 @@
-"""The ancestor's command lines as they stand, on a tiny data set in test mode: log lines, exit codes, checkpoints."""
+"""The ModelZoo's command lines as they stand, on a tiny data set in test mode: log lines, exit codes, checkpoints."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from resnext_ascend.compat import flags, log, old_config, seed_layout
+from resnext_ascend.compat import flags, log, modelzoo_layout, old_config, train
 from resnext_ascend.compat.__main__ import main
 from resnext_ascend.compat.evaluate import checkpoints
 from resnext_ascend.compat.train import RECIPE, settings
@@ -33,7 +34,7 @@ pytest.importorskip("mindspore.nn")
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 CLASSES = ("ant", "bee", "cat")
 
-#: The expressions that people use on the ancestor's logs.
+#: The expressions that people use on the ModelZoo's logs.
 EPOCH = r"^\S+ \S+:INFO:epoch\[(\d+)\], iter\[(\d+)\], loss:([\d.]+), mean_fps:(\d+\.\d\d)imgs/sec$"
 LOADED = r"^\S+ \S+:INFO:load model (\S+) success$"
 FPS = r"Inference Performance: (\d+\.\d\d) img/sec$"
@@ -110,7 +111,9 @@ def trained(place: Path) -> tuple[Path, str]:
     cwd = place / "standalone"
     cwd.mkdir()
     script = SCRIPTS / "run_standalone_train.sh"
-    done = run(place, cwd, "sh", script, 0, place / "imagenet/train", "--per_batch_size", 6, "--seed-layout")
+    done = run(
+        place, cwd, "sh", script, 0, place / "imagenet/train", "--per_batch_size", 6, "--modelzoo-layout"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return cwd, done.stdout
 
@@ -129,7 +132,7 @@ def test_run_standalone_train(trained: tuple[Path, str]) -> None:
 
 
 def test_old_names_are_written_when_asked(trained: tuple[Path, str]) -> None:
-    """And MindSpore's own loader finds the ancestor's names and layout in them."""
+    """And MindSpore's own loader finds the ModelZoo's names and layout in them."""
     import mindspore
 
     path = trained[0] / "outputs/ckpt_0/0-2_4.ckpt"
@@ -357,10 +360,10 @@ def test_the_learning_rate(given: dict[str, object], world: int, expected: float
     assert scaled_lr(config.optimizer, config.train.batch_size) == pytest.approx(expected)  # type: ignore[attr-defined]
 
 
-def test_the_recipes_have_the_ancestors_learning_rates() -> None:
+def test_the_recipes_have_the_modelzoos_learning_rates() -> None:
     """By its formula in float32: warm-up by steps over one epoch, then a cosine by epochs."""
     per_epoch = 1251
-    for name in ("seed-ascend-150e", "seed-ascend-literal"):
+    for name in ("modelzoo-ascend-150e", "modelzoo-ascend-literal"):
         config, _ = load_config([read_recipe(name)])
         steps = np.array([0, 1, 1250, 1251, 75 * per_epoch, 150 * per_epoch - 1])
         cosine = 0.5 * 0.4 * (1 + np.cos(np.pi * (steps // per_epoch) / 150))
@@ -372,7 +375,7 @@ def test_the_recipes_have_the_ancestors_learning_rates() -> None:
         ]
         np.testing.assert_allclose(found, wanted, rtol=2e-6)
         assert found[-1] == pytest.approx(4.39e-5, rel=1e-2)
-    literal, _ = load_config([read_recipe("seed-ascend-literal")])
+    literal, _ = load_config([read_recipe("modelzoo-ascend-literal")])
     assert scaled_lr(literal.optimizer, 128) == 0.4, "on one card it stays, as it did"
 
 
@@ -406,7 +409,7 @@ max_epoch: "help text, which is no setting"
 
 
 def test_an_old_configuration_comes_to_the_recipe(tmp_path: Path) -> None:
-    """What the ancestor shipped means today what the recipe of its name says."""
+    """What the ModelZoo shipped means today what the recipe of its name says."""
     path = tmp_path / "default_config.yaml"
     path.write_text(OLD)
     old = old_config.read(path)
@@ -491,8 +494,8 @@ def test_names_of_old_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         target.with_name(f"{target.name}.json").touch()
         return 0
 
-    monkeypatch.setattr(seed_layout, "_convert", convert)
-    follow = seed_layout.SeedLayout(tmp_path / "ckpt_0")
+    monkeypatch.setattr(modelzoo_layout, "_convert", convert)
+    follow = modelzoo_layout.ModelZooLayout(tmp_path / "ckpt_0")
     saved = {3: 0, 10: 1, 20: 2, 25: 2, 30: 3}  # steps to whole epochs of ten
     for step in range(1, 31):
         follow(tmp_path / "run", {"kind": "train", "epoch": (step + 9) // 10, "step": step})
@@ -502,6 +505,14 @@ def test_names_of_old_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert written == ["0-1_3.ckpt", "0-1_10.ckpt", "0-3_5.ckpt", "0-3_10.ckpt"]
     kept = ["0-3_10.ckpt", "0-3_10.ckpt.json", "0-3_5.ckpt", "0-3_5.ckpt.json"]
     assert sorted(path.name for path in (tmp_path / "ckpt_0").iterdir()) == kept
+
+
+@pytest.mark.parametrize("flag", ["--modelzoo-layout", "--seed-layout", "--seed_layout"])
+def test_the_flag_of_old_checkpoints_has_old_spellings(flag: str) -> None:
+    parser = argparse.ArgumentParser()
+    train.configure(parser)
+    assert parser.parse_args([flag]).modelzoo_layout
+    assert "--seed" not in parser.format_help()
 
 
 def test_a_stop_while_a_checkpoint_is_written_reaches_the_training(
@@ -521,6 +532,6 @@ def test_a_stop_while_a_checkpoint_is_written_reaches_the_training(
     got: list[int] = []
     with forwarding(got.append):
         threading.Thread(target=stop).start()
-        assert seed_layout._convert(tmp_path / "step", tmp_path / "ckpt_0/0-1_1.ckpt") == 0
+        assert modelzoo_layout._convert(tmp_path / "step", tmp_path / "ckpt_0/0-1_1.ckpt") == 0
     assert got == [signal.SIGTERM]
     assert (tmp_path / "finished").exists()

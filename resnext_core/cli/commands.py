@@ -13,7 +13,7 @@ _COMMANDS = {
     "eval": "accuracy of weights or of an artefact, every image exactly once",
     "export": "write an artefact (ONNX, MINDIR, ...) and check it against its source",
     "validate": "compare an artefact with its source on a folder of images",
-    "convert": "weights from and to torchvision, timm, mindcv and the ancestor, without a loss",
+    "convert": "weights from and to torchvision, timm, mindcv and the ModelZoo, without a loss",
     "infer": "predict images, as JSON lines",
     "bench": "measure throughput of training, evaluation or loading",
     "data": "make the demo data, or look at a data set",

@@ -138,10 +138,16 @@ def recipe_names() -> list[str]:
     return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
 
 
+#: Parts of recipe names that changed after 0.1, old to new. Old names are accepted; remove this with 0.3.
+OLD_RECIPE_NAMES = {"seed-": "modelzoo-", "-ancestor-": "-modelzoo-"}
+
+
 def recipe_path(name: str) -> Path:
     """Return the file of a recipe by name, or of a YAML path; UsageError with a suggestion when unknown."""
     if name.endswith((".yaml", ".yml")) or "/" in name:
         return Path(name)
+    for old, new in OLD_RECIPE_NAMES.items():
+        name = name.replace(old, new)
     if name not in recipe_names():
         raise UsageError(f"unknown recipe '{shown(name)}'{suggest(name, recipe_names())}")
     return Path(str(resources.files("resnext_core") / "recipes" / f"{name}.yaml"))

@@ -16,7 +16,7 @@ from resnext_core.cli.common import add_json_flag
 from resnext_core.cli.output import Output
 from resnext_core.config import load_config, parse_set
 from resnext_core.convert.containers import container, read_tensors
-from resnext_core.convert.names import NAMINGS
+from resnext_core.convert.names import NAMINGS, current_name
 from resnext_core.convert.reading import Stated, from_tensors, read_converted
 from resnext_core.convert.report import Change, Kind, summary
 from resnext_core.convert.sidecar import read_sidecar, sidecar_path, write_sidecar
@@ -43,9 +43,9 @@ EPILOG = f"""\
 names: {", ".join(f"{n.id} ({n.summary})" for n in NAMINGS.values())}; and neutral, ours
 
 examples:
-  resnext-run convert resnext152.ckpt resnext152.safetensors        the ancestor's checkpoint to ours
+  resnext-run convert resnext152.ckpt resnext152.safetensors        the ModelZoo's checkpoint to ours
   resnext-run convert resnext50.pth resnext50.safetensors           torchvision's or timm's to ours
-  resnext-run convert runs/RUN model.ckpt --to ancestor-split       ours to what the old scripts load
+  resnext-run convert runs/RUN model.ckpt --to modelzoo-split       ours to what the old scripts load
   resnext-run convert old.ckpt continued --moments keep             weights and momentum, as a checkpoint folder
 """
 
@@ -59,11 +59,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     names = sorted(NAMINGS)
     parser.add_argument(
-        "--from", dest="source_names", choices=names, help="whose names SOURCE has (default: look)"
+        "--from",
+        dest="source_names",
+        type=current_name,
+        choices=names,
+        help="naming scheme of SOURCE (default: inferred)",
     )
     parser.add_argument(
-        "--to", dest="target_names", choices=["neutral", *names],
-        help="whose names TARGET gets (default: neutral; torch in a .pth)",
+        "--to", dest="target_names", type=current_name, choices=["neutral", *names],
+        help="naming scheme of TARGET (default: neutral; torch for .pth)",
     )  # fmt: skip
     parser.add_argument(
         "--variant", metavar="NAME", help="the network, where shapes do not tell (default: look)"

@@ -1,6 +1,6 @@
 """What other worlds call the tensors of a ResNeXt, and how their networks differ from each other.
 
-A :class:`Naming` maps every tensor of a ModelSpec to its name there, or to the names of its pieces: the ancestor on
+A :class:`Naming` maps every tensor of a ModelSpec to its name there, or to the names of its pieces: the ModelZoo on
 Ascend and CPU keeps a grouped convolution as one convolution a group, which are the slices of the grouped
 weight along axis 0.
 """
@@ -80,7 +80,7 @@ def _mindspore_bn(name: str) -> str:
     return f"{head}.{_MINDSPORE_BN[last]}" if is_bn else name
 
 
-def _ancestor(name: str) -> str:
+def _modelzoo(name: str) -> str:
     name = _mindspore_bn(name)
     if name.startswith("fc."):
         return f"head.{name}"
@@ -127,12 +127,12 @@ NAMINGS: Mapping[str, Naming] = {
             },
         ),
         Naming(
-            id="ancestor", summary="the ModelZoo scripts on GPU: one grouped conv2", rename=_ancestor,
+            id="modelzoo", summary="the ModelZoo scripts on GPU: one grouped conv2", rename=_modelzoo,
             preprocess=_SQUASH, **_MINDSPORE,
         ),
         Naming(
-            id="ancestor-split", summary="the ModelZoo scripts on Ascend and CPU: a convolution for each group",
-            rename=_ancestor, split=True, preprocess=_SQUASH, **_MINDSPORE,
+            id="modelzoo-split", summary="the ModelZoo scripts on Ascend and CPU: a convolution for each group",
+            rename=_modelzoo, split=True, preprocess=_SQUASH, **_MINDSPORE,
         ),
         Naming(
             id="mindcv", summary="mindcv's ResNeXt", rename=_mindcv,
@@ -152,9 +152,18 @@ NAMINGS: Mapping[str, Naming] = {
 }  # fmt: skip
 
 
+#: Schemes that were renamed after 0.1, old to new. Old spellings are accepted on the command line; remove with 0.3.
+OLD_NAMES: Mapping[str, str] = {"ancestor": "modelzoo", "ancestor-split": "modelzoo-split"}
+
+
+def current_name(name: str) -> str:
+    """Return the id of a naming scheme by its present or its old spelling."""
+    return OLD_NAMES.get(name, name)
+
+
 #: Names that only one world has, without prefixes: of the network, and of its classifier, which may be missing.
 _MARKS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("ancestor", ("backbone.conv.weight", "backbone.bn.gamma")),
+    ("modelzoo", ("backbone.conv.weight", "backbone.bn.gamma")),
     ("mindcv", ("conv1.weight", "bn1.gamma")),
     ("mmpretrain", ("backbone.conv1.weight", "backbone.bn1.running_mean", "head.fc.weight")),
     ("torch", ("conv1.weight", "bn1.running_mean")),
@@ -168,8 +177,8 @@ def detect(names: Iterable[str]) -> Naming | None:
         stripped = {NAMINGS[naming].strip(name) for name in found}
         fits = bool(network_prefixes(stripped)) if naming == "torch" else stripped.issuperset(marks)
         if fits:
-            if naming == "ancestor" and any(".conv2.convs." in name for name in stripped):
-                naming = "ancestor-split"
+            if naming == "modelzoo" and any(".conv2.convs." in name for name in stripped):
+                naming = "modelzoo-split"
             return NAMINGS[naming]
     return None
 

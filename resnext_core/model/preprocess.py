@@ -27,7 +27,7 @@ class PreprocessSpec:
     """Evaluation preprocessing, complete; JSON in every artefact.
 
     `mode` ``squash``: resize to `resize` × `resize` without keeping the aspect ratio, then centre crop
-    `size` (the ancestor's); ``shorter-side``: resize the shorter side to `resize`, then centre crop.
+    `size` (the ModelZoo's); ``shorter-side``: resize the shorter side to `resize`, then centre crop.
     `filter` ``antialias`` is Pillow's bilinear (support grows with the reduction), ``plain`` is OpenCV's and
     MindSpore's two-tap bilinear. `scaled_decode` allows the JPEG decoder to halve the image while
     it stays at least as large as needed. Images are RGB; EXIF orientation is ignored; alpha is dropped.

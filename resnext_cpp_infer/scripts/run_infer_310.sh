@@ -1,5 +1,5 @@
 #!/bin/sh
-# The ancestor's command for an Ascend 310: run_infer_310.sh MINDIR DATA [DEVICE] [-- FLAGS OF resnext-infer]
+# The ModelZoo's command for an Ascend 310: run_infer_310.sh MINDIR DATA [DEVICE] [-- FLAGS OF resnext-infer]
 # Classifies a folder of images, with a folder for each class, and ends with the accuracy, which goes to acc.log too.
 # What stands behind -- goes to resnext-infer as it is, e.g. -- --device ascend310p. PYTHON names another interpreter.
 set -eu
@@ -21,7 +21,7 @@ python=${PYTHON:-python3}
 # 3: some images could not be read; they count as wrong below
 code=0
 "$python" -m resnext_core.cli cpp run -- --model "$model" --data "$data" --device ascend310 --device-id "$device" \
-  --output infer.jsonl --summary infer.json --seed-layout . --quiet "$@" || code=$?
+  --output infer.jsonl --summary infer.json --modelzoo-layout . --quiet "$@" || code=$?
 if [ "$code" -ne 0 ] && { [ "$code" -ne 3 ] || [ ! -f infer.json ]; }; then exit "$code"; fi
 "$python" -m resnext_cpp_infer.create_imagenet2012_label --img_path "$data"
 "$python" -m resnext_cpp_infer.postprocess --result_path result_Files --label_path imagenet_label.json > acc.log

@@ -1,4 +1,4 @@
-"""``resnext-run cpp``, the backend through core's commands, and the ancestor's script."""
+"""``resnext-run cpp``, the backend through core's commands, and the ModelZoo's script."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_a_program_that_dies_is_an_error_and_no_hang(onnx_file: Path) -> None:
         predictor.logits(np.zeros((1, 32, 32, 3), np.uint8))
 
 
-# -- the ancestor's commands ---------------------------------------------------------------------
+# -- the ModelZoo's commands ---------------------------------------------------------------------
 
 
 def test_run_infer_310(program: Path, tmp_path: Path) -> None:

@@ -165,11 +165,15 @@ def test_labels_from_lists_and_json(infer: Infer, model: list[object], data: Pat
     assert "label" not in lines(infer(*model, "--data", flat).out)[0]
 
 
-# -- the ancestor's files ------------------------------------------------------------------------
+# -- the ModelZoo's files ------------------------------------------------------------------------
 
 
-def test_the_ancestors_layout(infer: Infer, model: list[object], data: Path, tmp_path: Path) -> None:
-    infer(*model, "--data", data / "elk", "--seed-layout", tmp_path / "old", "--logits", tmp_path / "l.npy")
+@pytest.mark.parametrize("flag", ["--modelzoo-layout", "--seed-layout"])
+def test_the_modelzoos_layout(
+    infer: Infer, model: list[object], data: Path, tmp_path: Path, flag: str
+) -> None:
+    """Also with the flag's spelling up to 0.1."""
+    infer(*model, "--data", data / "elk", flag, tmp_path / "old", "--logits", tmp_path / "l.npy")
     files = sorted((tmp_path / "old" / "result_Files").iterdir())
     assert [f.name for f in files] == [f"{i:03}_0.bin" for i in range(5)]
     logits = np.load(tmp_path / "l.npy")

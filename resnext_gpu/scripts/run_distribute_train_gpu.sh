@@ -1,5 +1,5 @@
 #!/bin/sh
-# The ancestor's command for all GPUs of a machine: run_distribute_train_gpu.sh DATA [more flags of resnext-run train]
+# The ModelZoo's command for all GPUs of a machine: run_distribute_train_gpu.sh DATA [more flags of resnext-run train]
 # DEVICES is how many (default: all that nvidia-smi lists, CUDA_VISIBLE_DEVICES respected), BATCH the images of each.
 # It waits for its ranks and returns the exit code of the first that failed. RECIPE and PYTHON as in the other script.
 set -eu

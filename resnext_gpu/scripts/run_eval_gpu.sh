@@ -1,5 +1,5 @@
 #!/bin/sh
-# The ancestor's command for evaluation: run_eval_gpu.sh DATA CKPT [more flags of resnext-run eval]
+# The ModelZoo's command for evaluation: run_eval_gpu.sh DATA CKPT [more flags of resnext-run eval]
 # CKPT is a run folder, a weights file, or an old checkpoint (.ckpt). PYTHON names another interpreter.
 set -eu
 if [ $# -lt 2 ]; then

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The ancestor's command for one GPU: run_standalone_train_gpu.sh DATA [more flags of resnext-run train]
+# The ModelZoo's command for one GPU: run_standalone_train_gpu.sh DATA [more flags of resnext-run train]
 # RECIPE and PYTHON name another recipe and interpreter; BATCH images a step, to which the learning rate is scaled.
 set -eu
 if [ $# -lt 1 ]; then

@@ -354,7 +354,7 @@ def test_a_backbone_starts_a_training_with_a_new_head(
         weights = Weights(
             spec=spec, preprocess=PreprocessSpec(size=32, resize=32), classes=tuple("0123456"), tensors=arrays
         )
-        named = to_tensors(weights, NAMINGS["ancestor"])[0]
+        named = to_tensors(weights, NAMINGS["modelzoo"])[0]
         write_ckpt(path, {n: a for n, a in named.items() if not n.startswith("head.")})
     for part in ("train", "val"):
         for name in ("ant", "bee"):

@@ -429,7 +429,7 @@ def test_layers_do_not_share_a_version() -> None:
     assert table.statistics[0] == mean[0]
 
 
-def test_the_ancestors_division_is_what_it_was() -> None:
+def test_the_modelzoos_division_is_what_it_was() -> None:
     """Gradients over 1024, and decay in full."""
     precision = PrecisionConfig(loss_scale="fixed", scale=1024.0)
     ours, right = trainer({"balanced_loss_scale": False}, precision=precision), trainer(precision=precision)

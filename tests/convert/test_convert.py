@@ -77,8 +77,8 @@ def test_neutral_to_any_format_and_back_is_the_identity(
     assert {s for c in written for s in c.source} == {t.name for t in spec.tensors}
     assert sorted(t for c in written for t in c.target) == sorted(tensors)
     assert {s for c in found.changes for s in c.source} == set(tensors)
-    if naming.id != "ancestor-split" or spec.groups > 1:
-        assert detect(tensors) in (naming, NAMINGS["ancestor"] if spec.groups == 1 else naming)
+    if naming.id != "modelzoo-split" or spec.groups > 1:
+        assert detect(tensors) in (naming, NAMINGS["modelzoo"] if spec.groups == 1 else naming)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -96,10 +96,10 @@ def test_the_variant_is_told_by_names_and_shapes(variant: str, naming: str) -> N
     assert found.replace(pool_padding="same") == spec.replace(pool_padding="same")
 
 
-def test_the_names_are_those_of_the_ancestor_and_of_mindcv() -> None:
+def test_the_names_are_those_of_the_modelzoo_and_of_mindcv() -> None:
     """Names written down from the sources themselves, not from our rule."""
     spec = model_spec("resnext50_32x4d")
-    ancestor = NAMINGS["ancestor"].pieces(spec)
+    modelzoo = NAMINGS["modelzoo"].pieces(spec)
     for ours, theirs in {
         "conv1.weight": "backbone.conv.weight",
         "bn1.running_mean": "backbone.bn.moving_mean",
@@ -110,8 +110,8 @@ def test_the_names_are_those_of_the_ancestor_and_of_mindcv() -> None:
         "layer4.2.bn3.bias": "backbone.layer4.2.bn3.beta",
         "fc.weight": "head.fc.weight",
     }.items():
-        assert ancestor[ours] == (theirs,)
-    split = NAMINGS["ancestor-split"].pieces(spec)["layer1.0.conv2.weight"]
+        assert modelzoo[ours] == (theirs,)
+    split = NAMINGS["modelzoo-split"].pieces(spec)["layer1.0.conv2.weight"]
     assert (split[0], split[31], len(split)) == (
         "backbone.layer1.0.conv2.convs.0.weight", "backbone.layer1.0.conv2.convs.31.weight", 32,
     )  # fmt: skip
@@ -131,12 +131,12 @@ def test_the_names_are_those_of_the_ancestor_and_of_mindcv() -> None:
 
 @pytest.fixture
 def small() -> Weights:
-    """A network that pads as the ancestor does."""
+    """A network that pads as the ModelZoo does."""
     return weights_of(model_spec("resnext_tiny").replace(stem="imagenet", num_classes=3))
 
 
-def ancestor_tensors(weights: Weights, naming: str = "ancestor", prefix: str = "") -> dict[str, NDArray[Any]]:
-    """What a checkpoint of the ancestor holds: weights, moments and counters."""
+def modelzoo_tensors(weights: Weights, naming: str = "modelzoo", prefix: str = "") -> dict[str, NDArray[Any]]:
+    """What a checkpoint of the ModelZoo holds: weights, moments and counters."""
     tensors, _ = to_tensors(weights, NAMINGS[naming])
     learned = {
         n for t in weights.spec.tensors if t.trainable for n in NAMINGS[naming].pieces(weights.spec)[t.name]
@@ -151,13 +151,13 @@ def ancestor_tensors(weights: Weights, naming: str = "ancestor", prefix: str = "
     )
 
 
-@pytest.mark.parametrize("naming", ["ancestor", "ancestor-split"])
+@pytest.mark.parametrize("naming", ["modelzoo", "modelzoo-split"])
 @pytest.mark.parametrize("prefix", ["", "network."])
-def test_a_checkpoint_of_the_ancestor_is_told_apart(
+def test_a_checkpoint_of_the_modelzoo_is_told_apart(
     small: Weights, naming: str, prefix: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "old.ckpt"
-    write_ckpt(path, ancestor_tensors(small, naming, prefix))
+    write_ckpt(path, modelzoo_tensors(small, naming, prefix))
     found = from_tensors(read_ckpt(path), path)
     assert found.naming.id == naming
     assert found.weights.digest == small.digest
@@ -173,7 +173,7 @@ def test_a_checkpoint_of_the_ancestor_is_told_apart(
 
 def test_moments_are_kept_on_request(small: Weights, tmp_path: Path) -> None:
     path = tmp_path / "old.ckpt"
-    write_ckpt(path, ancestor_tensors(small, "ancestor-split"))
+    write_ckpt(path, modelzoo_tensors(small, "modelzoo-split"))
     found = from_tensors(read_ckpt(path), path, moments=True)
     assert found.step == 77
     assert set(found.momentum) == {t.name for t in small.spec.tensors if t.trainable}
@@ -196,10 +196,10 @@ def test_missing_unexpected_and_misshapen_are_listed(small: Weights, tmp_path: P
         from_tensors(
             {**tensors, "layer1.0.bn2.bias": tensors["layer1.0.bn2.bias"] * np.float32(np.nan)}, path
         )
-    split, _ = to_tensors(small, NAMINGS["ancestor-split"])
+    split, _ = to_tensors(small, NAMINGS["modelzoo-split"])
     with pytest.raises(DataError, match=r"missing backbone\.layer2\.0\.conv2\.convs\.3\.weight"):
         from_tensors({n: a for n, a in split.items() if "layer2.0.conv2.convs.3" not in n}, path)
-    with pytest.raises(DataError, match="are not a ResNeXt of torch, ancestor"):
+    with pytest.raises(DataError, match="are not a ResNeXt of torch, modelzoo"):
         from_tensors({"what": np.zeros(1, np.float32)}, path)
     with pytest.raises(DataError, match="twice"):
         from_tensors({**tensors, "module.fc.bias": tensors["fc.bias"]}, path)
@@ -316,7 +316,7 @@ def neutral(tmp_path: Path, small: Weights) -> Path:
 def test_there_and_back_prints_one_digest(
     cli: CommandLine, neutral: Path, small: Weights, tmp_path: Path
 ) -> None:
-    out = cli.ok("convert", neutral, tmp_path / "a.ckpt", "--to", "ancestor-split").out
+    out = cli.ok("convert", neutral, tmp_path / "a.ckpt", "--to", "modelzoo-split").out
     assert small.digest in out
     assert "split    3 tensors" in out
     cli.ok("convert", tmp_path / "a.ckpt", tmp_path / "same.safetensors")
@@ -332,7 +332,22 @@ def test_there_and_back_prints_one_digest(
     assert sum(c["kind"] == "merged" for c in lines) == 3
     back = load_weights(tmp_path / "b.safetensors")
     assert back.classes == ("0", "1", "2")
-    assert back.origin["names"] == "ancestor-split"
+    assert back.origin["names"] == "modelzoo-split"
+
+
+def test_old_spellings_of_the_modelzoo_are_accepted(
+    cli: CommandLine, neutral: Path, small: Weights, tmp_path: Path
+) -> None:
+    """On the command line, and in the manifest of a file that was converted by 0.1."""
+    cli.ok("convert", neutral, tmp_path / "a.ckpt", "--to", "ancestor-split")
+    (tmp_path / "a.ckpt.json").unlink()
+    back = tmp_path / "back.safetensors"
+    cli.ok("convert", tmp_path / "a.ckpt", back, "--from", "ancestor-split")
+    assert load_weights(back).digest == small.digest
+    assert load_weights(back).origin["names"] == "modelzoo-split"
+    old = small.replace(origin={"made_by": "resnext-core 0.1.0", "names": "ancestor-split"})
+    save_weights(old, tmp_path / "old.safetensors")
+    assert cli.ok("convert", tmp_path / "old.safetensors", tmp_path / "b.ckpt", "--to", "ancestor").code == 0
 
 
 def test_class_names_and_size_can_be_given(cli: CommandLine, neutral: Path, tmp_path: Path) -> None:
@@ -349,13 +364,13 @@ def test_a_manifest_beside_a_file_must_be_its_own(
     cli: CommandLine, neutral: Path, small: Weights, tmp_path: Path
 ) -> None:
     path, target = tmp_path / "a.ckpt", tmp_path / "b.safetensors"
-    cli.ok("convert", neutral, path, "--to", "ancestor")
+    cli.ok("convert", neutral, path, "--to", "modelzoo")
     cli.refuses(
         EXIT_USAGE, "convert", path, target, "--image-size", 48, says="in a.ckpt.json beside it, what it is"
     )
     beside = (tmp_path / "a.ckpt.json").read_text()
     other = weights_of(small.spec, seed=9)
-    write_ckpt(path, to_tensors(other, NAMINGS["ancestor"])[0])
+    write_ckpt(path, to_tensors(other, NAMINGS["modelzoo"])[0])
     says = "a.ckpt does not hold the tensors of a.ckpt.json beside it"
     cli.refuses(EXIT_DATA, "convert", path, target, says=says)
     (tmp_path / "a.ckpt.json").write_text(beside[:-40])
@@ -420,7 +435,7 @@ def test_a_dry_run_writes_nothing(cli: CommandLine, neutral: Path, small: Weight
 def test_the_report_of_a_way_between_two_worlds_names_both(
     cli: CommandLine, small: Weights, tmp_path: Path
 ) -> None:
-    split = to_tensors(small, NAMINGS["ancestor-split"])[0]
+    split = to_tensors(small, NAMINGS["modelzoo-split"])[0]
     write_ckpt(tmp_path / "split.ckpt", {**split, "global_step": np.array([3], np.int32)})
     result = cli.ok(
         "convert", tmp_path / "split.ckpt", tmp_path / "m.ckpt", "--to", "mindcv", "--json"
@@ -434,7 +449,7 @@ def test_the_report_of_a_way_between_two_worlds_names_both(
     assert {len(c["source"]) for c in merged} == {small.spec.groups}
     assert {c["target"][0] for c in merged} == {f"{b.name}.conv2.weight" for b in small.spec.blocks}
     result = cli.ok(
-        "convert", tmp_path / "split.ckpt", tmp_path / "s.ckpt", "--to", "ancestor-split", "--json"
+        "convert", tmp_path / "split.ckpt", tmp_path / "s.ckpt", "--to", "modelzoo-split", "--json"
     ).json()
     assert {c["kind"] for c in result["changes"]} == {"same", "dropped"}
 
@@ -472,21 +487,21 @@ def test_momentum_belongs_to_the_weights_and_not_to_their_average(
     )  # fmt: skip
     folder = tmp_path / "c" / "step-00000005"
     kept = cli.ok(
-        "convert", folder, tmp_path / "k.ckpt", "--to", "ancestor", "--moments", "keep", "--json"
+        "convert", folder, tmp_path / "k.ckpt", "--to", "modelzoo", "--moments", "keep", "--json"
     ).json()
-    served = cli.ok("convert", folder, tmp_path / "d.ckpt", "--to", "ancestor", "--json").json()
+    served = cli.ok("convert", folder, tmp_path / "d.ckpt", "--to", "modelzoo", "--json").json()
     assert (kept["digest"], served["digest"]) == (trained.digest, average.digest)
 
 
 def test_moments_go_into_a_checkpoint_and_out_of_it(cli: CommandLine, small: Weights, tmp_path: Path) -> None:
-    old = ancestor_tensors(small)
+    old = modelzoo_tensors(small)
     write_ckpt(tmp_path / "old.ckpt", old)
     cli.ok("convert", tmp_path / "old.ckpt", tmp_path / "state", "--moments", "keep")
     folder = tmp_path / "state" / "step-00000077"
     state = load_checkpoint(folder).state
     assert state.scalars["step"] == 77
     assert np.array_equal(state.tensors["momentum/fc.bias"], old["moments.head.fc.bias"])
-    cli.ok("convert", folder, tmp_path / "new.ckpt", "--to", "ancestor", "--moments", "keep")
+    cli.ok("convert", folder, tmp_path / "new.ckpt", "--to", "modelzoo", "--moments", "keep")
     new = read_ckpt(tmp_path / "new.ckpt")
     assert set(new) == {n for n in old if "backbone" in n or "head" in n}
     for name, array in new.items():
@@ -521,7 +536,7 @@ def test_moments_go_into_a_checkpoint_and_out_of_it(cli: CommandLine, small: Wei
         (["{dir}/junk.ckpt", "{dir}/x.safetensors"], EXIT_DATA, "not a readable MindSpore checkpoint"),
         (["{dir}/junk.h5", "{dir}/x.safetensors"], EXIT_USAGE, "'junk.h5' has no known ending for weights"),
         (["{dir}/junk.pth", "{dir}/x.safetensors"], EXIT_USAGE, "pip install 'resnext-core[gpu]'"),
-        (["{neutral}", "{dir}/x.ckpt", "--to", "ancestors"], EXIT_USAGE, "invalid choice"),
+        (["{neutral}", "{dir}/x.ckpt", "--to", "modelzoos"], EXIT_USAGE, "invalid choice"),
         (
             ["{dir}/old.ckpt", "{dir}/x.safetensors", "--variant", "resnxt50"],
             EXIT_USAGE,
@@ -541,7 +556,7 @@ def test_bad_input_is_one_line(
 ) -> None:
     for name in ("junk.ckpt", "junk.h5", "junk.pth"):
         (tmp_path / name).write_bytes(b"junk")
-    write_ckpt(tmp_path / "old.ckpt", ancestor_tensors(small))
+    write_ckpt(tmp_path / "old.ckpt", modelzoo_tensors(small))
     before = neutral.read_bytes()
     outcome = cli("convert", *(w.format(neutral=neutral, dir=tmp_path) for w in words))
     assert outcome.code == code, outcome
@@ -604,7 +619,7 @@ def test_other_classes_need_a_word_and_get_a_new_head(
             assert np.array_equal(trained.tensors[tensor.name], other.tensors[tensor.name]), tensor.name
 
 
-def test_a_checkpoint_of_the_ancestor_is_trained_on_with_its_momentum(
+def test_a_checkpoint_of_the_modelzoo_is_trained_on_with_its_momentum(
     cli: CommandLine, tiny_train: list[object], tmp_path: Path, tiny_weights: Weights
 ) -> None:
     """With lr 0 the weights stay and one step turns the momentum into m · v + g: v must have been there."""

@@ -119,7 +119,7 @@ class Fuzz:
         self.slowest, self.beyond = 0.0, 0
         neutral, ckpt = folder / "n.safetensors", folder / "c.ckpt"
         save_weights(self.weights, neutral)
-        write_ckpt(ckpt, to_tensors(self.weights, NAMINGS["ancestor"])[0])
+        write_ckpt(ckpt, to_tensors(self.weights, NAMINGS["modelzoo"])[0])
         manifest = (read_manifest_text(neutral) or "").encode()
         self.kinds: list[tuple[str, bytes, Callable[[bytes], None]]] = [
             ("neutral", neutral.read_bytes(), self.neutral),

@@ -204,7 +204,7 @@ class NeverDivided(ReferenceTrainer):
 
 
 class NeverMultiplied(ReferenceTrainer):
-    """The gradient is divided by a scale that nothing multiplied in: the ancestor on GPU."""
+    """The gradient is divided by a scale that nothing multiplied in: the ModelZoo on GPU."""
 
     def _average_ranks(self, loss: float, gradients: Any) -> Any:
         return loss, {name: gradient / self._count.scale for name, gradient in gradients.items()}
@@ -357,7 +357,7 @@ class Ascends(ReferenceTrainer):
 
 
 class StartsAnew(ReferenceTrainer):
-    """Ignores the weights it was given: the ancestor's missing checkpoint."""
+    """Ignores the weights it was given: the ModelZoo's missing checkpoint."""
 
     def __init__(self, request: TrainRequest) -> None:
         fresh = request.weights.replace(tensors=init_weights(request.weights.spec, request.seed))
@@ -701,7 +701,7 @@ class LiveState(ReferenceTrainer):
 
 
 class LenientState(ReferenceTrainer):
-    """What is missing keeps its value, what is too much is ignored: the ancestor's loading."""
+    """What is missing keeps its value, what is too much is ignored: the ModelZoo's loading."""
 
     def load_state(self, state: TrainState) -> None:
         own = self.state()
@@ -808,7 +808,7 @@ def _connect_float32(rank: RankInfo, options: Any) -> Any:
 
 
 def _launch_and_forget(request: Any) -> int:
-    """Start the ranks and say that all is well: the ancestor's scripts."""
+    """Start the ranks and say that all is well: the ModelZoo's scripts."""
     launch_local(request)
     return 0
 

@@ -1,4 +1,4 @@
-"""Learning rate: the ancestor's numbers, the shape of each curve, independence of chunking."""
+"""Learning rate: the ModelZoo's numbers, the shape of each curve, independence of chunking."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from resnext_core.config import OptimizerConfig, ScheduleConfig
 from resnext_core.data.sampler import steps_per_epoch
 from resnext_core.training.schedule import lr_at, lrs, scaled_lr
 
-ANCESTOR = {"base_lr": 0.4, "steps_per_epoch": 1251, "epochs": 150}
+MODELZOO = {"base_lr": 0.4, "steps_per_epoch": 1251, "epochs": 150}
 
 configs = st.builds(
     ScheduleConfig,
@@ -24,20 +24,20 @@ runs = st.fixed_dictionaries(
 )
 
 
-def test_ancestor_steps_per_epoch() -> None:
-    assert steps_per_epoch(1_281_167, 8 * 128) == ANCESTOR["steps_per_epoch"]
+def test_modelzoo_steps_per_epoch() -> None:
+    assert steps_per_epoch(1_281_167, 8 * 128) == MODELZOO["steps_per_epoch"]
     assert steps_per_epoch(1_281_167, 8 * 16) == 10009
 
 
-def test_ancestor_base_lr() -> None:
+def test_modelzoo_base_lr() -> None:
     assert scaled_lr(OptimizerConfig(), 1024) == 0.4
     assert scaled_lr(OptimizerConfig(), 128) == 0.05
     assert scaled_lr(OptimizerConfig(lr=0.3, lr_batch=None), 4096) == 0.3
 
 
-def test_ancestor_cosine() -> None:
+def test_modelzoo_cosine() -> None:
     config = ScheduleConfig()
-    values = lrs(0, 150 * 1251, config=config, **ANCESTOR)
+    values = lrs(0, 150 * 1251, config=config, **MODELZOO)
     assert values.dtype == np.float32
     assert values[0] == np.float32(0.4 / 1251)
     assert values[1250] == np.float32(0.4)  # the last warm-up step reaches the base
@@ -48,7 +48,7 @@ def test_ancestor_cosine() -> None:
     assert values[75 * 1251] == pytest.approx(0.2, rel=1e-6)
 
 
-def test_ancestor_steps() -> None:
+def test_modelzoo_steps() -> None:
     config = ScheduleConfig(kind="step", warmup_epochs=0)
     for epoch, expected in [
         (0, 0.4),
@@ -59,8 +59,8 @@ def test_ancestor_steps() -> None:
         (119, 4e-4),
         (149, 4e-5),
     ]:
-        assert lr_at(epoch * 1251, config=config, **ANCESTOR) == pytest.approx(expected, rel=1e-6)
-    assert lr_at(30 * 1251 - 1, config=config, **ANCESTOR) == np.float32(0.4)
+        assert lr_at(epoch * 1251, config=config, **MODELZOO) == pytest.approx(expected, rel=1e-6)
+    assert lr_at(30 * 1251 - 1, config=config, **MODELZOO) == np.float32(0.4)
 
 
 def test_step_milestones_may_be_fractions() -> None:

@@ -22,7 +22,7 @@ from resnext_core.ranks.info import RankInfo  # noqa: E402
 
 
 def old_network(spec: ModelSpec, split: bool) -> Any:
-    """Return a Cell with the ancestor's structure and names, written out here with MindSpore's own layers."""
+    """Return a Cell with the ModelZoo's structure and names, written out here with MindSpore's own layers."""
     from mindspore import nn, ops
 
     def conv(inside: int, outside: int, kernel: int, stride: int = 1, group: int = 1) -> Any:
@@ -130,14 +130,14 @@ def test_the_old_split_convolution_is_the_grouped_one(device: None) -> None:
     tensors = random_weights(spec, 4)
     image = ms.Tensor(np.random.default_rng(0).standard_normal((1, 3, 64, 64)).astype(np.float32))
     logits = []
-    for naming in ("ancestor", "ancestor-split"):
-        network = old_network(spec, split=naming == "ancestor-split").set_train(False)
+    for naming in ("modelzoo", "modelzoo-split"):
+        network = old_network(spec, split=naming == "modelzoo-split").set_train(False)
         fill(network, spec, tensors, naming)
         logits.append(network(image).asnumpy())
     assert np.abs(logits[0] - logits[1]).max() <= 1e-6 * np.abs(logits[0]).max()
 
 
-@pytest.mark.parametrize("naming", ["ancestor", "ancestor-split"])
+@pytest.mark.parametrize("naming", ["modelzoo", "modelzoo-split"])
 def test_a_resnext50_saved_by_the_old_network_gives_its_logits(
     device: None, naming: str, tmp_path: Path
 ) -> None:
@@ -147,14 +147,14 @@ def test_a_resnext50_saved_by_the_old_network_gives_its_logits(
     """
     spec = model_spec("resnext50_32x4d", num_classes=7)
     ours = random_weights(spec, 11)
-    network = old_network(spec, split=naming == "ancestor-split")
+    network = old_network(spec, split=naming == "modelzoo-split")
     fill(network, spec, ours, naming)
     optimizer = ms.nn.Momentum(network.trainable_params(), 0.1, 0.9)
     saved = [{"name": p.name, "data": p} for p in [*network.get_parameters(), *optimizer.moments]]
     path = tmp_path / "old.ckpt"
     ms.save_checkpoint(saved, str(path))
     computing = old_network(spec, split=False).set_train(False)
-    fill(computing, spec, ours, "ancestor")
+    fill(computing, spec, ours, "modelzoo")
     image = np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
     expected = computing(ms.Tensor(image)).asnumpy()
 

@@ -31,7 +31,7 @@ examples:
   resnext-run ascend rank-table make --server 10.0.0.1=hccn-1.conf --server 10.0.0.2=hccn-2.conf --to table.json
   resnext-run ascend rank-table check table.json
   resnext-run ascend launch --devices 8 --servers 2 --server 0 --master 10.0.0.1:8118 -- train \\
-    --recipe seed-ascend-150e --data IMAGENET
+    --recipe modelzoo-ascend-150e --data IMAGENET
   resnext-run ascend export --weights runs/RUN --format om --to model.om --soc-version Ascend310P3 --dry-run
 """
 

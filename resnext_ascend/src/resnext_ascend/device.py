@@ -24,7 +24,7 @@ VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
 
 
 def device_of(options: AscendOptions, rank: RankInfo, environ: Mapping[str, str] | None = None) -> Device:
-    """Return the device of a rank; a process alone takes ``DEVICE_ID``, as the ancestor's scripts set it.
+    """Return the device of a rank; a process alone takes ``DEVICE_ID``, as the ModelZoo's scripts set it.
 
     Raises UsageError where ``ASCEND_RT_VISIBLE_DEVICES`` is malformed or shows fewer devices.
     """

@@ -27,7 +27,7 @@ class AscendOptions:
     training step, at `jit_level` ``O0`` (operator by operator) or ``O1`` (with fused ones); ``pynative`` runs operator
     by operator, for debugging. With `sink` a call takes its steps without waiting for any of them; without, every step
     is waited for. `bn_statistics` ``averaged`` gives all ranks the mean of their running statistics after every step,
-    ``local`` leaves them a rank's own, as the ancestor did. `threads` are CPU threads of a process in test mode.
+    ``local`` leaves them a rank's own, as the ModelZoo did. `threads` are CPU threads of a process in test mode.
 
     `rank_table` starts ranks by that file, see ``resnext-run ascend rank-table``; without it they form a dynamic
     cluster. `affinity` binds each rank to its share of the cores. Ranks wait `cluster_timeout` seconds for each other

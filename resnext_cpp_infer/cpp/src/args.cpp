@@ -25,7 +25,8 @@ artefact's manifest (inside it, or FILE.json); no flag changes them.
   --summary FILE       JSON: counts, accuracy, latencies, images/s
   --logits FILE        all logits, .npy float32 (images, classes); NaN for images that cannot be read
   --pixels FILE        what the network sees, .npy uint8 (images, size, size, 3)
-  --seed-layout DIR    also result_Files/*.bin and time_Result as the ancestor wrote them
+  --modelzoo-layout DIR
+                       also result_Files/*.bin and time_Result as the ModelZoo wrote them
 
   --engine NAME        onnx, acl, mslite or null (default: by the model's ending)
   --engines DIR        where their libraries are (default: beside this program)
@@ -84,6 +85,9 @@ SelfCheck self_check(const std::string& text) {
   throw Error(kUsage, "--self-check must be full, digest or off, not '" + text + "'");
 }
 
+// Flags that were renamed after 0.1: old to new. Old spellings are accepted; remove this with 0.3.
+const std::map<std::string, std::string> kOldFlags = {{"--seed-layout", "--modelzoo-layout"}};
+
 using Setter = std::function<void(const std::string&)>;
 
 [[noreturn]] void unknown(const std::string& flag, const std::map<std::string, Setter>& values,
@@ -126,7 +130,7 @@ Args parse_args(int argc, char** argv) {
       {"--summary", path(args.summary)},
       {"--logits", path(args.logits)},
       {"--pixels", path(args.pixels)},
-      {"--seed-layout", path(args.seed_layout)},
+      {"--modelzoo-layout", path(args.modelzoo_layout)},
       {"--engine", text(args.engine.name)},
       {"--engines", path(args.engine.folder)},
       {"--runtime", path(args.engine.runtime)},
@@ -157,6 +161,7 @@ Args parse_args(int argc, char** argv) {
       value = flag.substr(equals + 1);
       flag.resize(equals);
     }
+    if (const auto old = kOldFlags.find(flag); old != kOldFlags.end()) flag = old->second;
     if (const auto found = switches.find(flag); found != switches.end() && !given) {
       *found->second = true;
       continue;

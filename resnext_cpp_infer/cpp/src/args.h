@@ -9,7 +9,7 @@ namespace resnext {
 
 struct Args {
   EngineRequest engine;
-  std::string data, labels, output, summary, logits, pixels, seed_layout;
+  std::string data, labels, output, summary, logits, pixels, modelzoo_layout;
   std::string format = "jsonl";
   int batch = 0;    // 0: the artefact's, or one that suits
   int workers = 0;  // 0: one a core

@@ -112,7 +112,7 @@ class Sink {
       counts.correct5 += std::count(best.begin(), best.end(), sample.label) > 0 ? 1 : 0;
     }
     writer_.scored(sample, logits);
-    if (!args_.seed_layout.empty()) write_seed_logits(args_.seed_layout, sample, logits, classes_);
+    if (!args_.modelzoo_layout.empty()) write_modelzoo_logits(args_.modelzoo_layout, sample, logits, classes_);
   }
 
   const Args& args_;
@@ -179,8 +179,8 @@ int infer(Args& args) {
   sink.finish();
   const Counts& counts = sink.counts;
   if (counts.scored + counts.failed != counts.expected) throw std::logic_error("the counts do not add up");
-  if (!args.seed_layout.empty())
-    write_seed_time(args.seed_layout, mean(timings.engine) / static_cast<double>(batch), counts.scored);
+  if (!args.modelzoo_layout.empty())
+    write_modelzoo_time(args.modelzoo_layout, mean(timings.engine) / static_cast<double>(batch), counts.scored);
   if (!args.summary.empty())
     write_summary(args.summary, summary_json(counts, timings, model, args.engine, batch, workers));
   if (!model.checked().note.empty())

@@ -112,12 +112,12 @@ std::vector<int> top_k(const float* logits, size_t classes, size_t k) {
   return order;
 }
 
-void write_seed_logits(const std::string& folder, const Sample& sample, const float* logits, size_t classes) {
+void write_modelzoo_logits(const std::string& folder, const Sample& sample, const float* logits, size_t classes) {
   const std::string name = std::filesystem::path(sample.path).stem().string() + "_0.bin";
   write_file(make_folder(folder, "result_Files") + "/" + name, logits, classes * sizeof(float));
 }
 
-void write_seed_time(const std::string& folder, double mean_ms, size_t count) {
+void write_modelzoo_time(const std::string& folder, double mean_ms, size_t count) {
   char text[160];
   const int length =
       std::snprintf(text, sizeof text, "NN inference cost average time: %g ms of infer_count %zu \n", mean_ms, count);

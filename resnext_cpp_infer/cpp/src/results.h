@@ -30,9 +30,9 @@ class ResultWriter {
 // Positions of the `k` largest logits, the largest first; of equal ones the lower position.
 std::vector<int> top_k(const float* logits, size_t classes, size_t k);
 
-// The ancestor's files: <folder>/result_Files/<image>_0.bin, raw float32 logits.
-void write_seed_logits(const std::string& folder, const Sample& sample, const float* logits, size_t classes);
+// The ModelZoo's files: <folder>/result_Files/<image>_0.bin, raw float32 logits.
+void write_modelzoo_logits(const std::string& folder, const Sample& sample, const float* logits, size_t classes);
 // ... and <folder>/time_Result/test_perform_static.txt.
-void write_seed_time(const std::string& folder, double mean_ms, size_t count);
+void write_modelzoo_time(const std::string& folder, double mean_ms, size_t count);
 
 }  // namespace resnext

@@ -1,4 +1,4 @@
-"""``python -m resnext_cpp_infer.postprocess``: accuracy from the ancestor's result_Files and imagenet_label.json."""
+"""``python -m resnext_cpp_infer.postprocess``: accuracy from the ModelZoo's result_Files and imagenet_label.json."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from resnext_core.errors import EXIT_OK, DataError
 
 
 def main() -> int:
-    """Print the accuracy in the ancestor's words; the exit code is 3 where results are missing or damaged."""
+    """Print the accuracy in the ModelZoo's words; the exit code is 3 where results are missing or damaged."""
     parser = argparse.ArgumentParser(description="accuracy of result_Files against imagenet_label.json")
     parser.add_argument(
         "--result_path", type=Path, required=True, help="folder of <image>_0.bin, float32 logits"
@@ -30,7 +30,7 @@ def main() -> int:
 
 
 def accuracy(results: Path, labels: Path) -> str:
-    """Return the line. Every labelled image counts: one without a result is wrong, which the ancestor left out."""
+    """Return the line. Every labelled image counts: one without a result is wrong, which the ModelZoo left out."""
     try:
         wanted: dict[str, int] = json.loads(labels.read_text())
     except (OSError, ValueError) as error:

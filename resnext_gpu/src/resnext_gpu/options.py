@@ -24,7 +24,7 @@ class GpuOptions:
     every time. `grouped_conv` computes the grouped convolutions of training in 16 bits by our Triton kernels, by
     cuDNN, or, on cards that the kernels were measured on, by the faster of the two for each shape.
     `balanced_loss_scale` false divides gradients by a loss scale that the loss was not multiplied by: the
-    ancestor's mistake on GPUs, for those who must repeat its numbers. `threads` are the CPU threads of a process,
+    ModelZoo's mistake on GPUs, for those who must repeat its numbers. `threads` are the CPU threads of a process,
     None leaves them to PyTorch. Gradients travel in buckets of `bucket_mib` MiB. `timeout` are the seconds that
     ranks wait for each other.
 

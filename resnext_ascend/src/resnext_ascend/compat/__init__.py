@@ -1,1 +1,1 @@
-"""The ancestor's command lines: old flags in, old log lines out, resnext-run underneath."""
+"""The ModelZoo's command lines: old flags in, old log lines out, resnext-run underneath."""

@@ -1,4 +1,4 @@
-"""``python -m resnext_ascend.compat train|eval|export``: the ancestor's train.py, eval.py and export.py."""
+"""``python -m resnext_ascend.compat train|eval|export``: the ModelZoo's train.py, eval.py and export.py."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 from resnext_core.cli.main import Parser, run_program
 from resnext_core.errors import EXIT_OK, EXIT_USAGE, UsageError, suggest
 
-#: What the ancestor's programs are called here, and where they are.
+#: What the ModelZoo's programs are called here, and where they are.
 PROGRAMS = {
     "train": "resnext_ascend.compat.train",
     "eval": "resnext_ascend.compat.evaluate",
     "export": "resnext_ascend.compat.export",
 }
 USAGE = """\
-usage: python -m resnext_ascend.compat train|eval|export [the ancestor's flags]
+usage: python -m resnext_ascend.compat train|eval|export [the ModelZoo's flags]
 
-Takes the flags of the ancestor's train.py, eval.py and export.py; each has its own --help.
+Takes the flags of the ModelZoo's train.py, eval.py and export.py; each has its own --help.
 """
 
 

@@ -1,4 +1,4 @@
-"""The ancestor's eval.py."""
+"""The ModelZoo's eval.py."""
 
 from __future__ import annotations
 

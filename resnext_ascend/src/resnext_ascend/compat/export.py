@@ -1,4 +1,4 @@
-"""The ancestor's export.py."""
+"""The ModelZoo's export.py."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def handle(args: argparse.Namespace) -> int:
     ending = args.file_format.lower()
     found = flags.Settings()
     found.set("export.batch_size", args.batch_size)
-    found.set("export.input", "float")  # normalised, as the ancestor's artefacts took it
+    found.set("export.input", "float")  # normalised, as the ModelZoo's artefacts took it
     found.set("model.image_size", args.width)
     base = [sys.executable, "-m", "resnext_core.cli"]
     with Scratch("compat") as folder:

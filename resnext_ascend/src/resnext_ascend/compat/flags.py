@@ -23,7 +23,7 @@ PLATFORMS = {"Ascend": "ascend", "GPU": "gpu"}
 
 
 def boolean(text: str) -> bool:
-    """Parse the ancestor's booleans; its own took every text but the empty one for true."""
+    """Parse the ModelZoo's booleans; its own took every text but the empty one for true."""
     words = {"true": True, "1": True, "false": False, "0": False}
     if text.lower() not in words:
         raise argparse.ArgumentTypeError(f"must be True or False, not '{text}'")
@@ -52,7 +52,7 @@ def add_ranks(parser: argparse.ArgumentParser, *, default: int) -> None:
 class Ranks:
     """How a job's ranks come about: `here` are to be started, of `world` in all, by `table` where there is one.
 
-    With `member` this process is one of them already, started by the ancestor's way of a process a device.
+    With `member` this process is one of them already, started by the ModelZoo's way of a process a device.
     """
 
     world: int = 1

@@ -1,4 +1,4 @@
-"""The log lines that people grep for, in the ancestor's exact forms."""
+"""The log lines that people grep for, in the ModelZoo's exact forms."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def loaded(path: object) -> str:
 def evaluated(result: Mapping[str, Any]) -> list[str]:
     """Return the lines of an evaluation from the JSON of ``resnext-run eval``.
 
-    `tot` are all images, those that could not be read too; the ancestor's left some out.
+    `tot` are all images, those that could not be read too; the ModelZoo's left some out.
     """
     total = result["expected"]
     lines = [f"Inference Performance: {result['images_per_s'] or 0.0:.2f} img/sec"]
@@ -34,7 +34,7 @@ def evaluated(result: Mapping[str, Any]) -> list[str]:
 
 
 class Epochs:
-    """Turns records of a run into the line that the ancestor wrote at the end of each epoch."""
+    """Turns records of a run into the line that the ModelZoo wrote at the end of each epoch."""
 
     def __init__(self) -> None:
         self._epoch: int | None = None
@@ -45,7 +45,7 @@ class Epochs:
         """Take one record; returns the lines that are due.
 
         Epochs and iterations count from 0. The loss is the mean over ranks of the last steps, the rate that of the
-        epoch without evaluating and saving; the ancestor's had one rank's loss, and billed them.
+        epoch without evaluating and saving; the ModelZoo's had one rank's loss, and billed them.
         """
         lines = []
         training = record["kind"] == "train"

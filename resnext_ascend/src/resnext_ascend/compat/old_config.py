@@ -16,7 +16,7 @@ _NETWORKS = {
     "resnext152": "resnext152_64x4d",
 }
 _SCHEDULES = {"cosine_annealing": "cosine-epoch", "exponential": "step"}
-#: Devices of the job that the ancestor's learning rate was chosen for.
+#: Devices of the job that the ModelZoo's learning rate was chosen for.
 _DEVICES = 8
 
 
@@ -106,7 +106,7 @@ NO_EFFECT: Mapping[str, str] = {
     "onnx_file_path": "resnext-run eval --weights FILE.onnx",
     "result_path": "resnext-run eval counts by itself",
     "label_path": "resnext-run eval counts by itself",
-    "seed": "--seed of resnext-run; the ancestor's was 1, as ours",
+    "seed": "--seed of resnext-run; the ModelZoo's was 1, as ours",
 }
 
 

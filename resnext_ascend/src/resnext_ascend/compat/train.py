@@ -1,4 +1,4 @@
-"""The ancestor's train.py."""
+"""The ModelZoo's train.py."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 
 from resnext_ascend import modelarts
 from resnext_ascend.compat import child, flags, log, old_config
-from resnext_ascend.compat.seed_layout import SeedLayout
+from resnext_ascend.compat.modelzoo_layout import ModelZooLayout
 from resnext_core.errors import EXIT_OK, UsageError
 from resnext_core.files.scratch import Scratch
 from resnext_core.ranks.info import rank_info
 
-RECIPE = "seed-ascend-150e"
+RECIPE = "modelzoo-ascend-150e"
+#: Spellings of --modelzoo-layout up to 0.1, accepted and not listed in --help; remove with 0.3.
+OLD_FLAGS = ("--seed-layout", "--seed_layout")
 #: Flags without effect, and why.
 NO_EFFECT = {key: old_config.NO_EFFECT[key] for key in (
     "save_best_ckpt", "eval_log_path", "eval_is_distributed", "use_python_multiprocessing",
@@ -41,9 +43,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", metavar="X", help=f"no effect any more: {reason}")
     parser.add_argument("--config_path", metavar="FILE", help="an old default_config.yaml")
     parser.add_argument(
-        "--seed-layout", "--seed_layout", action="store_true",
-        help="new: also write checkpoints under the ancestor's names, ckpt_0/0-EPOCH_STEP.ckpt",
+        "--modelzoo-layout", "--modelzoo_layout", action="store_true",
+        help="new: also write checkpoints under the ModelZoo's names, ckpt_0/0-EPOCH_STEP.ckpt",
     )  # fmt: skip
+    parser.add_argument(*OLD_FLAGS, dest="modelzoo_layout", action="store_true", help=argparse.SUPPRESS)
     modelarts.add_flags(parser)
 
 
@@ -72,7 +75,7 @@ def _train(
     pretrained = given.get("pretrained")
     epochs = log.Epochs()
     main = not ranks.member or rank_info().is_main
-    layout = SeedLayout(output / "ckpt_0") if args.seed_layout and main else None
+    layout = ModelZooLayout(output / "ckpt_0") if args.modelzoo_layout and main else None
 
     def on_record(run: Path, record: dict[str, Any]) -> None:
         if record["kind"] == "note" and record["text"].startswith("starting from"):

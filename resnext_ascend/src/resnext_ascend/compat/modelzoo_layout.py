@@ -1,4 +1,4 @@
-"""Checkpoints under the ancestor's names, written beside ours while a training runs."""
+"""Checkpoints under the ModelZoo's names, written beside ours while a training runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from resnext_core.ranks.children import exit_code
 from resnext_core.runs.pointers import best_checkpoint
 
 
-class SeedLayout:
+class ModelZooLayout:
     """Follows the records of a training and keeps ``0-EPOCH_STEP.ckpt`` of its last checkpoints in `folder`.
 
     Epochs count from 1, steps within their epoch, as MindSpore's ModelCheckpoint names them. As many are kept as of
@@ -60,14 +60,14 @@ class SeedLayout:
 
 
 def _convert(checkpoint: Path, target: Path) -> int:
-    """Write a checkpoint as the ancestor's, with a convolution for each group; says the result in a line.
+    """Write a checkpoint as the ModelZoo's, with a convolution for each group; says the result in a line.
 
     A signal that comes meanwhile is left to who follows the training.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "resnext_core.cli", "convert", str(checkpoint), str(target)]
     done = subprocess.run(
-        [*command, "--to", "ancestor-split", "--force"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        [*command, "--to", "modelzoo-split", "--force"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         text=True, errors="replace", start_new_session=True, check=False,
     )  # fmt: skip
     for line in done.stdout.splitlines()[-1:]:
