@@ -49,6 +49,9 @@ examples:
   resnext-run convert old.ckpt continued --moments keep             weights and momentum, as a checkpoint folder
 """
 
+#: Config keys that ``--set`` takes, by how they begin.
+SETTABLE = ("model.pool_padding", "preprocess.")
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="weights file, run or checkpoint folder")

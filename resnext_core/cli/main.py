@@ -9,11 +9,13 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import NoReturn
 
 from resnext_core import __version__
+from resnext_core.cli.flags import advice, is_unknown
+from resnext_core.config import load_config
 from resnext_core.errors import (
     EXIT_DATA,
     EXIT_INTERRUPTED,
@@ -43,7 +45,12 @@ handwritten digits where none is given. Without --backend the best one available
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are UsageError with a suggestion for unknown flags."""
+    """An ArgumentParser whose errors are UsageError, with advice on unknown flags.
+
+    `settable` are the config keys that ``--set`` takes, by how they begin.
+    """
+
+    settable: tuple[str, ...] = ("",)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{shown(message, 1000)} (see {self.prog} --help)")  # it quotes what was given
@@ -57,16 +64,23 @@ class Parser(argparse.ArgumentParser):
 
     def _refuse_unknown(self, words: Sequence[str]) -> None:
         for word in itertools.takewhile(lambda w: w != "--", words):
-            flag = word.split("=")[0]
-            if flag.startswith("--") and flag not in self._option_string_actions:
-                known = [
-                    option
-                    for option, action in self._option_string_actions.items()
-                    if option.startswith("--") and action.help != argparse.SUPPRESS
+            if is_unknown(word, self._option_string_actions):
+                flags = [
+                    flag
+                    for flag, action in self._option_string_actions.items()
+                    if flag.startswith("--") and action.help != argparse.SUPPRESS
                 ]
+                flag = word.split("=")[0]
                 raise UsageError(
-                    f"unknown flag '{shown(flag)}'{suggest(flag, known)} (see {self.prog} --help)"
+                    f"unknown flag '{shown(flag)}'{advice(flag, flags, self._keys())} (see {self.prog} --help)"
                 )
+
+    def _keys(self) -> Iterable[str]:
+        """Return the config keys that ``--set`` takes here."""
+        if "--set" not in self._option_string_actions:
+            return ()
+        keys = load_config([], load_plugins().option_types())[1]
+        return [key for key in keys if key.startswith(self.settable)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -137,6 +151,7 @@ def _run(words: list[str]) -> int:
         epilog=getattr(module, "EPILOG", None),
     )  # fmt: skip
     parser.add_argument("--backend", metavar="ID", help="backend to use; see 'resnext-run backends'")
+    parser.settable = getattr(module, "SETTABLE", parser.settable)
     module.configure(parser)
     args = parser.parse_args(words[:position] + words[position + 1 :])
     if plugins.origins.get(name) == CORE:  # no flag of core takes anything but a file of this machine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -21,7 +22,9 @@ from images import bad_images, good_odd_images
 from PIL import Image
 
 from resnext_core import plugins
+from resnext_core.cli import commands as builtin
 from resnext_core.errors import EXIT_DATA, EXIT_USAGE
+from resnext_core.interfaces import Command
 from resnext_core.model.spec import VARIANTS
 from resnext_core.model.weights import MANIFEST_KEY, Weights, load_weights, read_manifest_text, save_weights
 
@@ -47,6 +50,26 @@ def train(photos: Path, recipe: Path, tmp_path: Path) -> list[object]:
         (["--bakend", "reference"], "unknown flag '--bakend'; did you mean '--backend'?"),
         (["data", "info", "x", "--jsn"], "unknown flag '--jsn'; did you mean '--json'?"),
         (["train", "--no-resu"], "unknown flag '--no-resu'; did you mean '--resume'?"),
+        (["train", "--lr", "0.1"], "unknown flag '--lr'; use --set optimizer.lr=... (see"),
+        (["--lr=0.1"], "unknown flag '--lr'; use --set optimizer.lr=... (see resnext-run run --help)"),
+        (["train", "--weight-decay", "0"], "'--weight-decay'; use --set optimizer.weight_decay=... (see"),
+        (["train", "--learning-rate", "1"], "'--learning-rate'; use --set optimizer.lr=... (see"),
+        (["train", "--wd", "0"], "unknown flag '--wd'; use --set optimizer.weight_decay=... (see"),
+        (["train", "--optimizer.momentum=0"], "use --set optimizer.momentum=... (see"),
+        (["train", "-j", "8"], "unknown flag '-j'; use --set data.workers=... (see"),
+        (["train", "-b", "8"], "unknown flag '-b'; use --batch-size (see"),
+        (
+            ["train", "--scaled-decode"],
+            "use --set preprocess.scaled_decode=... or --set augment.scaled_decode=... (see",
+        ),
+        (["train", "--weight-decya", "0"], "did you mean '--set optimizer.weight_decay=...'? (see"),
+        (["train", "--hlep"], "unknown flag '--hlep'; did you mean '--help'?"),
+        (["runs", "list", "--lr"], "unknown flag '--lr'; known: --json (see"),
+        (
+            ["convert", "a", "b", "--lr", "1"],
+            "unknown flag '--lr'; known: --any-padding, --backend, --classes,",
+        ),
+        (["convert", "a", "b", "--filter", "plain"], "use --set preprocess.filter=... (see"),
         (["train", "-x"], "unrecognized arguments: -x"),
         (["train", "stray"], "unrecognized arguments: stray"),
         (["train", "--epochs"], "argument --epochs: expected one argument"),
@@ -76,6 +99,26 @@ def train(photos: Path, recipe: Path, tmp_path: Path) -> list[object]:
 )
 def test_wrong_words(cli: CommandLine, words: list[str], says: str) -> None:
     cli.refuses(EXIT_USAGE, *words, says=says)
+
+
+def test_options_of_backends_are_suggested_too(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch, photos: Path
+) -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Options:
+        turbo: bool = False
+
+    monkeypatch.setattr(plugins.PluginSet, "option_types", lambda self: {"fast": Options})
+    cli.refuses(EXIT_USAGE, "train", "--turbo", says="unknown flag '--turbo'; use --set fast.turbo=... (see")
+
+
+@pytest.mark.parametrize("command", list(builtin.resnext_commands()), ids=lambda c: c.name)
+def test_help_is_never_suggested_for_what_is_not_close_to_it(cli: CommandLine, command: Command) -> None:
+    for flag in ("--lr", "--help-me-please-with-it", "--zz", "--x" * 100, "--" + "x" * 10_000):
+        outcome = cli(command.name, flag)
+        assert outcome.code == EXIT_USAGE
+        assert "'--help'" not in outcome.err
+        assert "known: --help" not in outcome.err
 
 
 def test_a_fresh_process_says_it_in_one_line_too(spawn: CommandLine) -> None:
