@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from resnext_core.errors import DataError, ResnextError, UsageError, reason
 from resnext_core.plugins import load_plugins
 from resnext_core.runs.checkpoint import load_checkpoint
 from resnext_core.runs.checkpoint_folder import Summary, checkpoint_age, checkpoint_names, read_summary
-from resnext_core.runs.folder import RunFolder
+from resnext_core.runs.folder import Record, RunFolder
 from resnext_core.runs.pointers import (
     best_checkpoint,
     latest_checkpoint,
@@ -177,7 +178,7 @@ def _missing(run: RunFolder, whole: Summary | None) -> list[str]:
     records, found = run.read_records(), []
     if whole is not None and not records:
         found.append(f"{run.records} has no record, and there is {whole.name}")
-    elif records and records[0].get("kind") != "start":
+    elif records and _opening(records) != "start":
         found.append(f"{run.records} does not begin with a start record: those before are missing")
     elif whole is not None and run.position() < (whole.saving.records or 0):
         found.append(f"{run.records} is shorter than when {whole.name} was saved: records are missing")
@@ -186,6 +187,11 @@ def _missing(run: RunFolder, whole: Summary | None) -> list[str]:
     if saved and (not there or checkpoint_age(saved[-1]) > checkpoint_age(there[-1])):
         found.append(f"{run.checkpoints / saved[-1]} is missing, the last one that {run.records.name} names")
     return found
+
+
+def _opening(records: Sequence[Record]) -> object:
+    """Return the kind of the first record that is no note: a run from --pretrained begins with what it took from it."""
+    return next((record.get("kind") for record in records if record.get("kind") != "note"), "note")
 
 
 def _prune(folder: Path, keep: int, dry_run: bool, output: Output) -> int:
