@@ -108,7 +108,7 @@ def python(args: argparse.Namespace) -> float:
     from resnext_core.config import Layer, load_config
     from resnext_core.data.index import open_index
     from resnext_core.data.opening import eval_loader
-    from resnext_core.data.sampler import Task, eval_batches
+    from resnext_core.data.sampler import eval_tasks
     from resnext_core.plugins import load_plugins
     from resnext_core.serving.load import serve
 
@@ -117,10 +117,9 @@ def python(args: argparse.Namespace) -> float:
     config, sources = load_config([Layer(source="benchmark", values=values)], plugins.option_types())
     served = serve(args.weights, config, sources, plugins, backend_id="onnx", batch_size=args.batch)
     index = open_index(args.data)
-    tasks = [Task(epoch=0, indices=i, valid=v) for i, v in eval_batches(len(index), args.batch, 0, 1)]
     with eval_loader(index, served.preprocess, config) as loader:
         started = time.perf_counter()
-        for batch in loader.batches(tasks):
+        for batch in loader.batches(eval_tasks(len(index), args.batch)):
             served.predictor.logits(batch.images)
         seconds = time.perf_counter() - started
     served.predictor.close()

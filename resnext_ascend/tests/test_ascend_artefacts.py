@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from ascend_cases import tiny_weights
-from resnext_mindspore.sidecar import read_sidecar
 
 from resnext_ascend import artefacts, diagnose
 from resnext_core.cli.main import main
+from resnext_core.model.sidecar import read_artefact
 from resnext_core.model.weights import save_weights
 
 pytest.importorskip("onnx")
@@ -83,7 +83,7 @@ def test_tools_are_called_with_what_the_weights_say(
     assert not target.exists()
     assert main(command) == 0
     assert target.read_text() == "artefact"
-    manifest, artefact = read_sidecar(target)
+    manifest, artefact = read_artefact(target)
     assert manifest.digest == tiny_weights().digest
     assert artefact["input"] == ("float" if "export.input=float" in words else "uint8")
     found = set(calls.read_text().splitlines())

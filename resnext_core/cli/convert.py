@@ -17,14 +17,14 @@ from resnext_core.cli.output import Output
 from resnext_core.config import load_config, parse_set
 from resnext_core.convert.containers import container, read_tensors
 from resnext_core.convert.names import NAMINGS, current_name
-from resnext_core.convert.reading import Stated, from_tensors, read_converted
+from resnext_core.convert.reading import ModelDescription, from_tensors, read_converted
 from resnext_core.convert.report import Change, Kind, summary
-from resnext_core.convert.sidecar import read_sidecar, sidecar_path, write_sidecar
 from resnext_core.convert.writing import to_tensors
 from resnext_core.data.lines import class_names
 from resnext_core.errors import DataError, UsageError, quoted, reason
 from resnext_core.files import check_target, make_folder, write_atomic
 from resnext_core.interfaces import StoredTensors, TrainState
+from resnext_core.model.sidecar import read_sidecar, sidecar_path, write_sidecar
 from resnext_core.model.spec import check_variant
 from resnext_core.model.weights import (
     Weights,
@@ -153,7 +153,7 @@ def _read(
         names = {"classes": tuple(stated.classes), "named": True}
         stated = replace(stated, classes=None)
         told = "told by its manifest, but for the names of its classes"
-    if stated != Stated(naming=None if own else stated.naming) and manifest is not None:
+    if stated != ModelDescription(naming=None if own else stated.naming) and manifest is not None:
         beside = "" if own else f", in {sidecar_path(path).name} beside it,"
         raise UsageError(f"{path} says{beside} what it is; leave out what you say of it")
     if own and keep:
@@ -163,7 +163,7 @@ def _read(
     found = read_converted(path, stated, plugins.weight_files, moments=keep)
     if manifest is None:
         told = f"told by names and shapes, and where those are silent by what is usual in {found.naming.id}"
-        if stated != Stated():
+        if stated != ModelDescription():
             told += " and what you say"
     told = f"names of {found.naming.id}, {told}"
     if entry := found.weights.origin.get("entry"):
@@ -209,7 +209,9 @@ def _write(
 
 
 def _digest_of(target: Path, weights: Weights, names: str, tensors: StoredTensors) -> str:
-    found = from_tensors(tensors, target, Stated(naming=names, spec=weights.spec, classes=weights.classes))
+    found = from_tensors(
+        tensors, target, ModelDescription(naming=names, spec=weights.spec, classes=weights.classes)
+    )
     return tensor_digest(found.weights.spec, found.weights.tensors)
 
 
@@ -260,7 +262,7 @@ def _joined(first: list[Change], second: list[Change]) -> list[Change]:
     return whole + [change for change in first if not change.target]
 
 
-def _stated(args: argparse.Namespace) -> Stated:
+def _stated(args: argparse.Namespace) -> ModelDescription:
     layers = parse_set(args.set)
     for layer in layers:
         ((section, values),) = layer.values.items()
@@ -268,7 +270,7 @@ def _stated(args: argparse.Namespace) -> Stated:
             raise UsageError(f"{layer.source}: convert takes model.pool_padding and preprocess.* only")
     config, _ = load_config(layers)
     said = {key for layer in layers for key in layer.values.get("preprocess", {})}
-    return Stated(
+    return ModelDescription(
         naming=args.source_names, variant=args.variant, image_size=args.image_size,
         classes=class_names(Path(args.classes)) if args.classes else None, pool_padding=config.model.pool_padding,
         preprocess={key: getattr(config.preprocess, key) for key in said},

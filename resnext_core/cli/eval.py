@@ -31,7 +31,7 @@ from resnext_core.ranks.collectives import Collectives, SingleProcess
 from resnext_core.ranks.info import RankInfo, rank_info
 from resnext_core.runs.folder import RunFolder, run_of
 from resnext_core.serving.evaluate import Evaluation, evaluate
-from resnext_core.serving.load import WEIGHTS_SUFFIX, Served, find_model, is_weights, serve
+from resnext_core.serving.load import WEIGHTS_SUFFIX, LoadedModel, find_model, is_weights, serve
 from resnext_core.serving.metrics import softmax
 
 #: Wrong and right predictions that a report shows, of each at most.
@@ -138,7 +138,12 @@ def handle(args: argparse.Namespace) -> int:
 
 
 def evaluate_served(
-    served: Served, index: Index, config: Config, rank: RankInfo, collectives: Collectives, output: Output
+    served: LoadedModel,
+    index: Index,
+    config: Config,
+    rank: RankInfo,
+    collectives: Collectives,
+    output: Output,
 ) -> tuple[Evaluation, list[dict[str, Any]]]:
     """Evaluate on `index`; also returns samples for the report: the most confident wrong ones, and right ones."""
     bar = ProgressBar(output)
@@ -177,7 +182,7 @@ def evaluate_served(
     return result, wrong[:SAMPLES] + list(right.values())[:SAMPLES]
 
 
-def open_split(config: Config, split: str | None, model: Served) -> Index:
+def open_split(config: Config, split: str | None, model: LoadedModel) -> Index:
     """Open one part of ``config.data``, with the classes of `model`: the named one, test, val, or itself.
 
     A test part without labels is passed over for val, as by a whole job.

@@ -19,11 +19,11 @@ from resnext_core.config import Config
 from resnext_core.data.index import Index, image_folder, remarks
 from resnext_core.data.lines import byte_lines
 from resnext_core.data.opening import eval_loader
-from resnext_core.data.sampler import Task, eval_batches
+from resnext_core.data.sampler import eval_tasks
 from resnext_core.errors import EXIT_DATA, EXIT_OK, DataError, UsageError
 from resnext_core.files import atomic_path, check_target, local_path
 from resnext_core.plugins import load_plugins
-from resnext_core.serving.load import Served, serve
+from resnext_core.serving.load import LoadedModel, serve
 from resnext_core.serving.metrics import softmax
 from resnext_core.terminal import StreamError
 
@@ -81,7 +81,7 @@ def handle(args: argparse.Namespace) -> int:
         served.predictor.close()
 
 
-def _infer_tensor(served: Served, tensor: NDArray[Any], path: Path, batch: int) -> int:
+def _infer_tensor(served: LoadedModel, tensor: NDArray[Any], path: Path, batch: int) -> int:
     size = served.spec.image_size
     if tensor.shape[1:] != (3, size, size):
         raise DataError(f"--tensor is {tensor.shape}, the model takes (N, 3, {size}, {size})")
@@ -90,7 +90,7 @@ def _infer_tensor(served: Served, tensor: NDArray[Any], path: Path, batch: int) 
     return EXIT_OK
 
 
-def _infer_images(served: Served, args: argparse.Namespace, config: Config) -> int:
+def _infer_images(served: LoadedModel, args: argparse.Namespace, config: Config) -> int:
     opened: list[Index] = []
     paths = list(_expand(args.images, opened))
     for line in remarks(opened):
@@ -99,9 +99,7 @@ def _infer_images(served: Served, args: argparse.Namespace, config: Config) -> i
         raise DataError("no images found in what was given")
     labels = np.full(len(paths), -1, np.int32)
     index = Index(paths=tuple(map(str, paths)), labels=labels, classes=served.classes, root=Path())
-    tasks = [
-        Task(epoch=0, indices=i, valid=v) for i, v in eval_batches(len(index), config.eval.batch_size, 0, 1)
-    ]
+    tasks = list(eval_tasks(len(index), config.eval.batch_size))
     rows, failed = [], 0
     lost: StreamError | None = None
 

@@ -12,10 +12,10 @@ from resnext_core.cli.output import Output, ProgressBar
 from resnext_core.config import Config
 from resnext_core.data.index import Index, remarks
 from resnext_core.data.opening import eval_loader
-from resnext_core.data.sampler import Task, eval_batches
+from resnext_core.data.sampler import eval_tasks
 from resnext_core.errors import DataError
 from resnext_core.plugins import load_plugins
-from resnext_core.serving.load import Served, serve
+from resnext_core.serving.load import LoadedModel, serve
 from resnext_core.serving.validate import TOLERANCE, ValidationResult, validate
 
 EPILOG = """\
@@ -70,7 +70,12 @@ def handle(args: argparse.Namespace) -> int:
 
 
 def compare_on(
-    artefact: Served, source: Served, index: Index, config: Config, tolerance: float, bar: ProgressBar
+    artefact: LoadedModel,
+    source: LoadedModel,
+    index: Index,
+    config: Config,
+    tolerance: float,
+    bar: ProgressBar,
 ) -> ValidationResult:
     """Compare two served models on every image of `index`; DataError when they are not the same network."""
     if artefact.spec != source.spec or artefact.preprocess != source.preprocess:
@@ -78,15 +83,11 @@ def compare_on(
             f"{artefact.source} is {artefact.spec.variant} with other preprocessing or shape than {source.source} "
             f"({source.spec.variant}): it was exported from something else"
         )
-    tasks = [
-        Task(epoch=0, indices=indices, valid=valid)
-        for indices, valid in eval_batches(len(index), config.eval.batch_size, 0, 1)
-    ]
     with eval_loader(index, source.preprocess, config) as loader:
         result = validate(
             artefact.predictor,
             source.predictor,
-            loader.batches(tasks),
+            loader.batches(eval_tasks(len(index), config.eval.batch_size)),
             tolerance=tolerance,
             progress=lambda n: bar({"kind": "progress", "what": "validate", "done": n, "total": len(index)}),
         )
@@ -94,7 +95,7 @@ def compare_on(
     return result
 
 
-def describe(artefact: Served, source: Served, result: ValidationResult) -> dict[str, Any]:
+def describe(artefact: LoadedModel, source: LoadedModel, result: ValidationResult) -> dict[str, Any]:
     """Return the JSON record of a validation."""
     return {
         "artefact": artefact.source,

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from resnext_core.convert.containers import read_tensors
 from resnext_core.convert.names import NAMINGS, Naming, detect, network_prefixes
 from resnext_core.convert.report import Change
-from resnext_core.convert.sidecar import from_manifest, read_sidecar
 from resnext_core.errors import DataError, UsageError, shown
 from resnext_core.files import file_digest
 from resnext_core.interfaces import StoredTensors, WeightFile
 from resnext_core.model.preprocess import preprocess_spec
+from resnext_core.model.sidecar import from_manifest, read_sidecar
 from resnext_core.model.spec import VARIANTS, ModelSpec, PoolPadding
 from resnext_core.model.weights import Weights, check_tensors, load_weights, read_manifest_text
 
@@ -42,8 +42,8 @@ class Converted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stated:
-    """What is known of a file that does not say it itself: None is taken from the tensors or the world's habits.
+class ModelDescription:
+    """What is known about a file without a manifest: None is inferred from its tensors, or a default of its format.
 
     `spec` is the whole network, and leaves nothing to `variant` and the others. `preprocess` are settings of the
     configuration's section that differ from the world's habits. `new_head` is the number of classes of a classifier
@@ -64,7 +64,7 @@ class Stated:
 def from_tensors(
     tensors: Mapping[str, NDArray[Any]] | StoredTensors,
     path: Path,
-    stated: Stated = Stated(),
+    given: ModelDescription = ModelDescription(),
     *,
     moments: bool = False,
 ) -> Converted:
@@ -73,15 +73,15 @@ def from_tensors(
     Raises UsageError where the user must say more, DataError listing what is missing, unexpected or misshapen.
     """
     stored = tensors if isinstance(tensors, StoredTensors) else StoredTensors(tensors=tensors)
-    naming = _naming(stored.tensors, path, stated)
+    naming = _naming(stored.tensors, path, given)
     plain = _strip(stored.tensors, naming, path)
     dropped, kept, moved = _sort(plain, naming, moments)
     if naming.id == "torch":
         dropped += _only_network(plain, kept, path)
     headless = _without_head(kept, naming)
     if headless:
-        dropped += _add_head(plain, kept, naming, stated, path)
-    spec = _spec(kept, naming, stated, path)
+        dropped += _add_head(plain, kept, naming, given, path)
+    spec = _spec(kept, naming, given, path)
     # before tables are made of a network that no such file can hold: a manifest may state 4096 blocks of 4096 groups
     if sum(spec.depths) * (spec.groups if naming.split else 1) > 4 * len(kept):
         raise DataError(
@@ -103,12 +103,12 @@ def from_tensors(
         )
         changes += moved_changes
     check_tensors(spec, neutral, where=str(path))
-    size = stated.image_size or spec.image_size
+    size = given.image_size or spec.image_size
     weights = Weights(
         spec=spec,
-        preprocess=preprocess_spec(replace(naming.preprocess, **stated.preprocess), size),
-        classes=_classes(stated, spec),
-        named=stated.classes is not None,
+        preprocess=preprocess_spec(replace(naming.preprocess, **given.preprocess), size),
+        classes=_classes(given, spec),
+        named=given.classes is not None,
         tensors={t.name: neutral[t.name] for t in spec.tensors},
         origin={
             "file": path.name, "file_digest": file_digest(path), "names": naming.id,
@@ -122,38 +122,40 @@ def from_tensors(
     )  # fmt: skip
 
 
-def read_foreign(path: Path, stated: Stated, plugins: Mapping[str, WeightFile]) -> tuple[Weights, bool]:
+def read_foreign(
+    path: Path, given: ModelDescription, plugins: Mapping[str, WeightFile]
+) -> tuple[Weights, bool]:
     """Return the weights of a neutral file or of another world's, and whether the classifier is missing there."""
     if path.suffix == ".safetensors" and read_manifest_text(path) is not None:
         return load_weights(path), False
-    found = read_converted(path, stated, plugins)
+    found = read_converted(path, given, plugins)
     return found.weights, found.headless
 
 
 def read_converted(
-    path: Path, stated: Stated, plugins: Mapping[str, WeightFile], *, moments: bool = False
+    path: Path, given: ModelDescription, plugins: Mapping[str, WeightFile], *, moments: bool = False
 ) -> Converted:
-    """Return what a file of another world holds. A manifest beside it says what `stated` would, and wins."""
+    """Return what a file of another world holds. A manifest beside it takes the place of `given`."""
     manifest = read_sidecar(path)
     if manifest is not None:
-        stated = Stated(
-            naming=stated.naming, spec=manifest.spec, classes=manifest.classes,
+        given = ModelDescription(
+            naming=given.naming, spec=manifest.spec, classes=manifest.classes,
             image_size=manifest.spec.image_size,
         )  # fmt: skip
-    found = from_tensors(read_tensors(path, plugins), path, stated, moments=moments)
+    found = from_tensors(read_tensors(path, plugins), path, given, moments=moments)
     if manifest is None:
         return found
     return replace(found, weights=from_manifest(found.weights, manifest, path))
 
 
-def _naming(tensors: Mapping[str, Any], path: Path, stated: Stated) -> Naming:
+def _naming(tensors: Mapping[str, Any], path: Path, given: ModelDescription) -> Naming:
     if all(not array.size for array in tensors.values()):
         raise DataError(
             f"the tensors of {path} are empty: a part of a DeepSpeed ZeRO-3 checkpoint; join the parts with its "
             "zero_to_fp32.py"
         )
-    if stated.naming is not None:
-        return NAMINGS[stated.naming]
+    if given.naming is not None:
+        return NAMINGS[given.naming]
     naming = detect(tensors)
     if naming is None:
         _say_why(tensors, path)
@@ -213,11 +215,11 @@ def _without_head(kept: Mapping[str, Any], naming: Naming) -> bool:
 
 
 def _add_head(
-    plain: _Plain, kept: dict[str, NDArray[Any]], naming: Naming, stated: Stated, path: Path
+    plain: _Plain, kept: dict[str, NDArray[Any]], naming: Naming, given: ModelDescription, path: Path
 ) -> list[Change]:
     """Put a classifier of zeros into `kept`, and drop one of another make; DataError where none is wanted."""
     others = [name for name in kept if _HEADS.fullmatch(name)]
-    if stated.new_head is None:
+    if given.new_head is None:
         other = f" named {naming.rename('fc.weight')}, but {shown(others[0])}" if others else ""
         raise DataError(
             f"{path} has no classifier{other}: it is a backbone, which answers nothing by itself; train one on it: "
@@ -230,7 +232,7 @@ def _add_head(
         dropped.append(Change(kind="dropped", source=(plain[name][0],), target=(), reason=reason))
     for name in ("fc.weight", "fc.bias"):
         there = naming.rename(name)
-        kept[there] = np.zeros(stated.new_head if name == "fc.bias" else (stated.new_head, 0), np.float32)
+        kept[there] = np.zeros(given.new_head if name == "fc.bias" else (given.new_head, 0), np.float32)
         plain[there] = (name, kept[there])
     return dropped
 
@@ -325,19 +327,19 @@ def _float32(array: NDArray[Any], name: str, path: Path) -> NDArray[np.float32]:
     )
 
 
-def _spec(kept: Mapping[str, NDArray[Any]], naming: Naming, stated: Stated, path: Path) -> ModelSpec:
-    if stated.spec is not None:
-        return stated.spec
-    spec = _inferred(kept, naming, path) if stated.variant is None else VARIANTS[stated.variant]
-    changes: dict[str, Any] = {"pool_padding": stated.pool_padding or naming.pool_padding}
-    if stated.variant is not None:
+def _spec(kept: Mapping[str, NDArray[Any]], naming: Naming, given: ModelDescription, path: Path) -> ModelSpec:
+    if given.spec is not None:
+        return given.spec
+    spec = _inferred(kept, naming, path) if given.variant is None else VARIANTS[given.variant]
+    changes: dict[str, Any] = {"pool_padding": given.pool_padding or naming.pool_padding}
+    if given.variant is not None:
         head = next((a for n, a in kept.items() if n == naming.rename("fc.bias")), None)
         if head is not None and head.ndim == 1 and head.size:
             changes["num_classes"] = int(head.size)
-    if stated.num_classes is not None:
-        changes["num_classes"] = stated.num_classes
-    if stated.image_size is not None:
-        changes["image_size"] = stated.image_size
+    if given.num_classes is not None:
+        changes["num_classes"] = given.num_classes
+    if given.image_size is not None:
+        changes["image_size"] = given.image_size
     return spec.replace(**changes)
 
 
@@ -385,7 +387,7 @@ def _inferred(kept: Mapping[str, NDArray[Any]], naming: Naming, path: Path) -> M
         ) from error
 
 
-def _classes(stated: Stated, spec: ModelSpec) -> tuple[str, ...]:
-    if stated.classes is None:
+def _classes(given: ModelDescription, spec: ModelSpec) -> tuple[str, ...]:
+    if given.classes is None:
         return tuple(str(i) for i in range(spec.num_classes))
-    return tuple(stated.classes)
+    return tuple(given.classes)

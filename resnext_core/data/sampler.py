@@ -60,10 +60,8 @@ def rank_slice(
     return permutation[start : start + share]
 
 
-def eval_batches(
-    n: int, batch_size: int, rank: int, world: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
-    """Yield the batches of `rank`: indices int64 (batch_size,) and valid bool (batch_size,).
+def eval_tasks(n: int, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Task]:
+    """Yield the tasks of `rank` in an evaluation of `n` images: indices and valid are (batch_size,).
 
     Over all ranks every index of 0..n−1 is valid exactly once. Rank r takes r, r + world, r + 2·world, …;
     all ranks yield the same number of batches, all of batch_size; padding rows have index 0 and valid False.
@@ -74,7 +72,7 @@ def eval_batches(
         part = mine[start : start + batch_size]
         indices, valid = np.zeros(batch_size, np.int64), np.zeros(batch_size, np.bool_)
         indices[: len(part)], valid[: len(part)] = part, True
-        yield indices, valid
+        yield Task(epoch=0, indices=indices, valid=valid)
 
 
 def sample_rng(seed: int, epoch: int, sample: int) -> np.random.Generator:

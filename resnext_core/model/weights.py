@@ -320,15 +320,14 @@ def parse_manifest(text: str, where: str) -> Manifest:
         raise DataError(f"{where} has a broken manifest: {shown(detail, 400)}") from error
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Return the manifest in the file `path`, which holds it alone; DataError when it is missing or broken."""
+def manifest_text(path: Path) -> str:
+    """Return the text of the file `path`, which holds a manifest alone; DataError when it cannot be read."""
     try:
-        text = read_text(path, MOST_JSON)
+        return read_text(path, MOST_JSON)
     except DataError as error:
         if isinstance(error.__cause__, UnicodeDecodeError):
             raise DataError(f"{path} is not text") from error
         raise DataError(f"cannot read {path}: {error}") from error
-    return parse_manifest(text, where=str(path))
 
 
 def sealed(manifest: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from resnext_core.errors import EXIT_INTERRUPTED
 from resnext_core.ranks.info import LAUNCHER
+from resnext_core.ranks.parent import when_parent_ends
 
 
 class StopRequest:
@@ -42,8 +43,8 @@ class StopRequest:
         self.requested = True
 
 
-#: Seconds between two looks at the launcher, and until a rank that does not stop by itself is ended.
-_LOOK_S, _PATIENCE_S = 1.0, 25.0
+#: Seconds until a rank that does not stop by itself is ended.
+_PATIENCE_S = 25.0
 
 
 def follow_launcher(environ: Mapping[str, str]) -> None:
@@ -53,12 +54,10 @@ def follow_launcher(environ: Mapping[str, str]) -> None:
     """
     launcher = environ.get(LAUNCHER, "")
     if launcher.isdecimal() and int(launcher) == os.getppid():
-        threading.Thread(target=_follow, args=(int(launcher),), name="resnext-launcher", daemon=True).start()
+        when_parent_ends(int(launcher), _stop)
 
 
-def _follow(launcher: int) -> None:
-    while os.getppid() == launcher:
-        time.sleep(_LOOK_S)
+def _stop() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_PATIENCE_S)
     os._exit(EXIT_INTERRUPTED)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from resnext_core.data.index import Index
 from resnext_core.data.loader import Loader
-from resnext_core.data.sampler import Task, eval_batches
+from resnext_core.data.sampler import eval_tasks
 from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import Batch, Predictor
 from resnext_core.ranks.collectives import Collectives
@@ -105,10 +105,7 @@ def evaluate(
         )
     started = time.perf_counter()
     counts = Counts.zeros(len(index.classes))
-    tasks = [
-        Task(epoch=0, indices=indices, valid=valid)
-        for indices, valid in eval_batches(len(index), batch_size, rank.rank, rank.world)
-    ]
+    tasks = list(eval_tasks(len(index), batch_size, rank.rank, rank.world))
     total, done = sum(int(t.valid.sum()) for t in tasks), 0
     with closing(loader.batches(tasks)) as batches:
         for task, batch in zip(tasks, batches, strict=True):

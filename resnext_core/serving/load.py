@@ -10,14 +10,15 @@ from typing import Any
 
 from resnext_core.config import Config
 from resnext_core.convert.containers import readable
-from resnext_core.convert.reading import Stated, read_foreign
+from resnext_core.convert.reading import ModelDescription, read_foreign
 from resnext_core.errors import BackendUnavailable, DataError, UsageError, quoted, suggest
 from resnext_core.files import local_path
 from resnext_core.files.types import refuse_foreign
 from resnext_core.interfaces import Backend, Predictor, PredictRequest
 from resnext_core.model.preprocess import PreprocessSpec
+from resnext_core.model.sidecar import read_sidecar, sidecar_path
 from resnext_core.model.spec import ModelSpec
-from resnext_core.model.weights import Manifest, Weights, load_weights, read_manifest, read_manifest_text
+from resnext_core.model.weights import Manifest, Weights, load_weights, read_manifest_text
 from resnext_core.plugins import PluginSet, format_reason
 from resnext_core.ranks.info import RankInfo
 from resnext_core.runs.folder import other_runs
@@ -28,8 +29,8 @@ WEIGHTS_SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Served:
-    """A predictor and what must be known to use it."""
+class LoadedModel:
+    """A model on a backend: its predictor, and what must be known to use it."""
 
     predictor: Predictor
     backend: Backend
@@ -39,6 +40,10 @@ class Served:
     classes: tuple[str, ...]
     digest: str
     has_names: bool = True
+
+
+#: Its name before; gone once nothing uses it.
+Served = LoadedModel
 
 
 def find_model(path: Path) -> Path:
@@ -66,7 +71,7 @@ def read_weights(path: Path, config: Config, sources: Mapping[str, str], plugins
     path = find_model(path)
     if path.suffix == WEIGHTS_SUFFIX and read_manifest_text(path) is not None:
         return load_weights(path)
-    return read_foreign(path, stated_model(config, sources), plugins.weight_files)[0]
+    return read_foreign(path, described_model(config, sources), plugins.weight_files)[0]
 
 
 def is_weights(path: Path, plugins: PluginSet) -> bool:
@@ -77,11 +82,11 @@ def is_weights(path: Path, plugins: PluginSet) -> bool:
     return path.suffix not in served and readable(path, plugins.weight_files)
 
 
-def stated_model(config: Config, sources: Mapping[str, str]) -> Stated:
+def described_model(config: Config, sources: Mapping[str, str]) -> ModelDescription:
     """Return what the configuration says, and not merely by default, of a file without manifest."""
     stated = {key for key, source in sources.items() if source != "default"}
     model = config.model
-    return Stated(
+    return ModelDescription(
         variant=model.variant if "model.variant" in stated else None,
         image_size=model.image_size, pool_padding=model.pool_padding, num_classes=model.num_classes,
         preprocess={
@@ -150,7 +155,7 @@ def serve(
     tensor_input: bool = False,
     rank: RankInfo | None = None,
     self_check: bool = True,
-) -> Served:
+) -> LoadedModel:
     """Load the model at `path` on the named backend, or on the best available one that can read it.
 
     `prefer` names the backend to take where it can read the file; see :meth:`PluginSet.choose`.
@@ -182,7 +187,7 @@ def serve(
     manifest = artefact_manifest(path, predictor)
     if self_check and config.eval.self_check:
         check_golden(predictor, manifest.golden, manifest.spec, str(path))
-    return Served(
+    return LoadedModel(
         predictor=predictor, backend=backend, source=str(path), spec=manifest.spec,
         preprocess=manifest.preprocess, classes=manifest.classes, digest=manifest.digest,
         has_names=manifest.has_names,
@@ -199,7 +204,7 @@ def serve_weights(
     batch_size: int = 32,
     rank: RankInfo | None = None,
     source: str = "weights in memory",
-) -> Served:
+) -> LoadedModel:
     """Serve `weights` on the named backend, or on the best available one; `prefer` as in :func:`serve`."""
     backend = server_of(plugins, WEIGHTS_SUFFIX, backend_id, prefer=prefer)
     assert backend.predictor is not None
@@ -211,7 +216,7 @@ def serve_weights(
     )  # fmt: skip
     if config.eval.self_check:
         check_golden(predictor, weights.golden, weights.spec, source)
-    return Served(
+    return LoadedModel(
         predictor=predictor, backend=backend, source=source, spec=weights.spec,
         preprocess=weights.preprocess, classes=weights.classes, digest=weights.digest,
         has_names=weights.has_names,
@@ -223,7 +228,7 @@ def artefact_manifest(path: Path, predictor: Predictor) -> Manifest:
     inside: Any = getattr(predictor, "manifest", None)
     if isinstance(inside, Manifest):
         return inside
-    sidecar = path.with_name(path.name + ".json")
-    if not sidecar.is_file():
-        raise DataError(f"{path} has no manifest: {sidecar.name} is missing beside it")
-    return read_manifest(sidecar)
+    manifest = read_sidecar(path)
+    if manifest is None:
+        raise DataError(f"{path} has no manifest: {sidecar_path(path).name} is missing beside it")
+    return manifest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import pytest
 
 from resnext_core.errors import BackendUnavailable
 from resnext_core.interfaces import ExportRequest, Predictor, PredictRequest
-from resnext_core.model.weights import Manifest, Weights, parse_manifest
+from resnext_core.model.sidecar import read_sidecar
+from resnext_core.model.weights import Manifest, Weights
 from resnext_core.testing import cases
 from resnext_core.testing.base import ContractBase, server_of
 
@@ -137,11 +137,9 @@ class ExportContract(ContractBase):
         )
 
     def _manifest(self, path: Path) -> Manifest:
-        sidecar = path.with_name(f"{path.name}.json")
-        if sidecar.exists():
-            text = sidecar.read_text(encoding="utf-8")
-            assert isinstance(json.loads(text), dict)
-            return parse_manifest(text, where=str(sidecar))
+        beside = read_sidecar(path)
+        if beside is not None:
+            return beside
         (path,) = self._served([path])
         predictor = self._open(path)
         manifest = getattr(predictor, "manifest", None)

@@ -10,7 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from resnext_core.config import Config
-from resnext_core.convert.reading import Stated, read_foreign
+from resnext_core.convert.reading import ModelDescription, read_foreign
 from resnext_core.data.classes import GIVE_NAMES, is_number
 from resnext_core.errors import DataError, UsageError, quoted
 from resnext_core.interfaces import TrainState, WeightFile
@@ -35,7 +35,9 @@ def pretrained_weights(
     assert model.pretrained is not None
     path = find_model(Path(model.pretrained))
     known = model.variant if path.suffix != ".safetensors" and model.variant in VARIANTS else None
-    weights, headless = read_foreign(path, Stated(variant=known, new_head=len(classes)), weight_files)
+    weights, headless = read_foreign(
+        path, ModelDescription(variant=known, new_head=len(classes)), weight_files
+    )
     spec = weights.spec
     if spec.variant != model.variant:
         raise UsageError(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from resnext_core.convert.ckpt import read_ckpt, write_ckpt
 from resnext_core.convert.containers import BUILTIN
 from resnext_core.convert.names import NAMINGS, detect
-from resnext_core.convert.reading import Stated, from_tensors
+from resnext_core.convert.reading import ModelDescription, from_tensors
 from resnext_core.convert.writing import to_tensors
 from resnext_core.errors import EXIT_DATA, EXIT_USAGE, DataError, UsageError
 from resnext_core.interfaces import TrainState
@@ -66,7 +66,7 @@ def test_neutral_to_any_format_and_back_is_the_identity(
     path = tmp_path / f"w{ending}"
     container = next(c for c in BUILTIN if ending in c.suffixes)
     container.write(path, tensors, naming.tag)
-    found = from_tensors(container.read(path), path, Stated(naming=naming.id, image_size=32))
+    found = from_tensors(container.read(path), path, ModelDescription(naming=naming.id, image_size=32))
     assert found.weights.digest == weights.digest
     for name, array in weights.tensors.items():
         assert found.weights.tensors[name].tobytes() == array.tobytes()

@@ -27,7 +27,7 @@ from resnext_core.data.index import Index, image_folder, open_index
 from resnext_core.data.loader import Loader, default_workers
 from resnext_core.data.pool import MAX_RESTARTS
 from resnext_core.data.quarantine import Quarantine, read_list, write_list
-from resnext_core.data.sampler import Task, epoch_permutation, eval_batches, rank_slice
+from resnext_core.data.sampler import Task, epoch_permutation, eval_tasks, rank_slice
 from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import Batch
 from resnext_core.model.preprocess import PreprocessSpec
@@ -54,10 +54,6 @@ def train_tasks(index: Index, epoch: int, batch: int = 8) -> list[Task]:
     return [Task.of(epoch, rank_slice(order, step, batch, 0, 1)) for step in range(len(index) // batch)]
 
 
-def eval_tasks(index: Index, batch: int = 5, rank: int = 0, world: int = 1) -> list[Task]:
-    return [Task(epoch=0, indices=i, valid=v) for i, v in eval_batches(len(index), batch, rank, world)]
-
-
 def collect(batches: Iterator[Batch]) -> list[np.ndarray]:
     """Each batch as one array, all its fields side by side."""
     return [np.concatenate([_flat(getattr(b, f)) for f in FIELDS], axis=1) for b in batches]
@@ -71,7 +67,7 @@ FIELDS = ("images", "labels", "index", "valid")
 
 
 def test_batches_do_not_depend_on_workers(index: Index) -> None:
-    tasks = train_tasks(index, 0) + train_tasks(index, 1) + eval_tasks(index)
+    tasks = train_tasks(index, 0) + train_tasks(index, 1) + list(eval_tasks(len(index), 5))
     results = []
     for workers, prefetch in [(0, 4), (1, 1), (2, 4), (3, 2)]:
         with Loader(index, SPEC, AugmentConfig(), seed=3, workers=workers, prefetch=prefetch) as loader:
@@ -85,7 +81,7 @@ def test_batches_do_not_depend_on_workers(index: Index) -> None:
 
 def test_what_a_batch_holds(index: Index) -> None:
     with Loader(index, SPEC, workers=1) as loader:
-        batches = list(loader.batches(eval_tasks(index, batch=8)))
+        batches = list(loader.batches(eval_tasks(len(index), 8)))
     assert [len(b) for b in batches] == [8, 8, 8, 8]
     for batch in batches:
         assert batch.images.shape == (8, 24, 24, 3)
@@ -137,7 +133,7 @@ def test_batches_may_change_in_size(index: Index) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_images_are_counted_and_never_replaced(with_bad: Index, workers: int) -> None:
-    tasks = eval_tasks(with_bad, batch=4)
+    tasks = list(eval_tasks(len(with_bad), 4))
     with Loader(with_bad, SPEC, workers=workers) as loader:
         # a full round first: rows of reused memory must not show an older image
         list(loader.batches([Task.of(0, np.zeros(4, np.int64))] * 8))
@@ -510,7 +506,7 @@ def test_readers_of_a_rank_whose_cores_were_divided(monkeypatch: pytest.MonkeyPa
 
 def read_all(index: Index, workers: int, **options: Any) -> Loader:
     with Loader(index, SPEC, workers=workers, **options) as loader:
-        for _ in loader.batches(eval_tasks(index)):
+        for _ in loader.batches(eval_tasks(len(index), 5)):
             pass
     return loader
 

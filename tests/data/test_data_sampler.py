@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from resnext_core.data.sampler import (
     epoch_permutation,
-    eval_batches,
+    eval_tasks,
     rank_slice,
     sample_rng,
     steps_per_epoch,
@@ -70,11 +70,13 @@ def test_batch_must_divide() -> None:
 
 @given(st.integers(0, 70), st.integers(1, 17), st.integers(1, 9))
 def test_evaluation_scores_every_index_once(n: int, batch_size: int, world: int) -> None:
-    ranks = [list(eval_batches(n, batch_size, rank, world)) for rank in range(world)]
+    ranks = [list(eval_tasks(n, batch_size, rank, world)) for rank in range(world)]
     assert len({len(batches) for batches in ranks}) == 1
     scored: list[int] = []
-    for batches in ranks:
-        for indices, valid in batches:
+    for tasks in ranks:
+        for task in tasks:
+            indices, valid = task.indices, task.valid
+            assert task.epoch == 0
             assert indices.dtype == np.int64
             assert valid.dtype == np.bool_
             assert indices.shape == valid.shape == (batch_size,)

@@ -33,11 +33,11 @@ from resnext_core.convert.containers import BUILTIN
 from resnext_core.convert.names import NAMINGS
 from resnext_core.convert.pth import read_pth
 from resnext_core.convert.reading import from_tensors
-from resnext_core.convert.sidecar import sidecar_path
 from resnext_core.convert.writing import to_tensors
 from resnext_core.errors import EXIT_DATA, DataError, ResnextError
 from resnext_core.model.init import random_weights
 from resnext_core.model.preprocess import PreprocessSpec
+from resnext_core.model.sidecar import sidecar_path
 from resnext_core.model.spec import ModelSpec
 from resnext_core.model.weights import (
     Golden,

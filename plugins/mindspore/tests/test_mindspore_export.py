@@ -20,7 +20,8 @@ pytest.importorskip("mindspore.nn")
 from resnext_mindspore.device import Device
 from resnext_mindspore.exporters import export_mindir
 from resnext_mindspore.predictor import create_predictor, in_batches, normalize
-from resnext_mindspore.sidecar import read_sidecar, sidecar_path
+
+from resnext_core.model.sidecar import read_artefact, sidecar_path
 
 WEIGHTS = tiny_weights(20, stem="imagenet", pool_padding="symmetric")
 IMAGES = batches(1, 20, images=3)[0].images
@@ -71,7 +72,7 @@ def test_fixed_batch_of_floats(tmp_path: Path, source: np.ndarray) -> None:
     served = _serve(path)
     assert relative(served.logits(IMAGES), source) <= 1e-5
     assert relative(served.logits_from_tensor(normalize(IMAGES, WEIGHTS.preprocess)), source) <= 1e-5
-    assert read_sidecar(path)[1]["batch_size"] == 2
+    assert read_artefact(path)[1]["batch_size"] == 2
 
 
 def test_damage_is_noticed(artefact: Path, tmp_path: Path) -> None:

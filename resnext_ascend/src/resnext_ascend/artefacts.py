@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from resnext_mindspore.sidecar import sidecar_path, write_sidecar
-
 from resnext_ascend import diagnose
 from resnext_core.errors import BackendUnavailable, DataError, UsageError, reason
-from resnext_core.files import atomic_path
 from resnext_core.files.scratch import Scratch
 from resnext_core.interfaces import ExportRequest
+from resnext_core.model.sidecar import keep_artefact
 from resnext_core.model.weights import Weights
 from resnext_core.plugins import PluginSet
 
@@ -107,7 +105,7 @@ def convert(
         found = made if made.is_file() else next(folder.glob(f"made*{ENDINGS[kind]}"), None)
         if found is None:  # ATC adds the operating system to some names
             raise DataError(f"{Path(tool).name} ended well and wrote no {ENDINGS[kind]} file")
-        keep(found, target, weights, request)
+        keep_artefact(found, target, weights, {"input": request.input, "batch_size": request.batch_size})
 
 
 def command(
@@ -166,14 +164,6 @@ def run_tool(words: Sequence[str], folder: str) -> None:
         )
 
 
-def keep(made: Path, target: Path, weights: Weights, request: ExportRequest) -> None:
-    """Move an artefact into place, its sidecar after it; an old sidecar never describes the new artefact."""
-    sidecar_path(target).unlink(missing_ok=True)
-    with atomic_path(target) as temporary:
-        shutil.copyfile(made, temporary)
-    write_sidecar(target, weights, request)
-
-
 def export_air(weights: Weights, target: Path, request: ExportRequest, device_id: int) -> None:
     """Write `weights` as AIR at `target` with its sidecar; on an Ascend only.
 
@@ -204,4 +194,4 @@ def export_air(weights: Weights, target: Path, request: ExportRequest, device_id
     with Scratch("ascend") as folder:
         made = folder / "network.air"
         ms.export(network, ms.Tensor(images), file_name=str(made.with_suffix("")), file_format="AIR")
-        keep(made, target, weights, request)
+        keep_artefact(made, target, weights, {"input": request.input, "batch_size": request.batch_size})

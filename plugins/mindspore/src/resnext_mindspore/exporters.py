@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from resnext_core.errors import EXIT_OK, DataError, ResnextError, UsageError
-from resnext_core.files import atomic_path
 from resnext_core.files.scratch import Scratch
 from resnext_core.interfaces import ExportRequest
+from resnext_core.model.sidecar import keep_artefact
 from resnext_core.model.weights import Weights, load_weights, save_weights
-from resnext_mindspore.sidecar import sidecar_path, write_sidecar
 
 #: Largest |difference| between the artefact and its source, over the largest |logit|.
 TOLERANCE = 1e-5
@@ -49,11 +47,7 @@ def export_mindir(weights: Weights, path: Path, request: ExportRequest) -> None:
         if done.returncode or not artefact.is_file():
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             raise DataError(f"MindSpore could not export {path.name}: {lines[-1]}")
-        # An old sidecar must never describe the new artefact, not even for a moment.
-        sidecar_path(path).unlink(missing_ok=True)
-        with atomic_path(path) as temporary:
-            shutil.copyfile(artefact, temporary)
-    write_sidecar(path, weights, request)
+        keep_artefact(artefact, path, weights, {"input": request.input, "batch_size": request.batch_size})
 
 
 def _export_here(weights: Weights, *, tensor_input: bool, batch_size: int | None) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from resnext_core.errors import DataError, UsageError, one_line
 from resnext_core.interfaces import PredictRequest
 from resnext_core.model.preprocess import PreprocessSpec
+from resnext_core.model.sidecar import read_artefact
 from resnext_core.model.weights import Manifest, Weights, load_weights
 from resnext_mindspore.device import Device, open_device
 
@@ -88,10 +89,8 @@ class MindirPredictor:
     def __init__(self, request: PredictRequest) -> None:
         from mindspore import nn
 
-        from resnext_mindspore.sidecar import read_sidecar
-
         assert request.path is not None
-        self.manifest, artefact = read_sidecar(request.path)
+        self.manifest, artefact = read_artefact(request.path, needs=("input", "batch_size"))
         self._input: str = artefact["input"]
         self._batch: int | None = artefact["batch_size"]
         self._size = self.manifest.spec.image_size
