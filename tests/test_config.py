@@ -14,9 +14,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnext_core.cli.common import recipe_names, recipe_path
 from resnext_core.config import Config, Layer, load_config, parse_set, read_layer
 from resnext_core.errors import UsageError
+from resnext_core.jobs.recipes import recipe_names, recipe_path
 from resnext_core.plugins import load_plugins
 
 

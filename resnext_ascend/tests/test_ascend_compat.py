@@ -23,9 +23,9 @@ from resnext_ascend.compat.evaluate import checkpoints
 from resnext_ascend.compat.train import RECIPE, settings
 
 from resnext_ascend import rank_table
-from resnext_core.cli.common import read_recipe
 from resnext_core.config import Layer, load_config
 from resnext_core.errors import DataError, UsageError
+from resnext_core.jobs.recipes import read_recipe
 from resnext_core.plugins import load_plugins
 from resnext_core.ranks.children import forwarding
 from resnext_core.training.schedule import lrs, scaled_lr

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from resnext_core.cli.common import add_config_flags, add_json_flag, resolve_config
+from resnext_core.cli.common import add_config_flags, add_json_flag, print_config, settings_of
 from resnext_core.cli.output import Output
 from resnext_core.config import Config
 from resnext_core.data.index import open_index, remarks
@@ -20,6 +20,7 @@ from resnext_core.data.opening import loader_workers
 from resnext_core.data.sampler import Task, epoch_permutation
 from resnext_core.errors import UsageError
 from resnext_core.interfaces import Backend, Batch, peak_bytes
+from resnext_core.jobs.settings import resolve
 from resnext_core.jobs.training import train_request
 from resnext_core.model.weights import Weights
 from resnext_core.plugins import PluginSet, load_plugins
@@ -66,7 +67,10 @@ def handle(args: argparse.Namespace) -> int:
     if args.peak_tflops is not None and not args.peak_tflops > 0:
         raise UsageError(f"--peak-tflops must be above 0, not {args.peak_tflops}")
     plugins = load_plugins()
-    config, sources = resolve_config(args, plugins)
+    resolved = resolve(settings_of(args), plugins)
+    if args.print_config:
+        return print_config(resolved)
+    config, sources = resolved.config, resolved.sources
     output = Output(json_result=args.json)
     if args.what == "data":
         result = bench_data(config, args.steps, output.say)
@@ -105,7 +109,7 @@ def bench_train(
 
 
 def bench_eval(
-    args: argparse.Namespace, config: Config, sources: dict[str, str], plugins: PluginSet
+    args: argparse.Namespace, config: Config, sources: Mapping[str, str], plugins: PluginSet
 ) -> dict[str, Any]:
     """Time the forward pass on random images; returns rates and percentiles (ms a batch)."""
     n = config.train.batch_size

@@ -1,32 +1,14 @@
-"""Flags that several commands share, and what they resolve to."""
+"""Flags that several commands share, and the settings that they give."""
 
 from __future__ import annotations
 
 import argparse
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
-from resnext_core.config import Config, Layer, load_config, parse_set, read_layer
-from resnext_core.errors import EXIT_OK, UsageError, shown, suggest
-from resnext_core.files import local_path
-from resnext_core.interfaces import Backend
-from resnext_core.plugins import PluginSet
+import yaml
 
-#: Recipe of a whole job on the user's own folder when no recipe is named: small enough for a laptop.
-DEFAULT_RECIPE = "photos-small"
-
-#: Flags that stand for one value of the configuration.
-_SHORT = {
-    "data": ("data", "dir"),
-    "epochs": ("train", "epochs"),
-    "batch_size": ("train", "batch_size"),
-    "seed": ("train", "seed"),
-    "pretrained": ("model", "pretrained"),
-    "num_classes": ("model", "num_classes"),
-    "output": ("output", "dir"),
-    "name": ("output", "name"),
-}
+from resnext_core.errors import EXIT_OK
+from resnext_core.jobs.settings import Resolved, Settings
 
 
 def add_config_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) -> None:
@@ -85,91 +67,42 @@ def add_json_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON result on standard output")
 
 
-def config_words(args: argparse.Namespace) -> list[str]:
-    """Return the configuration flags again, for other processes of the same command."""
-    words = [f"--recipe={args.recipe}"] if args.recipe else []
-    words += [f"--config={path}" for path in args.config]
-    for flag in _SHORT:
-        value = getattr(args, flag)
-        if value is not None:
-            words.append(f"--{flag.replace('_', '-')}={value}")
-    return words + [f"--set={assignment}" for assignment in args.set]
+def add_resume_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --resume."""
+    parser.add_argument(
+        "--resume", metavar="RUN", nargs="?", const="", help="continue a run (the newest without RUN)"
+    )
 
 
-def resolve_config(
-    args: argparse.Namespace,
-    plugins: PluginSet,
-    *,
-    default_recipe: str | None = None,
-    base: Layer | None = None,
-) -> tuple[Config, dict[str, str]]:
-    """Merge recipe, config files and flags; `base` (a run's own config) stands in for the recipe.
-
-    With --print-config the result is printed and the command ends, as after --help.
-    """
-    layers: list[Layer] = []
-    if base is not None:
-        layers.append(base)
-    recipe = args.recipe or (None if base is not None else default_recipe)
-    if recipe is not None:
-        layers.append(read_recipe(recipe))
-    layers += [read_layer(Path(path)) for path in args.config]
-    for flag, (section, key) in _SHORT.items():
-        value = getattr(args, flag)
-        if value is not None:
-            source = f"--{flag.replace('_', '-')} {value}"
-            layers.append(Layer(source=source, values={section: {key: value}}))
-    layers += parse_set(args.set)
-    config, sources = load_config(layers, plugins.option_types())
-    data = config.data
-    for given in (
-        data.dir, data.train, data.val, data.test, data.quarantine, config.model.pretrained, config.output.dir
-    ):  # fmt: skip
-        local_path(given or "")
-    if args.print_config:
-        _print_config(config, sources)
-        raise SystemExit(EXIT_OK)
-    return config, sources
+def resume_of(args: argparse.Namespace) -> Path | bool:
+    """Return the run that --resume names, True for the newest, False without the flag."""
+    return False if args.resume is None else Path(args.resume) if args.resume else True
 
 
-def recipe_names() -> list[str]:
-    """Return the names of core's recipes."""
-    folder = resources.files("resnext_core") / "recipes"
-    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+def add_weights_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --weights."""
+    parser.add_argument(
+        "--weights", metavar="FILE", required=True, help="run folder, weights file or artefact"
+    )
 
 
-#: Parts of recipe names that changed after 0.1, old to new. Old names are accepted; remove this with 0.3.
-OLD_RECIPE_NAMES = {"seed-": "modelzoo-", "-ancestor-": "-modelzoo-"}
+def add_split_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --split."""
+    parser.add_argument(
+        "--split", choices=("train", "val", "test"), help="part of --data (default: test if there, else val)"
+    )
 
 
-def recipe_path(name: str) -> Path:
-    """Return the file of a recipe by name, or of a YAML path; UsageError with a suggestion when unknown."""
-    if name.endswith((".yaml", ".yml")) or "/" in name:
-        return Path(name)
-    for old, new in OLD_RECIPE_NAMES.items():
-        name = name.replace(old, new)
-    if name not in recipe_names():
-        raise UsageError(f"unknown recipe '{shown(name)}'{suggest(name, recipe_names())}")
-    return Path(str(resources.files("resnext_core") / "recipes" / f"{name}.yaml"))
+def settings_of(args: argparse.Namespace) -> Settings:
+    """Return the settings that the flags of :func:`add_config_flags` give."""
+    return Settings.from_flags(vars(args))
 
 
-def read_recipe(name: str) -> Layer:
-    """Read a recipe as a configuration layer."""
-    layer = read_layer(recipe_path(name))
-    return Layer(source=f"recipe {name}", values=layer.values)
-
-
-def _print_config(config: Config, sources: dict[str, str]) -> None:
-    """Print the resolved configuration as YAML with the source of each value as a comment."""
-    import yaml
-
-    for section, values in config.to_dict().items():
+def print_config(resolved: Resolved) -> int:
+    """Print the configuration as YAML with the source of each value as a comment; returns the exit code."""
+    for section, values in resolved.config.to_dict().items():
         print(f"{section}:")
         for key, value in values.items():
             text = yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
-            print(f"  {f'{key}: {text}':<50} # {sources[f'{section}.{key}']}")
-
-
-def backend_options(config: Config, backend: Backend) -> Any:
-    """Return the validated options of `backend`, None when it has none."""
-    return config.backends.get(backend.id)
+            print(f"  {f'{key}: {text}':<50} # {resolved.sources[f'{section}.{key}']}")
+    return EXIT_OK

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from resnext_core.cli import scan
 from resnext_core.cli.common import add_json_flag
-from resnext_core.cli.eval import part_paths
 from resnext_core.cli.output import Output, table
 from resnext_core.config import DataConfig
 from resnext_core.data.demo import write_digits
 from resnext_core.data.findings import class_counts
 from resnext_core.data.index import Index, open_index, remarks
+from resnext_core.data.splits import part_paths
 
 EPILOG = """\
 examples:

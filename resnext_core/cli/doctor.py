@@ -13,17 +13,17 @@ from resnext_core.cli.common import (
     add_config_flags,
     add_devices_flag,
     add_json_flag,
-    config_words,
-    resolve_config,
+    print_config,
+    settings_of,
 )
 from resnext_core.cli.output import Output, table
-from resnext_core.cli.train import stored_layer
 from resnext_core.errors import BackendUnavailable, DataError, UsageError
 from resnext_core.interfaces import Backend
 from resnext_core.jobs.backend_check import FAILED, WRONG, check
 from resnext_core.jobs.environment import environment
 from resnext_core.jobs.plan import faults, plan_job
 from resnext_core.jobs.preflight import Note, machine_memory, preflight
+from resnext_core.jobs.settings import resolve, stored_layer
 from resnext_core.plugins import PluginSet, load_plugins
 from resnext_core.runs.folder import RunFolder
 
@@ -54,7 +54,7 @@ def handle(args: argparse.Namespace) -> int:
     args.recipe = None
     if args.run is not None:
         return _preflight(args, plugins, output)
-    if config_words(args) or args.devices > 1 or args.print_config:
+    if settings_of(args).to_flags() or args.devices > 1 or args.print_config:
         raise UsageError(
             "these flags describe a training: add --run CONFIG, a recipe, YAML file or run folder"
         )
@@ -96,9 +96,11 @@ def _preflight(args: argparse.Namespace, plugins: PluginSet, output: Output) -> 
         base = stored_layer(run, plugins)
     else:
         args.recipe = args.run
-    config, _ = resolve_config(args, plugins, base=base)
+    resolved = resolve(settings_of(args), plugins, base=base)
+    if args.print_config:
+        return print_config(resolved)
     backend, first = _trains(args.backend, plugins)
-    plan = plan_job(config, plugins, backend, world=args.devices, resumed=run, whole=True)
+    plan = plan_job(resolved.config, plugins, backend, world=args.devices, resumed=run, whole=True)
     found = list(faults(plan))
     notes = [first, *preflight(plan, found)]
     rows = [[n.topic, "" if n.level == "ok" else n.level, n.text] for n in notes]

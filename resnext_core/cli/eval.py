@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +13,24 @@ from resnext_core.cli.common import (
     add_config_flags,
     add_devices_flag,
     add_json_flag,
-    config_words,
-    resolve_config,
+    add_split_flag,
+    add_weights_flag,
+    print_config,
+    settings_of,
 )
 from resnext_core.cli.output import Output, ProgressBar
-from resnext_core.cli.train import launch, stored_layer
-from resnext_core.config import Config, DataConfig
-from resnext_core.data.index import NO_SPLIT, SPLITS, Index, find_splits, open_index, remarks
+from resnext_core.cli.train import launch
+from resnext_core.config import Config
+from resnext_core.data.index import Index, remarks
 from resnext_core.data.opening import eval_loader
-from resnext_core.errors import UsageError, shown
+from resnext_core.data.splits import open_split
 from resnext_core.interfaces import Batch
+from resnext_core.jobs.settings import resolve_serving
 from resnext_core.jobs.training import connect
-from resnext_core.plugins import PluginSet, load_plugins
+from resnext_core.plugins import load_plugins
 from resnext_core.ranks.collectives import Collectives, SingleProcess
 from resnext_core.ranks.info import RankInfo, rank_info
-from resnext_core.runs.folder import RunFolder, run_of
+from resnext_core.runs.folder import RunFolder
 from resnext_core.serving.evaluate import Evaluation, evaluate
 from resnext_core.serving.load import WEIGHTS_SUFFIX, LoadedModel, find_model, is_weights, serve
 from resnext_core.serving.metrics import softmax
@@ -53,45 +54,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_json_flag(parser)
 
 
-def add_weights_flag(parser: argparse.ArgumentParser) -> None:
-    """Add --weights."""
-    parser.add_argument(
-        "--weights", metavar="FILE", required=True, help="run folder, weights file or artefact"
-    )
-
-
-def add_split_flag(parser: argparse.ArgumentParser) -> None:
-    """Add --split."""
-    parser.add_argument(
-        "--split", choices=("train", "val", "test"), help="part of --data (default: test if there, else val)"
-    )
-
-
-def served_config(
-    args: argparse.Namespace, plugins: PluginSet, *models: str
-) -> tuple[Config, dict[str, str], str | None]:
-    """Return the configuration and its sources, and a line where its data is that of a run.
-
-    Where nothing names data and one of `models` is a run, or lies in one, the run's own configuration stands in for
-    the recipe.
-    """
-    quiet = argparse.Namespace(**{**vars(args), "print_config": False})
-    if resolve_config(quiet, plugins)[0].data.dir is None:
-        for run in (run_of(Path(model)) for model in models):
-            if run is not None:
-                config, sources = resolve_config(args, plugins, base=stored_layer(run, plugins))
-                return (
-                    config,
-                    sources,
-                    f"data: {shown(config.data.dir, None)}, of {run.path.name}; --data takes other",
-                )
-    return *resolve_config(args, plugins), None
-
-
 def handle(args: argparse.Namespace) -> int:
     plugins = load_plugins()
     rank = rank_info()
-    config, sources, taken = served_config(args, plugins, args.weights)
+    settings = settings_of(args)
+    resolved = resolve_serving(settings, plugins, Path(args.weights))
+    if args.print_config:
+        return print_config(resolved)
+    config, sources, taken = resolved.config, resolved.sources, resolved.note
     model = find_model(Path(args.weights))
     suffix = WEIGHTS_SUFFIX if is_weights(model, plugins) else model.suffix
     backend = plugins.choose(
@@ -99,7 +69,7 @@ def handle(args: argparse.Namespace) -> int:
     )
     if args.devices > 1 and rank.world == 1:
         run = RunFolder(Path(config.output.dir) / "eval-ranks")
-        words = ["eval", f"--weights={args.weights}", *config_words(args)]
+        words = ["eval", f"--weights={args.weights}", *settings.to_flags()]
         words += [f"--split={args.split}"] if args.split else []
         return launch(backend, config, run, args.devices, words, args.json)
     output = Output(json_result=args.json, quiet=not rank.is_main)
@@ -118,7 +88,7 @@ def handle(args: argparse.Namespace) -> int:
             batch_size=config.eval.batch_size,
             rank=rank,
         )
-        index = open_split(config, args.split, served)
+        index = open_split(config.data, args.split, served.classes, named=served.has_names)
         for line in remarks([index]):
             output.say(line)
         result, _ = evaluate_served(served, index, config, rank, collectives, output)
@@ -180,36 +150,3 @@ def evaluate_served(
     bar.close()
     wrong.sort(key=lambda s: -s["probability"])
     return result, wrong[:SAMPLES] + list(right.values())[:SAMPLES]
-
-
-def open_split(config: Config, split: str | None, model: LoadedModel) -> Index:
-    """Open one part of ``config.data``, with the classes of `model`: the named one, test, val, or itself.
-
-    A test part without labels is passed over for val, as by a whole job.
-    """
-    if config.data.dir is None:
-        raise UsageError("no data given: use --data DIR, or give a run as --weights to take its own")
-    root = Path(config.data.dir)
-    paths = part_paths(root, config.data)
-    passed: tuple[str, ...] = ()
-    for name in (split,) if split else ("test", "val"):
-        if name in paths:
-            index = open_index(paths[name], model.classes, named=model.has_names)
-            if split is None and name == "test" and "val" in paths and not index.labelled:
-                passed = (f"{shown(paths[name], None)} has no labels: taking val",)
-                continue
-            return dataclasses.replace(index, remarks=(*index.remarks, *passed))
-    if split is not None or "train" in paths:
-        raise UsageError(f"{root} has no {split or 'test or val'} part; it has: {', '.join(paths) or 'none'}")
-    return open_index(root, model.classes, named=model.has_names)
-
-
-def part_paths(root: Path, data: DataConfig) -> dict[str, Path]:
-    """Return the train, val and test parts of `root`; none where it is itself a folder of classes or a list."""
-    if not os.path.isdir(root):
-        return {}
-    usual = any(
-        os.path.exists(root / name) for names in SPLITS.values() for n in names for name in (n, f"{n}.txt")
-    )
-    stated = any(part not in (None, NO_SPLIT) for part in (data.train, data.val, data.test))
-    return find_splits(root, data) if usual or stated else {}

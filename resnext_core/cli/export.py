@@ -8,14 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from resnext_core.cli.common import add_config_flags, add_json_flag, resolve_config
-from resnext_core.cli.eval import add_weights_flag
+from resnext_core.cli.common import (
+    add_config_flags,
+    add_json_flag,
+    add_weights_flag,
+    print_config,
+    settings_of,
+)
 from resnext_core.cli.output import Output
 from resnext_core.config import Config
 from resnext_core.errors import BackendUnavailable, DataError, ResnextError, reason
 from resnext_core.files import file_digest, make_folder, replace_file
 from resnext_core.files.scratch import Scratch
 from resnext_core.interfaces import Backend, ExportRequest
+from resnext_core.jobs.settings import resolve
 from resnext_core.model.weights import Weights
 from resnext_core.plugins import PluginSet, load_plugins
 from resnext_core.serving.load import (
@@ -51,7 +57,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def handle(args: argparse.Namespace) -> int:
     plugins = load_plugins()
-    config, sources = resolve_config(args, plugins)
+    resolved = resolve(settings_of(args), plugins)
+    if args.print_config:
+        return print_config(resolved)
+    config, sources = resolved.config, resolved.sources
     output = Output(json_result=args.json)
     weights = read_weights(Path(args.weights), config, sources, plugins)
     target = Path(args.to)

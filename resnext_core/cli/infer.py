@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnext_core.cli.common import add_config_flags, resolve_config
-from resnext_core.cli.eval import add_weights_flag
+from resnext_core.cli.common import add_config_flags, add_weights_flag, print_config, settings_of
 from resnext_core.config import Config
 from resnext_core.data.index import Index, image_folder, remarks
 from resnext_core.data.lines import byte_lines
@@ -22,6 +21,7 @@ from resnext_core.data.opening import eval_loader
 from resnext_core.data.sampler import eval_tasks
 from resnext_core.errors import EXIT_DATA, EXIT_OK, DataError, UsageError
 from resnext_core.files import atomic_path, check_target, local_path
+from resnext_core.jobs.settings import resolve
 from resnext_core.plugins import load_plugins
 from resnext_core.serving.load import LoadedModel, serve
 from resnext_core.serving.metrics import softmax
@@ -54,7 +54,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def handle(args: argparse.Namespace) -> int:
     plugins = load_plugins()
-    config, sources = resolve_config(args, plugins)
+    resolved = resolve(settings_of(args), plugins)
+    if args.print_config:
+        return print_config(resolved)
+    config, sources = resolved.config, resolved.sources
     if bool(args.images) == bool(args.tensor):
         raise UsageError("give images, or --tensor FILE.npy, and not both")
     if args.tensor and not args.logits:

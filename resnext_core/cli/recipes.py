@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from resnext_core.cli.common import add_json_flag, recipe_names, recipe_path
+from resnext_core.cli.common import add_json_flag
 from resnext_core.cli.output import Output, table
 from resnext_core.config import read_layer
+from resnext_core.jobs.recipes import recipe_names, recipe_path, recipe_summary
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,12 +23,6 @@ def handle(args: argparse.Namespace) -> int:
         text = path.read_text(encoding="utf-8")
         output.result({"name": args.name, "yaml": text}, text.rstrip())
         return 0
-    recipes = {name: summary(name) for name in recipe_names()}
+    recipes = {name: recipe_summary(name) for name in recipe_names()}
     output.result({"recipes": recipes}, table([[n, s] for n, s in recipes.items()], ["recipe", "what it is"]))
     return 0
-
-
-def summary(name: str) -> str:
-    """Return the first comment line of a recipe."""
-    first = recipe_path(name).read_text(encoding="utf-8").splitlines()[0]
-    return first.lstrip("# ").strip()

@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from resnext_core.cli.common import (
-    DEFAULT_RECIPE,
     add_config_flags,
     add_devices_flag,
     add_json_flag,
+    add_resume_flag,
+    print_config,
+    resume_of,
+    settings_of,
 )  # fmt: skip
 from resnext_core.cli.eval import evaluate_served
 from resnext_core.cli.export import export, line
 from resnext_core.cli.output import Output, ProgressBar
 from resnext_core.cli.train import (
-    add_resume_flag,
+    backend_of,
     launch,
     prepare_run,
-    resumed_config,
     train,
 )
 from resnext_core.cli.validate import compare_on, describe
@@ -29,6 +31,8 @@ from resnext_core.data.demo import write_digits
 from resnext_core.errors import DataError
 from resnext_core.interfaces import Backend
 from resnext_core.jobs.plan import Plan, plan_job, require
+from resnext_core.jobs.recipes import DEFAULT_RECIPE
+from resnext_core.jobs.settings import resolve_training
 from resnext_core.model.weights import load_weights
 from resnext_core.plugins import load_plugins
 from resnext_core.ranks.children import outliving_terminal
@@ -67,8 +71,13 @@ def handle(args: argparse.Namespace) -> int:
 def _handle(args: argparse.Namespace) -> int:
     plugins = load_plugins()
     recipe = DEFAULT_RECIPE if args.data else DEMO_RECIPE
-    resumed, backend_id, config = resumed_config(args, plugins, recipe)
-    backend = plugins.choose(backend_id, "train", lambda b: b.trainer is not None)
+    resolved, resumed = resolve_training(
+        settings_of(args), plugins, resume=resume_of(args), default_recipe=recipe
+    )
+    if args.print_config:
+        return print_config(resolved)
+    config = resolved.config
+    backend = plugins.choose(args.backend or backend_of(resumed), "train", lambda b: b.trainer is not None)
     output = Output(json_result=args.json)
     if config.data.dir is None:
         folder = Path(config.output.dir) / DEMO_DATA

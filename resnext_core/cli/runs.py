@@ -9,9 +9,9 @@ from typing import Any
 
 from resnext_core.cli.common import add_json_flag
 from resnext_core.cli.output import Output, table
-from resnext_core.cli.train import stored_config
 from resnext_core.config import read_layer
 from resnext_core.errors import DataError, ResnextError, UsageError, reason
+from resnext_core.jobs.settings import stored_config
 from resnext_core.plugins import load_plugins
 from resnext_core.runs.checkpoint import load_checkpoint
 from resnext_core.runs.checkpoint_folder import Summary, checkpoint_age, checkpoint_names, read_summary

@@ -13,24 +13,26 @@ from pathlib import Path
 from typing import Any
 
 from resnext_core.cli.common import (
-    DEFAULT_RECIPE,
     add_config_flags,
     add_devices_flag,
     add_json_flag,
-    backend_options,
-    config_words,
-    resolve_config,
+    add_resume_flag,
+    print_config,
+    resume_of,
+    settings_of,
 )  # fmt: skip
 from resnext_core.cli.output import Output, ProgressBar
-from resnext_core.config import Config, Layer, load_config, read_layer
+from resnext_core.config import Config
 from resnext_core.data.index import remarks
 from resnext_core.errors import Interrupted, ResnextError
 from resnext_core.files import write_atomic
 from resnext_core.interfaces import Backend, LaunchRequest
 from resnext_core.jobs.environment import environment
 from resnext_core.jobs.plan import Plan, plan_job, require
+from resnext_core.jobs.recipes import DEFAULT_RECIPE
+from resnext_core.jobs.settings import resolve_training
 from resnext_core.jobs.training import connect, run_training, training_job
-from resnext_core.plugins import PluginSet, load_plugins
+from resnext_core.plugins import load_plugins
 from resnext_core.ranks.children import outliving_terminal
 from resnext_core.ranks.info import RankInfo, rank_info
 from resnext_core.ranks.launch import launch_local
@@ -56,13 +58,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_json_flag(parser)
 
 
-def add_resume_flag(parser: argparse.ArgumentParser) -> None:
-    """Add --resume."""
-    parser.add_argument(
-        "--resume", metavar="RUN", nargs="?", const="", help="continue a run (the newest without RUN)"
-    )
-
-
 def handle(args: argparse.Namespace) -> int:
     with outliving_terminal():
         return _handle(args)
@@ -71,15 +66,21 @@ def handle(args: argparse.Namespace) -> int:
 def _handle(args: argparse.Namespace) -> int:
     plugins = load_plugins()
     rank = rank_info()
-    resumed, backend_id, config = resumed_config(args, plugins, DEFAULT_RECIPE)
-    backend = plugins.choose(backend_id, "train", lambda b: b.trainer is not None)
+    settings = settings_of(args)
+    resolved, resumed = resolve_training(
+        settings, plugins, resume=resume_of(args), default_recipe=DEFAULT_RECIPE
+    )
+    if args.print_config:
+        return print_config(resolved)
+    config = resolved.config
+    backend = plugins.choose(args.backend or backend_of(resumed), "train", lambda b: b.trainer is not None)
     output = Output(json_result=args.json, quiet=not rank.is_main)
     several = args.devices > 1 and rank.world == 1
     plan = plan_job(config, plugins, backend, world=args.devices if several else rank.world, resumed=resumed)
     require(plan)  # before a run folder is made
     if several:
         run = resumed or prepare_run(config, backend)
-        words = ["train", "--resume", str(run.path), *(config_words(args) if resumed else [])]
+        words = ["train", "--resume", str(run.path), *(settings.to_flags() if resumed else [])]
         return launch(backend, config, run, args.devices, words, args.json)
     for note in () if args.no_result else plan.notes:  # a whole job has said them
         output.say(note)
@@ -178,37 +179,15 @@ def launch(
     words = ["--backend", backend.id, *argv] + (["--json"] if json_result else [])
     request = LaunchRequest(
         module="resnext_core.cli", argv=words, devices=devices, log_dir=run.logs,
-        options=backend_options(config, backend),
+        options=config.backends.get(backend.id),
     )  # fmt: skip
     return (backend.launch or launch_local)(request)
 
 
-def resumed_config(
-    args: argparse.Namespace, plugins: PluginSet, default_recipe: str
-) -> tuple[RunFolder | None, str | None, Config]:
-    """Return the run of --resume (None without), the backend id to use, and the configuration.
-
-    A resumed run brings its own configuration, which stands in for the recipe, and its own backend.
-    """
-    if args.resume is None:
-        return None, args.backend, resolve_config(args, plugins, default_recipe=default_recipe)[0]
-    path = Path(args.resume)
-    run = RunFolder.open(path) if args.resume else RunFolder.newest(Path(args.output or "runs"))
-    config, _ = resolve_config(args, plugins, base=stored_layer(run, plugins))
-    return run, args.backend or (run.read_result("run") or {}).get("backend"), config
-
-
-def stored_config(run: RunFolder, plugins: PluginSet) -> Config:
-    """Return the configuration that a run was made with; UsageError when its file is damaged."""
-    return load_config([stored_layer(run, plugins)], plugins.option_types())[0]
-
-
-def stored_layer(run: RunFolder, plugins: PluginSet) -> Layer:
-    """Read a run's configuration without the sections of backends that are not here: a run may move on."""
-    core = set(Config().to_dict())
-    values = read_layer(run.config).values
-    known = {k: v for k, v in values.items() if k in core or k in plugins.backends}
-    return Layer(source=f"run {run.path.name}", values=known)
+def backend_of(run: RunFolder | None) -> str | None:
+    """Return the id of the backend that a run was made with."""
+    about = run.read_result("run") if run is not None else None
+    return about.get("backend") if about else None
 
 
 def _shared_run(config: Config, backend: Backend, rank: RankInfo, collectives: Any) -> RunFolder:

@@ -6,14 +6,21 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from resnext_core.cli.common import add_config_flags, add_json_flag
-from resnext_core.cli.eval import add_split_flag, open_split, served_config
+from resnext_core.cli.common import (
+    add_config_flags,
+    add_json_flag,
+    add_split_flag,
+    print_config,
+    settings_of,
+)
 from resnext_core.cli.output import Output, ProgressBar
 from resnext_core.config import Config
 from resnext_core.data.index import Index, remarks
 from resnext_core.data.opening import eval_loader
 from resnext_core.data.sampler import eval_tasks
+from resnext_core.data.splits import open_split
 from resnext_core.errors import DataError
+from resnext_core.jobs.settings import resolve_serving
 from resnext_core.plugins import load_plugins
 from resnext_core.serving.load import LoadedModel, serve
 from resnext_core.serving.validate import TOLERANCE, ValidationResult, validate
@@ -45,7 +52,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def handle(args: argparse.Namespace) -> int:
     plugins = load_plugins()
-    config, sources, taken = served_config(args, plugins, args.weights, args.artefact)
+    resolved = resolve_serving(settings_of(args), plugins, Path(args.weights), Path(args.artefact))
+    if args.print_config:
+        return print_config(resolved)
+    config, sources, taken = resolved.config, resolved.sources, resolved.note
     output = Output(json_result=args.json)
     if taken is not None:
         output.say(taken)
@@ -58,7 +68,7 @@ def handle(args: argparse.Namespace) -> int:
         Path(args.weights), config, sources, plugins, backend_id=args.source_backend, prefer=args.backend,
         batch_size=batch,
     )  # fmt: skip
-    index = open_split(config, args.split, source)
+    index = open_split(config.data, args.split, source.classes, named=source.has_names)
     for line in remarks([index]):
         output.say(line)
     result = compare_on(artefact, source, index, config, args.tolerance, ProgressBar(output))

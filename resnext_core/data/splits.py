@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from resnext_core.config import Config
-from resnext_core.data.index import Index, find_splits, open_index
+from resnext_core.config import Config, DataConfig
+from resnext_core.data.index import NO_SPLIT, SPLITS, Index, find_splits, open_index
 from resnext_core.errors import DataError, ResnextError, UsageError, shown
 
 
@@ -107,3 +110,37 @@ def _without_labels(index: Index, path: Path) -> str:
         f"{path} has {len(index)} images without labels, e.g. {index.paths[0]}; put them into class folders, or "
         "write a list of 'path label' lines beside it"
     )
+
+
+def open_split(data: DataConfig, split: str | None, classes: Sequence[str], *, named: bool = True) -> Index:
+    """Open one part of ``data.dir`` with `classes`: the part `split`, or else test, val, or the folder itself.
+
+    `named` False: the model has numbers for class names. A test part without labels is passed over for val, as by a
+    whole job. Raises UsageError or DataError.
+    """
+    if data.dir is None:
+        raise UsageError("no data given: use --data DIR, or give a run as --weights to take its own")
+    root = Path(data.dir)
+    paths = part_paths(root, data)
+    passed: tuple[str, ...] = ()
+    for name in (split,) if split else ("test", "val"):
+        if name in paths:
+            index = open_index(paths[name], classes, named=named)
+            if split is None and name == "test" and "val" in paths and not index.labelled:
+                passed = (f"{shown(paths[name], None)} has no labels: taking val",)
+                continue
+            return dataclasses.replace(index, remarks=(*index.remarks, *passed))
+    if split is not None or "train" in paths:
+        raise UsageError(f"{root} has no {split or 'test or val'} part; it has: {', '.join(paths) or 'none'}")
+    return open_index(root, classes, named=named)
+
+
+def part_paths(root: Path, data: DataConfig) -> dict[str, Path]:
+    """Return the train, val and test parts of `root`; none where it is itself a folder of classes or a list."""
+    if not os.path.isdir(root):
+        return {}
+    usual = any(
+        os.path.exists(root / name) for names in SPLITS.values() for n in names for name in (n, f"{n}.txt")
+    )
+    configured = any(part not in (None, NO_SPLIT) for part in (data.train, data.val, data.test))
+    return find_splits(root, data) if usual or configured else {}

@@ -21,8 +21,8 @@ from documents import CONTRACT, EXAMPLE, PAGES, READERS_ID, ROOT, blocks, page_i
 
 from resnext_core import errors, hookspecs
 from resnext_core.cli import commands as builtin
-from resnext_core.cli.common import recipe_names, recipe_path
 from resnext_core.config import load_config, parse_set
+from resnext_core.jobs.recipes import recipe_names, recipe_path
 from resnext_core.plugins import collect, load_plugins
 
 HOOKS = {name: f for name, f in inspect.getmembers(hookspecs) if hasattr(f, f"{hookspecs.PROJECT}_spec")}

@@ -15,11 +15,11 @@ import pytest
 from command_line import TRAIN, CommandLine, in_process, write_plugin
 
 from resnext_core import plugins
-from resnext_core.cli.common import read_recipe
 from resnext_core.config import Layer, load_config, read_layer
 from resnext_core.errors import EXIT_DATA, EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE, DataError
 from resnext_core.jobs.plan import Plan, plan_job, require
 from resnext_core.jobs.preflight import checkpoint_bytes, training_memory
+from resnext_core.jobs.recipes import read_recipe
 from resnext_core.model.spec import model_spec
 from resnext_core.model.weights import load_weights
 from resnext_core.runs.checkpoint_folder import read_summary

@@ -13,15 +13,21 @@ from resnext_ascend import artefacts, rank_table
 from resnext_ascend.artefacts import ENDINGS
 from resnext_ascend.launch import Servers, launch, parse_master
 from resnext_ascend.options import AscendOptions
-from resnext_core.cli.common import add_config_flags, backend_options, positive, resolve_config
-from resnext_core.cli.eval import add_weights_flag
+from resnext_core.cli.common import (
+    add_config_flags,
+    add_weights_flag,
+    positive,
+    print_config,
+    resume_of,
+    settings_of,
+)
 from resnext_core.cli.main import Parser
 from resnext_core.cli.output import Output
-from resnext_core.cli.train import resumed_config
 from resnext_core.config import Config
 from resnext_core.errors import UsageError, reason, suggest
 from resnext_core.files import write_atomic
 from resnext_core.interfaces import ExportRequest, LaunchRequest
+from resnext_core.jobs.settings import resolve, resolve_training
 from resnext_core.plugins import load_plugins
 from resnext_core.serving.load import read_weights
 
@@ -113,7 +119,10 @@ def _launch(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     plugins, target = load_plugins(), Path(args.to)
-    config, sources = resolve_config(args, plugins)
+    resolved = resolve(settings_of(args), plugins)
+    if args.print_config:
+        return print_config(resolved)
+    config, sources = resolved.config, resolved.sources
     if target.suffix != ENDINGS[args.format]:
         raise UsageError(
             f"a file of format {args.format} ends in {ENDINGS[args.format]}: rename {target.name}"
@@ -154,11 +163,9 @@ def command_config(words: Sequence[str]) -> tuple[Config, AscendOptions]:
     given = parser.parse_args(list(words[1:]))
     if getattr(given, "devices", 1) != 1:
         raise UsageError("say how many devices before the --, not after it")
-    if getattr(given, "resume", None) is not None:
-        config = resumed_config(given, plugins, "")[2]
-    else:
-        config, _ = resolve_config(given, plugins)
-    return config, backend_options(config, plugins.get("ascend"))
+    resume = resume_of(given) if name == "train" else False
+    resolved, _ = resolve_training(settings_of(given), plugins, resume=resume)
+    return resolved.config, resolved.config.backends.get("ascend")
 
 
 def _make(args: argparse.Namespace) -> int:
