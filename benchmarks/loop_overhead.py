@@ -15,7 +15,6 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from resnext_core.plugins import load_plugins
 from resnext_core.ranks.collectives import SingleProcess
 from resnext_core.ranks.info import RankInfo
 from resnext_core.runs.folder import RunFolder
+from resnext_core.runs.records import Record, Saved, Train
 
 
 def main() -> int:
@@ -89,13 +89,14 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     bare: list[float] = []
     step: Any = None
 
-    def emit(record: Mapping[str, Any]) -> None:
+    def emit(record: Record) -> None:
         nonlocal step
-        run.append(record)
-        if record["kind"] == "train":
-            ours.append(record["seconds"] / args.steps)
-            waits.append(record["wait_s"] / args.steps)
-        elif record["kind"] == "checkpoint":  # the epoch is over: now the other one
+        if record.stored:
+            run.append(record)
+        if isinstance(record, Train):
+            ours.append(record.seconds / args.steps)
+            waits.append(record.wait_s / args.steps)
+        elif isinstance(record, Saved):  # the epoch is over: now the other one
             if step is None:
                 step = bare_loop(job.weights.spec, dict(job.weights.tensors), images, labels)
                 step()

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from command_line import CommandLine, environment, write_plugin
 from processes import alive, eventually, finish
+from run_records import stored
 
 from resnext_core.data.sampler import epoch_permutation, rank_slice
 from resnext_core.errors import EXIT_DATA, EXIT_INTERRUPTED, EXIT_OK
@@ -60,7 +61,7 @@ def lines(run: RunFolder) -> list[dict[str, Any]]:
     They stand in the file as they were written, and a checkpoint is written in the background: its record comes before
     or after those of the next steps.
     """
-    found = [r for r in run.read_records() if r["kind"] not in ("start", "resume")]
+    found = [r for r in stored(run) if r["kind"] not in ("start", "resume")]
     return [{k: v for k, v in r.items() if k not in CLOCKED} for r in sorted(found, key=lambda r: r["step"])]
 
 
@@ -102,7 +103,7 @@ def test_thirty_ends_at_random_moments_change_nothing(
         assert code in ({-signal.SIGKILL} if number == signal.SIGKILL else {-number, EXIT_INTERRUPTED}), err
     assert finish(start(["train", "--resume", str(run.path)])) == (EXIT_OK, "")
     same_end(run, uninterrupted, stopped=number == signal.SIGTERM)
-    assert [r["kind"] for r in run.read_records()].count("start") == 1
+    assert [r["kind"] for r in stored(run)].count("start") == 1
     assert not list(run.checkpoints.glob(".*"))
 
 
@@ -220,7 +221,7 @@ def test_two_processes_go_on_as_one_and_as_three(photos: Path, recipe: Path, tmp
 def test_ranks_end_with_a_launcher_that_is_killed(photos: Path, recipe: Path, tmp_path: Path) -> None:
     process = start(words(photos, recipe, tmp_path, "--devices", 2))
     run = RunFolder(tmp_path / "run")
-    assert eventually(lambda: len(run.read_records()) > 3)
+    assert eventually(lambda: len(stored(run)) > 3)
     ranks = psutil.Process(process.pid).children(recursive=True)
     assert len(ranks) >= 2
     process.kill()
@@ -229,7 +230,7 @@ def test_ranks_end_with_a_launcher_that_is_killed(photos: Path, recipe: Path, tm
     assert not run.is_training()
     saved = load_latest(run.checkpoints, pytest.fail).progress.step
     assert saved > 2
-    assert saved == [r["step"] for r in run.read_records() if r["kind"] == "train"][-1], "they did not save"
+    assert saved == [r["step"] for r in stored(run) if r["kind"] == "train"][-1], "they did not save"
 
 
 def test_a_closed_terminal_ends_no_training(photos: Path, recipe: Path, tmp_path: Path) -> None:
@@ -239,7 +240,7 @@ def test_a_closed_terminal_ends_no_training(photos: Path, recipe: Path, tmp_path
     process.stdout.close()
     process.stdout = None
     assert finish(process) == (EXIT_OK, "")
-    assert RunFolder(tmp_path / "run").read_records()[-1]["kind"] == "end"
+    assert stored(RunFolder(tmp_path / "run"))[-1]["kind"] == "end"
 
 
 # -- disks --------------------------------------------------------------------------------------------
@@ -296,7 +297,7 @@ def test_records_and_checkpoints_that_someone_deletes_are_missed(
     assert (process.returncode, err) == (EXIT_OK, "")
     for text in (f"{run.records} was deleted", f"the checkpoints in {run.checkpoints} were deleted"):
         assert sum(line.startswith(text) for line in out.splitlines()) == 1
-        assert sum(r["kind"] == "note" and r["text"].startswith(text) for r in run.read_records()) == 1
+        assert sum(r["kind"] == "note" and r["text"].startswith(text) for r in stored(run)) == 1
     found = cli("runs", "verify", run.path)
     assert found.code == EXIT_DATA
     assert "records.jsonl does not begin with a start record: those before are missing" in found.out
@@ -327,4 +328,4 @@ def test_a_disk_that_takes_no_more_is_one_line_and_keeps_what_it_has(
     assert "File too large" in done.stderr
     run = RunFolder(tmp_path / "run")
     assert not list(run.checkpoints.glob(".step-*")), "what was half written was left"
-    assert run.read_records()[0]["kind"] == "start"
+    assert stored(run)[0]["kind"] == "start"

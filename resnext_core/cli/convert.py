@@ -36,7 +36,7 @@ from resnext_core.model.weights import (
 )
 from resnext_core.plugins import PluginSet, load_plugins
 from resnext_core.runs.checkpoint import load_checkpoint, save_checkpoint
-from resnext_core.runs.checkpoint_folder import Progress
+from resnext_core.runs.checkpoint_folder import RunProgress
 from resnext_core.serving.load import WEIGHTS_SUFFIX, find_model
 
 EPILOG = f"""\
@@ -237,7 +237,7 @@ def _write_checkpoint(
     except OSError as error:
         raise DataError(f"cannot write {target}: {reason(error)}") from error
     save_checkpoint(
-        target, weights, TrainState(tensors=tensors, scalars=scalars), Progress(step=step, epoch_closed=True),
+        target, weights, TrainState(tensors=tensors, scalars=scalars), RunProgress(step=step, epoch_closed=True),
         run={}, keep=1,
     )  # fmt: skip
     return []

@@ -31,6 +31,7 @@ from resnext_core.plugins import load_plugins
 from resnext_core.ranks.collectives import Collectives, SingleProcess
 from resnext_core.ranks.info import RankInfo, rank_info
 from resnext_core.runs.folder import RunFolder
+from resnext_core.runs.records import Progress
 from resnext_core.serving.evaluate import Evaluation, evaluate
 from resnext_core.serving.load import WEIGHTS_SUFFIX, LoadedModel, find_model, is_weights, serve
 from resnext_core.serving.metrics import softmax
@@ -143,9 +144,7 @@ def evaluate_served(
             rank=rank,
             collectives=collectives,
             on_batch=on_batch,
-            on_progress=lambda done, total: bar(
-                {"kind": "progress", "what": "eval", "done": done, "total": total}
-            ),
+            on_progress=lambda done, total: bar(Progress(what="eval", done=done, total=total)),
         )
     bar.close()
     wrong.sort(key=lambda s: -s["probability"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from resnext_core.errors import reason, shown
-from resnext_core.runs.folder import Record
+from resnext_core.runs.records import BadImage, Eval, Nonfinite, Note, Progress, Record, Train
 from resnext_core.terminal import printable, raw, silence
 
 #: Seconds between two drawings of the progress bar.
@@ -85,15 +85,14 @@ class ProgressBar:
         self._refreshed = 0.0
 
     def __call__(self, record: Record) -> None:
-        kind = record["kind"]
-        if kind == "progress":
+        if isinstance(record, Progress):
             if self._output.interactive:
                 self._drawn(lambda: self._advance(record))
             return
         line = describe(record)
         if line is None:
             return
-        if self._progress is not None and kind == "train":
+        if self._progress is not None and isinstance(record, Train):
             self._output.note(line)  # the bar shows it already
         elif self._progress is not None:
             progress = self._progress
@@ -118,23 +117,23 @@ class ProgressBar:
             if progress is not None:
                 progress.stop()
 
-    def _advance(self, record: Record) -> None:
+    def _advance(self, record: Progress) -> None:
         if self._progress is None:
             self._progress = _rich_progress(self._output)
             self._progress.start()
-        what = record["what"]
+        what = record.what
         if what not in self._bars:
-            self._bars[what] = self._progress.add_task(what, total=record["total"], detail="")
+            self._bars[what] = self._progress.add_task(what, total=record.total, detail="")
             self._started[what] = time.perf_counter()
         detail = ""
-        if what == "train":
+        if record.images is not None:
             now = time.perf_counter()
-            rate = record["images"] / max(now - self._started[what], 1e-9)
+            rate = record.images / max(now - self._started[what], 1e-9)
             self._started[what] = now
-            detail = f"epoch {record['epoch']}  loss {record['loss']:.4f}  lr {record['lr']:.4g}  {rate:.0f} images/s"
-        done = record["done"] >= record["total"] and what != "train"
+            detail = f"epoch {record.epoch}  loss {record.loss:.4f}  lr {record.lr:.4g}  {rate:.0f} images/s"
+        done = record.done >= record.total and what != "train"
         self._progress.update(
-            self._bars[what], completed=record["done"], total=record["total"], detail=detail, visible=not done
+            self._bars[what], completed=record.done, total=record.total, detail=detail, visible=not done
         )
         if done or time.perf_counter() - self._refreshed > _REFRESH_S:
             self._progress.refresh()
@@ -143,28 +142,29 @@ class ProgressBar:
 
 def describe(record: Record) -> str | None:
     """Return one line for people about a record, or None where there is nothing to say."""
-    kind = record["kind"]
-    if kind == "train":
+    if isinstance(record, Train):
         return (
-            f"epoch {record['epoch']:>3}  step {record['step']:>6}  loss {_loss(record['loss'])}  "
-            f"lr {record['lr']:.4g}  {record['images_per_s']:.0f} images/s  "
-            f"waiting {100 * record['wait_s'] / max(record['seconds'], 1e-9):.0f} %"
+            f"epoch {record.epoch:>3}  step {record.step:>6}  loss {_loss(record.loss)}  "
+            f"lr {record.lr:.4g}  {record.images_per_s:.0f} images/s  "
+            f"waiting {100 * record.wait_s / max(record.seconds, 1e-9):.0f} %"
         )
-    if kind == "eval":
-        star = "  best so far" if record["best"] else ""
+    if isinstance(record, Eval):
+        star = "  best so far" if record.best else ""
+        top1, top5 = record.metrics["top1"], record.metrics["top5"]
         return (
-            f"epoch {record['epoch']:>3}  {record['split']} top-1 {100 * record['top1']:.2f} %  "
-            f"top-5 {100 * record['top5']:.2f} %  ({record['scored']} of {record['expected']} images){star}"
+            f"epoch {record.epoch:>3}  {record.split} top-1 {100 * top1:.2f} %  "
+            f"top-5 {100 * top5:.2f} %  ({record.scored} of {record.expected} images){star}"
         )
-    if kind == "nonfinite":
-        where = f"; its samples: {record['path']}" if record["path"] else ""
-        return f"epoch {record['epoch']:>3}  step {record['step']:>6}  loss is {record['loss']}{where}"
-    if kind == "bad_image":
-        path, split = shown(record["path"], None), record["split"]
-        called = "training" if split == "train" else split
-        return f"cannot read {called} image {path}: {record['reason']} ({record['count']} so far)"
-    if kind == "note":
-        return str(record["text"])
+    if isinstance(record, Nonfinite):
+        where = f"; its samples: {record.path}" if record.path else ""
+        return f"epoch {record.epoch:>3}  step {record.step:>6}  loss is {record.loss}{where}"
+    if isinstance(record, BadImage):
+        called = "training" if record.split == "train" else record.split
+        return (
+            f"cannot read {called} image {shown(record.path, None)}: {record.reason} ({record.count} so far)"
+        )
+    if isinstance(record, Note):
+        return record.text
     return None
 
 

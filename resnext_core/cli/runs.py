@@ -15,7 +15,7 @@ from resnext_core.jobs.settings import stored_config
 from resnext_core.plugins import load_plugins
 from resnext_core.runs.checkpoint import load_checkpoint
 from resnext_core.runs.checkpoint_folder import Summary, checkpoint_age, checkpoint_names, read_summary
-from resnext_core.runs.folder import Record, RunFolder
+from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.pointers import (
     best_checkpoint,
     latest_checkpoint,
@@ -23,6 +23,7 @@ from resnext_core.runs.pointers import (
     remove,
     superfluous,
 )
+from resnext_core.runs.records import End, Eval, Nonfinite, Note, Record, Resume, Saved, Start, Train
 
 EPILOG = """\
 examples:
@@ -77,14 +78,14 @@ def describe_run(run: RunFolder) -> dict[str, Any]:
     made = run.read_result("run") or {}
     summaries = _summaries(run)
     newest = next((s for _, s in reversed(summaries) if isinstance(s, Summary)), None)
-    step = max([r.get("step", 0) for r in records] + ([newest.progress.step] if newest else []), default=0)
+    step = max([r.step for r in records] + ([newest.progress.step] if newest else []), default=0)
     return {
         "run": run.path.name,
         "backend": made.get("backend"),
         "variant": _config_value(run, "model", "variant"),
         "state": _state(run, records),
         "step": step,
-        "epoch": max((r.get("epoch", 0) for r in records), default=0),
+        "epoch": max((r.epoch for r in records if isinstance(r, (Train, Nonfinite, Eval, Saved))), default=0),
         "epochs": _config_value(run, "train", "epochs"),
         "best": newest.progress.best if newest else None,
         "checkpoints": len(summaries),
@@ -178,20 +179,20 @@ def _missing(run: RunFolder, whole: Summary | None) -> list[str]:
     records, found = run.read_records(), []
     if whole is not None and not records:
         found.append(f"{run.records} has no record, and there is {whole.name}")
-    elif records and _opening(records) != "start":
+    elif records and not _is_beginning(records):
         found.append(f"{run.records} does not begin with a start record: those before are missing")
     elif whole is not None and run.position() < (whole.saving.records or 0):
         found.append(f"{run.records} is shorter than when {whole.name} was saved: records are missing")
-    saved = [str(r.get("path")) for r in records if r.get("kind") == "checkpoint"]
+    saved = [r.path for r in records if isinstance(r, Saved)]
     there = checkpoint_names(run.checkpoints)
     if saved and (not there or checkpoint_age(saved[-1]) > checkpoint_age(there[-1])):
         found.append(f"{run.checkpoints / saved[-1]} is missing, the last one that {run.records.name} names")
     return found
 
 
-def _opening(records: Sequence[Record]) -> object:
-    """Return the kind of the first record that is no note: a run from --pretrained begins with what it took from it."""
-    return next((record.get("kind") for record in records if record.get("kind") != "note"), "note")
+def _is_beginning(records: Sequence[Record]) -> bool:
+    """True where a start record is first, but for notes: a run from --pretrained begins with what it took from it."""
+    return isinstance(next((r for r in records if not isinstance(r, Note)), None), Start)
 
 
 def _prune(folder: Path, keep: int, dry_run: bool, output: Output) -> int:
@@ -234,13 +235,13 @@ def _summaries(run: RunFolder) -> list[tuple[str, Summary | str]]:
     return found
 
 
-def _state(run: RunFolder, records: list[dict[str, Any]]) -> str:
+def _state(run: RunFolder, records: list[Record]) -> str:
     if run.is_training():
         return "training"
-    kinds = [r["kind"] for r in records if r.get("kind") in ("start", "resume", "end")]
-    if not kinds:
+    turns = [r for r in records if isinstance(r, (Start, Resume, End))]
+    if not turns:
         return "new"
-    return "done" if kinds[-1] == "end" else "stopped"
+    return "done" if isinstance(turns[-1], End) else "stopped"
 
 
 def _config_value(run: RunFolder, section: str, key: str) -> Any:

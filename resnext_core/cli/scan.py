@@ -19,6 +19,7 @@ from resnext_core.data.scan import Memory, Scan, scan_files
 from resnext_core.errors import DataError, Interrupted, shown
 from resnext_core.files import cache_folder, check_target
 from resnext_core.ranks.signals import StopRequest
+from resnext_core.runs.records import Progress
 
 DESCRIPTION = """\
 Decode every file as training would. Exit code 3 when files are corrupt, when one picture is in two parts, or when it
@@ -81,7 +82,7 @@ def _scan(paths: Sequence[str], memory: Memory, workers: int, output: Output) ->
 
     def on_progress(done: int, total: int) -> None:
         nonlocal said
-        bar({"kind": "progress", "what": "scan", "done": done, "total": total})
+        bar(Progress(what="scan", done=done, total=total))
         if not output.interactive and time.perf_counter() - said > _SAY_S:
             output.say(f"{done} of {total} files")
             said = time.perf_counter()

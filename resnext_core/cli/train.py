@@ -37,9 +37,9 @@ from resnext_core.ranks.children import outliving_terminal
 from resnext_core.ranks.info import RankInfo, rank_info
 from resnext_core.ranks.launch import launch_local
 from resnext_core.runs.checkpoint import load_latest
-from resnext_core.runs.folder import Record, RunFolder
+from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.pointers import best_weights
-from resnext_core.training.loop import Emit
+from resnext_core.runs.records import End, Listener, Note, Record, Resume, Start
 
 EPILOG = """\
 examples:
@@ -129,14 +129,14 @@ def train(plan: Plan, backend: Backend, rank: RankInfo, output: Output) -> RunFo
                     checkpoint.progress
                 ):  # else it has its record when it is completed
                     job.saved(checkpoint.summary)
-                emit({"kind": "resume", "step": checkpoint.progress.step})
+                emit(Resume(step=checkpoint.progress.step))
             else:
-                emit({"kind": "start", "step": 0})
+                emit(Start())
 
         started = time.perf_counter()
         stack.callback(bar.close)
         progress = run_training(job, backend, checkpoint, ready)
-        emit({"kind": "end", "step": progress.step, "seconds": round(time.perf_counter() - started, 3)})
+        emit(End(step=progress.step, seconds=round(time.perf_counter() - started, 3)))
         bar.close()
     return run
 
@@ -149,7 +149,7 @@ def _gone_if_refused(run: RunFolder) -> Iterator[None]:
     except Interrupted:  # it can be resumed, from the start
         raise
     except ResnextError:
-        begun = any(record["kind"] not in ("start", "note") for record in run.read_records())
+        begun = not all(isinstance(record, (Start, Note)) for record in run.read_records())
         if not begun and not run.checkpoints.exists() and not (run.path / "nonfinite").exists():
             shutil.rmtree(run.path, ignore_errors=True)
         raise
@@ -205,21 +205,21 @@ def _shared_run(config: Config, backend: Backend, rank: RankInfo, collectives: A
     return run
 
 
-def _sink(run: RunFolder, bar: ProgressBar, config: Config) -> Emit:
+def _sink(run: RunFolder, bar: ProgressBar, config: Config) -> Listener:
     """Return a function that sends a record to the run folder, the terminal and, if wanted, TensorBoard."""
     board = _tensorboard(run) if config.output.tensorboard else None
 
     def emit(record: Record) -> None:
-        if record["kind"] != "progress":
+        if record.stored:
             for text in run.lost():
-                note = {"kind": "note", "step": record["step"], "text": text}
+                note = Note(step=record.step, text=text)
                 run.append(note)
                 bar(note)
             run.append(record)
             if board is not None:
-                for key, value in record.items():
+                for key, value in record.to_dict().items():
                     if key not in ("step", "epoch", "seconds") and isinstance(value, (int, float)):
-                        board.add_scalar(f"{record['kind']}/{key}", value, record["step"])
+                        board.add_scalar(f"{record.kind}/{key}", value, record.step)
                 board.flush()
         bar(record)
 

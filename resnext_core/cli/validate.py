@@ -22,6 +22,7 @@ from resnext_core.data.splits import open_split
 from resnext_core.errors import DataError
 from resnext_core.jobs.settings import resolve_serving
 from resnext_core.plugins import load_plugins
+from resnext_core.runs.records import Progress
 from resnext_core.serving.load import LoadedModel, serve
 from resnext_core.serving.validate import TOLERANCE, ValidationResult, validate
 
@@ -99,7 +100,7 @@ def compare_on(
             source.predictor,
             loader.batches(eval_tasks(len(index), config.eval.batch_size)),
             tolerance=tolerance,
-            progress=lambda n: bar({"kind": "progress", "what": "validate", "done": n, "total": len(index)}),
+            progress=lambda n: bar(Progress(what="validate", done=n, total=len(index))),
         )
     bar.close()
     return result

@@ -16,11 +16,12 @@ from resnext_core.ranks.collectives import Collectives
 from resnext_core.ranks.connect import connect_tcp
 from resnext_core.ranks.info import RankInfo
 from resnext_core.runs.checkpoint import Checkpoint
-from resnext_core.runs.checkpoint_folder import Progress
+from resnext_core.runs.checkpoint_folder import RunProgress
 from resnext_core.runs.folder import RunFolder
+from resnext_core.runs.records import Listener, Note
 from resnext_core.training.finetune import with_momentum
 from resnext_core.training.initial import initial_weights, per_rank
-from resnext_core.training.loop import Emit, Job, fit
+from resnext_core.training.loop import Job, fit
 
 
 def connect(backend: Backend, config: Config, rank: RankInfo) -> Collectives:
@@ -38,14 +39,14 @@ def training_job(
     run: RunFolder,
     rank: RankInfo,
     collectives: Collectives,
-    emit: Emit,
+    emit: Listener,
     resume: Checkpoint | None = None,
 ) -> Iterator[Job]:
     """Yield the job with its loaders running; they end with the block. One that resumes needs no pretrained file."""
     if resume is not None and resume.weights.spec.variant == config.model.variant:
         weights = resume.weights
     else:
-        tell = lambda line: emit({"kind": "note", "step": 0, "text": line})  # noqa: E731
+        tell = lambda line: emit(Note(text=line))  # noqa: E731
         weights = initial_weights(config, splits.train.classes, tell)
     weights = weights.replace(named=splits.train.named)
     per_rank(config, rank.world, len(splits.train))
@@ -85,7 +86,7 @@ def train_request(
 
 def run_training(
     job: Job, backend: Backend, resume: Checkpoint | None, ready: Callable[[], None] = lambda: None
-) -> Progress:
+) -> RunProgress:
     """Build the trainer, run the loop, release the device; `ready` is called once the device is open."""
     assert backend.trainer is not None
     trainer = backend.trainer(train_request(job.config, job.weights, backend, job.rank, job.collectives))

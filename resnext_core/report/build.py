@@ -140,7 +140,7 @@ def _interval(evaluation: Mapping[str, Any], key: str) -> tuple[float, float]:
 def _notes(data: ReportData, history: History) -> list[str]:
     """Return what a reader must know before believing the numbers."""
     notes = []
-    bad = sum(not math.isfinite(text.number(r.get("loss"))) for r in history.train)
+    bad = sum(r.loss is None or not math.isfinite(r.loss) for r in history.train)
     if bad:
         notes.append(f"The loss was not a finite number in {bad} of {len(history.train)} training records.")
     if history.overflow_steps:

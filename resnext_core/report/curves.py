@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from markupsafe import Markup
 from resnext_core.report import text
 from resnext_core.report.charts import Series, line_chart, time_chart
 from resnext_core.report.series import History, column, smooth, time_slices
+from resnext_core.runs.records import Eval, Train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +205,5 @@ def _resumed(history: History) -> list[tuple[str, str]]:
     return [("mark", "resumed here")] if history.resumes else []
 
 
-def _where(record: Mapping[str, Any]) -> str:
-    step, epoch = text.count(record.get("step")), text.number(record.get("epoch"))
-    return f"step {step}" + (f" · epoch {epoch:.0f}" if math.isfinite(epoch) else "")
+def _where(record: Train | Eval) -> str:
+    return f"step {text.count(record.step)} · epoch {record.epoch}"

@@ -15,6 +15,7 @@ from resnext_core.report.build import THUMBNAIL, write_report
 from resnext_core.report.model import ReportData, Sample
 from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.pointers import best_weights
+from resnext_core.runs.records import End, Record
 
 
 def make_report(run: RunFolder) -> Path:
@@ -61,8 +62,8 @@ def _sizes(run: RunFolder) -> dict[str, Any]:
     return {"parameters": spec.parameters, "macs": spec.macs}
 
 
-def _wall(records: Sequence[Mapping[str, Any]]) -> float | None:
-    ends = [r["seconds"] for r in records if r["kind"] == "end"]
+def _wall(records: Sequence[Record]) -> float | None:
+    ends = [r.seconds for r in records if isinstance(r, End)]
     return sum(ends) if ends else None
 
 

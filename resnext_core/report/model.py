@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from resnext_core.runs.records import Record
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -30,10 +32,9 @@ class ReportData:
 
     `summary`: ``parameters`` and ``macs`` (integers), ``images_per_s`` (training), ``wall_s``, ``backend``,
     ``device``; rates missing here are taken from the records. Other keys are shown as facts below the title.
-    `records`: the lines of records.jsonl, dicts with a ``kind`` of start, train, eval, checkpoint, resume or
-    end. `evaluation`: ``top1``, ``top5`` (shares 0..1), ``top1_interval``, ``top5_interval`` (low, high),
-    ``expected``, ``scored``, ``failed``, ``failures`` (path to reason, or paths), ``confusion``
-    (classes, classes) counts [true, predicted] and ``classes`` (names); other scalars are shown as facts.
+    `records`: those of the run folder, in order. `evaluation`: ``top1``, ``top5`` (shares 0..1), ``top1_interval``,
+    ``top5_interval`` (low, high), ``expected``, ``scored``, ``failed``, ``failures`` (path to reason, or paths),
+    ``confusion`` (classes, classes) counts [true, predicted] and ``classes`` (names); other scalars are shown as facts.
     `artefacts`: dicts of ``path``, ``size`` (bytes), ``digest``, ``format``. `validations`: dicts of
     ``name``, ``backend``, ``source_backend`` and the values of a ValidationResult's `to_dict`; of keys not
     known there, all are shown as details.
@@ -42,7 +43,7 @@ class ReportData:
     title: str
     subtitle: str = ""
     summary: Mapping[str, Any] = field(default_factory=dict)
-    records: Sequence[Mapping[str, Any]] = ()
+    records: Sequence[Record] = ()
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     samples: Sequence[Sample] = ()
     config_yaml: str = ""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from resnext_core.report.text import number
+from resnext_core.runs.records import End, Eval, Record, Resume, Saved, Start, Train
 
 #: Points a curve keeps; more cannot be seen and only make the file large.
 MAX_POINTS = 500
@@ -15,15 +15,14 @@ MAX_POINTS = 500
 
 @dataclass(kw_only=True)
 class History:
-    """The records that count, in order of steps, and what happened on the way.
+    """The records of a run by kind, in order of steps, and what happened on the way.
 
-    After a resume the lines past the resumed step were trained again, so their first version is dropped
-    from the curves; the time they took stays in the totals.
+    A run that is resumed has dropped the records after its checkpoint, so no step is in two of them.
     """
 
-    train: list[Mapping[str, Any]] = field(default_factory=list)
-    evals: list[Mapping[str, Any]] = field(default_factory=list)
-    resumes: list[float] = field(default_factory=list)
+    train: list[Train] = field(default_factory=list)
+    evals: list[Eval] = field(default_factory=list)
+    resumes: list[int] = field(default_factory=list)
     ended: bool = False
     started: bool = False
     overflow_steps: int = 0
@@ -51,50 +50,45 @@ class History:
         return max(self.times) - min(self.times) if len(self.times) > 1 else math.nan
 
     @property
-    def last_step(self) -> float:
+    def last_step(self) -> int:
         """The last step that any curve reaches; 0 without records."""
-        steps = [number(r["step"]) for r in (*self.train, *self.evals)]
-        return max(steps, default=0.0)
+        return max((r.step for r in (*self.train, *self.evals)), default=0)
 
 
-def read_history(records: Sequence[Mapping[str, Any]]) -> History:
-    """Sort `records` by kind; lines of unknown kind or without a step are passed over."""
+def read_history(records: Sequence[Record]) -> History:
+    """Sort `records` by kind; those that no curve needs are passed over."""
     history = History()
     for record in records:
-        kind, step = record.get("kind"), number(record.get("step"))
-        if math.isfinite(time := number(record.get("time"))):
-            history.times.append(time)
-        if kind == "start":
+        if record.time is not None:
+            history.times.append(record.time)
+        if isinstance(record, Start):
             history.started, history.ended = True, False
-        elif kind == "end":
-            history.ended = True
-        elif kind == "checkpoint":
-            history.checkpoint_s += _positive(record, "seconds")
-        if not math.isfinite(step):
-            continue
-        if kind == "resume":
+        elif isinstance(record, Resume):
             history.ended = False
-            history.resumes.append(step)
-            history.train = [r for r in history.train if number(r["step"]) <= step]
-            history.evals = [r for r in history.evals if number(r["step"]) <= step]
-        elif kind == "train":
-            history.train = _before(history.train, step)
+            history.resumes.append(record.step)
+        elif isinstance(record, End):
+            history.ended = True
+        elif isinstance(record, Saved):
+            history.checkpoint_s += _seconds(record.seconds)
+        elif isinstance(record, Train):
             history.train.append(record)
-            history.train_s += _positive(record, "seconds")
-            history.wait_s += _positive(record, "wait_s")
-            history.compute_s += _positive(record, "compute_s")
-            history.images += _positive(record, "images")
-            history.overflow_steps = max(history.overflow_steps, int(_positive(record, "overflow_steps")))
-        elif kind == "eval":
-            history.evals = _before(history.evals, step)
+            history.train_s += _seconds(record.seconds)
+            history.wait_s += _seconds(record.wait_s)
+            history.compute_s += _seconds(record.compute_s)
+            history.images += record.images
+            history.overflow_steps = max(history.overflow_steps, record.overflow_steps)
+        elif isinstance(record, Eval):
             history.evals.append(record)
-            history.eval_s += _positive(record, "seconds")
+            history.eval_s += _seconds(record.seconds)
     return history
 
 
-def column(records: Sequence[Mapping[str, Any]], key: str) -> list[float]:
-    """Return one number a record; NaN where it is missing."""
-    return [number(record.get(key)) for record in records]
+def column(records: Sequence[Record], name: str) -> list[float]:
+    """Return one number a record, of a field or of a metric; NaN where it is missing."""
+    return [
+        number(r.metrics.get(name) if isinstance(r, Eval) and name in r.metrics else getattr(r, name, None))
+        for r in records
+    ]
 
 
 def smooth(values: Sequence[float], span: int) -> list[float]:
@@ -145,7 +139,7 @@ class TimeSlice:
     other: float
 
 
-def time_slices(train: Sequence[Mapping[str, Any]], limit: int = 60) -> list[TimeSlice]:
+def time_slices(train: Sequence[Train], limit: int = 60) -> list[TimeSlice]:
     """Cut training lines into at most `limit` stretches and split the time of each."""
     result = []
     parts = min(limit, len(train))
@@ -154,9 +148,9 @@ def time_slices(train: Sequence[Mapping[str, Any]], limit: int = 60) -> list[Tim
     for k in range(parts):
         low, high = k * len(train) // parts, (k + 1) * len(train) // parts
         lines = train[low:high]
-        seconds = sum(_positive(r, "seconds") for r in lines)
-        wait = sum(_positive(r, "wait_s") for r in lines)
-        compute = sum(_positive(r, "compute_s") for r in lines)
+        seconds = sum(_seconds(r.seconds) for r in lines)
+        wait = sum(_seconds(r.wait_s) for r in lines)
+        compute = sum(_seconds(r.compute_s) for r in lines)
         whole = max(seconds, wait + compute)
         if whole > 0:
             shares = {"wait": wait / whole, "compute": compute / whole}
@@ -166,12 +160,6 @@ def time_slices(train: Sequence[Mapping[str, Any]], limit: int = 60) -> list[Tim
     return result
 
 
-def _before(lines: list[Mapping[str, Any]], step: float) -> list[Mapping[str, Any]]:
-    if lines and number(lines[-1]["step"]) >= step:
-        return [r for r in lines if number(r["step"]) < step]
-    return lines
-
-
-def _positive(record: Mapping[str, Any], key: str) -> float:
-    value = number(record.get(key))
+def _seconds(value: float) -> float:
+    """Return a duration, 0 for what is none: a clock may have been set back."""
     return value if math.isfinite(value) and value > 0 else 0.0

@@ -27,7 +27,7 @@ from resnext_core.runs.checkpoint_folder import (
     STATE,
     TENSORS,
     WEIGHTS,
-    Progress,
+    RunProgress,
     Saving,
     Summary,
     check_files,
@@ -48,7 +48,7 @@ class Checkpoint:
     path: Path
     weights: Weights
     state: TrainState
-    progress: Progress
+    progress: RunProgress
     run: Mapping[str, Any]
     saving: Saving
 
@@ -67,7 +67,7 @@ def save_checkpoint(
     folder: Path,
     weights: Weights,
     state: TrainState,
-    progress: Progress,
+    progress: RunProgress,
     *,
     run: Mapping[str, Any],
     keep: int,
@@ -100,7 +100,7 @@ def save_checkpoint(
 
 def complete_checkpoint(
     folder: Path,
-    progress: Progress,
+    progress: RunProgress,
     metrics: Mapping[str, Any],
     *,
     keep: int,
@@ -151,7 +151,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             path=path,
             weights=weights,
             state=TrainState(tensors=tensors, scalars=dict(record["scalars"])),
-            progress=Progress(**record["progress"]),
+            progress=RunProgress(**record["progress"]),
             run=dict(record["run"]),
             saving=Saving(**record["saving"]),
         )
@@ -217,7 +217,7 @@ def _write_record(partial: Path, record: Mapping[str, Any]) -> None:
 
 
 def _point(
-    folder: Path, progress: Progress, saving: Saving, metrics: Mapping[str, Any], keep: int
+    folder: Path, progress: RunProgress, saving: Saving, metrics: Mapping[str, Any], keep: int
 ) -> Summary:
     """Move the pointers to the checkpoint that was written, and remove what is beyond the newest `keep`."""
     set_pointers(folder, progress)
@@ -233,7 +233,7 @@ def _served(weights: Weights, state: TrainState) -> str | None:
     return None
 
 
-def _sweep(folder: Path, keep: int, progress: Progress) -> None:
+def _sweep(folder: Path, keep: int, progress: RunProgress) -> None:
     """Remove what is superfluous after the checkpoint of `progress`, which knows which one is best."""
     steps = (progress.step, progress.best_step)
     for path in superfluous(folder, keep, [step_name(step) for step in steps if step is not None]):

@@ -22,7 +22,7 @@ SEAL = "sha256"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class RunProgress:
     """Where a run stands: optimizer steps done, whether the epoch they end was closed (evaluated), best so far."""
 
     step: int
@@ -49,7 +49,7 @@ class Summary:
     """What ``state.json`` says of a checkpoint; `metrics` are those of the evaluation it closed, if any."""
 
     name: str
-    progress: Progress
+    progress: RunProgress
     saving: Saving
     metrics: Mapping[str, Any]
 
@@ -83,7 +83,7 @@ def read_summary(path: Path) -> Summary:
     with readable(path):
         record = read_record(path)
         return Summary(
-            name=path.name, progress=Progress(**record["progress"]), saving=Saving(**record["saving"]),
+            name=path.name, progress=RunProgress(**record["progress"]), saving=Saving(**record["saving"]),
             metrics=dict(record["metrics"]),
         )  # fmt: skip
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -14,8 +15,7 @@ from typing import IO, Any
 
 from resnext_core.errors import DataError, UsageError, quoted, reason, shown, suggest
 from resnext_core.files import check_folder, make_folder, write_atomic
-
-Record = Mapping[str, Any]
+from resnext_core.runs.records import Record, decode, encode
 
 
 class RunFolder:
@@ -105,8 +105,8 @@ class RunFolder:
     # -- records and results -----------------------------------------------------------------
 
     def append(self, record: Record) -> None:
-        """Add one line to ``records.jsonl`` and hand it to the operating system at once."""
-        line = json.dumps({**record, "time": round(time.time(), 3)}) + "\n"
+        """Add a record to ``records.jsonl``, with the time, and hand it to the operating system at once."""
+        line = encode(dataclasses.replace(record, time=round(time.time(), 3)))
         try:
             with self.records.open("a", encoding="utf-8") as stream:
                 stream.write(line)
@@ -134,8 +134,8 @@ class RunFolder:
         self._end, self._has_checkpoints = position, there
         return found
 
-    def read_records(self) -> list[dict[str, Any]]:
-        """Return all whole lines of ``records.jsonl``; a torn last line is left out."""
+    def read_records(self) -> list[Record]:
+        """Return the records of all whole lines of ``records.jsonl``; a torn last line is left out."""
         return [record for _, record in _lines(self.records) if record is not None]
 
     def torn_records(self) -> list[int]:
@@ -262,13 +262,8 @@ def _lock(stream: IO[str]) -> bool:
     return True
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+def _lines(path: Path) -> Iterator[tuple[int, Record | None]]:
     """Yield number and record of each line, None for one that is no record."""
-    if not path.exists():
-        return
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        yield number, record if isinstance(record, dict) else None
+    if path.exists():
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        yield from enumerate(map(decode, lines), 1)

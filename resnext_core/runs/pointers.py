@@ -20,7 +20,7 @@ from resnext_core.runs.checkpoint_folder import (
     REPLACED,
     STATE,
     WEIGHTS,
-    Progress,
+    RunProgress,
     Summary,
     checkpoint_age,
     checkpoint_names,
@@ -111,7 +111,7 @@ def damages_at_resume(folder: Path, whole: Summary) -> list[str]:
     return [f"{line}; going on without it: {_proof(whole)}" for line in pointer_damages(folder, whole)]
 
 
-def set_pointers(folder: Path, progress: Progress) -> None:
+def set_pointers(folder: Path, progress: RunProgress) -> None:
     """Move ``latest`` to the checkpoint of `progress`, and ``best`` to the one that it says is best, if that is there.
 
     What stands in place of a pointer and is no file stays: ``state.json`` tells the same.

@@ -14,37 +14,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.data.sampler import Task, epoch_permutation, rank_slice
-from resnext_core.data.unreadable import Unreadable
 from resnext_core.errors import BackendUnavailable, DataError
 from resnext_core.interfaces import Batch, Trainer, copy_seconds
 from resnext_core.ranks.signals import StopRequest
 from resnext_core.runs.checkpoint import Checkpoint
-from resnext_core.runs.checkpoint_folder import Progress
+from resnext_core.runs.checkpoint_folder import RunProgress
+from resnext_core.runs.records import Eval, Progress
 from resnext_core.runs.saver import Saver
+from resnext_core.runs.unreadable import Unreadable
 from resnext_core.serving.evaluate import Evaluation, evaluate
 from resnext_core.training.meter import Meter
-from resnext_core.training.nonfinite import Nonfinite
+from resnext_core.training.nonfinite import LossWatch
 from resnext_core.training.schedule import lrs, scaled_lr
-from resnext_core.training.work import Emit as Emit
 from resnext_core.training.work import Job as Job
 from resnext_core.training.work import Work, agree, complete, end, note, remember, save, sum_up
 from resnext_core.training.work import checkpoint_record as checkpoint_record
 
 
-def fit(trainer: Trainer, job: Job, resume: Checkpoint | None = None) -> Progress:
+def fit(trainer: Trainer, job: Job, resume: Checkpoint | None = None) -> RunProgress:
     """Train to the last epoch and return where it ended; raises Interrupted after saving on a signal.
 
     Another error between two steps, on any rank, is raised after saving too. One in the middle of a step is not: its
     state may be half updated.
     """
     per_epoch, epochs = job.steps_per_epoch, job.config.train.epochs
-    progress = Progress(step=0, epoch_closed=True)
+    progress = RunProgress(step=0, epoch_closed=True)
     if resume is not None:
         _check_same(job, resume)
         trainer.load_state(resume.state)
         progress = resume.progress
     with StopRequest() as stop, Saver(job.saved, background=job.config.train.background_saving) as saver:
-        watch = Nonfinite(job.run.path / "nonfinite", job.train, tolerant=job.tolerates_nonfinite)
+        watch = LossWatch(job.run.path / "nonfinite", job.train, tolerant=job.tolerates_nonfinite)
         bad = {"train": Unreadable(job.train, "train")}
         if job.val is not None:
             bad["val"] = Unreadable(job.val, "val")
@@ -148,10 +148,11 @@ def _close_epoch(work: Work) -> None:
         work.attempt(partial(_warn_at_chance, job, work.progress.step, result))
     if work.progress.best is None or score > work.progress.best:
         work.progress, is_best = replace(work.progress, best=score, best_step=work.progress.step), True
-    record = {
-        "kind": "eval", "step": work.progress.step, "epoch": epoch, **metrics, "expected": result.expected,
-        "scored": result.scored, "failed": result.failed, "seconds": round(result.seconds, 3), "best": is_best,
-    }  # fmt: skip
+    record = Eval(
+        step=work.progress.step, epoch=epoch, split="val", metrics={"top1": result.top1, "top5": result.top5},
+        expected=result.expected, scored=result.scored, failed=result.failed, seconds=round(result.seconds, 3),
+        best=is_best,
+    )  # fmt: skip
     work.attempt(partial(job.emit, record))
     work.progress = replace(work.progress, epoch_closed=True)
     work.attempt(partial(complete, work, metrics))
@@ -167,7 +168,7 @@ def _evaluate(work: Work) -> Evaluation:
 
     def on_progress(done: int, total: int) -> None:
         nonlocal exchanges
-        work.attempt(partial(job.emit, {"kind": "progress", "what": "eval", "done": done, "total": total}))
+        work.attempt(partial(job.emit, Progress(what="eval", done=done, total=total)))
         exchanges -= 1
         agree(work)
 

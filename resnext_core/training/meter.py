@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from resnext_core.runs.records import Listener, Progress, Train
 from resnext_core.training.nonfinite import mean_of_finite
 
 
 class Meter:
     """Sums what one ``train`` record of `epoch` (from 1) says, and writes it; `total` are the steps of the run."""
 
-    def __init__(
-        self, emit: Callable[[Mapping[str, Any]], None], *, batch_size: int, total: int, epoch: int
-    ) -> None:
+    def __init__(self, emit: Listener, *, batch_size: int, total: int, epoch: int) -> None:
         self._emit, self._batch_size, self._total, self._epoch = emit, batch_size, total, epoch
         self._reset()
 
@@ -44,10 +43,10 @@ class Meter:
         if copy is not None:
             self._copy = (self._copy or 0.0) + copy
         self._emit(
-            {
-                "kind": "progress", "what": "train", "done": step, "loss": float(losses[-1]), "lr": lr,
-                "total": self._total, "epoch": self._epoch, "images": len(losses) * self._batch_size,
-            }
+            Progress(
+                step=step, what="train", done=step, total=self._total, epoch=self._epoch, loss=float(losses[-1]),
+                lr=lr, images=len(losses) * self._batch_size,
+            )
         )  # fmt: skip
 
     def write(self, counters: Mapping[str, float | int]) -> None:
@@ -55,15 +54,13 @@ class Meter:
         seconds = time.perf_counter() - self._started
         images = len(self._losses) * self._batch_size
         self._emit(
-            {
-                "kind": "train", "step": self._step, "epoch": self._epoch,
-                "loss": mean_of_finite(self._losses), "lr": self._lr, "images": images,
-                "seconds": round(seconds, 4), "wait_s": round(self._wait, 4),
-                "compute_s": round(self._compute, 4),
-                "copy_s": None if self._copy is None else round(self._copy, 4),
-                "images_per_s": round(images / seconds, 2),
-                "nonfinite_steps": int(np.count_nonzero(~np.isfinite(self._losses))),
-                "overflow_steps": counters["overflow_steps"], "loss_scale": counters["loss_scale"],
-            }
+            Train(
+                step=self._step, epoch=self._epoch, loss=mean_of_finite(self._losses), lr=self._lr, images=images,
+                seconds=round(seconds, 4), wait_s=round(self._wait, 4), compute_s=round(self._compute, 4),
+                copy_s=None if self._copy is None else round(self._copy, 4),
+                images_per_s=round(images / seconds, 2),
+                nonfinite_steps=int(np.count_nonzero(~np.isfinite(self._losses))),
+                overflow_steps=int(counters["overflow_steps"]), loss_scale=counters["loss_scale"],
+            )
         )  # fmt: skip
         self._reset()

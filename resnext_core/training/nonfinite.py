@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from resnext_core.data.index import Index
 from resnext_core.errors import DataError, reason
 from resnext_core.files import write_atomic
+from resnext_core.runs.records import Nonfinite
 
-#: So many steps without a finite loss one after the other end a run that skips them: nothing trains any more.
+#: So many steps without a finite loss one after the other end a run that skips them: training has diverged.
 MAX_CONSECUTIVE = 50
 #: So many steps of a run have their samples written down; the later ones are only counted.
 MAX_DUMPS = 20
@@ -24,7 +25,7 @@ class Diverged(DataError):
     """A loss that is not a number ends the run: its state is not worth keeping."""
 
 
-class Nonfinite:
+class LossWatch:
     """Watches the losses of a run and writes ``folder/step-XXXXXXXX.json`` for those that are not finite.
 
     `tolerant` goes on after such a step, up to MAX_CONSECUTIVE in a row; otherwise the first one is the last.
@@ -36,7 +37,7 @@ class Nonfinite:
 
     def look(
         self, step: int, epoch: int, loss: float, lr: float, samples: Sequence[int], *, write: bool
-    ) -> dict[str, Any] | None:
+    ) -> Nonfinite | None:
         """Look at the loss of `step` (from 1) on the global batch of `samples`; None when it is finite, else a record.
 
         `epoch` counts from 1. The samples are written down where `write` (rank 0) says so. Raises Diverged when
@@ -62,13 +63,10 @@ class Nonfinite:
             )
         if self._streak >= MAX_CONSECUTIVE:
             raise Diverged(
-                f"the last {self._streak} losses up to step {step} were not numbers{seen}; nothing trains any "
-                "more: lower optimizer.lr and resume. Checkpoints before them are kept"
+                f"the last {self._streak} losses up to step {step} were not numbers{seen}; training has "
+                "diverged: lower optimizer.lr and resume. Checkpoints before them are kept"
             )
-        return {
-            "kind": "nonfinite", "step": step, "epoch": epoch, "loss": str(loss), "lr": lr,
-            "path": path.name if path else None,
-        }  # fmt: skip
+        return Nonfinite(step=step, epoch=epoch, loss=str(loss), lr=lr, path=path.name if path else None)
 
     def _dump(self, step: int, epoch: int, loss: float, lr: float, samples: Sequence[int]) -> Path | None:
         path = self._folder / f"step-{step:08d}.json"

@@ -15,7 +15,6 @@ from resnext_core.config import Config
 from resnext_core.data.index import Index
 from resnext_core.data.loader import Loader
 from resnext_core.data.sampler import steps_per_epoch
-from resnext_core.data.unreadable import Unreadable
 from resnext_core.errors import BackendUnavailable, DataError, Interrupted, ResnextError, one_line
 from resnext_core.interfaces import Trainer
 from resnext_core.model.weights import Weights
@@ -24,14 +23,15 @@ from resnext_core.ranks.exchange import exchange
 from resnext_core.ranks.info import RankInfo
 from resnext_core.ranks.signals import StopRequest
 from resnext_core.runs.checkpoint import complete_checkpoint, save_checkpoint
-from resnext_core.runs.checkpoint_folder import Progress, Summary
+from resnext_core.runs.checkpoint_folder import RunProgress, Summary
 from resnext_core.runs.folder import RunFolder
+from resnext_core.runs.records import Listener, Note, Saved
 from resnext_core.runs.saver import Saver
+from resnext_core.runs.unreadable import Unreadable
 from resnext_core.serving.golden import make_golden
 from resnext_core.training.meter import Meter
-from resnext_core.training.nonfinite import Diverged, Nonfinite
+from resnext_core.training.nonfinite import Diverged, LossWatch
 
-Emit = Callable[[Mapping[str, Any]], None]
 T = TypeVar("T")
 
 
@@ -49,7 +49,7 @@ class Job:
     collectives: Collectives
     run: RunFolder
     steps_per_call: int
-    emit: Emit
+    emit: Listener
 
     @property
     def steps_per_epoch(self) -> int:
@@ -77,7 +77,7 @@ class Job:
             return False
         return epoch >= train.epochs or (epoch >= train.eval_start and epoch % train.eval_every == 0)
 
-    def awaits_evaluation(self, progress: Progress) -> bool:
+    def awaits_evaluation(self, progress: RunProgress) -> bool:
         """True at the end of an epoch whose evaluation has not been; the checkpoint is completed after it."""
         epoch, within = divmod(progress.step, self.steps_per_epoch)
         return not progress.epoch_closed and within == 0 and self.evaluates(epoch)
@@ -106,10 +106,10 @@ class Work:
     job: Job
     saver: Saver
     stop: StopRequest
-    watch: Nonfinite
+    watch: LossWatch
     bad: Mapping[str, Unreadable]  # by part
-    progress: Progress
-    saved: Progress | None
+    progress: RunProgress
+    saved: RunProgress | None
     meter: Meter | None = None
     fault: Exception | None = None
     ending: bool = False
@@ -294,7 +294,7 @@ def sum_up(work: Work) -> None:
 
 
 def note(job: Job, step: int, text: str) -> None:
-    job.emit({"kind": "note", "step": step, "text": text})
+    job.emit(Note(step=step, text=text))
 
 
 def _text(error: Exception) -> str:
@@ -302,10 +302,9 @@ def _text(error: Exception) -> str:
     return text if isinstance(error, ResnextError) else f"{type(error).__name__}: {text}"
 
 
-def checkpoint_record(saved: Summary, steps_per_epoch: int) -> dict[str, Any]:
+def checkpoint_record(saved: Summary, steps_per_epoch: int) -> Saved:
     """Return the record of a checkpoint, the same when it was just written and when it is read again."""
-    return {
-        "kind": "checkpoint", "step": saved.progress.step, "epoch": saved.progress.step // steps_per_epoch,
-        "seconds": saved.saving.seconds, "blocked_s": saved.saving.blocked_s, "path": saved.name,
-        "bytes": saved.saving.bytes,
-    }  # fmt: skip
+    return Saved(
+        step=saved.progress.step, epoch=saved.progress.step // steps_per_epoch, seconds=saved.saving.seconds,
+        blocked_s=saved.saving.blocked_s, path=saved.name, bytes=saved.saving.bytes,
+    )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -10,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import CommandLine
+from run_records import stored
 
 from resnext_core.errors import EXIT_DATA, EXIT_USAGE
 from resnext_core.runs.checkpoint_folder import checkpoint_names
 from resnext_core.runs.folder import RunFolder
+from resnext_core.runs.records import Train
 
 
 @pytest.fixture
@@ -144,15 +147,16 @@ def test_wrong_words(run: RunFolder, cli: CommandLine, tmp_path: Path) -> None:
 
 def test_a_resumed_run_repeats_no_record(run: RunFolder, cli: CommandLine) -> None:
     """What stands behind the checkpoint is written again by the training, the checkpoint's own line by its record."""
-    before = [r for r in run.read_records() if r["kind"] == "checkpoint"]
-    run.append({"kind": "train", "step": 13, "loss": 1.0})
+    before = [r for r in stored(run) if r["kind"] == "checkpoint"]
+    (*_, last) = (r for r in run.read_records() if isinstance(r, Train))
+    run.append(dataclasses.replace(last, step=13, loss=1.0))
     cli.ok("train", "--resume", run.path, "--epochs", 3)
-    after = [r for r in run.read_records() if r["kind"] == "checkpoint"]
+    after = [r for r in stored(run) if r["kind"] == "checkpoint"]
     for old, new in zip(before, after, strict=False):
         assert {**old, "time": 0} == {**new, "time": 0}
-    steps = [r["step"] for r in run.read_records() if r["kind"] == "train"]
+    steps = [r["step"] for r in stored(run) if r["kind"] == "train"]
     assert steps == list(range(1, 19))
-    assert np.isfinite([r["loss"] for r in run.read_records() if r["kind"] == "train"]).all()
+    assert np.isfinite([r["loss"] for r in stored(run) if r["kind"] == "train"]).all()
 
 
 def test_without_a_run_the_one_whose_records_changed_last_is_taken(

@@ -18,6 +18,7 @@ import pytest
 import safetensors.numpy
 from command_line import CommandLine, environment, in_process, write_plugin
 from processes import eventually, finish
+from run_records import stored
 
 from resnext_core.errors import EXIT_DATA, EXIT_INTERRUPTED, EXIT_UNAVAILABLE, EXIT_USAGE
 from resnext_core.model.weights import load_weights
@@ -75,11 +76,9 @@ def same_outcome(run: RunFolder, other: RunFolder) -> None:
         ("train", ("step", "epoch", "loss", "lr")),
         ("eval", ("step", "top1", "top5", "best")),
     ):
-        rows = [
-            [{k: r[k] for k in keys} for r in f.read_records() if r["kind"] == kind] for f in (run, other)
-        ]
+        rows = [[{k: r[k] for k in keys} for r in stored(f) if r["kind"] == kind] for f in (run, other)]
         assert rows[0] == rows[1]
-    steps = [r["step"] for r in run.read_records() if r["kind"] == "train"]
+    steps = [r["step"] for r in stored(run) if r["kind"] == "train"]
     assert steps == list(range(1, STEPS + 1))
 
 
@@ -96,13 +95,13 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
     assert 10 <= progress.step < STEPS
     says = f"stopped after step {progress.step}; continue with --resume {run.path}"
     assert err == f"resnext-run: {says}\n"
-    recorded = [r["step"] for r in run.read_records() if r["kind"] == "train"]
+    recorded = [r["step"] for r in stored(run) if r["kind"] == "train"]
     assert recorded == list(range(1, progress.step + 1))
 
     out = cli.ok("train", "--resume", run.path, "--set", "data.workers=0").out
     assert f"weights: {run.checkpoints}" in out
     same_outcome(run, uninterrupted)
-    assert [r["step"] for r in run.read_records() if r["kind"] == "resume"] == [progress.step]
+    assert [r["step"] for r in stored(run) if r["kind"] == "resume"] == [progress.step]
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(
@@ -130,7 +129,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(
     shutil.rmtree(run.checkpoints, ignore_errors=True)  # it may have been faster than the kill
     cli.ok("train", "--resume", run.path, "--set", "data.workers=0")
     same_outcome(run, uninterrupted)
-    assert [r["kind"] for r in run.read_records()].count("start") == 1
+    assert [r["kind"] for r in stored(run)].count("start") == 1
 
 
 def test_damage_to_the_newest_checkpoint_costs_that_one_alone(
@@ -251,7 +250,7 @@ def test_a_section_of_a_backend_that_is_not_here_does_not_stop_a_resume(
 
 
 def rows(run: RunFolder, kind: str, *keys: str) -> list[list[Any]]:
-    return [[r[k] for k in keys] for r in run.read_records() if r["kind"] == kind]
+    return [[r[k] for k in keys] for r in stored(run) if r["kind"] == kind]
 
 
 #: In float64 no rounding decides on which side of a ReLU a value is, however many steps are compared.
@@ -343,7 +342,7 @@ def test_the_run_folder_is_complete(finished_run: Path, photos: Path) -> None:
     about = run.read_result("run")
     assert about["backend"] == "reference"
     assert about["environment"]["numpy"] == np.__version__
-    kinds = [r["kind"] for r in run.read_records()]
+    kinds = [r["kind"] for r in stored(run)]
     assert kinds[0] == "start"
     assert kinds[-1] == "end"
     assert kinds.count("train") == 12
@@ -494,7 +493,7 @@ def test_a_terminal_that_takes_nothing_ends_no_training(
         )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     run = RunFolder(tmp_path / "run")
-    assert run.read_records()[-1]["kind"] == "end"
+    assert stored(run)[-1]["kind"] == "end"
     log = (run.path / "log.txt").read_text()
     assert "epoch   2  val top-1" in log
     if devices == 1 and way != "closed":
@@ -502,7 +501,7 @@ def test_a_terminal_that_takes_nothing_ends_no_training(
     if devices == 2:
         assert "epoch   2  val top-1" in (run.logs / "rank-0.log").read_text()
     # what a worker decoded is what was trained on: its memory did not take the number of a closed stream
-    losses = [r["loss"] for r in run.read_records() if r["kind"] == "train"]
+    losses = [r["loss"] for r in stored(run) if r["kind"] == "train"]
     assert len(set(losses)) > 6
 
 
@@ -521,8 +520,8 @@ def test_a_terminal_that_hangs_up_ends_no_training(start: list[str], tmp_path: P
         seen += os.read(master, 4096)
     run = RunFolder(tmp_path / "run")
     os.close(master)
-    steps = len(run.read_records())
-    assert eventually(lambda: len(run.read_records()) > steps + 10)
+    steps = len(stored(run))
+    assert eventually(lambda: len(stored(run)) > steps + 10)
     assert process.poll() is None
     process.terminate()
     assert finish(process) == (EXIT_INTERRUPTED, finish_line(run, devices))

@@ -29,7 +29,7 @@ from resnext_core.model.preprocess import PreprocessSpec
 from resnext_core.model.spec import VARIANTS, ModelSpec, model_spec
 from resnext_core.model.weights import MANIFEST_KEY, Weights, load_weights, save_weights
 from resnext_core.runs.checkpoint import load_checkpoint, save_checkpoint
-from resnext_core.runs.checkpoint_folder import Progress
+from resnext_core.runs.checkpoint_folder import RunProgress
 
 ENDINGS = [(n.id, c) for n in NAMINGS.values() for c in n.containers if c in (".safetensors", ".ckpt")]
 
@@ -482,8 +482,8 @@ def test_momentum_belongs_to_the_weights_and_not_to_their_average(
     tensors |= {f"ema/{n}": a for n, a in average.tensors.items()}
     tensors |= {f"momentum/{n}": a for n, a in learned.items()}
     save_checkpoint(
-        tmp_path / "c", average, TrainState(tensors=tensors, scalars={}), Progress(step=5, epoch_closed=True), run={},
-        keep=1,
+        tmp_path / "c", average, TrainState(tensors=tensors, scalars={}), RunProgress(step=5, epoch_closed=True),
+        run={}, keep=1,
     )  # fmt: skip
     folder = tmp_path / "c" / "step-00000005"
     kept = cli.ok(
@@ -632,7 +632,7 @@ def test_a_checkpoint_of_the_modelzoo_is_trained_on_with_its_momentum(
     scalars = {"step": 3, "overflow_steps": 0, "loss_scale": 1.0, "good_steps": 0}
     folder = tmp_path / "old"
     save_checkpoint(
-        folder, tiny_weights, TrainState(tensors=tensors, scalars=scalars), Progress(step=3, epoch_closed=True),
+        folder, tiny_weights, TrainState(tensors=tensors, scalars=scalars), RunProgress(step=3, epoch_closed=True),
         run={}, keep=1,
     )  # fmt: skip
     words = [*tiny_train, "--pretrained", folder / "step-00000003", "--set", "optimizer.lr=0"]

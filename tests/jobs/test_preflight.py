@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from command_line import TRAIN, CommandLine, in_process, write_plugin
+from run_records import stored
 
 from resnext_core import plugins
 from resnext_core.config import Layer, load_config, read_layer
@@ -234,7 +235,7 @@ def test_a_part_can_be_left_out(cli: CommandLine, photos: Path, recipe: Path, tm
         "data.val=none",
     ]
     cli.ok("train", *words, "--name", "run")
-    assert {r["kind"] for r in RunFolder(tmp_path / "run").read_records()} & {"train", "eval"} == {"train"}
+    assert {r["kind"] for r in stored(RunFolder(tmp_path / "run"))} & {"train", "eval"} == {"train"}
     says = "has no val or test part to evaluate on"
     cli.refuses(EXIT_USAGE, "run", *words, "--name", "job", says=says)
     assert not (tmp_path / "job").exists()

@@ -21,6 +21,7 @@ from resnext_core.errors import DataError
 from resnext_core.report import ReportData, Sample, charts, render_report, text, write_report
 from resnext_core.report.charts import tag, ticks
 from resnext_core.report.series import MAX_POINTS, read_history, smooth, thin, time_slices
+from resnext_core.runs.records import End, Eval, Note, Record, Resume, Saved, Start, from_dict
 
 VOID = {"meta", "img", "br"}
 EVIL = '<script>alert("1")</script>\'"&{{ 7 * 7 }}'
@@ -57,33 +58,30 @@ class Page(HTMLParser):
         return [a for n, a in self.elements if n == name and wanted.items() <= a.items()]
 
 
-def train(step: int, **changes: Any) -> dict[str, Any]:
+def train(step: int, **changes: Any) -> Record:
     line = {
         "kind": "train", "step": step, "epoch": (step - 1) // 20, "loss": 2.5 / (1 + step / 50), "lr": 0.1,
         "images": 640, "seconds": 2.0, "wait_s": 0.5, "compute_s": 1.25, "images_per_s": 320.0,
         "overflow_steps": 0, "loss_scale": 1.0, "time": 1000.0 + step,
     }  # fmt: skip
-    return line | changes
+    return from_dict(line | changes)
 
 
-def evaluation_line(step: int, top1: float, **changes: Any) -> dict[str, Any]:
-    counts = {"expected": 100, "scored": 100, "failed": 0, "seconds": 3.0}
-    return {
-        "kind": "eval", "step": step, "epoch": step // 20, "split": "val", "top1": top1,
-        "top5": min(1.0, top1 + 0.2), **counts,
-    } | changes  # fmt: skip
+def evaluation_line(step: int, top1: float) -> Record:
+    return Eval(
+        step=step, epoch=step // 20, split="val", metrics={"top1": top1, "top5": min(1.0, top1 + 0.2)},
+        expected=100, scored=100, failed=0, seconds=3.0, best=False,
+    )  # fmt: skip
 
 
-def records() -> list[dict[str, Any]]:
-    lines: list[dict[str, Any]] = [{"kind": "start", "step": 0, "time": 1000.0}]
+def records() -> list[Record]:
+    lines: list[Record] = [Start(time=1000.0)]
     for step in range(10, 201, 10):
         lines.append(train(step))
         if step % 20 == 0:
             lines.append(evaluation_line(step, 0.5 + step / 500))
-            lines.append(
-                {"kind": "checkpoint", "step": step, "epoch": 0, "seconds": 0.5, "bytes": 9, "path": "p"}
-            )
-    return [*lines, {"kind": "end", "step": 200, "time": 1300.0}]
+            lines.append(Saved(step=step, epoch=0, seconds=0.5, bytes=9, path="p"))
+    return [*lines, End(step=200, seconds=299.0, time=1300.0)]
 
 
 def full(**changes: Any) -> ReportData:
@@ -185,7 +183,7 @@ def test_all_text_is_escaped() -> None:
         title=EVIL,
         subtitle=EVIL,
         summary={"backend": EVIL, EVIL: EVIL, "device": EVIL},
-        records=[*records(), {"kind": EVIL, "step": EVIL}],
+        records=[*records(), from_dict({"kind": EVIL, "step": EVIL}), Note(text=EVIL)],
         evaluation={
             "top1": 0.5, "expected": 2, "scored": 2, "failed": 1, "failures": {EVIL: EVIL}, EVIL: EVIL,
             "confusion": [[1, 1], [1, 1]], "classes": [EVIL, "x" + EVIL],
@@ -214,7 +212,11 @@ def test_all_text_is_escaped() -> None:
         {"records": []},
         {"records": [train(10)]},
         {"records": [train(0, loss=math.nan, lr=None, images_per_s="?", seconds=0)]},
-        {"records": [{"kind": "train"}, {}, {"kind": "eval", "step": 3}, {"kind": "resume"}]},
+        {
+            "records": [
+                from_dict(r) for r in ({"kind": "train"}, {}, {"kind": "eval", "step": 3}, {"kind": "resume"})
+            ]
+        },
         {
             "records": [
                 train(k, loss=math.nan if k == 20 else math.inf if k == 30 else 1.0) for k in (10, 20, 30, 40)
@@ -257,7 +259,7 @@ def test_empty_report_has_no_sections() -> None:
 
 
 def test_notes_tell_what_went_wrong() -> None:
-    lines = [{"kind": "start", "time": 1.0}, train(10, loss=math.nan), train(20, overflow_steps=3)]
+    lines = [Start(time=1.0), train(10, loss=math.nan), train(20, overflow_steps=3)]
     notes = "\n".join(Page(render_report(ReportData(title="t", records=lines))).texts)
     assert "not a finite number in 1 of 2 training records" in notes
     assert "3 steps overflowed" in notes
@@ -323,17 +325,23 @@ def test_report_of_a_long_run_stays_small() -> None:
     assert len(render_report(ReportData(title="t", records=lines))) < 400_000
 
 
-def test_resume_replaces_what_was_trained_again() -> None:
-    lines = [train(10), train(20), evaluation_line(20, 0.4), train(30, loss=9.0), evaluation_line(30, 0.9)]
-    lines += [{"kind": "resume", "step": 20, "epoch": 1}, train(30, loss=1.5), evaluation_line(40, 0.6)]
+def test_history_of_a_resumed_run() -> None:
+    """What followed its checkpoint is not in its records any more, see RunFolder.rewind."""
+    lines = [
+        train(10),
+        train(20),
+        evaluation_line(20, 0.4),
+        Resume(step=20),
+        train(30),
+        evaluation_line(40, 0.6),
+    ]
     history = read_history(lines)
-    assert [r["step"] for r in history.train] == [10, 20, 30]
-    assert history.train[-1]["loss"] == 1.5
-    assert [r["top1"] for r in history.evals] == [0.4, 0.6]
+    assert [r.step for r in history.train] == [10, 20, 30]
+    assert [r.metrics["top1"] for r in history.evals] == [0.4, 0.6]
     assert history.resumes == [20]
-    assert history.train_s == 8.0  # the lost work took its time all the same
-    assert (history.wait_s, history.compute_s, history.other_s) == (2.0, 5.0, 1.0)
-    assert history.images_per_s == 4 * 640 / 8.0
+    assert (history.train_s, history.eval_s) == (6.0, 6.0)
+    assert (history.wait_s, history.compute_s, history.other_s) == (1.5, 3.75, 0.75)
+    assert history.images_per_s == 3 * 640 / 6.0
 
 
 def test_smooth_is_centred_and_passes_over_nan() -> None:

@@ -21,7 +21,7 @@ from resnext_core.interfaces import TrainState
 from resnext_core.model.weights import Weights
 from resnext_core.runs import checkpoint, checkpoint_folder
 from resnext_core.runs.checkpoint import complete_checkpoint, load_checkpoint, load_latest, save_checkpoint
-from resnext_core.runs.checkpoint_folder import Progress, checkpoint_names, read_summary
+from resnext_core.runs.checkpoint_folder import RunProgress, checkpoint_names, read_summary
 from resnext_core.runs.pointers import best_weights
 
 Save = Callable[..., Path]
@@ -44,7 +44,7 @@ def save(tmp_path: Path, tiny_weights: Weights) -> Save:
         tensors = {f"weights/{n}": a for n, a in tiny_weights.tensors.items()}
         tensors["momentum/fc.bias"] = np.full(6, step, np.float32)
         state = TrainState(tensors=tensors, scalars={"step": step, "loss_scale": 0.1, "good_steps": 2**40})
-        progress = Progress(
+        progress = RunProgress(
             step=step, epoch_closed=closed, best=0.1 + 0.2, best_step=step if best else best_step
         )
         facts = {"seed": 1, "train_digest": "sha256:0"}
@@ -68,7 +68,7 @@ def test_round_trip_is_exact(save: Save, tiny_weights: Weights) -> None:
     assert path.name == "step-00000007"
     assert read.weights.digest == tiny_weights.digest
     assert read.weights.manifest() == tiny_weights.manifest()
-    assert read.progress == Progress(step=7, epoch_closed=True, best=0.1 + 0.2, best_step=7)
+    assert read.progress == RunProgress(step=7, epoch_closed=True, best=0.1 + 0.2, best_step=7)
     assert read.state.scalars == {"step": 7, "loss_scale": 0.1, "good_steps": 2**40}
     assert read.run == {"seed": 1, "train_digest": "sha256:0"}
     assert (read.saving.records, read.saving.blocked_s) == (99, 0.5)
@@ -92,7 +92,7 @@ def test_what_is_served_is_not_stored_twice(
     }
     tensors = {f"{g}/{n}": a for g, arrays in groups.items() for n, a in arrays.items()}
     weights = tiny_weights.replace(tensors=groups[served]) if served else tiny_weights
-    progress = Progress(step=1, epoch_closed=True)
+    progress = RunProgress(step=1, epoch_closed=True)
     state = TrainState(tensors=tensors, scalars={"step": 1})
     name = save_checkpoint(tmp_path / "c", weights, state, progress, run={}, keep=1).name
     read = load_checkpoint(tmp_path / "c" / name)
@@ -135,7 +135,7 @@ def test_completing_keeps_the_state_and_adds_the_evaluation(
         monkeypatch.setattr(os, "link", lambda *_: os.stat("/nowhere/at/all"))
     complete(folder, 5)
     after = load_checkpoint(path)
-    assert after.progress == Progress(step=5, epoch_closed=True, best=0.9, best_step=5)
+    assert after.progress == RunProgress(step=5, epoch_closed=True, best=0.9, best_step=5)
     assert after.weights.metrics == after.summary.metrics == {"top1": 0.9}
     assert (after.saving.records, after.saving.blocked_s) == (123, 0.75), "the sum of both"
     assert after.saving.seconds >= before.saving.seconds
@@ -196,7 +196,7 @@ def full() -> OSError:
 
 def complete(folder: Path, step: int, keep: int = 3) -> None:
     """Complete the checkpoint of `step` as after its evaluation."""
-    progress = Progress(step=step, epoch_closed=True, best=0.9, best_step=step)
+    progress = RunProgress(step=step, epoch_closed=True, best=0.9, best_step=step)
     complete_checkpoint(folder, progress, {"top1": 0.9}, keep=keep, records=123, blocked_s=0.25)
 
 

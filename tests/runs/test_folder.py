@@ -16,6 +16,7 @@ import pytest
 from resnext_core.errors import DataError, UsageError
 from resnext_core.files import atomic_path, file_digest, write_atomic
 from resnext_core.runs.folder import RunFolder
+from resnext_core.runs.records import End, Note, Resume, Start
 
 
 def test_a_folder_is_named_after_time_and_label(tmp_path: Path) -> None:
@@ -44,7 +45,7 @@ def test_the_newest_run_is_the_one_whose_records_changed_last(tmp_path: Path) ->
         os.utime(run.config, (1000 + age, 1000 + age))
     assert RunFolder.newest(tmp_path).path.name == "empty", "no records: by when they were made"
     for name, when in (("first", 3000), ("second", 2000)):
-        runs[name].append({"kind": "start", "step": 0})
+        runs[name].append(Start())
         os.utime(runs[name].records, (when, when))
     assert RunFolder.newest(tmp_path).path.name == "first", "made first, and trained last"
 
@@ -52,37 +53,37 @@ def test_the_newest_run_is_the_one_whose_records_changed_last(tmp_path: Path) ->
 def test_records_survive_a_torn_line_and_rewind(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     for step in range(1, 7):
-        run.append({"kind": "train", "step": step, "loss": 1 / step})
-    run.append({"kind": "note", "text": "no step"})
+        run.append(End(step=step, seconds=1 / step))
+    run.append(Note(text="no step"))
     with run.records.open("a") as stream:
         stream.write('{"kind": "train", "step": 7, "lo')
-    assert [r.get("step") for r in run.read_records()] == [1, 2, 3, 4, 5, 6, None]
-    assert run.read_records()[2]["loss"] == 1 / 3
+    assert [r.step for r in run.read_records()] == [1, 2, 3, 4, 5, 6, 0]
+    assert run.read_records()[2] == End(step=3, seconds=1 / 3, time=run.read_records()[2].time)
     assert run.torn_records() == [8]
     whole = run.records.read_bytes().splitlines(keepends=True)
     run.rewind(len(b"".join(whole[:4])))
     assert run.records.read_bytes() == b"".join(whole[:4])
     assert run.position() == len(b"".join(whole[:4]))
-    run.append({"kind": "train", "step": 5})
-    assert [r.get("step") for r in run.read_records()] == [1, 2, 3, 4, 5]
+    run.append(Resume(step=5))
+    assert [r.step for r in run.read_records()] == [1, 2, 3, 4, 5]
     run.rewind(run.position() - 3)
-    assert [r.get("step") for r in run.read_records()] == [1, 2, 3, 4], "no torn line is kept"
+    assert [r.step for r in run.read_records()] == [1, 2, 3, 4], "no torn line is kept"
     run.rewind(0)
     assert run.read_records() == []
 
 
 def test_what_someone_deletes_is_noticed_once(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    run.append({"kind": "start", "step": 0})
+    run.append(Start())
     (run.checkpoints / "step-00000001").mkdir(parents=True)
     assert run.lost() == []
-    run.append({"kind": "train", "step": 2})
+    run.append(Resume(step=2))
     assert run.lost() == []
     run.records.unlink()
     (line,) = run.lost()
     assert line.startswith(f"{run.records} was deleted or cut")
     assert run.lost() == []
-    run.append({"kind": "train", "step": 3})
+    run.append(Resume(step=3))
     run.rewind(0)  # by us
     assert run.lost() == []
     shutil.rmtree(run.checkpoints)
@@ -95,8 +96,8 @@ def test_a_clock_that_jumps_back_moves_no_record(tmp_path: Path, monkeypatch: py
     run, clock = RunFolder(tmp_path), iter([2e9, 1e9, 1.5e9])
     monkeypatch.setattr("resnext_core.runs.folder.time.time", lambda: next(clock))
     for step in (1, 2, 3):
-        run.append({"kind": "train", "step": step})
-    assert [(r["step"], r["time"]) for r in run.read_records()] == [(1, 2e9), (2, 1e9), (3, 1.5e9)]
+        run.append(Resume(step=step))
+    assert [(r.step, r.time) for r in run.read_records()] == [(1, 2e9), (2, 1e9), (3, 1.5e9)]
 
 
 def test_one_process_at_a_time_trains_a_run(tmp_path: Path) -> None:
@@ -149,7 +150,7 @@ def test_records_that_cannot_be_written(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.records.mkdir()
     with pytest.raises(DataError, match=r"cannot write .*records.jsonl: Is a directory"):
-        run.append({"step": 1})
+        run.append(Start())
 
 
 # -- files ---------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from resnext_core.interfaces import TrainState
 from resnext_core.model.weights import Weights
 from resnext_core.runs import pointers
 from resnext_core.runs.checkpoint import load_checkpoint, load_latest, save_checkpoint
-from resnext_core.runs.checkpoint_folder import Progress, checkpoint_names
+from resnext_core.runs.checkpoint_folder import RunProgress, checkpoint_names
 from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.pointers import best_weights, latest_checkpoint, pointer_damages, superfluous
 
@@ -27,7 +27,7 @@ Damage = Callable[[Path], object]
 def save(folder: Path, weights: Weights, step: int, *, best: int = 4, keep: int = 3) -> None:
     """Save a checkpoint that says that the one of step `best` is the best."""
     tensors = {f"weights/{n}": a for n, a in weights.tensors.items()} | {"momentum/x": np.zeros(step)}
-    progress = Progress(step=step, epoch_closed=True, best=0.5, best_step=best)
+    progress = RunProgress(step=step, epoch_closed=True, best=0.5, best_step=best)
     save_checkpoint(folder, weights, TrainState(tensors=tensors, scalars={}), progress, run={}, keep=keep)
 
 
@@ -173,7 +173,9 @@ def test_without_an_evaluation_the_latest_is_served_and_nothing_told(
     folder = tmp_path / "c"
     state = TrainState(tensors={}, scalars={})
     for step in (1, 2):
-        save_checkpoint(folder, tiny_weights, state, Progress(step=step, epoch_closed=True), run={}, keep=3)
+        save_checkpoint(
+            folder, tiny_weights, state, RunProgress(step=step, epoch_closed=True), run={}, keep=3
+        )
     assert best_weights(folder, pytest.fail) == folder / "step-00000002" / "weights.safetensors"
     assert pointer_damages(folder) == []
     write(folder / "best", b"step-00000001")

@@ -9,14 +9,14 @@ from collections.abc import Callable
 import pytest
 
 from resnext_core.errors import DataError
-from resnext_core.runs.checkpoint_folder import Progress, Saving, Summary
+from resnext_core.runs.checkpoint_folder import RunProgress, Saving, Summary
 from resnext_core.runs.saver import Saver
 
 
 def summary(step: int) -> Summary:
     return Summary(
         name=f"step-{step}",
-        progress=Progress(step=step, epoch_closed=True),
+        progress=RunProgress(step=step, epoch_closed=True),
         saving=Saving(bytes=0, seconds=0.0, blocked_s=0.0, records=None),
         metrics={},
     )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from run_records import stored
 
 from resnext_core.config import Config, load_config, parse_set
 from resnext_core.data.index import open_index
@@ -103,7 +104,7 @@ def job(photos: Path, tiny_weights: Weights, tmp_path: Path) -> Callable[..., Jo
         return Job(
             config=config, weights=tiny_weights, train=train, train_loader=loader(train), val=index,
             val_loader=loader(index) if index else None, rank=RankInfo(), collectives=SingleProcess(), run=run,
-            steps_per_call=steps_per_call, emit=lambda r: None if r["kind"] == "progress" else run.append(r),
+            steps_per_call=steps_per_call, emit=lambda r: run.append(r) if r.stored else None,
         )  # fmt: skip
 
     return make
@@ -115,7 +116,7 @@ def configured(*sets: str) -> Config:
 
 
 def records(job: Job, kind: str, *keys: str) -> list[tuple[Any, ...]]:
-    return [tuple(r[k] for k in keys) for r in job.run.read_records() if r["kind"] == kind]
+    return [tuple(r[k] for k in keys) for r in stored(job.run) if r["kind"] == kind]
 
 
 @pytest.mark.parametrize("steps_per_call", [1, 2, 4, 100])

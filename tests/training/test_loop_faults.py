@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from resnext_core.cli.train import _gone_if_refused
 from resnext_core.data.index import Index, open_index
 from resnext_core.data.loader import Loader
 from resnext_core.data.sampler import epoch_permutation
-from resnext_core.data.unreadable import allowed
 from resnext_core.errors import BackendUnavailable, DataError, Interrupted
 from resnext_core.interfaces import Predictor
 from resnext_core.model.weights import Weights
@@ -31,6 +30,8 @@ from resnext_core.ranks.launch import free_port
 from resnext_core.ranks.tcp import TcpCollectives
 from resnext_core.runs.checkpoint import checkpoint_names, load_latest
 from resnext_core.runs.folder import RunFolder
+from resnext_core.runs.records import Record
+from resnext_core.runs.unreadable import allowed
 from resnext_core.training.loop import Job, fit
 
 ALONE = RankInfo()
@@ -56,8 +57,8 @@ def job(data: Path, tiny_weights: Weights, tmp_path: Path) -> Callable[..., Job]
         def loader(of: Index) -> Loader:
             return Loader(of, tiny_weights.preprocess, None, workers=0, bad_images=config.data.bad_images)
 
-        def emit(record: Mapping[str, Any]) -> None:
-            if record["kind"] != "progress" and rank.is_main:
+        def emit(record: Record) -> None:
+            if record.stored and rank.is_main:
                 run.append(record)
 
         return Job(
@@ -77,10 +78,10 @@ def failing_at(job: Job, kind: str, nth: int, error: Exception) -> Job:
     """Return the job whose `nth` record of a kind cannot be written."""
     seen = 0
 
-    def emit(record: Mapping[str, Any]) -> None:
+    def emit(record: Record) -> None:
         nonlocal seen
-        seen += record["kind"] == kind
-        if record["kind"] == kind and seen == nth:
+        seen += record.kind == kind
+        if record.kind == kind and seen == nth:
             raise error
         job.emit(record)
 

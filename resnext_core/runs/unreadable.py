@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
-from typing import Any
+from collections.abc import Iterable, Set
 
 from resnext_core.data.index import Index
 from resnext_core.errors import DataError, shown
+from resnext_core.runs.records import BadImage, Record
 
 #: Images that a message names.
 _NAMED = 3
@@ -36,23 +36,19 @@ class Unreadable:
     def __contains__(self, sample: int) -> bool:
         return sample in self._reasons
 
-    def recorded(self, records: Iterable[Mapping[str, Any]]) -> list[tuple[int, str]]:
+    def recorded(self, records: Iterable[Record]) -> list[tuple[int, str]]:
         """Return the images and reasons that the records of a run name."""
-        return [
-            (int(r["index"]), str(r["reason"]))
-            for r in records
-            if r.get("kind") == "bad_image" and r.get("split") == self._split
-        ]
+        return [(r.index, r.reason) for r in records if isinstance(r, BadImage) and r.split == self._split]
 
-    def add(self, sample: int, reason: str, step: int) -> dict[str, Any] | None:
+    def add(self, sample: int, reason: str, step: int) -> BadImage | None:
         """Add an image and return its record; None where it was known."""
         if sample in self._reasons:
             return None
         self._reasons[sample] = reason
-        return {
-            "kind": "bad_image", "step": step, "split": self._split, "index": sample,
-            "path": str(self._index.path(sample)), "reason": reason, "count": len(self),
-        }  # fmt: skip
+        return BadImage(
+            step=step, split=self._split, index=sample, path=str(self._index.path(sample)), reason=reason,
+            count=len(self),
+        )  # fmt: skip
 
     def excess(self, max_bad: float | None, folder: str | None) -> DataError | None:
         """Return the error of a run that has more of them than it may, None while it has not."""
