@@ -41,7 +41,7 @@ artefact's manifest (inside it, or FILE.json); no flag changes them.
   --self-check MODE    full: compare the file with its digest and compute its golden logits; digest: the first alone;
                        off: neither (default full)
 
-  --stream             serve frames on standard input and output, see docs/ascend310.md
+  --stream             serve frames on standard input and output, see docs/cpp.md
   --print-manifest     print what the artefact says of itself, e.g. to put beside a model made from it
   --list-engines       print the engines that are there
   --quiet              no progress

@@ -63,7 +63,7 @@ class Timing:
 
 #: Plans of the weight gradient, and of what writes images. A100 and H100 have the registers for them, but for at most
 #: 80 bytes that spill (tests/test_gpu_grouped_conv.py). Of blocks of 16 channels those of few warps have the least to
-#: move in L1 and shared memory, by count of their instructions: see docs/kernels.md.
+#: move in L1 and shared memory, by count of their instructions: see docs/log/kernels.md.
 _WEIGHT_GRADIENT = (
     Plan(squares=16, channels=16, warps=1),
     Plan(squares=16, channels=16, warps=1, programs=2048),
