@@ -97,7 +97,7 @@ def test_layers_are_those_of_the_linter() -> None:
     layers = re.findall(r'"(.+?)"', re.search(r"^layers = \[\n(.*?)^\]", project, re.M | re.S)[1])
     assert 1 < len(layers) <= 9
     section = (DOCS / "architecture.md").read_text().split("\n## Layers of core\n")[1]
-    assert next(blocks(section)).text.splitlines() == layers
+    assert re.findall(r'\["(.+?)<br/>', next(blocks(section)).text) == layers
     contracts = re.findall(r'^name = "(.+)"$', project.split("[tool.importlinter]")[1], re.M)
     assert len(contracts) >= 4
     text = (DOCS / "architecture.md").read_text()
@@ -113,13 +113,12 @@ def test_layers_are_those_of_the_linter() -> None:
     ],
     ids=["architecture", "README"],
 )
-def test_files_to_read_first_are_as_long_as_stated(page: Path, heading: str) -> None:
+def test_five_files_to_read_first_are_short(page: Path, heading: str) -> None:
     table = rows(page, heading)
     assert len(table) == 5
-    for link, lines, _ in table:
+    for link, _ in table:
         path = page.parent / re.search(r"\((.+)\)", link)[1]
-        actual = len(path.read_text().splitlines())
-        assert abs(actual - int(lines)) <= 0.15 * actual, f"{path.name} has {actual} lines"
+        assert len(path.read_text().splitlines()) < 400, path.name
 
 
 def test_decisions_are_numbered_and_listed() -> None:
