@@ -23,11 +23,11 @@ def resnext_backends() -> Iterable[Backend]:  # type: ignore[empty-body]
     Example::
 
         from resnext_core.hookspecs import hookimpl
-        from resnext_core.interfaces import Backend
+        from resnext_core.interfaces import READY, Backend
 
         @hookimpl
         def resnext_backends():
-            yield Backend(id="mine", summary="my accelerator", probe=lambda: None)
+            yield Backend(id="mine", summary="my accelerator", probe=lambda: READY)
     """
 
 
@@ -56,7 +56,7 @@ def resnext_weight_files() -> Iterable[WeightFile]:  # type: ignore[empty-body]
 
         from resnext_core.files import atomic_path
         from resnext_core.hookspecs import hookimpl
-        from resnext_core.interfaces import StoredTensors, WeightFile
+        from resnext_core.interfaces import READY, StoredTensors, WeightFile
 
         def read(path):
             with np.load(path, allow_pickle=False) as arrays:
@@ -69,6 +69,6 @@ def resnext_weight_files() -> Iterable[WeightFile]:  # type: ignore[empty-body]
         @hookimpl
         def resnext_weight_files():
             yield WeightFile(
-                suffixes=(".npz",), summary="NumPy archive", probe=lambda: None, read=read, write=write
+                suffixes=(".npz",), summary="NumPy archive", probe=lambda: READY, read=read, write=write
             )
     """

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from resnext_core import API_VERSION
+from resnext_core.errors import quoted
 from resnext_core.ranks.info import LaunchRequest as LaunchRequest
 
 if TYPE_CHECKING:
@@ -192,15 +193,67 @@ class Exporter(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Readiness:
+    """What a probe answers: whether something can be used here, and if not, why.
+
+    `state` is ``ready``, ``missing`` (something has to be installed or fixed first), or ``test mode``: it runs, but not
+    on the device it is made for, so it is never chosen by itself, only when it is named. `reason` is one sentence on
+    what is missing and how to get it, '' when ready.
+
+    Raises ValueError on another state, and on a `reason` that is absent or has several lines.
+    """
+
+    state: Literal["ready", "test mode", "missing"]
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.state not in ("ready", "test mode", "missing"):
+            raise ValueError(f"a Readiness is 'ready', 'test mode' or 'missing', not {quoted(self.state)}")
+        if (self.state == "ready") == bool(self.reason.strip()) or "\n" in self.reason:
+            raise ValueError(
+                f"{self.state}: the reason must be one line, or '' when ready: {quoted(self.reason)}"
+            )
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can be used when it is named: ready, or in test mode."""
+        return self.state != "missing"
+
+    def __str__(self) -> str:
+        """Return ``ready``, ``test mode: <reason>``, or the reason why it is missing."""
+        return {"ready": "ready", "missing": self.reason}.get(self.state, f"{self.state}: {self.reason}")
+
+
+READY = Readiness(state="ready")
+
+
+def ask(probe: Callable[[], Readiness]) -> Readiness:
+    """Return the answer of a plugin's probe; one that raises, or answers anything else, counts as missing."""
+    try:
+        answer: object = probe()
+    except Exception as error:
+        return Readiness(
+            state="missing",
+            reason=f"its probe failed: {type(error).__name__}: {' '.join(str(error).split())}",
+        )
+    if isinstance(answer, Readiness):
+        return answer
+    return Readiness(
+        state="missing",
+        reason=f"its probe must return a Readiness, not {quoted(answer)}: it was written for an older resnext-core",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Backend:
     """A backend, complete. Capability is the presence of a factory.
 
     `id` is the one word of ``--backend``, the entry point, the extra and the config section. Without
-    ``--backend`` the available one of highest `priority` that can do what is asked is taken. `probe()`
-    returns None when the backend can run here, or one sentence on what is missing; it must be fast and
-    must not import a framework. `formats` are the file suffixes that the predictor can serve; a backend that
-    serves weights in memory lists ``.safetensors``. `format_probe` is asked with one of them, and says like `probe()`
-    why such files cannot be served here; None where all can that `probe()` allows. `exporters` maps a format name
+    ``--backend`` the ready one of highest `priority` that can do what is asked is taken. `probe()` says whether the
+    backend can run here; it must be fast and must not import a framework. `formats` are the file suffixes that the
+    predictor can serve; a backend that serves weights in memory lists ``.safetensors``. `format_probe` is asked with
+    one of them, and answers like `probe()` whether such files can be served here; None means that all can that
+    `probe()` allows. `exporters` maps a format name
     (``onnx``) to its exporter. `connect` joins the other ranks and returns the collectives; None takes core's own
     over TCP. `launch` starts several processes and returns their exit code; None takes core's own local launcher.
     `steps_per_call` is how many steps the trainer likes in one call of :meth:`Trainer.run_steps`.
@@ -210,13 +263,13 @@ class Backend:
 
     id: str
     summary: str
-    probe: Callable[[], str | None]
+    probe: Callable[[], Readiness]
     priority: int = 0
     api_version: int = API_VERSION
     trainer: Callable[[TrainRequest], Trainer] | None = None
     predictor: Callable[[PredictRequest], Predictor] | None = None
     formats: tuple[str, ...] = (".safetensors",)
-    format_probe: Callable[[str], str | None] | None = None
+    format_probe: Callable[[str], Readiness] | None = None
     exporters: Mapping[str, Exporter] = field(default_factory=dict)
     options: type | None = None
     steps_per_call: int = 1
@@ -243,8 +296,8 @@ class StoredTensors:
 class WeightFile:
     """A kind of file that holds named tensors, read and written by ``resnext-run convert``.
 
-    `suffixes` are its endings, each with its dot. `probe` returns None when it can be used here, or one sentence on
-    what is missing; it must be fast and must not import a framework. `read(path)` raises DataError on a file that is
+    `suffixes` are its endings, each with its dot. `probe` says whether it can be used here, as for a
+    :class:`Backend`. `read(path)` raises DataError on a file that is
     damaged, or that could only be read by executing what is in it; `write(path, tensors, tag)` writes atomically,
     the same bytes each time; `tag` is the ``format`` that a header may carry, ``pt`` or ``ms``. What the tensors
     mean is not this record's business.
@@ -252,7 +305,7 @@ class WeightFile:
 
     suffixes: tuple[str, ...]
     summary: str
-    probe: Callable[[], str | None]
+    probe: Callable[[], Readiness]
     read: Callable[[Path], StoredTensors]
     write: Callable[[Path, Mapping[str, NDArray[Any]], str], None]
 

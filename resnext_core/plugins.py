@@ -14,7 +14,7 @@ import pluggy
 
 from resnext_core import API_VERSION, hookspecs
 from resnext_core.errors import BackendUnavailable, UsageError, shown, suggest
-from resnext_core.interfaces import Backend, Command, WeightFile
+from resnext_core.interfaces import READY, Backend, Command, Readiness, WeightFile, ask
 
 CORE = "resnext-core"
 #: Weight files that core reads itself; no plugin can take them away.
@@ -82,11 +82,11 @@ class PluginSet:
         raise UsageError(f"unknown backend '{shown(backend_id)}'{suggest(backend_id, self.backends)}")
 
     def available(self, backend_id: str) -> Backend:
-        """Return the backend if it can run here; BackendUnavailable with its own reason otherwise."""
+        """Return the backend if it can run here, if only in test mode; BackendUnavailable with its reason otherwise."""
         backend = self.get(backend_id)
-        reason = probe(backend)
-        if reason is not None:
-            raise BackendUnavailable(f"backend '{backend_id}' is not available: {reason}")
+        answer = probe(backend)
+        if not answer.usable:
+            raise BackendUnavailable(f"backend '{backend_id}' is not available: {answer.reason}")
         return backend
 
     def choose(
@@ -96,12 +96,12 @@ class PluginSet:
         able: Callable[[Backend], bool],
         *,
         prefer: str | None = None,
-        lacks: Callable[[Backend], str | None] = lambda backend: None,
+        here: Callable[[Backend], Readiness] = lambda backend: READY,
     ) -> Backend:
-        """Return the named backend, or the available one of highest priority, that is `able` to do `task`.
+        """Return the named backend, or the ready one of highest priority, that is `able` to do `task`.
 
-        Without a `backend_id`, the one called `prefer` comes before all others. `lacks` says what an available
-        backend misses for the task here, None for nothing.
+        Without a `backend_id`, the one called `prefer` comes before all others. One in test mode is only taken where
+        either names it. `here` says whether a backend that can run here can also do this task.
         Raises UsageError when the named one lacks the capability, BackendUnavailable when none is left.
         """
         if backend_id is not None:
@@ -111,17 +111,17 @@ class PluginSet:
                 raise UsageError(
                     f"backend '{backend_id}' cannot {task}; these can: {', '.join(others) or 'none'}"
                 )
-            if (reason := lacks(backend)) is not None:
-                raise BackendUnavailable(f"backend '{backend_id}' cannot {task} here: {reason}")
+            if not (answer := here(backend)).usable:
+                raise BackendUnavailable(f"backend '{backend_id}' cannot {task} here: {answer.reason}")
             return backend
         reasons = []
         for backend in self._ranked(prefer):
             if not able(backend):
                 continue
-            reason = probe(backend) or lacks(backend)
-            if reason is None:
+            answers = (probe(backend), here(backend))
+            if all(a.usable if backend.id == prefer else a == READY for a in answers):
                 return backend
-            reasons.append(f"{backend.id}: {reason}")
+            reasons.append(f"{backend.id}: {next(a for a in answers if a != READY)}")
         detail = "; ".join(reasons) or "no installed backend has that capability"
         raise BackendUnavailable(f"no backend here can {task}: {detail}")
 
@@ -129,22 +129,16 @@ class PluginSet:
         return sorted(self.backends.values(), key=lambda b: (b.id != prefer, -b.priority, b.id))
 
 
-def probe(backend: Backend) -> str | None:
-    """Return why `backend` cannot run here, or None; a probe that raises is a reason too."""
-    try:
-        return backend.probe()
-    except Exception as error:
-        return f"its probe failed: {_one_line(error)}"
+def probe(backend: Backend) -> Readiness:
+    """Return whether `backend` can run here; see :func:`resnext_core.interfaces.ask`."""
+    return ask(backend.probe)
 
 
-def format_reason(backend: Backend, suffix: str) -> str | None:
-    """Return why `backend` cannot serve files that end with `suffix` here, or None; see :class:`Backend`."""
+def probe_format(backend: Backend, suffix: str) -> Readiness:
+    """Return whether `backend`, where it can run, can serve files that end with `suffix` here."""
     if backend.format_probe is None:
-        return None
-    try:
-        return backend.format_probe(suffix)
-    except Exception as error:
-        return f"its probe failed: {_one_line(error)}"
+        return READY
+    return ask(functools.partial(backend.format_probe, suffix))
 
 
 @functools.cache

@@ -12,14 +12,14 @@ import pytest
 from command_line import CommandLine, Outcome, environment, in_process, write_plugin
 
 from resnext_core.errors import BackendUnavailable, UsageError
-from resnext_core.interfaces import Backend
+from resnext_core.interfaces import READY, Backend, Readiness
 from resnext_core.plugins import PluginSet, load_plugins
 from resnext_core.serving.load import server_of
 
 GOOD = """
 from dataclasses import dataclass
 from resnext_core.hookspecs import hookimpl
-from resnext_core.interfaces import Backend, Command
+from resnext_core.interfaces import READY, Backend, Command, Readiness
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -34,7 +34,9 @@ def resnext_commands():
     yield Command(name="{id}-tool", summary="its tool", module="{module}")
 """
 
-HEAD = "from resnext_core.hookspecs import hookimpl\nfrom resnext_core.interfaces import Backend, Command\n"
+HEAD = "from resnext_core.hookspecs import hookimpl\nfrom resnext_core.interfaces import READY, Backend, Command\n"
+LACKING = "Readiness(state='missing', reason='its driver is missing')"
+CPU = "Readiness(state='test mode', reason='no device, it computes on the CPU')"
 BROKEN = {
     "raises": "raise OSError('libfoo.so.7 not found')\n",
     "syntax": "def (:\n",
@@ -44,24 +46,24 @@ BROKEN = {
     "throws": HEAD + "@hookimpl\ndef resnext_backends():\n    raise RuntimeError('two\\nlines')\n    yield\n",
     "old": HEAD
     + "@hookimpl\ndef resnext_backends():\n"
-    + "    yield Backend(id='old', summary='s', probe=lambda: None, api_version=99)\n",
+    + "    yield Backend(id='old', summary='s', probe=lambda: READY, api_version=99)\n",
     "upper": HEAD
-    + "@hookimpl\ndef resnext_backends():\n    yield Backend(id='Upper', summary='s', probe=lambda: None)\n",
+    + "@hookimpl\ndef resnext_backends():\n    yield Backend(id='Upper', summary='s', probe=lambda: READY)\n",
     "section": HEAD
-    + "@hookimpl\ndef resnext_backends():\n    yield Backend(id='train', summary='s', probe=lambda: None)\n",
+    + "@hookimpl\ndef resnext_backends():\n    yield Backend(id='train', summary='s', probe=lambda: READY)\n",
     "options": HEAD
     + "from dataclasses import dataclass\n@dataclass\nclass O:\n    needed: int\n"
     + "@hookimpl\ndef resnext_backends():\n"
-    + "    yield Backend(id='options', summary='s', probe=lambda: None, options=O)\n",
+    + "    yield Backend(id='options', summary='s', probe=lambda: READY, options=O)\n",
     "undefined": HEAD
     + "@hookimpl\ndef resnext_backends():\n"
-    + "    yield Backend(id='undefined', summary='s', probe=lambda: None, options=int)\n",
+    + "    yield Backend(id='undefined', summary='s', probe=lambda: READY, options=int)\n",
     "misspelt": HEAD + "@hookimpl\ndef resnext_backend():\n    yield\n",
     "command": HEAD + "@hookimpl\ndef resnext_commands():\n    yield 3\n",
 }
 
 
-def good(id: str = "good", probe: str = "None", priority: int = -5, module: str = "nowhere") -> str:
+def good(id: str = "good", probe: str = "READY", priority: int = -5, module: str = "nowhere") -> str:
     return GOOD.format(id=id, probe=probe, priority=priority, module=module)
 
 
@@ -147,8 +149,9 @@ def cli_here(capfd: pytest.CaptureFixture[str]) -> CommandLine:
 
 def test_backends_command_shows_all_of_it(site: Path, cli_here: CommandLine) -> None:
     write_plugin(site, "fine", good("fine"))
-    write_plugin(site, "lacking", good("lacking", probe="'its driver is missing'"))
+    write_plugin(site, "lacking", good("lacking", probe=LACKING))
     write_plugin(site, "probing", good("probing", probe="1 / 0"))
+    write_plugin(site, "pretending", good("pretending", probe=CPU))
     write_plugin(site, "raises", BROKEN["raises"])
     result = cli_here.ok("backends", "--json").json()
     reasons = {b["id"]: b["reason"] for b in result["backends"]}
@@ -157,17 +160,29 @@ def test_backends_command_shows_all_of_it(site: Path, cli_here: CommandLine) -> 
         "fine": None,
         "lacking": "its driver is missing",
         "probing": "its probe failed: ZeroDivisionError: division by zero",
+        "pretending": "no device, it computes on the CPU",
     }
-    assert {b["id"]: b["available"] for b in result["backends"]} == {k: v is None for k, v in reasons.items()}
+    states = {b["id"]: b["state"] for b in result["backends"]}
+    assert states == dict.fromkeys(reasons, "missing") | {
+        "reference": "ready",
+        "fine": "ready",
+        "pretending": "test mode",
+    }
+    assert {b["id"]: b["available"] for b in result["backends"]} == {
+        k: v != "missing" for k, v in states.items()
+    }
     assert len(result["problems"]) == 1
     text = cli_here.ok("backends").out
-    for words in ("fine", "dist-fine", "its driver is missing", "problem: plugin 'raises' of dist-raises"):
+    for words in (
+        "fine", "dist-fine", "its driver is missing", "test mode: no device, it computes on the CPU",
+        "problem: plugin 'raises' of dist-raises",
+    ):  # fmt: skip
         assert words in text
     assert "problem: plugin 'raises' of dist-raises" in cli_here.ok("--help").out
 
 
 def test_naming_a_backend_that_cannot_be_used_says_why(site: Path, cli_here: CommandLine) -> None:
-    write_plugin(site, "lacking", good("lacking", probe="'its driver is missing'"))
+    write_plugin(site, "lacking", good("lacking", probe=LACKING))
     write_plugin(site, "probing", good("probing", probe="1 / 0"))
     write_plugin(site, "raises", BROKEN["raises"])
     write_plugin(site, "fine", good("fine"))
@@ -206,17 +221,20 @@ def test_options_of_a_plugin_are_a_config_section(site: Path, cli_here: CommandL
 
 
 def test_choice_goes_by_priority_ability_and_probe() -> None:
-    def backend(id: str, priority: int, reason: str | None, able: bool) -> Backend:
-        return Backend(id=id, summary=str(able), priority=priority, probe=lambda: reason)
+    def backend(id: str, priority: int, answer: Readiness, able: bool) -> Backend:
+        return Backend(id=id, summary=str(able), priority=priority, probe=lambda: answer)
+
+    cpu = Readiness(state="test mode", reason="no device; it computes on the CPU")
 
     found = PluginSet(
         backends={
             b.id: b
             for b in (
-                backend("lacks", 30, "no device", True),
-                backend("cannot", 20, None, False),
-                backend("second", 10, None, True),
-                backend("third", 10, None, True),
+                backend("lacks", 30, Readiness(state="missing", reason="no device"), True),
+                backend("pretends", 25, cpu, True),
+                backend("cannot", 20, READY, False),
+                backend("second", 10, READY, True),
+                backend("third", 10, READY, True),
             )
         },
         commands={}, origins={}, problems=(), clashes={},
@@ -227,7 +245,15 @@ def test_choice_goes_by_priority_ability_and_probe() -> None:
 
     assert found.choose(None, "work", able).id == "second"
     assert found.choose("third", "work", able).id == "third"
-    with pytest.raises(UsageError, match="backend 'cannot' cannot work; these can: lacks, second, third"):
+    assert found.choose("pretends", "work", able).id == "pretends"
+    assert found.choose(None, "work", able, prefer="pretends").id == "pretends"
+    with pytest.raises(
+        BackendUnavailable, match="no backend here can work: pretends: test mode: no device; it"
+    ):
+        found.choose(None, "work", lambda b: b.id == "pretends")
+    with pytest.raises(
+        UsageError, match="backend 'cannot' cannot work; these can: lacks, pretends, second, third"
+    ):
         found.choose("cannot", "work", able)
     with pytest.raises(BackendUnavailable, match="no backend here can work: lacks: no device"):
         found.choose(None, "work", lambda b: b.id == "lacks")
@@ -281,8 +307,8 @@ def test_json_of_backends_in_a_fresh_process(spawn: CommandLine, tmp_path: Path)
 def test_the_server_of_a_format_is_the_preferred_one_that_can_serve_it_here() -> None:
     def backend(name: str, priority: int, why: str | None = None) -> Backend:
         return Backend(
-            id=name, summary=name, probe=lambda: None, priority=priority, predictor=print, formats=(".x",),
-            format_probe=lambda suffix: why,
+            id=name, summary=name, probe=lambda: READY, priority=priority, predictor=print, formats=(".x",),
+            format_probe=lambda suffix: Readiness(state="missing", reason=why) if why else READY,
         )  # fmt: skip
 
     found = {
@@ -296,3 +322,25 @@ def test_the_server_of_a_format_is_the_preferred_one_that_can_serve_it_here() ->
         server_of(known, ".x", "first")
     with pytest.raises(UsageError, match=r"no installed backend serves '.y' files; known: .x"):
         server_of(known, ".y")
+
+
+@pytest.mark.parametrize(("answer", "said"), [("None", "None"), ("'two\\nlines'", r"'two\nlines'")])
+def test_a_probe_of_an_older_core_is_missing_and_says_so(
+    site: Path, cli_here: CommandLine, answer: str, said: str
+) -> None:
+    """It returned None or a sentence; nothing says that such a backend works with this core."""
+    write_plugin(site, "older", good("older", probe=answer, priority=99))
+    reason = f"its probe must return a Readiness, not {said}: it was written for an older resnext-core"
+    result = cli_here.ok("backends", "--json").json()["backends"]
+    assert {b["id"]: b["reason"] for b in result} == {"reference": None, "older": reason}
+    assert reason in cli_here.ok("backends").out
+    cli_here.refuses(4, "--backend", "older", "train", says=f"backend 'older' is not available: {reason}")
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [("absent", "no"), ("missing", ""), ("missing", " "), ("missing", "two\nlines"), ("ready", "but")],
+)
+def test_a_readiness_has_a_state_and_the_reason_that_belongs_to_it(state: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=state):
+        Readiness(state=state, reason=reason)  # type: ignore[arg-type]

@@ -142,7 +142,7 @@ SPY = """
 import json, os
 from pathlib import Path
 from resnext_core.hookspecs import hookimpl
-from resnext_core.interfaces import Backend
+from resnext_core.interfaces import READY, Backend
 from resnext_core.reference.trainer import ReferenceTrainer
 
 class Spy(ReferenceTrainer):
@@ -156,7 +156,7 @@ class Spy(ReferenceTrainer):
 
 @hookimpl
 def resnext_backends():
-    yield Backend(id="spy", summary="writes down what it sees", probe=lambda: None, trainer=Spy)
+    yield Backend(id="spy", summary="writes down what it sees", probe=lambda: READY, trainer=Spy)
 """
 
 
@@ -266,7 +266,7 @@ DELETES = """
 import os, shutil
 from pathlib import Path
 from resnext_core.hookspecs import hookimpl
-from resnext_core.interfaces import Backend
+from resnext_core.interfaces import READY, Backend
 from resnext_core.reference.trainer import ReferenceTrainer
 
 class Deletes(ReferenceTrainer):
@@ -280,7 +280,7 @@ class Deletes(ReferenceTrainer):
 
 @hookimpl
 def resnext_backends():
-    yield Backend(id="deletes", summary="loses things", probe=lambda: None, trainer=Deletes)
+    yield Backend(id="deletes", summary="loses things", probe=lambda: READY, trainer=Deletes)
 """
 
 

@@ -42,18 +42,19 @@ def test_entry_point_names_the_plugin() -> None:
 
 
 def test_probe_says_what_mindspore_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert plugin.probe() is None
+    assert plugin.probe().usable
     monkeypatch.setattr(metadata, "version", lambda name: "2.4.1")
-    assert plugin.probe() == "MindSpore needs numpy below 2 and 2.4.1 is installed: pip install 'numpy<2'"
+    assert (
+        plugin.probe().reason == "MindSpore needs numpy below 2 and 2.4.1 is installed: pip install 'numpy<2'"
+    )
     monkeypatch.setattr(util, "find_spec", lambda name: None)
-    assert plugin.probe() == "MindSpore is not installed: pip install 'resnext-core[ascend]'"
+    assert plugin.probe().reason == "MindSpore is not installed: pip install 'resnext-core[ascend]'"
 
 
 @needs_none
 def test_without_an_ascend_it_is_named_a_test_mode(capsys: pytest.CaptureFixture[str]) -> None:
-    record = next(iter(plugin.resnext_backends()))
-    assert record.priority < 0
-    assert "test mode: --set ascend.device=cpu" in record.summary
+    assert plugin.probe().state == "test mode"
+    assert "--set ascend.device=cpu" in plugin.probe().reason
     assert main(["backends"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("ascend ")]
     assert "test mode" in line

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 
 from resnext_core.cli.common import add_json_flag
 from resnext_core.cli.output import Output, table
-from resnext_core.interfaces import Backend
-from resnext_core.plugins import format_reason, load_plugins, probe
+from resnext_core.interfaces import Backend, Readiness
+from resnext_core.plugins import load_plugins, probe, probe_format
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -19,15 +18,15 @@ def handle(args: argparse.Namespace) -> int:
     plugins = load_plugins()
     output = Output(json_result=args.json)
     found = sorted(plugins.backends.values(), key=lambda b: (-b.priority, b.id))
-    reasons = {b.id: probe(b) for b in found}
-    lacking = {
-        b.id: {f: why for f in b.formats if (why := format_reason(b, f))} if reasons[b.id] is None else {}
-        for b in found
-    }
+    here = {b.id: probe(b) for b in found}
+    lacking = {b.id: _formats_missing(b, here[b.id]) for b in found}
     rows = [
-        [b.id, plugins.origins[b.id], ", ".join(_abilities(b)), reasons[b.id] or _ready(b, lacking[b.id])]
+        [
+            b.id, plugins.origins[b.id], ", ".join(_abilities(b)),
+            str(here[b.id]) + "".join(f"; not {suffix}: {why}" for suffix, why in lacking[b.id].items()),
+        ]
         for b in found
-    ]
+    ]  # fmt: skip
     text = table(rows, ["backend", "from", "can", "here"])
     text += "".join(f"\nproblem: {p}" for p in plugins.problems)
     value = {
@@ -35,7 +34,8 @@ def handle(args: argparse.Namespace) -> int:
             {
                 "id": b.id, "distribution": plugins.origins[b.id], "summary": b.summary, "priority": b.priority,
                 "api_version": b.api_version, "abilities": _abilities(b), "formats": list(b.formats),
-                "available": reasons[b.id] is None, "reason": reasons[b.id], "formats_not_here": lacking[b.id],
+                "available": here[b.id].usable, "state": here[b.id].state, "reason": here[b.id].reason or None,
+                "formats_not_here": lacking[b.id],
             }
             for b in found
         ],
@@ -45,10 +45,12 @@ def handle(args: argparse.Namespace) -> int:
     return 0
 
 
-def _ready(backend: Backend, lacking: Mapping[str, str]) -> str:
-    """Return "ready", with the summary of what is never chosen by itself: it says why. Formats it lacks follow."""
-    words = "ready" if backend.priority >= 0 else f"if asked for: {backend.summary}"
-    return words + "".join(f"; not {suffix}: {why}" for suffix, why in lacking.items())
+def _formats_missing(backend: Backend, here: Readiness) -> dict[str, str]:
+    """Return why a backend that can run here cannot serve some of its formats, by suffix."""
+    if not here.usable:
+        return {}
+    answers = {suffix: probe_format(backend, suffix) for suffix in backend.formats}
+    return {suffix: answer.reason for suffix, answer in answers.items() if not answer.usable}
 
 
 def _abilities(backend: Backend) -> list[str]:

@@ -24,7 +24,7 @@ from resnext_core.jobs.environment import environment
 from resnext_core.jobs.plan import faults, plan_job
 from resnext_core.jobs.preflight import Note, machine_memory, preflight
 from resnext_core.jobs.settings import resolve, stored_layer
-from resnext_core.plugins import PluginSet, load_plugins
+from resnext_core.plugins import PluginSet, load_plugins, probe
 from resnext_core.runs.folder import RunFolder
 
 EPILOG = """\
@@ -119,7 +119,9 @@ def _trains(backend_id: str | None, plugins: PluginSet) -> tuple[Backend | None,
         backend = plugins.choose(backend_id, "train", lambda b: b.trainer is not None)
     except BackendUnavailable as error:
         return None, Note(topic="backend", level="warning", text=f"not on this machine: {error}")
-    return backend, Note(topic="backend", level="ok", text=f"{backend.id}, {backend.summary}")
+    here = probe(backend)
+    text = f"{backend.id}, {backend.summary if here.state == 'ready' else here}"
+    return backend, Note(topic="backend", level="ok", text=text)
 
 
 def _missing_extras(plugins: PluginSet) -> list[str]:

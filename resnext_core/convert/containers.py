@@ -18,7 +18,7 @@ from resnext_core.convert.pth import read_pth
 from resnext_core.errors import BackendUnavailable, DataError, UsageError
 from resnext_core.files import atomic_path
 from resnext_core.files.types import is_torch
-from resnext_core.interfaces import StoredTensors, WeightFile
+from resnext_core.interfaces import READY, StoredTensors, WeightFile, ask
 from resnext_core.model.weights import reading, tensor_names
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -75,11 +75,11 @@ def _write_ckpt(path: Path, tensors: Tensors, tag: str) -> None:
 #: What core reads by itself.
 BUILTIN = (
     WeightFile(
-        suffixes=(".safetensors",), summary="safetensors", probe=lambda: None, read=_read_safetensors,
+        suffixes=(".safetensors",), summary="safetensors", probe=lambda: READY, read=_read_safetensors,
         write=_write_safetensors,
     ),
     WeightFile(
-        suffixes=(".ckpt",), summary="MindSpore checkpoint", probe=lambda: None, read=_read_ckpt,
+        suffixes=(".ckpt",), summary="MindSpore checkpoint", probe=lambda: READY, read=_read_ckpt,
         write=_write_ckpt,
     ),
 )  # fmt: skip
@@ -103,9 +103,9 @@ def container(path: Path, plugins: PluginFiles) -> WeightFile:
                 f"{wanted} files need a plugin that is not installed: pip install 'resnext-core[{_EXTRAS[wanted]}]'"
             )
         raise UsageError(f"'{path.name}' has no known ending for weights; known: {', '.join(sorted(known))}")
-    reason = known[ending].probe()
-    if reason is not None:
-        raise BackendUnavailable(f"{ending} files cannot be read or written here: {reason}")
+    answer = ask(known[ending].probe)
+    if not answer.usable:
+        raise BackendUnavailable(f"{ending} files cannot be read or written here: {answer.reason}")
     return known[ending]
 
 

@@ -12,7 +12,7 @@ from resnext_core.config import load_config
 from resnext_core.errors import BackendUnavailable, ResnextError
 from resnext_core.files.scratch import Scratch
 from resnext_core.interfaces import Backend, ExportRequest, PredictRequest
-from resnext_core.plugins import PluginSet, format_reason, probe
+from resnext_core.plugins import PluginSet, probe, probe_format
 from resnext_core.ranks.info import RankInfo
 from resnext_core.serving.golden import GOLDEN_LOGITS, check_backend, golden_images, golden_weights
 from resnext_core.serving.load import WEIGHTS_SUFFIX
@@ -21,18 +21,23 @@ from resnext_core.serving.load import WEIGHTS_SUFFIX
 TOLERANCE = 1e-5
 
 READY, NOT_HERE, NOT_CHECKED, FAILED, WRONG = "ready", "not here", "not checked", "FAILED", "WRONG"
+TEST_MODE = "test mode"
 
 
 def check(backend: Backend, plugins: PluginSet) -> dict[str, Any]:
     """Return what was found of `backend`: its `state`, a `detail` in words, and one entry a format.
 
     The states: ``ready`` (its numbers are right), ``WRONG`` (they are not), ``FAILED`` (it is here and breaks),
-    ``not here`` (something that it needs is missing), ``not checked`` (nothing to check it with is installed).
+    ``not here`` (something that it needs is missing), ``not checked`` (nothing to check it with is installed),
+    ``test mode`` (the device that it is made for is missing, so it is not checked either).
     """
     result: dict[str, Any] = {"id": backend.id, "difference": None, "formats": []}
-    reason = probe(backend)
-    if reason is not None:
-        return result | {"state": NOT_HERE, "detail": reason}
+    answer = probe(backend)
+    if answer.state != "ready":
+        return result | {
+            "state": NOT_HERE if answer.state == "missing" else TEST_MODE,
+            "detail": answer.reason,
+        }
     if backend.predictor is None:
         return result | {"state": READY, "detail": "no self-check: it serves nothing"}
     formats = [_format(backend, suffix, plugins) for suffix in backend.formats]
@@ -48,9 +53,9 @@ def check(backend: Backend, plugins: PluginSet) -> dict[str, Any]:
 
 def _format(backend: Backend, suffix: str, plugins: PluginSet) -> dict[str, Any]:
     result: dict[str, Any] = {"format": suffix, "difference": None}
-    reason = format_reason(backend, suffix)
-    if reason is not None:
-        return result | {"state": NOT_HERE, "detail": reason}
+    answer = probe_format(backend, suffix)
+    if not answer.usable:
+        return result | {"state": NOT_HERE, "detail": answer.reason}
     options = load_config([], plugins.option_types())[0].backends
     try:
         if suffix == WEIGHTS_SUFFIX:
@@ -82,8 +87,9 @@ def _artefacts(
         exporter = maker.exporters.get(suffix.removeprefix("."))
         if exporter is None:
             continue
-        reason = probe(maker)
-        if reason is None:
+        answer = probe(maker)
+        reason = answer.reason
+        if answer.usable:
             request = ExportRequest(options=options.get(maker.id))
             made = {str(p): folder / f"{maker.id}-{p}{suffix}" for p in GOLDEN_LOGITS}
             try:

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from resnext_core.hookspecs import hookimpl
-from resnext_core.interfaces import Backend, Predictor, PredictRequest, Trainer, TrainRequest
+from resnext_core.interfaces import (
+    READY,
+    Backend,
+    Predictor,
+    PredictRequest,
+    Readiness,
+    Trainer,
+    TrainRequest,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +40,9 @@ def resnext_backends() -> Iterator[Backend]:
     )
 
 
-def _probe() -> str | None:
+def _probe() -> Readiness:
     """NumPy is a dependency of core, so nothing can be missing."""
-    return None
+    return READY
 
 
 def _trainer(request: TrainRequest) -> Trainer:

@@ -19,7 +19,7 @@ from resnext_core.model.preprocess import PreprocessSpec
 from resnext_core.model.sidecar import read_sidecar, sidecar_path
 from resnext_core.model.spec import ModelSpec
 from resnext_core.model.weights import Manifest, Weights, load_weights, read_manifest_text
-from resnext_core.plugins import PluginSet, format_reason
+from resnext_core.plugins import PluginSet, probe_format
 from resnext_core.ranks.info import RankInfo
 from resnext_core.runs.folder import other_runs
 from resnext_core.runs.pointers import best_weights
@@ -110,7 +110,7 @@ def server_of(
         "serve weights" if suffix == WEIGHTS_SUFFIX else f"serve {suffix} files",
         lambda b: b.predictor is not None and suffix in b.formats,
         prefer=prefer,
-        lacks=lambda b: format_reason(b, suffix),
+        here=lambda b: probe_format(b, suffix),
     )
 
 

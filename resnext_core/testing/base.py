@@ -14,7 +14,7 @@ import pytest
 from resnext_core.errors import UsageError
 from resnext_core.interfaces import Backend, ExportRequest, Predictor, PredictRequest, Trainer, TrainRequest
 from resnext_core.model.weights import Weights
-from resnext_core.plugins import get_backend, load_plugins
+from resnext_core.plugins import get_backend, load_plugins, probe
 from resnext_core.testing import cases
 
 #: Backend ids, separated by commas, whose absence is a failure and not a skip.
@@ -84,11 +84,11 @@ class ContractBase:
         factory = getattr(backend, capability)
         if not factory:
             pytest.skip(f"{backend.id} offers no {capability}")
-        reason = backend.probe()
-        if reason is not None:
+        here = backend.probe()
+        if not here.usable:
             if required(backend.id):
-                pytest.fail(f"{backend.id} is required here ({REQUIRE}) but not available: {reason}")
-            pytest.skip(f"{backend.id} is not available: {reason}")
+                pytest.fail(f"{backend.id} is required here ({REQUIRE}) but not available: {here.reason}")
+            pytest.skip(f"{backend.id} is not available: {here.reason}")
         return factory
 
     def keep(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -165,7 +165,7 @@ class ContractBase:
         for suffix in self.record.formats:
             for backend in (self.record, *load_plugins().backends.values()):
                 exporter = backend.exporters.get(suffix.lstrip("."))
-                if exporter is not None and backend.probe() is None:
+                if exporter is not None and probe(backend).usable:
                     path = Path(folder.name) / f"{name}-{kind}-{batch or 'any'}{suffix}"
                     own = self.backend_options if backend is self.record else _default_options(backend)
                     exporter(weights, path, ExportRequest(batch_size=batch, input=kind, options=own))
@@ -182,6 +182,6 @@ def _default_options(backend: Backend) -> Any:
 def server_of(suffix: str, first: Backend) -> Backend | None:
     """Return an available backend that serves artefacts with `suffix`, `first` if it does."""
     for backend in (first, *load_plugins().backends.values()):
-        if backend.predictor is not None and suffix in backend.formats and backend.probe() is None:
+        if backend.predictor is not None and suffix in backend.formats and probe(backend).usable:
             return backend
     return None

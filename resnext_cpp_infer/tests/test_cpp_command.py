@@ -21,7 +21,7 @@ from resnext_cpp_infer.program import find_program, onnxruntime_library
 
 from resnext_core.cli.main import main
 from resnext_core.errors import BackendUnavailable, DataError, ResnextError, UsageError
-from resnext_core.interfaces import ExportRequest, PredictRequest
+from resnext_core.interfaces import READY, ExportRequest, PredictRequest
 from resnext_core.model.init import init_weights
 from resnext_core.model.preprocess import PreprocessSpec
 from resnext_core.model.spec import model_spec
@@ -297,22 +297,22 @@ def test_what_each_engine_lacks_is_said(
     monkeypatch.setenv(program_module.VARIABLE, str(tmp_path / "here" / "resnext-infer"))
     monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
     monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
-    reason = load_plugins().backends["cpp-infer"].format_probe
-    assert reason is not None
-    assert "set LITE_HOME" in str(reason(".mindir"))
-    assert "install CANN" in str(reason(".om"))
+    answer = load_plugins().backends["cpp-infer"].format_probe
+    assert answer is not None
+    assert "set LITE_HOME" in str(answer(".mindir"))
+    assert "install CANN" in str(answer(".om"))
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
     (tmp_path / "libascendcl.so").touch()
-    assert reason(".om") is None
+    assert answer(".om") == READY
     monkeypatch.setattr(program_module, "onnxruntime_library", lambda: None)
-    assert "pip install onnxruntime" in str(reason(".onnx"))
+    assert "pip install onnxruntime" in str(answer(".onnx"))
     code, out, _ = say(capfd, "backends", "--json")
     (found,) = (b for b in json.loads(out)["backends"] if b["id"] == "cpp-infer")
     assert (code, set(found["formats_not_here"])) == (0, {".onnx", ".mindir"})
     (tmp_path / "libonnxruntime.so.1").touch()
-    assert reason(".onnx") is None
+    assert answer(".onnx") == READY
     (tmp_path / "here" / "libresnext_engine_onnx.so").unlink()
-    assert "there is no engine 'onnx'" in str(reason(".onnx"))
+    assert "there is no engine 'onnx'" in str(answer(".onnx"))
 
 
 def test_doctor_checks_what_it_can_and_calls_a_healthy_program_ready(

@@ -11,7 +11,7 @@ from resnext_gpu.options import GpuOptions
 
 from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
 from resnext_core.errors import BackendUnavailable, UsageError
-from resnext_core.interfaces import Backend, LaunchRequest, PredictRequest, TrainRequest
+from resnext_core.interfaces import READY, Backend, LaunchRequest, PredictRequest, TrainRequest
 from resnext_core.ranks.collectives import SingleProcess
 from resnext_core.ranks.info import RankInfo
 from resnext_core.serving.golden import golden_weights
@@ -56,7 +56,7 @@ def test_everything_goes_to_the_engine_with_its_own_options(
     record = Backend(
         id="mindspore",
         summary="",
-        probe=lambda: None,
+        probe=lambda: READY,
         trainer=note,
         predictor=note,
         connect=note,

@@ -23,7 +23,7 @@ TOY = """
 import json
 import numpy as np
 from resnext_core.hookspecs import hookimpl
-from resnext_core.interfaces import Backend
+from resnext_core.interfaces import READY, Backend
 from resnext_core.reference.predictor import ReferencePredictor
 from resnext_core.model.weights import load_weights, save_weights
 
@@ -38,7 +38,7 @@ def predictor(request):
 
 @hookimpl
 def resnext_backends():
-    yield Backend(id="toy", summary="a toy", probe=lambda: None, priority=-9, predictor=predictor,
+    yield Backend(id="toy", summary="a toy", probe=lambda: READY, priority=-9, predictor=predictor,
                   formats=(".toy",), exporters={"toy": export})
 """
 
@@ -221,9 +221,9 @@ def test_the_whole_job_on_every_backend_that_trains(
     """
     plugins = load_plugins()
     backend = plugins.get(backend_id)
-    if reason := probe(backend):
-        pytest.skip(reason)
-    others = [b for b in plugins.backends.values() if b.trainer is None and probe(b) is None]
+    if not (here := probe(backend)).usable:
+        pytest.skip(here.reason)
+    others = [b for b in plugins.backends.values() if b.trainer is None and probe(b).usable]
     formats = sorted(backend.exporters) or sorted({name for b in others for name in b.exporters})
     words = ["--backend", backend_id, "run", "--recipe", recipe, "--data", photos, "--name", "job", "--json"]
     words += ["--epochs", 1, "--set", f"export.formats=[{','.join(formats)}]", *_test_mode(backend)]

@@ -148,7 +148,7 @@ def test_damage_to_the_newest_checkpoint_costs_that_one_alone(
 SLOW = """
 import signal, time
 from resnext_core.hookspecs import hookimpl
-from resnext_core.interfaces import Backend
+from resnext_core.interfaces import READY, Backend
 from resnext_core.reference.trainer import ReferenceTrainer
 
 class Slow(ReferenceTrainer):
@@ -162,7 +162,7 @@ class Slow(ReferenceTrainer):
 
 @hookimpl
 def resnext_backends():
-    yield Backend(id="slow", summary="sleeps ten minutes a step", probe=lambda: None, trainer=Slow)
+    yield Backend(id="slow", summary="sleeps ten minutes a step", probe=lambda: READY, trainer=Slow)
 """
 
 
@@ -544,14 +544,14 @@ def finish_line(run: RunFolder, devices: int) -> str:
 NO_DEVICE = """
 from resnext_core.errors import BackendUnavailable
 from resnext_core.hookspecs import hookimpl
-from resnext_core.interfaces import Backend
+from resnext_core.interfaces import READY, Backend
 
 def trainer(request):
     raise BackendUnavailable("there is no card in this machine: put one in")
 
 @hookimpl
 def resnext_backends():
-    yield Backend(id="absent", summary="no device", probe=lambda: None, trainer=trainer, predictor=print)
+    yield Backend(id="absent", summary="no device", probe=lambda: READY, trainer=trainer, predictor=print)
 """
 
 

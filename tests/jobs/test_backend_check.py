@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from resnext_core.errors import BackendUnavailable, DataError
 from resnext_core.hookspecs import hookimpl
-from resnext_core.interfaces import Backend, ExportRequest, Predictor, PredictRequest
+from resnext_core.interfaces import READY, Backend, ExportRequest, Predictor, PredictRequest, Readiness
 from resnext_core.jobs.backend_check import check
 from resnext_core.model.weights import Weights, load_weights, save_weights
 from resnext_core.plugins import PluginSet, collect
@@ -73,7 +74,7 @@ def refuse(weights: Weights, path: Path, request: ExportRequest) -> None:
 def plugins(*backends: Backend) -> PluginSet:
     """Return a set with these backends and one that writes .aa and .bb, and cannot write .cc."""
     maker = Backend(
-        id="maker", summary="", probe=lambda: None, exporters={"aa": write, "bb": write, "cc": refuse}
+        id="maker", summary="", probe=lambda: READY, exporters={"aa": write, "bb": write, "cc": refuse}
     )
 
     @hookimpl
@@ -85,10 +86,13 @@ def plugins(*backends: Backend) -> PluginSet:
     return found
 
 
+MOON = Readiness(state="missing", reason="it needs the moon")
+
+
 def server(formats: tuple[str, ...], **by_suffix: Callable[[PredictRequest], Predictor]) -> Backend:
     return Backend(
-        id="one", summary="", probe=lambda: None, predictor=engine(**by_suffix), formats=formats,
-        format_probe=lambda suffix: "it needs the moon" if suffix == ".dd" else None,
+        id="one", summary="", probe=lambda: READY, predictor=engine(**by_suffix), formats=formats,
+        format_probe=lambda suffix: MOON if suffix == ".dd" else READY,
     )  # fmt: skip
 
 
@@ -114,6 +118,13 @@ def test_every_format_is_tried_and_each_outcome_has_its_word(
     assert {f["format"]: f["state"] for f in result["formats"]} == formats
     assert result["state"] == state
     assert "\n" not in result["detail"]
+
+
+def test_in_test_mode_nothing_is_computed() -> None:
+    cpu = Readiness(state="test mode", reason="no device; --set one.device=cpu")
+    backend = replace(server((".aa",), aa=crashes), probe=lambda: cpu)
+    result = check(backend, plugins(backend))
+    assert (result["state"], result["detail"], result["formats"]) == ("test mode", cpu.reason, [])
 
 
 def test_the_details_say_why() -> None:

@@ -306,15 +306,15 @@ def test_momentum_that_is_not_there_is_known_before_the_run_folder(
     assert not (tmp_path / "runs").exists()
 
 
-#: A backend that writes two formats, and reads the one called `read`; WHY is what its probe says.
+#: A backend that writes two formats, and reads the one called `read`; ANSWER is what its probe says.
 WRITER = """
 from resnext_core.hookspecs import hookimpl
-from resnext_core.interfaces import Backend
+from resnext_core.interfaces import READY, Backend, Readiness
 
 @hookimpl
 def resnext_backends():
-    yield Backend(id="writer", summary="a writer", probe=lambda: WHY, priority=-9, predictor=print, formats=(".read",),
-                  exporters={"read": print, "unread": print})
+    yield Backend(id="writer", summary="a writer", probe=lambda: ANSWER, priority=-9, predictor=print,
+                  formats=(".read",), exporters={"read": print, "unread": print})
 """
 
 
@@ -322,7 +322,7 @@ def test_an_artefact_that_could_not_be_written_or_validated_is_known_before_the_
     site: Path, capfd: pytest.CaptureFixture[str], photos: Path, recipe: Path, tmp_path: Path
 ) -> None:
     missing = "writing needs paper: pip install paper"
-    write_plugin(site, "writer", WRITER.replace("WHY", repr(missing)))
+    write_plugin(site, "writer", WRITER.replace("ANSWER", f"Readiness(state='missing', reason={missing!r})"))
     importlib.invalidate_caches()
     cli = in_process(capfd)
     job = ["--data", photos, "--output", tmp_path / "runs", "--set", "export.formats=[read]"]
@@ -331,7 +331,7 @@ def test_an_artefact_that_could_not_be_written_or_validated_is_known_before_the_
 
     plugins.load_plugins.cache_clear()
     (module,) = site.glob("plugin_writer_*.py")
-    module.write_text(WRITER.replace("WHY", "None"))
+    module.write_text(WRITER.replace("ANSWER", "READY"))
     del sys.modules[module.stem]
     importlib.invalidate_caches()
     job[-1] = "export.formats=[read, unread]"

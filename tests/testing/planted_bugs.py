@@ -20,7 +20,16 @@ from unittest import mock
 import numpy as np
 
 from resnext_core.errors import DataError
-from resnext_core.interfaces import Backend, Batch, ExportRequest, PredictRequest, TrainRequest, TrainState
+from resnext_core.interfaces import (
+    READY,
+    Backend,
+    Batch,
+    ExportRequest,
+    PredictRequest,
+    Readiness,
+    TrainRequest,
+    TrainState,
+)
 from resnext_core.model.init import init_weights
 from resnext_core.model.spec import ModelSpec
 from resnext_core.model.weights import Weights, load_weights, parse_manifest, save_weights
@@ -89,8 +98,8 @@ def backend(
     return dataclasses.replace(REFERENCE, **(values | changes))
 
 
-def _probe() -> None:
-    return None
+def _probe() -> Readiness:
+    return READY
 
 
 def copy_exporter(weights: Weights, path: Path, request: ExportRequest) -> None:

@@ -17,7 +17,7 @@ import planted_bugs as bugs
 import pytest
 
 from resnext_core.errors import BackendUnavailable, ResnextError
-from resnext_core.interfaces import Backend
+from resnext_core.interfaces import Backend, Readiness
 from resnext_core.testing import BackendContract
 from resnext_core.testing.base import REQUIRE
 
@@ -86,6 +86,9 @@ def _of_exporter(exporter: Any) -> Backend:
 
 
 #: What is wrong, the backend, the test that must notice, and words of what it says.
+#: Counts the answers of a probe.
+CALLS = itertools.count()
+
 PLANTED: dict[str, tuple[Backend, str, str]] = {
     "colours reversed": (bugs.BGR, "test_logits_equal_the_reference", "logits of"),
     "colours reversed, golden": (bugs.BGR, "test_golden_logits", "golden"),
@@ -419,7 +422,16 @@ PLANTED: dict[str, tuple[Backend, str, str]] = {
         "test_options_are_read_from_the_section_of_the_backend",
         "cache",
     ),
-    "probe in two lines": (bugs.backend(probe=lambda: "no\nway"), "test_probe_answers_in_one_sentence", ""),
+    "probe of an older core": (
+        bugs.backend(probe=lambda: None),
+        "test_probe_answers_in_one_sentence",
+        "returns a Readiness, not None",
+    ),
+    "probe with another answer each time": (
+        bugs.backend(probe=lambda: Readiness(state="missing", reason=f"call {next(CALLS)}")),
+        "test_probe_answers_in_one_sentence",
+        "",
+    ),
     "section's name as id": (bugs.backend(id="train"), "test_record_is_complete", "config section"),
     "another api": (bugs.backend(api_version=0), "test_record_is_complete", "api_version"),
 }
@@ -496,11 +508,11 @@ def test_a_plugin_that_imports_a_framework_is_caught(tmp_path: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))  # and in this process, till the end
     source = """
         {first}
-        from resnext_core.interfaces import Backend
+        from resnext_core.interfaces import READY, Backend
 
         def probe():
             {second}
-            return None
+            return READY
 
         def resnext_backends():
             yield Backend(id="heavy", summary="imports too early", probe=probe, predictor=print)
@@ -556,7 +568,8 @@ def test_overriding_needs_an_expected_failure() -> None:
 
 
 def test_what_is_not_here_is_skipped_or_required(monkeypatch: pytest.MonkeyPatch) -> None:
-    absent = contract_of(dataclasses.replace(bugs.SANE, probe=lambda: "the device is not plugged in"))
+    unplugged = Readiness(state="missing", reason="the device is not plugged in")
+    absent = contract_of(dataclasses.replace(bugs.SANE, probe=lambda: unplugged))
     monkeypatch.delenv(REQUIRE, raising=False)
     with pytest.raises(pytest.skip.Exception, match="not plugged in"):
         absent().test_loss_falls()

@@ -33,16 +33,18 @@ def test_entry_point_names_the_plugin() -> None:
 
 def test_probe_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(util, "find_spec", lambda name: None)
-    assert plugin.probe() == "MindSpore is not installed: pip install 'resnext-core[mindspore]'"
+    missing = plugin.probe()
+    assert missing.state == "missing"
+    assert missing.reason == "MindSpore is not installed: pip install 'resnext-core[mindspore]'"
 
 
 @pytest.mark.parametrize(("version", "fits"), [("1.26.4", True), ("2.0.0", False), ("2.4.1", False)])
 def test_probe_refuses_numpy_2(monkeypatch: pytest.MonkeyPatch, version: str, fits: bool) -> None:
     monkeypatch.setattr(util, "find_spec", lambda name: object())
     monkeypatch.setattr(metadata, "version", lambda name: version)
-    reason = plugin.probe()
-    assert (reason is None) is fits
-    assert fits or (version in str(reason) and "numpy<2" in str(reason))
+    answer = plugin.probe()
+    assert answer.state == ("ready" if fits else "missing")
+    assert fits or (version in answer.reason and "numpy<2" in answer.reason)
 
 
 @pytest.mark.parametrize(

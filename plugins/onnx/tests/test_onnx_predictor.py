@@ -200,18 +200,18 @@ def test_weights_in_memory_are_refused(weights):
 
 
 def test_probe_names_what_is_missing(monkeypatch, weights, tmp_path):
-    assert plugin.probe() is None
+    assert plugin.probe().state == "ready"
     monkeypatch.setattr(plugin, "find_spec", lambda name: None)
-    assert plugin.probe() == "onnx and onnxruntime are not installed: pip install onnx onnxruntime"
+    assert plugin.probe().reason == "onnx and onnxruntime are not installed: pip install onnx onnxruntime"
     with pytest.raises(BackendUnavailable, match="pip install"):
         write(weights, tmp_path / "m.onnx")
     monkeypatch.setattr(plugin, "find_spec", lambda name: None if name == "onnx" else object())
-    assert plugin.probe() == "onnx is not installed: pip install onnx"
+    assert plugin.probe().reason == "onnx is not installed: pip install onnx"
 
 
 def test_plugin_imports_nothing_heavy():
     code = (
-        "import sys, resnext_onnx.plugin as p; b, = p.resnext_backends(); assert b.probe() is None;"
+        "import sys, resnext_onnx.plugin as p; b, = p.resnext_backends(); assert b.probe().state == 'ready';"
         "print([m for m in ('numpy', 'onnx', 'onnxruntime', 'google.protobuf') if m in sys.modules])"
     )
     done = subprocess.run(

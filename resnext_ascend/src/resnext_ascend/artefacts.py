@@ -142,7 +142,7 @@ def tool_path(kind: str) -> str:
 
 def export_onnx(weights: Weights, path: Path, request: ExportRequest, plugins: PluginSet) -> None:
     """Write ONNX by whichever backend can; BackendUnavailable when none is installed."""
-    able = [b for b in plugins.backends.values() if "onnx" in b.exporters and b.probe() is None]
+    able = [b for b in plugins.backends.values() if "onnx" in b.exporters and b.probe().usable]
     if not able:
         raise BackendUnavailable("the way to .om goes through ONNX: pip install 'resnext-core[onnx]'")
     able[0].exporters["onnx"](weights, path, request)

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from importlib import metadata, util
 from pathlib import Path
 
+from resnext_mindspore.plugin import lacking
+
 INSTALL = "pip install 'resnext-core[ascend]'"
 #: Versions of CANN that a version of MindSpore checks for (its run_check/_check_version.py).
 CANN: Mapping[str, tuple[str, ...]] = {"2.10": ("8.2", "8.3", "8.5", "9.0", "9.1")}
@@ -17,15 +19,7 @@ _DRIVER = ("usr/local/Ascend/driver/version.info", "usr/local/Ascend/driver/lib6
 
 def software() -> str | None:
     """Return why MindSpore cannot run here on any device, or None; reads metadata only."""
-    if util.find_spec("mindspore") is None:
-        return f"MindSpore is not installed: {INSTALL}"
-    try:
-        numpy = metadata.version("numpy")
-    except metadata.PackageNotFoundError:
-        return f"NumPy is not installed: {INSTALL}"
-    if int(numpy.split(".", maxsplit=1)[0]) >= 2:
-        return f"MindSpore needs numpy below 2 and {numpy} is installed: pip install 'numpy<2'"
-    return None
+    return lacking(INSTALL)
 
 
 def hardware(environ: Mapping[str, str] | None = None, root: Path = Path("/")) -> str | None:

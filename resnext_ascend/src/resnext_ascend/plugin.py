@@ -10,12 +10,14 @@ from resnext_ascend import diagnose
 from resnext_ascend.options import AscendOptions
 from resnext_core.hookspecs import hookimpl
 from resnext_core.interfaces import (
+    READY,
     Backend,
     Command,
     ExportRequest,
     LaunchRequest,
     Predictor,
     PredictRequest,
+    Readiness,
     Trainer,
     TrainRequest,
 )
@@ -28,14 +30,11 @@ if TYPE_CHECKING:
 
 @hookimpl
 def resnext_backends() -> Iterator[Backend]:
-    """Yield the backend: first choice on an Ascend; elsewhere last, and named a test mode, with what is missing."""
-    missing = diagnose.hardware()
+    """Yield the backend."""
     yield Backend(
         id="ascend",
-        summary=f"{missing}; MindSpore on the CPU is a test mode: --set ascend.device=cpu"
-        if missing
-        else "Ascend 910 over HCCL, on MindSpore",
-        priority=-10 if missing else 60,
+        summary="Ascend 910 over HCCL, on MindSpore",
+        priority=60,
         probe=probe,
         trainer=_trainer,
         predictor=_predictor,
@@ -56,13 +55,14 @@ def resnext_commands() -> Iterator[Command]:
     )
 
 
-def probe() -> str | None:
-    """Return why MindSpore cannot run here, in test mode neither, or None.
-
-    A missing Ascend is told by the backend's summary, and in one line where a device is opened: the test mode, which
-    options choose, needs none.
-    """
-    return diagnose.software()
+def probe() -> Readiness:
+    """Return whether MindSpore can run here, and whether on an Ascend."""
+    if (missing := diagnose.software()) is not None:
+        return Readiness(state="missing", reason=missing)
+    if (missing := diagnose.hardware()) is not None:
+        reason = f"{missing}; MindSpore computes on the CPU with --set ascend.device=cpu"
+        return Readiness(state="test mode", reason=reason)
+    return READY
 
 
 def _trainer(request: TrainRequest) -> Trainer:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from resnext_core.errors import BackendUnavailable
 from resnext_core.hookspecs import hookimpl
-from resnext_core.interfaces import Backend, Command
+from resnext_core.interfaces import READY, Backend, Command, Readiness
 from resnext_cpp_infer.options import CppInferOptions
-from resnext_cpp_infer.program import ENGINES, find_program, lacking_engine
+from resnext_cpp_infer.program import ENGINES, engine_readiness, find_program
 
 if TYPE_CHECKING:
     from resnext_core.interfaces import Predictor, PredictRequest
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @hookimpl
 def resnext_backends() -> Iterator[Backend]:
-    """Yield the backend `cpp-infer`. Any other that serves the same file comes before it, unless it is named."""
+    """Yield the backend `cpp-infer`. By its priority any other that serves the same file comes before it."""
     yield Backend(
         id="cpp-infer",
         summary="C++ inference: ONNX Runtime, AscendCL, MindSpore Lite",
@@ -25,7 +25,7 @@ def resnext_backends() -> Iterator[Backend]:
         probe=_probe,
         predictor=_predictor,
         formats=tuple(ENGINES),
-        format_probe=lacking_engine,
+        format_probe=engine_readiness,
         options=CppInferOptions,
     )
 
@@ -37,12 +37,12 @@ def resnext_commands() -> Iterator[Command]:
     )
 
 
-def _probe() -> str | None:
+def _probe() -> Readiness:
     try:
         find_program()
     except BackendUnavailable as error:
-        return str(error)
-    return None
+        return Readiness(state="missing", reason=str(error))
+    return READY
 
 
 def _predictor(request: PredictRequest) -> Predictor:

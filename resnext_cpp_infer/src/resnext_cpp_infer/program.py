@@ -15,6 +15,7 @@ from pathlib import Path
 from resnext_core import __version__
 from resnext_core.errors import BackendUnavailable, DataError
 from resnext_core.files import cache_folder
+from resnext_core.interfaces import READY, Readiness
 
 NAME = "resnext-infer"
 #: The engine that serves files with an ending, unless another one is named.
@@ -76,19 +77,20 @@ def engines_beside(program: Path) -> list[str]:
     )
 
 
-def lacking_engine(suffix: str) -> str | None:
-    """Return what the engine for files with this ending lacks here, in one sentence, or None."""
+def engine_readiness(suffix: str) -> Readiness:
+    """Return whether the engine for files with this ending is built, and what it needs installed."""
     program = find_program()
     engine = ENGINES[suffix]
+    missing = ""
     if engine not in engines_beside(program):
+        missing = f"there is no engine '{engine}' beside {program}: resnext-run cpp build"
         if engine == "mslite":
-            return "it is built without MindSpore Lite: set LITE_HOME, then resnext-run cpp build"
-        return f"there is no engine '{engine}' beside {program}: resnext-run cpp build"
-    if engine == "onnx" and onnxruntime_library() is None and not _loadable("onnxruntime"):
-        return "libonnxruntime.so is not on this machine: pip install onnxruntime"
-    if engine == "acl" and not _loadable("ascendcl"):
-        return "libascendcl.so is not on this machine: install CANN and source its set_env.sh"
-    return None
+            missing = "it is built without MindSpore Lite: set LITE_HOME, then resnext-run cpp build"
+    elif engine == "onnx" and onnxruntime_library() is None and not _loadable("onnxruntime"):
+        missing = "libonnxruntime.so is not on this machine: pip install onnxruntime"
+    elif engine == "acl" and not _loadable("ascendcl"):
+        missing = "libascendcl.so is not on this machine: install CANN and source its set_env.sh"
+    return Readiness(state="missing", reason=missing) if missing else READY
 
 
 def _loadable(library: str) -> bool:

@@ -51,9 +51,9 @@ def engine() -> Backend:
     from resnext_mindspore.plugin import resnext_backends
 
     (backend,) = resnext_backends()
-    reason = backend.probe()
-    if reason is not None:
-        raise BackendUnavailable(f"gpu.engine=mindspore: {reason}")
+    here = backend.probe()
+    if not here.usable:
+        raise BackendUnavailable(f"gpu.engine=mindspore: {here.reason}")
     return backend
 
 

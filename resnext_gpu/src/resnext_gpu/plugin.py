@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from resnext_core.hookspecs import hookimpl
 from resnext_core.interfaces import (
+    READY,
     Backend,
     LaunchRequest,
     Predictor,
     PredictRequest,
+    Readiness,
     StoredTensors,
     Trainer,
     TrainRequest,
@@ -32,14 +34,12 @@ _DRIVER = ("/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg")
 
 @hookimpl
 def resnext_backends() -> Iterator[Backend]:
-    """Yield the backend: first choice where a GPU seems to be, last, and named a test mode, where there is none."""
-    gpu = has_driver() and not _cpu_build()
-    test_mode = "no NVIDIA GPU here; PyTorch on the CPU is a test mode: --set gpu.device=cpu"
+    """Yield the backend."""
     yield Backend(
         id="gpu",
-        summary="NVIDIA GPUs on PyTorch" if gpu else test_mode,
-        priority=40 if gpu else -10,
-        probe=_probe,
+        summary="NVIDIA GPUs on PyTorch",
+        priority=40,
+        probe=probe,
         trainer=_trainer,
         predictor=_predictor,
         formats=(".safetensors",),
@@ -55,7 +55,7 @@ def resnext_weight_files() -> Iterator[WeightFile]:
     yield WeightFile(
         suffixes=(".pth", ".pt", ".bin", ".pth.tar"),
         summary="torch state dict",
-        probe=_probe,
+        probe=_torch,
         read=_read,
         write=_write,
     )
@@ -74,9 +74,21 @@ def _cpu_build() -> bool:
         return False
 
 
-def _probe() -> str | None:
-    """Whether the GPU works, only the driver can tell: that is asked when the device is opened."""
-    return _MISSING if util.find_spec("torch") is None else None
+def probe() -> Readiness:
+    """Return whether PyTorch is installed, and seems to find a GPU.
+
+    Whether the GPU works, only the driver can tell: that is asked when the device is opened.
+    """
+    torch = _torch()
+    if not torch.usable or (has_driver() and not _cpu_build()):
+        return torch
+    return Readiness(
+        state="test mode", reason="no NVIDIA GPU here; PyTorch computes on the CPU with --set gpu.device=cpu"
+    )
+
+
+def _torch() -> Readiness:
+    return Readiness(state="missing", reason=_MISSING) if util.find_spec("torch") is None else READY
 
 
 def _trainer(request: TrainRequest) -> Trainer:

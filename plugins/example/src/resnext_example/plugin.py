@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from resnext_core.errors import UsageError
 from resnext_core.hookspecs import hookimpl
-from resnext_core.interfaces import Backend, ExportRequest, Predictor, PredictRequest
+from resnext_core.interfaces import READY, Backend, ExportRequest, Predictor, PredictRequest, Readiness
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,7 +41,7 @@ def resnext_backends() -> Iterator[Backend]:
     yield Backend(
         id="example",
         summary="NumPy with folded batch normalisation: the template of a backend",
-        priority=-10,  # never taken unless asked for: the reference backend has 0
+        priority=-10,  # after the reference backend, which has 0
         probe=probe,
         predictor=_predictor,
         formats=(".safetensors", ".npz"),
@@ -50,11 +50,11 @@ def resnext_backends() -> Iterator[Backend]:
     )
 
 
-def probe() -> str | None:
-    """Return why the backend cannot run here, or None; it looks for the framework and does not import it."""
+def probe() -> Readiness:
+    """Return whether the backend can run here; it looks for the framework and does not import it."""
     if find_spec("numpy") is None:
-        return "NumPy is not installed: pip install numpy"
-    return None
+        return Readiness(state="missing", reason="NumPy is not installed: pip install numpy")
+    return READY
 
 
 def _predictor(request: PredictRequest) -> Predictor:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 from resnext_core.hookspecs import hookimpl
 from resnext_core.interfaces import (
+    READY,
     Backend,
     ExportRequest,
     LaunchRequest,
     Predictor,
     PredictRequest,
+    Readiness,
     Trainer,
     TrainRequest,
 )
@@ -45,14 +47,23 @@ def resnext_backends() -> Iterator[Backend]:
     )
 
 
-def probe() -> str | None:
-    """Return why MindSpore cannot run here, or None; reads metadata only."""
+def probe() -> Readiness:
+    """Return whether MindSpore can run here; reads metadata only."""
+    missing = lacking(_INSTALL)
+    return READY if missing is None else Readiness(state="missing", reason=missing)
+
+
+def lacking(install: str) -> str | None:
+    """Return why MindSpore cannot run here on any device, in one sentence, or None; reads metadata only.
+
+    `install` is the command that brings it.
+    """
     if util.find_spec("mindspore") is None:
-        return f"MindSpore is not installed: {_INSTALL}"
+        return f"MindSpore is not installed: {install}"
     try:
         numpy = metadata.version("numpy")
     except metadata.PackageNotFoundError:
-        return f"NumPy is not installed: {_INSTALL}"
+        return f"NumPy is not installed: {install}"
     if int(numpy.split(".", maxsplit=1)[0]) >= 2:
         return f"MindSpore needs numpy below 2 and {numpy} is installed: pip install 'numpy<2'"
     return None

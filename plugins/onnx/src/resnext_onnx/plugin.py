@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from resnext_core.errors import BackendUnavailable
 from resnext_core.hookspecs import hookimpl
-from resnext_core.interfaces import Backend
+from resnext_core.interfaces import READY, Backend, Readiness
 from resnext_onnx.options import OnnxOptions
 
 if TYPE_CHECKING:
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from resnext_core.model.weights import Weights
 
 
-def probe() -> str | None:
-    """Return None when export and serving can run here, or one sentence on what is missing."""
+def probe() -> Readiness:
+    """Return whether export and serving can run here."""
     missing = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
     if not missing:
-        return None
+        return READY
     verb = "is" if len(missing) == 1 else "are"
-    return f"{' and '.join(missing)} {verb} not installed: pip install {' '.join(missing)}"
+    reason = f"{' and '.join(missing)} {verb} not installed: pip install {' '.join(missing)}"
+    return Readiness(state="missing", reason=reason)
 
 
 def predictor(request: PredictRequest) -> Predictor:
@@ -44,8 +45,8 @@ def export(weights: Weights, path: Path, request: ExportRequest) -> None:
 
 
 def _require() -> None:
-    if reason := probe():
-        raise BackendUnavailable(f"backend onnx cannot run here: {reason}")
+    if not (here := probe()).usable:
+        raise BackendUnavailable(f"backend onnx cannot run here: {here.reason}")
 
 
 @hookimpl
