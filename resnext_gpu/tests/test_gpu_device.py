@@ -159,7 +159,7 @@ def test_doctor_does_not_call_a_missing_gpu_wrong_numbers() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (row,) = (line for line in done.stdout.splitlines() if line.startswith("gpu "))
-    assert "not here" in row
+    assert "test mode" in row or "not here" in row  # the latter where a driver finds no GPU
 
 
 def test_requests_that_cannot_be_served() -> None:
