@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from resnext_core import API_VERSION
-from resnext_core.errors import quoted
+from resnext_core.errors import one_line, quoted
 from resnext_core.ranks.info import LaunchRequest as LaunchRequest
 
 if TYPE_CHECKING:
@@ -232,10 +232,8 @@ def ask(probe: Callable[[], Readiness]) -> Readiness:
     try:
         answer: object = probe()
     except Exception as error:
-        return Readiness(
-            state="missing",
-            reason=f"its probe failed: {type(error).__name__}: {' '.join(str(error).split())}",
-        )
+        said = f"its probe failed: {type(error).__name__}: {one_line(error)}"
+        return Readiness(state="missing", reason=said)
     if isinstance(answer, Readiness):
         return answer
     return Readiness(
