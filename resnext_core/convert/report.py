@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 Kind = Literal["same", "renamed", "merged", "split", "dropped", "replaced"]
@@ -45,6 +45,25 @@ def summary(changes: Iterable[Change]) -> list[str]:
         kind, rest = members[0].line().split(maxsplit=1)
         lines.append(f"{kind:<8} {count}{rest}")
     return lines
+
+
+def joined(first: Sequence[Change], second: Sequence[Change]) -> tuple[Change, ...]:
+    """Return the changes of both steps as one, where `second` begins with the neutral names that `first` ends with."""
+    if not second:
+        return tuple(first)
+    before = {change.target: change for change in first if change.target}
+    whole = []
+    for change in second:
+        start = before.pop(change.source, None)
+        if start is None or start.kind == "same":
+            whole.append(replace(change, dtype=start.dtype if start is not None else None))
+            continue
+        kind: Kind = change.kind if change.kind in ("split", "merged") else start.kind
+        if start.source == change.target:
+            kind = "same"
+        reason = "; ".join(r for r in (start.reason, change.reason) if r and kind != "same")
+        whole.append(replace(start, kind=kind, target=change.target, reason=reason))
+    return (*whole, *(change for change in first if not change.target))
 
 
 def _some(names: tuple[str, ...]) -> str:

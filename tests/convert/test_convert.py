@@ -366,7 +366,13 @@ def test_a_manifest_beside_a_file_must_be_its_own(
     path, target = tmp_path / "a.ckpt", tmp_path / "b.safetensors"
     cli.ok("convert", neutral, path, "--to", "modelzoo")
     cli.refuses(
-        EXIT_USAGE, "convert", path, target, "--image-size", 48, says="in a.ckpt.json beside it, what it is"
+        EXIT_USAGE,
+        "convert",
+        path,
+        target,
+        "--image-size",
+        48,
+        says="has a manifest in a.ckpt.json; drop --image-size",
     )
     beside = (tmp_path / "a.ckpt.json").read_text()
     other = weights_of(small.spec, seed=9)
@@ -415,7 +421,7 @@ def test_padding_and_preprocessing_can_be_stated_and_nothing_else_changes(
     cli.ok("convert", tmp_path / "t.safetensors", stated, *words)
     out = cli.ok("convert", tmp_path / "t.safetensors", stated, *words, "--force").out
     assert (
-        "names of torch, told by names and shapes, and where those are silent by what is usual in torch and what you"
+        "naming scheme torch, inferred from names, shapes and flags, with torch's defaults for the rest"
         in out
     )
     one, two = load_weights(usual), load_weights(stated)
@@ -512,15 +518,15 @@ def test_moments_go_into_a_checkpoint_and_out_of_it(cli: CommandLine, small: Wei
     ("words", "code", "says"),
     [
         (["{neutral}", "{dir}/x.bin"], EXIT_USAGE, "neutral weights are .safetensors files, not 'x.bin'"),
-        (["{neutral}", "{dir}/x.ckpt"], EXIT_USAGE, "say whose names .ckpt gets with --to"),
+        (["{neutral}", "{dir}/x.ckpt"], EXIT_USAGE, "choose a naming scheme for .ckpt with --to"),
         (["{neutral}", "{dir}/x.safetensors", "--to", "torch"], EXIT_USAGE, "--any-padding"),
-        (["{neutral}", "{dir}/x.safetensors", "--moments", "keep"], EXIT_USAGE, "holds no momentum"),
-        (["{neutral}", "{neutral}"], EXIT_USAGE, "is there already; choose another name or use --force"),
-        (["{neutral}", "{neutral}", "--force"], EXIT_USAGE, "is SOURCE itself; choose another name"),
+        (["{neutral}", "{dir}/x.safetensors", "--moments", "keep"], EXIT_USAGE, "has no momentum"),
+        (["{neutral}", "{neutral}"], EXIT_USAGE, "already exists; choose another name or use --force"),
+        (["{neutral}", "{neutral}", "--force"], EXIT_USAGE, "is both SOURCE and TARGET; choose another name"),
         (
             ["{neutral}", "{dir}/x.safetensors", "--variant", "resnext_tiny"],
             EXIT_USAGE,
-            "says what it is; leave out",
+            "has a manifest; drop --variant",
         ),
         (
             ["{dir}/old.ckpt", "{dir}/x.safetensors", "--set", "train.epochs=3"],
@@ -547,7 +553,11 @@ def test_moments_go_into_a_checkpoint_and_out_of_it(cli: CommandLine, small: Wei
             EXIT_DATA,
             "does not fit: missing",
         ),
-        (["{dir}/old.ckpt", "{dir}/x.y", "--moments", "keep"], EXIT_USAGE, "give a name without an ending"),
+        (
+            ["{dir}/old.ckpt", "{dir}/x.y", "--moments", "keep"],
+            EXIT_USAGE,
+            "TARGET must have no file extension",
+        ),
         (["{dir}/old.ckpt", "/dev/null/x.safetensors"], EXIT_DATA, "cannot write"),
     ],
 )

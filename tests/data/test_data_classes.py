@@ -218,7 +218,7 @@ def test_weights_without_names_get_them_by_convert(
     assert len(out.splitlines()) == 1
     cli.refuses(
         EXIT_USAGE, "convert", named, tmp_path / "x.safetensors", "--classes", tmp_path / "names.txt",
-        says="says what it is",
+        says="has a manifest; drop --classes",
     )  # fmt: skip
 
 
