@@ -152,24 +152,24 @@ def _read(job: ConvertJob, plugins: PluginSet) -> _Source:
     if keep and job.source.is_dir():
         return _read_checkpoint(job.source)
     path = find_model(job.source)
-    stated = _stated(job)
+    described = _description(job)
     text = read_manifest_text(path) if path.suffix == WEIGHTS_SUFFIX else None
     own = text is not None
     manifest = parse_manifest(text, where=str(path)) if text is not None else read_sidecar(path)
     known, names = "from its manifest", {}
-    if stated.classes is not None and manifest is not None and not manifest.has_names:
+    if described.classes is not None and manifest is not None and not manifest.has_names:
         # a manifest without class names is the one that may be given some
-        names = {"classes": tuple(stated.classes), "named": True}
-        stated = replace(stated, classes=None)
+        names = {"classes": tuple(described.classes), "named": True}
+        described = replace(described, classes=None)
         known += ", with class names from --classes"
-    _refuse_contradiction(job, path, manifest, stated, own=own)
+    _refuse_contradiction(job, path, manifest, described, own=own)
     if own:
         if keep:
             raise UsageError(f"{path} has no momentum; give the checkpoint folder, or drop --moments keep")
         return _Source(weights=load_weights(path).replace(**names), known=known, momentum={})
-    found = read_converted(path, stated, plugins.weight_files, moments=keep)
+    found = read_converted(path, described, plugins.weight_files, moments=keep)
     if manifest is None:
-        evidence = "names and shapes" if stated == ModelDescription() else "names, shapes and flags"
+        evidence = "names and shapes" if described == ModelDescription() else "names, shapes and flags"
         known = f"inferred from {evidence}, with {found.naming.id}'s defaults for the rest"
     known = f"naming scheme {found.naming.id}, {known}"
     if entry := found.weights.origin.get("entry"):
@@ -193,14 +193,14 @@ def _read_checkpoint(source: Path) -> _Source:
 
 
 def _refuse_contradiction(
-    job: ConvertJob, path: Path, manifest: Manifest | None, stated: ModelDescription, *, own: bool
+    job: ConvertJob, path: Path, manifest: Manifest | None, described: ModelDescription, *, own: bool
 ) -> None:
     """Raise UsageError where flags repeat what a manifest says; a file with one beside it may have any names."""
     if manifest is None:
         return
     given = {
-        "--from": own and stated.naming, "--variant": stated.variant, "--image-size": stated.image_size,
-        "--classes": stated.classes, "--set": job.overrides,
+        "--from": own and described.naming, "--variant": described.variant, "--image-size": described.image_size,
+        "--classes": described.classes, "--set": job.overrides,
     }  # fmt: skip
     flags = [flag for flag, value in given.items() if value]
     if flags:
@@ -208,7 +208,7 @@ def _refuse_contradiction(
         raise UsageError(f"{path} has a manifest{beside}; drop {' and '.join(flags)}")
 
 
-def _stated(job: ConvertJob) -> ModelDescription:
+def _description(job: ConvertJob) -> ModelDescription:
     layers = parse_set(job.overrides)
     for layer in layers:
         ((section, values),) = layer.values.items()

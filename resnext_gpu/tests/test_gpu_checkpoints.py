@@ -206,7 +206,7 @@ def test_checkpoints_of_training_programs_are_understood(
     assert weights is not None
     assert weights.digest == digest(1)
     assert weights.origin.get("entry", "") == entry
-    assert (f"the weights are those of its entry '{entry}'" in shown.err + shown.out) == bool(entry)
+    assert (f"weights of its entry '{entry}'" in shown.err + shown.out) == bool(entry)
     # every entry and tensor of the file is accounted for
     changes = [json.loads(line) for line in (tmp_path / "report").read_text().splitlines()]
     told = {source for change in changes for source in change["source"]}
