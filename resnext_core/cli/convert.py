@@ -66,7 +66,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def handle(args: argparse.Namespace) -> int:
     output = Output(json_result=args.json)
-    bar = ProgressBar(output)
     job = ConvertJob(
         source=Path(args.source),
         target=Path(args.target),
@@ -82,7 +81,7 @@ def handle(args: argparse.Namespace) -> int:
         report=Path(args.report) if args.report else None,
         force=args.force,
     )
-    result = convert(job, lambda record: bar(record.to_dict()))
+    result = convert(job, ProgressBar(output))
     done = f"{result.target}" if result.written else f"{result.target} was not written (dry run)"
     output.result(
         result.to_dict(),

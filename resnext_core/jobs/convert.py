@@ -34,7 +34,7 @@ from resnext_core.model.weights import (
 )
 from resnext_core.plugins import PluginSet, load_plugins
 from resnext_core.runs.checkpoint import load_checkpoint, save_checkpoint
-from resnext_core.runs.checkpoint_folder import Progress
+from resnext_core.runs.checkpoint_folder import RunProgress
 from resnext_core.runs.records import Listener, Note
 from resnext_core.serving.load import WEIGHTS_SUFFIX, find_model
 
@@ -300,5 +300,5 @@ def _write_checkpoint(job: ConvertJob, read: _Source) -> None:
         raise DataError(f"cannot write {target}: {reason(error)}") from error
     save_checkpoint(
         target, weights, TrainState(tensors=tensors, scalars=scalars),
-        Progress(step=read.step, epoch_closed=True), run={}, keep=1,
+        RunProgress(step=read.step, epoch_closed=True), run={}, keep=1,
     )  # fmt: skip
