@@ -6,21 +6,32 @@ TORCH ?= torch==2.13.0
 TRITON ?= triton ; platform_machine == "x86_64" and sys_platform == "linux"
 VENV := .venv
 BIN := $(VENV)/bin
+# core alone: no framework and no plugin
+CORE := .venv-core
+# Two processes: each file's tests run in one of them, the others meanwhile.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+TUTORIAL := tests/docs/test_tutorial.py
 PROJECTS := $(wildcard pyproject.toml plugins/*/pyproject.toml resnext_*/pyproject.toml)
 DISTRIBUTIONS := . resnext_gpu resnext_ascend resnext_cpp_infer plugins/mindspore plugins/onnx plugins/example
 FORMATTED := resnext_core resnext_gpu resnext_ascend resnext_cpp_infer plugins tests benchmarks
 
-.PHONY: demo test lint format wheels bench clean help
+.PHONY: demo test test-core test-tutorial lint format wheels bench clean help
 
 help:            ## this list
-	@grep -E '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z-]+:.* ##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 demo: $(VENV)/.ready  ## train, evaluate, export, validate and report on handwritten digits
 	$(BIN)/resnext-run run --output runs
 
 test: lint       ## all checks and tests that need no accelerator
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest resnext_ascend  # MindSpore is opened once a process, and here in another way
+	$(BIN)/python -m pytest $(PARALLEL)
+	$(BIN)/python -m pytest $(PARALLEL) resnext_ascend  # MindSpore is opened once a process, and here in another way
+
+test-core: $(CORE)/.ready  ## the tests of core alone, without any framework: minutes
+	$(CORE)/bin/python -m pytest $(PARALLEL) tests --ignore $(TUTORIAL)
+
+test-tutorial: $(VENV)/.ready-dev  ## the tutorial's plugin, typed in from the page, installed and tested
+	$(BIN)/python -m pytest $(TUTORIAL)
 
 lint: $(VENV)/.ready-dev  ## style, types, import rules
 	$(BIN)/ruff check $(FORMATTED)
@@ -41,10 +52,14 @@ bench: $(VENV)/.ready-dev  ## ours against hand-written MindSpore and PyTorch, i
 	$(BIN)/python benchmarks/checkpoint_saving.py
 
 clean:           ## remove what was built, but no runs
-	rm -rf $(VENV) dist build *.egg-info */src/*.egg-info plugins/*/src/*.egg-info
+	rm -rf $(VENV) $(CORE) dist build *.egg-info */src/*.egg-info plugins/*/src/*.egg-info
+
+define CHECK_PYTHON
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "resnext needs Python 3.10 or newer: make PYTHON=python3.11")'
+endef
 
 $(VENV)/.made:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "resnext needs Python 3.10 or newer: make PYTHON=python3.11")'
+	$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	touch $@
@@ -55,4 +70,10 @@ $(VENV)/.ready: $(VENV)/.made $(PROJECTS)
 
 $(VENV)/.ready-dev: $(VENV)/.ready $(PROJECTS)
 	$(BIN)/pip install --quiet "$(TORCH)" '$(TRITON)' -e ".[dev,demo,tensorboard]" -e resnext_gpu -e resnext_ascend -e resnext_cpp_infer
+	touch $@
+
+$(CORE)/.ready: pyproject.toml
+	$(CHECK_PYTHON)
+	$(PYTHON) -m venv $(CORE)
+	$(CORE)/bin/pip install --quiet -e ".[test,demo]"
 	touch $@

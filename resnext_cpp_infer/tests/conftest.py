@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -30,9 +31,16 @@ def build_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (pytest.fail if REQUIRED else pytest.skip)(
             f"resnext-infer cannot be built here: install {', '.join(lacking)}"
         )
-    folder = tmp_path_factory.mktemp("cpp")
+    session = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        session = session.parent  # of all workers
+    folder = session / "cpp-program"
     sanitizers = os.environ.get("RESNEXT_CPP_SANITIZE")
-    build(folder, [f"-DRESNEXT_SANITIZE={sanitizers}"] if sanitizers else [])
+    with (session / "cpp-program.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (session / "cpp-program.built").exists():
+            build(folder, [f"-DRESNEXT_SANITIZE={sanitizers}"] if sanitizers else [])
+            (session / "cpp-program.built").touch()
     return folder
 
 

@@ -16,6 +16,7 @@ from resnext_gpu.trainer import GpuTrainer
 
 from resnext_core.config import OptimizerConfig
 from resnext_core.errors import ResnextError
+from resnext_core.ranks.children import note_end
 from resnext_core.ranks.info import rank_info
 
 #: Of the test with sync-BN, which is compared after this many steps.
@@ -90,4 +91,8 @@ def main(what: str, folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
+    code = main(sys.argv[1], Path(sys.argv[2]))
+    note_end(code)  # as resnext-run does
+    if code:  # Gloo's threads may abort a process that lost another one while it is torn down
+        sys.stderr.flush()
+        os._exit(code)

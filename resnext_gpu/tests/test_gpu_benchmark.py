@@ -325,7 +325,6 @@ def test_all_kernels_compile_at_once(tmp_path: Path) -> None:
 # -- all of it ------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_the_smoke_test(tmp_path: Path) -> None:
     """The whole benchmark on the CPU; it leaves nothing behind."""
     pytest.importorskip("triton", reason="Triton is not installed")

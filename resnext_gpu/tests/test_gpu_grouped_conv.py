@@ -220,7 +220,6 @@ with ThreadPoolExecutor(os.cpu_count()) as pool:
 """
 
 
-@pytest.mark.slow
 def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     """For the A100 and the H100, to machine code, and with what they keep in registers: no GPU is needed for that."""
     pytest.importorskip("triton", reason="Triton is not installed")

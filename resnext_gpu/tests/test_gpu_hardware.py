@@ -79,7 +79,6 @@ def test_a_cuda_graph_is_the_step(compute: Any, capfd: pytest.CaptureFixture[str
     assert "no CUDA graph" not in capfd.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"compile": True}, {"compile": True, "cuda_graphs": True}])
 def test_compiled_is_the_same_network(options: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
     weights, steps = tiny_weights(6), batches(2, size=6, seed=14)
@@ -186,7 +185,6 @@ def test_a_cuda_graph_of_timed_kernels_is_near_the_step(
     assert "no CUDA graph" not in capfd.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("graphs", [False, True])
 def test_compiled_training_keeps_the_kernels(
     graphs: bool, fresh: Path, capfd: pytest.CaptureFixture[str]

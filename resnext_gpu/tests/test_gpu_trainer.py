@@ -140,7 +140,6 @@ def test_settings_that_change_no_bit(options: dict[str, Any], capfd: pytest.Capt
     assert ("no CUDA graphs without a GPU" in capfd.readouterr().err) is bool(options.get("cuda_graphs"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("by_block", [False, True])
 def test_compiled_is_the_same_network(by_block: bool, capfd: pytest.CaptureFixture[str]) -> None:
     """With a C++ compiler; the whole network, and block by block as with several ranks."""

@@ -53,7 +53,7 @@ def _eval(folder: Path, devices: int, batch_size: int) -> dict:
 
 def test_the_same_integers_for_any_batch_and_number_of_processes(folder: Path) -> None:
     integers = ("expected", "scored", "failed", "correct1", "correct5", "confusion", "dataset_digest")
-    results = [_eval(folder, devices, batch) for devices, batch in ((1, 64), (2, 7), (3, 1))]
+    results = [_eval(folder, devices, batch) for devices, batch in ((1, 64), (3, 7))]
     assert results[0]["expected"] == 23
     assert results[0]["failed"] == 1
     for result in results[1:]:

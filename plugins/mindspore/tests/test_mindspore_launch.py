@@ -70,7 +70,7 @@ def test_two_ranks_equal_one_that_accumulates(
 def test_a_failing_rank_ends_the_job(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     start = time.monotonic()
     assert launch(_request("fail", tmp_path), cluster_timeout=600) == 9
-    assert time.monotonic() - start < 60, "nobody waits for the cluster timeout"
+    assert time.monotonic() - start < 300, "nobody waits for the cluster timeout"
     error = capfd.readouterr().err
     assert "rank 1 of 2 ended with exit code 9" in error
     assert "the last words of rank 1" in error

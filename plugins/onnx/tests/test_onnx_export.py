@@ -185,9 +185,10 @@ def test_every_variant_at_a_quarter_of_its_width(tmp_path: Path, variant):
     assert {t.name: shapes[t.name] for t in spec.tensors} == {t.name: t.shape for t in spec.tensors}
 
 
-@pytest.mark.skipif(os.environ.get("RESNEXT_SLOW") != "1", reason="set RESNEXT_SLOW=1: a minute and 3 GB")
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_in_full(tmp_path: Path, variant):
+    """A minute and 3 GB for all."""
     weights = make_weights(VARIANTS[variant])
     path = write(weights, tmp_path / "m.onnx")
     logits = open_onnx(path, threads=2).logits(make_images(weights.spec, 1))
