@@ -65,7 +65,7 @@ def test_show_names_checkpoints_and_pointers(run: RunFolder, cli: CommandLine) -
 
 
 def test_a_whole_run_is_verified(run: RunFolder, cli: CommandLine) -> None:
-    assert "all whole" in cli.ok("runs", "verify", run.path).out
+    assert "; no damage" in cli.ok("runs", "verify", run.path).out
 
 
 def damage(path: Path) -> None:
@@ -88,13 +88,16 @@ def damage(path: Path) -> None:
         (lambda r: damage(r.checkpoints / "step-00000006" / "state.json"), "step-00000006"),
         (lambda r: r.records.open("a").write("{torn"), "records.jsonl:"),
         (lambda r: r.config.write_text("train: {epoch: 3}"), "unknown config key 'train.epoch'"),
-        (lambda r: r.records.unlink(), "records.jsonl has no record, and there is step-"),
+        (lambda r: r.records.unlink(), "records.jsonl has no records, but step-"),
         (lambda r: r.records.write_text("\n".join(r.records.read_text().splitlines()[3:])), "start record"),
         (
             lambda r: r.records.write_text("".join(r.records.read_text().splitlines(keepends=True)[:3])),
             "records.jsonl is shorter than when step-00000012 was saved",
         ),
-        (lambda r: shutil.rmtree(r.checkpoints), "step-00000012 is missing, the last one that records"),
+        (
+            lambda r: shutil.rmtree(r.checkpoints),
+            "step-00000012 is missing, the last checkpoint in records.jsonl",
+        ),
         (
             lambda r: (r.checkpoints / "best").write_text("step-00000099"),
             "best names step-00000099, which",
@@ -106,7 +109,7 @@ def test_every_damage_is_found(run: RunFolder, cli: CommandLine, what: object, s
     outcome = cli("runs", "verify", run.path)
     assert outcome.code == EXIT_DATA
     assert says in outcome.out
-    assert outcome.err == f"resnext-run: {run.path} is damaged: 1 findings\n"
+    assert outcome.err == f"resnext-run: {run.path} is damaged: 1 problem\n"
 
 
 def test_prune_keeps_latest_best_and_the_newest(run: RunFolder, cli: CommandLine) -> None:

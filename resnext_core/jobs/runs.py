@@ -1,0 +1,237 @@
+"""List and show run folders, and remove checkpoints that are not needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from resnext_core.config import read_layer
+from resnext_core.errors import DataError, UsageError, reason
+from resnext_core.runs.checkpoint_folder import Summary, checkpoint_names, read_summary
+from resnext_core.runs.folder import RunFolder
+from resnext_core.runs.pointers import best_checkpoint, latest_checkpoint, remove, superfluous
+from resnext_core.runs.records import (
+    End,
+    Eval,
+    Listener,
+    Nonfinite,
+    Note,
+    Record,
+    Resume,
+    Saved,
+    Start,
+    Train,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """How far a run is and how good, by its records and checkpoints; None for what they do not say.
+
+    `state` is ``new``, ``training``, ``stopped`` or ``done``. `best` is the best accuracy (0..1), `bytes` the size of
+    the whole folder.
+    """
+
+    name: str
+    backend: str | None
+    variant: str | None
+    state: str
+    step: int
+    epoch: int
+    epochs: int | None
+    best: float | None
+    checkpoints: int
+    bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types."""
+        plain = asdict(self)
+        return {"run": plain.pop("name"), **plain}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunList:
+    """The runs in a folder, by name."""
+
+    folder: Path
+    runs: tuple[RunSummary, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types."""
+        return {"folder": str(self.folder), "runs": [run.to_dict() for run in self.runs]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointEntry:
+    """One checkpoint of a run: `summary`, or the `damage` that it has. `marks` are of latest and best."""
+
+    name: str
+    marks: tuple[str, ...]
+    summary: Summary | None = None
+    damage: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types."""
+        plain: dict[str, Any] = {"name": self.name, "marks": list(self.marks)}
+        if self.summary is None:
+            return plain | {"damage": self.damage}
+        saving = self.summary.saving
+        return plain | {
+            "step": self.summary.progress.step, "bytes": saving.bytes, "seconds": saving.seconds,
+            "blocked_s": saving.blocked_s, "metrics": dict(self.summary.metrics),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDetails:
+    """A run with its checkpoints, oldest first; `made_by` is its backend and environment, as stored."""
+
+    path: Path
+    summary: RunSummary
+    checkpoints: tuple[CheckpointEntry, ...]
+    made_by: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types."""
+        return {
+            **self.summary.to_dict(), "path": str(self.path),
+            "checkpoints": [entry.to_dict() for entry in self.checkpoints], "made_by": dict(self.made_by),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneJob:
+    """Remove checkpoints of the run `folder`, or of every run in it, but for latest, best and the `keep` newest."""
+
+    folder: Path
+    keep: int = 1
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneResult:
+    """What was removed, or would be in a dry run, and the runs that were skipped because they are being trained."""
+
+    removed: tuple[str, ...] = ()
+    bytes: int = 0
+    being_trained: tuple[str, ...] = field(default=())
+    dry_run: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types."""
+        return {
+            "removed": list(self.removed), "bytes": self.bytes, "being_trained": list(self.being_trained),
+            "dry_run": self.dry_run,
+        }  # fmt: skip
+
+
+def list_runs(folder: Path) -> RunList:
+    """Return every run in `folder`; DataError when there is none."""
+    return RunList(folder=folder, runs=tuple(summarise(run) for run in _runs_in(folder)))
+
+
+def show_run(folder: Path, listen: Listener = lambda record: None) -> RunDetails:
+    """Return the run `folder` with its checkpoints; DataError when it is no run."""
+    run = RunFolder.open(folder)
+    pointers = {
+        "latest": latest_checkpoint(run.checkpoints),
+        "best": best_checkpoint(run.checkpoints, lambda line: listen(Note(text=line))),
+    }
+    entries = []
+    for name, found in _checkpoints(run):
+        marks = tuple(word for word, target in pointers.items() if target == name)
+        what = {"summary": found} if isinstance(found, Summary) else {"damage": found}
+        entries.append(CheckpointEntry(name=name, marks=marks, **what))
+    made_by = run.read_result("run") or {}
+    return RunDetails(path=run.path, summary=summarise(run), checkpoints=tuple(entries), made_by=made_by)
+
+
+def summarise(run: RunFolder) -> RunSummary:
+    """Return how far `run` is and how good."""
+    records, config = run.read_records(), _config(run)
+    checkpoints = _checkpoints(run)
+    newest = next((found for _, found in reversed(checkpoints) if isinstance(found, Summary)), None)
+    return RunSummary(
+        name=run.path.name,
+        backend=(run.read_result("run") or {}).get("backend"),
+        variant=(config.get("model") or {}).get("variant"),
+        state=_state(run, records),
+        step=max([r.step for r in records] + ([newest.progress.step] if newest else []), default=0),
+        epoch=max((r.epoch for r in records if isinstance(r, (Train, Nonfinite, Eval, Saved))), default=0),
+        epochs=(config.get("train") or {}).get("epochs"),
+        best=newest.progress.best if newest else None,
+        checkpoints=len(checkpoints),
+        bytes=_bytes(run.path),
+    )
+
+
+def prune(job: PruneJob, listen: Listener = lambda record: None) -> PruneResult:
+    """Remove what `job` says; `listen` gets a note for each removal. Raises UsageError, or DataError on a failure."""
+    if job.keep < 1:
+        raise UsageError(f"--keep must be 1 or more, not {job.keep}")
+    folder = job.folder
+    runs = [RunFolder(folder)] if (folder / "config.yaml").is_file() else _runs_in(folder)
+    removed, busy, freed = [], [], 0
+    for run in runs:
+        if run.is_training():
+            busy.append(str(run.path))
+            listen(Note(text=f"skipped {run.path}: it is being trained"))
+            continue
+        for path in superfluous(run.checkpoints, job.keep):
+            size = _bytes(path)
+            if not job.dry_run:
+                try:
+                    remove(path)
+                except OSError as error:
+                    raise DataError(f"cannot remove {path}: {reason(error)}") from error
+            freed += size
+            removed.append(str(path))
+            listen(Note(text=f"{'would remove' if job.dry_run else 'removed'} {path} ({amount(size)})"))
+    return PruneResult(removed=tuple(removed), bytes=freed, being_trained=tuple(busy), dry_run=job.dry_run)
+
+
+def amount(size: int) -> str:
+    """Return bytes for people, in MB or GB."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def _runs_in(folder: Path) -> list[RunFolder]:
+    runs = [RunFolder(path.parent) for path in sorted(folder.glob("*/config.yaml"))]
+    if not runs:
+        raise DataError(f"no run folder in {folder}")
+    return runs
+
+
+def _checkpoints(run: RunFolder) -> list[tuple[str, Summary | str]]:
+    """Return name and summary of every checkpoint, oldest first; the damage instead where there is some."""
+    found: list[tuple[str, Summary | str]] = []
+    for name in checkpoint_names(run.checkpoints):
+        try:
+            found.append((name, read_summary(run.checkpoints / name)))
+        except DataError as error:
+            found.append((name, str(error)))
+    return found
+
+
+def _state(run: RunFolder, records: Sequence[Record]) -> str:
+    if run.is_training():
+        return "training"
+    turns = [r for r in records if isinstance(r, (Start, Resume, End))]
+    if not turns:
+        return "new"
+    return "done" if isinstance(turns[-1], End) else "stopped"
+
+
+def _config(run: RunFolder) -> Mapping[str, Any]:
+    """Return the stored configuration as it is, empty where it cannot be read: other things can still be said."""
+    try:
+        return read_layer(run.config).values
+    except UsageError:
+        return {}
+
+
+def _bytes(path: Path) -> int:
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file() and not p.is_symlink()]
+    return sum(p.lstat().st_size for p in files)
