@@ -1,1 +1,1 @@
-"""Weights of other worlds: how their files lie on disk (containers) and what their tensors are called (names)."""
+"""Weights of other programs: file formats (containers) and naming schemes of their tensors (names)."""

@@ -2,9 +2,9 @@
 
 The file is a protobuf message (mindspore/train/checkpoint.proto): ``Checkpoint`` has `value` = 1 (repeated), a value
 has `tag` = 1 and `tensor` = 2, a tensor has `dims` = 1 (repeated int64), `tensor_type` = 2 and `tensor_content` = 3.
-A tensor larger than 512 MiB lies in several values of one tag, one after the other. A file saved with
-``crc_check`` ends with the text ``crc_num`` and ten bytes, the CRC-32 of what stands before. Encrypted files are
-refused. A scalar has no dims.
+A tensor larger than 512 MiB is stored as several consecutive values with the same tag. A file saved with
+``crc_check`` ends with the text ``crc_num`` and ten bytes, the CRC-32 of everything before. Encrypted files are
+an error. A scalar has no dims.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _DTYPES = {
     "Int8": "i1", "UInt64": "<u8", "UInt32": "<u4", "UInt16": "<u2", "UInt8": "u1", "Bool": "?",
 }  # fmt: skip
 _TYPES = {np.dtype(code): name for name, code in _DTYPES.items()}
-#: Text entries (``append_dict``) are arrays of 4-byte characters; they are no weights and are left out.
+#: Text entries (``append_dict``) are arrays of 4-byte characters; they are not weights and are left out.
 _TEXT = "str"
 #: Read as float32: the upper half of its bits.
 _BFLOAT16 = "BFloat16"
 #: Bytes of a tensor in one value, as MindSpore writes.
 _SLICE = 512 << 20
-#: No tensor has more dimensions, no name more characters: what does is not this format.
+#: Limits of dimensions and of characters in a name: a file that exceeds them is not in this format.
 _MOST_DIMS, _LONGEST_NAME = 16, 300
 #: First bytes of each block that MindSpore has encrypted.
 _ENCRYPTED = bytes.fromhex("d85e3a7f")
@@ -41,16 +41,16 @@ _CRC_MARK, _CRC_SIZE = b"crc_num", 10
 
 
 class _Broken(ValueError):
-    """The bytes are not this format; the message says where."""
+    """The bytes are not in this format; the message says where."""
 
 
 def read_ckpt(path: Path) -> dict[str, NDArray[Any]]:
-    """Return the tensors of :func:`read_stored` alone."""
+    """Return only the tensors of :func:`read_stored`."""
     return dict(read_stored(path).tensors)
 
 
 def read_stored(path: Path) -> StoredTensors:
-    """Return the tensors by tag, in file order; DataError when the file is missing, cut short or something else."""
+    """Return the tensors by tag, in file order; DataError when the file is missing, truncated or in another format."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -62,11 +62,11 @@ def read_stored(path: Path) -> StoredTensors:
 
 
 def write_ckpt(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
-    """Write `tensors` atomically as MindSpore does; DataError on a dtype that the format lacks or a full disk."""
+    """Write `tensors` atomically as MindSpore does; DataError on an unsupported dtype or a full disk."""
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         for tag, array in tensors.items():
             if array.dtype.newbyteorder("=") not in _TYPES:
-                raise DataError(f"{tag} is {array.dtype}, which MindSpore checkpoints lack")
+                raise DataError(f"{tag} is {array.dtype}, which MindSpore checkpoints do not support")
             kind = _TYPES[array.dtype.newbyteorder("=")]
             content = np.ascontiguousarray(array, dtype=_DTYPES[kind]).tobytes()
             dims = b"".join(b"\x08" + _varint(n) for n in array.shape)
@@ -78,7 +78,7 @@ def write_ckpt(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
 
 def _parse(data: memoryview) -> StoredTensors:
     if bytes(data[:4]) == _ENCRYPTED:
-        raise _Broken("it is encrypted; load it in MindSpore with its key, and save it without one")
+        raise _Broken("it is encrypted; load it in MindSpore with its key and save it without one")
     data = _without_crc(data)
     if not data:
         raise _Broken("it is empty")
@@ -91,7 +91,7 @@ def _parse(data: memoryview) -> StoredTensors:
             raise _Broken(f"unknown field {number} (is it another format?)")
         tag, dims, kind, content = _value(value)
         if tag in pieces and tag != last:
-            raise _Broken(f"{quoted(tag)} is there twice")
+            raise _Broken(f"{quoted(tag)} appears twice")
         pieces.setdefault(tag, []).append((dims, kind, content))
         last = tag
     return StoredTensors(
@@ -102,13 +102,13 @@ def _parse(data: memoryview) -> StoredTensors:
 
 
 def _without_crc(data: memoryview) -> memoryview:
-    """Check and cut off the CRC trailer, where there is one."""
+    """Check and remove the CRC trailer, if there is one."""
     length = len(_CRC_MARK) + _CRC_SIZE
     if len(data) < length or bytes(data[-length:-_CRC_SIZE]) != _CRC_MARK:
         return data
     body, said = data[:-length], int.from_bytes(data[-_CRC_SIZE:], "big")
     if binascii.crc32(body) != said:
-        raise _Broken("its bytes do not have the checksum at its end")
+        raise _Broken("checksum mismatch")
     return body
 
 
@@ -122,9 +122,9 @@ def _value(data: memoryview) -> tuple[str, tuple[int, ...], str, memoryview]:
         else:
             raise _Broken(f"a value with the unknown field {number}")
     if tag is None or tensor is None:
-        raise _Broken("a value without a name or without a tensor")
+        raise _Broken("it has a value without a name or without a tensor")
     if len(tag) > _LONGEST_NAME or not tag.isprintable():
-        raise _Broken("a tensor whose name is no text")
+        raise _Broken("it has a tensor whose name is not text")
     dims: list[int] = []
     kind, content = None, memoryview(b"")
     for number, value in _fields(tensor):
@@ -147,7 +147,7 @@ def _value(data: memoryview) -> tuple[str, tuple[int, ...], str, memoryview]:
 def _join(tag: str, parts: list[tuple[tuple[int, ...], str, memoryview]]) -> NDArray[Any]:
     dims, kind, content = parts[0]
     if any((d, k) != (dims, kind) for d, k, _ in parts):
-        raise _Broken(f"{quoted(tag)} has parts of several shapes or types")
+        raise _Broken(f"the parts of {quoted(tag)} have different shapes or types")
     raw = content if len(parts) == 1 else memoryview(b"".join(c for _, _, c in parts))
     dtype = np.dtype("<u2" if kind == _BFLOAT16 else _DTYPES[kind])
     if dims == (0,) and len(raw) == dtype.itemsize:  # how older versions write a scalar
@@ -182,7 +182,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             yield number, data[position : position + length]
             position += length
         else:
-            raise _Broken(f"byte {position} is no field of it")
+            raise _Broken(f"unknown field at byte {position}")
 
 
 def _varints(data: memoryview) -> Iterator[int]:
@@ -202,7 +202,7 @@ def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, position
-    raise _Broken(f"byte {position} is no field of it")
+    raise _Broken(f"unknown field at byte {position}")
 
 
 def _varint(value: int) -> bytes:

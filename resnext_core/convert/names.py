@@ -1,7 +1,7 @@
-"""What other worlds call the tensors of a ResNeXt, and how their networks differ from each other.
+"""Naming schemes: what other programs call the tensors of a ResNeXt, and how their networks differ.
 
-A :class:`Naming` maps every tensor of a ModelSpec to its name there, or to the names of its pieces: the ModelZoo on
-Ascend and CPU keeps a grouped convolution as one convolution a group, which are the slices of the grouped
+A :class:`Naming` maps every tensor of a ModelSpec to its name in the scheme, or to the names of its pieces: the
+ModelZoo on Ascend and CPU stores a grouped convolution as one convolution per group, the slices of the grouped
 weight along axis 0.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 from resnext_core.config import PreprocessConfig
 from resnext_core.model.spec import ModelSpec, PoolPadding
 
-#: Batch normalisation in MindSpore's words.
+#: MindSpore's names in batch normalisation.
 _MINDSPORE_BN = {
     "weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance",
 }  # fmt: skip
@@ -23,10 +23,10 @@ _MINDSPORE_BN = {
 
 @dataclass(frozen=True, kw_only=True)
 class Naming:
-    """One world: `id` on the command line, `rename` from a neutral name to its own.
+    """One naming scheme: `id` on the command line, `rename` from a neutral name to the scheme's.
 
-    `split` keeps conv2 as one tensor a group. `pool_padding` and `preprocess` are what its networks are trained
-    with. `prefixes` may stand before every name and are stripped; `extras` are patterns of tensors that are no
+    `split` stores conv2 as one tensor per group. `pool_padding` and `preprocess` are what its networks are trained
+    with. `prefixes` may precede every name and are stripped; `extras` are patterns of tensors that are not
     weights, with the reason why they are left out. `containers` are the file endings that it uses, `tag` is the
     ``format`` in the header of its safetensors files.
     """
@@ -44,7 +44,7 @@ class Naming:
     tag: str = "pt"
 
     def pieces(self, spec: ModelSpec) -> dict[str, tuple[str, ...]]:
-        """Return the names here of every tensor of `spec`: one, or one for each group."""
+        """Return the scheme's names of every tensor of `spec`: one, or one for each group."""
         found = {}
         for tensor in spec.tensors:
             name = self.rename(tensor.name)
@@ -56,7 +56,7 @@ class Naming:
         return found
 
     def strip(self, name: str) -> str:
-        """Return `name` without the prefixes that wrappers put before it."""
+        """Return `name` without the prefixes of wrappers."""
         stripped = True
         while stripped:
             stripped = False
@@ -66,7 +66,7 @@ class Naming:
         return name
 
     def extra(self, name: str) -> str | None:
-        """Return why a tensor of this name is no weight, or None."""
+        """Return why a tensor of this name is not a weight, or None."""
         return next((reason for pattern, reason in self.extras.items() if re.fullmatch(pattern, name)), None)
 
 
@@ -99,7 +99,7 @@ def _mindcv(name: str) -> str:
 
 
 _OPTIMIZER = "state of MindSpore's optimizer or callbacks"
-#: What MindSpore's worlds have in common; `moments.` is what nn.Momentum puts before a weight's name.
+#: What the MindSpore schemes have in common; `moments.` is the prefix that nn.Momentum adds to a weight's name.
 _MINDSPORE: Any = {
     "pool_padding": "same",
     "tag": "ms",
@@ -122,7 +122,7 @@ NAMINGS: Mapping[str, Naming] = {
             preprocess=PreprocessConfig(mode="shorter-side", filter="antialias"),
             containers=(".pth", ".pt", ".bin", ".safetensors"), prefixes=("module.", "_orig_mod."),
             extras={
-                r".*\.num_batches_tracked": "a counter that nothing reads",
+                r".*\.num_batches_tracked": "an unused counter",
                 "n_averaged": "number of updates of the moving average",
             },
         ),
@@ -131,7 +131,7 @@ NAMINGS: Mapping[str, Naming] = {
             preprocess=_SQUASH, **_MINDSPORE,
         ),
         Naming(
-            id="modelzoo-split", summary="the ModelZoo scripts on Ascend and CPU: a convolution for each group",
+            id="modelzoo-split", summary="the ModelZoo scripts on Ascend and CPU: one convolution per group",
             rename=_modelzoo, split=True, preprocess=_SQUASH, **_MINDSPORE,
         ),
         Naming(
@@ -143,7 +143,7 @@ NAMINGS: Mapping[str, Naming] = {
             preprocess=PreprocessConfig(mode="shorter-side", filter="plain"),
             containers=(".pth", ".pt", ".bin", ".safetensors"), prefixes=("module.", "_orig_mod.", "model."),
             extras={
-                r".*\.num_batches_tracked": "a counter that nothing reads",
+                r".*\.num_batches_tracked": "an unused counter",
                 r"data_preprocessor\..*": "mean and standard deviation of the images",
                 r"ema_\w+": "the weights before averaging, as mmcv keeps them",
             },
@@ -161,7 +161,7 @@ def current_name(name: str) -> str:
     return OLD_NAMES.get(name, name)
 
 
-#: Names that only one world has, without prefixes: of the network, and of its classifier, which may be missing.
+#: Names that occur in only one scheme, without prefixes: of the network, and of its classifier, which may be missing.
 _MARKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("modelzoo", ("backbone.conv.weight", "backbone.bn.gamma")),
     ("mindcv", ("conv1.weight", "bn1.gamma")),
@@ -171,7 +171,7 @@ _MARKS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 def detect(names: Iterable[str]) -> Naming | None:
-    """Return whose names these are, by tensors that only one world has; None where none of them fits."""
+    """Return the naming scheme, by tensor names that occur in only one scheme; None if none matches."""
     found = set(names)
     for naming, marks in _MARKS:
         stripped = {NAMINGS[naming].strip(name) for name in found}
@@ -184,9 +184,9 @@ def detect(names: Iterable[str]) -> Naming | None:
 
 
 def network_prefixes(names: Iterable[str]) -> list[str]:
-    """Return what stands before torch's names: '' in a plain file, ``model.`` in one of Lightning, several for several.
+    """Return the prefixes of torch's names: '' in a plain file, ``model.`` in Lightning's, one for each network.
 
-    A network is there where the stem and the first block are.
+    A prefix counts if the tensors of the stem and of the first block have it.
     """
     found = set(names)
     heads = (name.removesuffix("conv1.weight") for name in found if name.endswith("conv1.weight"))

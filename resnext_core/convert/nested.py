@@ -1,4 +1,4 @@
-"""Which part of a training program's checkpoint is the network: the average where there is one, and why.
+"""Find the network in a training program's checkpoint: the moving average if there is one.
 
 Layouts: timm (``state_dict``, ``state_dict_ema``), torchvision's references (``model``, ``model_ema``), Lightning and
 mmengine (``state_dict``; there ``ema_state_dict`` holds what was averaged), PyTorch's tutorials
@@ -30,7 +30,7 @@ WEIGHTS = (
     "state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "params_ema", "params",
     "weights",
 )  # fmt: skip
-#: How deep a checkpoint is looked into: {"ema": {"module": {...}}}.
+#: Levels of a checkpoint that are searched: {"ema": {"module": {...}}}.
 _DEPTH = 3
 _WEIGHT = re.compile(r".+\.(weight|gamma|running_mean|moving_mean)")
 _AVERAGED = "other weights of the checkpoint; {taken} was taken"
@@ -40,7 +40,7 @@ IsTensor = Callable[[Any], bool]
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """The tensors of a network, `entry` where they lay ('' at the top), `others` what was left out, and why."""
+    """The tensors of a network, the `entry` that had them ('' at the top), and `others` left out, with reasons."""
 
     tensors: Mapping[str, Any]
     entry: str = ""
@@ -48,20 +48,20 @@ class State:
 
 
 def find_state(path: Path, content: Any, is_tensor: IsTensor) -> State:
-    """Return the network in the `content` of the file `path`; DataError with the reason where there is none."""
+    """Return the network in the `content` of the file `path`; DataError with the reason if there is none."""
     found = _find(content, is_tensor, _DEPTH)
     if found is not None:
         return found
     whole = _whole_model(content, is_tensor)
     if whole is not None:
         raise DataError(
-            f"{path} is no state dict: {whole}; load it with the program that made it, and save its state_dict()"
+            f"{path} is not a state dict: {whole}; load it with the program that made it, and save its state_dict()"
         )
     several = _unnamed(content, is_tensor)
     if len(several) > 1:
         some = ", ".join(quoted(key, 40) for key in several[:4])
-        raise DataError(f"{path} holds several networks ({some}); save the state_dict of one alone")
-    raise DataError(f"{path} is no state dict: it must map names to tensors")
+        raise DataError(f"{path} holds several networks ({some}); save the state_dict of only one")
+    raise DataError(f"{path} is not a state dict: it must map names to tensors")
 
 
 def _find(content: Any, is_tensor: IsTensor, depth: int) -> State | None:
@@ -108,7 +108,7 @@ def _nested(content: Mapping[Any, Any], key: str, inner: State, is_tensor: IsTen
 
 
 def _unnamed(content: Any, is_tensor: IsTensor) -> list[Any]:
-    """Return the keys under which there is a network, by the names of its tensors."""
+    """Return the keys that hold a network, by the names of its tensors."""
     if not isinstance(content, dict):
         return []
     inner = {k: v for k, v in content.items() if isinstance(v, dict) and k not in AVERAGES + WEIGHTS}
@@ -119,7 +119,7 @@ def _unnamed(content: Any, is_tensor: IsTensor) -> list[Any]:
 
 
 def _whole_model(content: Any, is_tensor: IsTensor) -> str | None:
-    """Say what stands in place of a state dict, where that is an object of the training program."""
+    """Describe what is stored instead of a state dict, if it is an object of the training program."""
     entries = [("", content)]
     if isinstance(content, dict):
         entries = [(k, content[k]) for k in AVERAGES + WEIGHTS if k in content]

@@ -1,7 +1,7 @@
-"""Pickles read as data: what they would import or call becomes a record of it, and nothing is imported or called.
+"""Read pickles as data: imports and calls are recorded, and nothing is imported or called.
 
-Format: CPython's ``pickletools``. Only what PyTorch's files need is kept apart (dicts, lists, tuples, text, numbers);
-every other object becomes an :class:`Object` with its name. Time and memory are bounded by the number of steps.
+Format: CPython's ``pickletools``. Only the types that PyTorch's files need (dicts, lists, tuples, text, numbers) are
+built; every other object becomes an :class:`Object` with its name. Time and memory are bounded by the number of steps.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 
 from resnext_core.errors import shown
 
-#: Steps that any pickle may take, beside one for every so many bytes of its file.
+#: Steps that any pickle may take, in addition to one for a number of bytes of its file.
 _STEPS, _BYTES_A_STEP = 1_000_000, 16
-#: What training programs keep beside weights of Python's own library. Nothing is called, whatever it is; but a pickle
-#: that would call anything else of that library, like ``os.system``, is not a file of weights, and is refused.
+#: Names of Python's standard library that training programs store beside weights. Nothing is ever called; but a pickle
+#: that would call anything else of that library, such as ``os.system``, is not a weights file and is refused.
 _DATA = re.compile(
     r"(collections|pathlib|argparse|datetime|decimal|fractions|uuid|types|enum|copyreg|copy_reg)\..*"
     r"|_codecs\.encode|functools\.partial|_io\.BytesIO|(builtins|__builtin__)\."
@@ -28,15 +28,15 @@ _DICTS = {"collections.OrderedDict", "collections.Counter", "builtins.dict", "__
 
 
 class Broken(ValueError):
-    """The bytes are no such pickle; the message says what is wrong."""
+    """The bytes are not a valid pickle; the message says what is wrong."""
 
 
 class Executes(ValueError):
-    """The pickle calls something that is no data; the message is its name."""
+    """The pickle calls something that is not data; the message is its name."""
 
 
 class Name:
-    """A class or function that the pickle names, as `text`: ``module.name``."""
+    """A class or function that the pickle refers to, as `text`: ``module.name``."""
 
     __slots__ = ("text",)
 
@@ -45,7 +45,7 @@ class Name:
 
 
 class Object:
-    """What calling `name` with `args` would make."""
+    """The result that calling `name` with `args` would have."""
 
     __slots__ = ("args", "name")
 
@@ -54,7 +54,7 @@ class Object:
 
 
 class Persistent:
-    """A reference to something outside the pickle: a storage."""
+    """A reference to something outside of the pickle: a storage."""
 
     __slots__ = ("id",)
 
@@ -66,7 +66,7 @@ _MARK = object()
 
 
 def read_pickle(data: memoryview, position: int = 0) -> tuple[Any, int]:
-    """Return the value of the pickle at `position`, and where it ends; Broken or Executes on anything else."""
+    """Return the value of the pickle at `position`, and its end; Broken or Executes on anything else."""
     machine = _Machine(data, position)
     return machine.run(), machine.position
 
@@ -87,17 +87,17 @@ class _Machine:
                     return self._pop()
                 step = _STEPS_OF.get(code)
                 if step is None:
-                    raise Broken(f"byte {self.position - 1} is no step of a pickle")
+                    raise Broken(f"byte {self.position - 1} is not a pickle opcode")
                 step(self)
         except (IndexError, struct.error) as error:
-            raise Broken("it ends too early") from error
+            raise Broken("it is truncated") from error
         raise Broken(f"its pickle takes more than {steps} steps")
 
     # -- reading ---------------------------------------------------------------------------------
 
     def take(self, count: int) -> memoryview:
         if not 0 <= count <= len(self.data) - self.position:
-            raise Broken("it ends too early")
+            raise Broken("it is truncated")
         self.position += count
         return self.data[self.position - count : self.position]
 
@@ -108,7 +108,7 @@ class _Machine:
         rest = bytes(self.data[self.position : self.position + 4096])
         end = rest.find(b"\n")
         if end < 0:
-            raise Broken("it ends too early")
+            raise Broken("it is truncated")
         self.position += end + 1
         return rest[:end].decode("utf-8", "replace")
 
@@ -120,7 +120,7 @@ class _Machine:
     def _pop(self) -> Any:
         value = self.stack.pop()
         if value is _MARK:
-            raise Broken("a mark in place of a value")
+            raise Broken("it has a mark instead of a value")
         return value
 
     def push(self, value: Any) -> None:
@@ -139,7 +139,7 @@ class _Machine:
 
     def recall(self, index: int) -> None:
         if index not in self.memo:
-            raise Broken("it refers to a value that is not there")
+            raise Broken("it refers to a missing value")
         self.push(self.memo[index])
 
     # -- objects ---------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ class _Machine:
 
     def set_items(self, items: list[Any]) -> None:
         if len(items) % 2:
-            raise Broken("a key without a value")
+            raise Broken("it has a key without a value")
         target = self.stack[-1]
         if isinstance(target, dict):
             for key, value in zip(items[::2], items[1::2], strict=True):
@@ -188,20 +188,20 @@ def _integer(text: str) -> int | bool:
     try:
         return int(text.rstrip("L"))
     except ValueError as error:
-        raise Broken(f"'{shown(text)}' is no number") from error
+        raise Broken(f"'{shown(text)}' is not a number") from error
 
 
 def _float(text: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise Broken(f"'{shown(text)}' is no number") from error
+        raise Broken(f"'{shown(text)}' is not a number") from error
 
 
 def _class_call(machine: _Machine) -> None:  # OBJ
     items = machine.marked()
     if not items:
-        raise Broken("an object without a class")
+        raise Broken("it has an object without a class")
     machine.make(items[0], tuple(items[1:]))
 
 
@@ -231,7 +231,7 @@ def _instance(machine: _Machine) -> None:
 def _stack_global(machine: _Machine) -> None:
     name, module = machine._pop(), machine._pop()
     if not isinstance(name, str) or not isinstance(module, str):
-        raise Broken("a name that is no text")
+        raise Broken("it has a name that is not text")
     machine.push(Name(f"{module}.{name}"))
 
 

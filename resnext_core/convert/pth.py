@@ -1,8 +1,8 @@
-"""PyTorch's files read without PyTorch, in its zip format and the one before: nothing in them is executed.
+"""Read PyTorch's files without PyTorch, in its zip format and the older one; nothing in them is executed.
 
-A file is a pickle that refers to storages, which lie beside it. The pickle is read as data (:mod:`.pickles`), the
-network is looked for in it (:mod:`.nested`), and then the storages of these tensors alone are read. What a file
-declares is compared with its size before: no tensor is larger than its storage, no storage than the file.
+A file is a pickle that refers to storages in the same file. The pickle is read as data (:mod:`.pickles`), the
+network is found in it (:mod:`.nested`), and then only the storages of its tensors are read. Declared sizes are
+checked first: no tensor may be larger than its storage, and no storage larger than the file.
 
 Sources: torch/serialization.py and torch/_utils.py of PyTorch 0.4 to 2.13.
 """
@@ -26,7 +26,7 @@ from resnext_core.errors import DataError, one_line, quoted, reason, shown
 from resnext_core.files.types import LEGACY, ZIP
 from resnext_core.interfaces import StoredTensors
 
-#: NumPy's type by what PyTorch calls it, as the class of a storage or as a dtype.
+#: NumPy's type by PyTorch's name, of a storage class or a dtype.
 _DTYPES = {
     "Double": "f8", "Float": "f4", "Half": "f2", "Long": "i8", "Int": "i4", "Short": "i2", "Char": "i1", "Byte": "u1",
     "Bool": "?", "ComplexFloat": "c8", "ComplexDouble": "c16", "BFloat16": "u2",
@@ -35,7 +35,7 @@ _DTYPES = {
     "bfloat16": "u2", "Untyped": "u1",
 }  # fmt: skip
 _BFLOAT16 = ("BFloat16", "bfloat16")
-#: Bytes of a zip's directory: that of 100,000 storages.
+#: Limit of a zip directory in bytes: that of 100,000 storages.
 _MOST_DIRECTORY = 16 << 20
 _MOST_DIMENSIONS = 16
 #: First number of a file in the older format.
@@ -43,12 +43,12 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 
 
 class _NotPlain(ValueError):
-    """The entry is a tensor, but none that NumPy holds; the message says what it is."""
+    """The entry is a tensor that NumPy cannot hold; the message says what it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Tensor:
-    """A tensor as the pickle declares it, in elements of its storage."""
+    """A tensor as declared by the pickle, in elements of its storage."""
 
     storage: str
     kind: str
@@ -66,20 +66,20 @@ class _Tensor:
 
     @property
     def reach(self) -> int:
-        """Elements of the storage up to the last one that is used."""
+        """Number of elements of the storage up to the last one used."""
         return self.offset + 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
 
 
-#: Reads a storage: its key and the bytes that are needed of it, to an array of bytes.
+#: Reads a storage: from its key and the number of bytes needed to an array of bytes.
 _Reader = Callable[[str, int], memoryview]
 
 
 def read_pth(path: Path) -> StoredTensors:
     """Return the tensors of the network in `path` by name, bfloat16 as float32.
 
-    Checkpoints of training programs are looked into; `entry` of the result says where the weights were found, and
-    `others` what else there is. Raises DataError on a file that is damaged, without a network, declares more than it
-    holds, or could only be read by executing what is in it.
+    In checkpoints of training programs the network is found; `entry` of the result says where, and
+    `others` lists the rest. Raises DataError on a file that is damaged, has no network, declares more than it
+    holds, or could only be read by executing code in it.
     """
     try:
         with path.open("rb") as stream:
@@ -90,8 +90,8 @@ def read_pth(path: Path) -> StoredTensors:
             return _read_legacy(path, memoryview(stream.read()))
     except Executes as error:
         raise DataError(
-            f"{path} is not a readable torch file: it holds {shown(str(error))} beside tensors, and reading that would "
-            "execute it; save its state_dict alone"
+            f"{path} is not a readable torch file: it contains {shown(str(error))}, and reading that would "
+            "execute it; save only its state_dict"
         ) from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {reason(error)}") from error
@@ -118,18 +118,18 @@ def _read_zip(path: Path) -> StoredTensors:
         pickle = next((n for n in entries if n.endswith("/data.pkl") and n.count("/") == 1), None)
         if pickle is None:
             some = ", ".join(quoted(n, 40) for n in list(entries)[:3]) or "nothing"
-            raise Broken(f"a zip archive without PyTorch's data.pkl; it holds {some}")
+            raise Broken(f"it is a zip archive without PyTorch's data.pkl; it holds {some}")
         root = pickle.removesuffix("data.pkl")
         if f"{root}constants.pkl" in entries:
             raise Broken(
-                "a TorchScript program, not a state dict; load it with torch.jit.load and save its state_dict()"
+                "it is a TorchScript program, not a state dict; load it with torch.jit.load and save its state_dict()"
             )
 
         def read(name: str, needed: int) -> memoryview:
             entry = entries.get(name)
             if entry is None:
                 raise Broken(f"its entry {quoted(name)} is missing")
-            # PyTorch compresses nothing: of what another program did, as much is read as the file has bytes, twice
+            # PyTorch does not compress: entries compressed by other programs may have up to twice the size of the file
             if entry.file_size > (size if entry.compress_type == zipfile.ZIP_STORED else 2 * size):
                 raise Broken(
                     f"its entry {quoted(name)} declares {entry.file_size} bytes, the file has {size}"
@@ -140,8 +140,8 @@ def _read_zip(path: Path) -> StoredTensors:
                 )
             with archive.open(entry) as stream:
                 data = stream.read(entry.file_size)
-                if len(data) != entry.file_size or stream.read(1):  # reading to the end compares the checksum
-                    raise Broken(f"its entry {quoted(name)} has other bytes than it declares")
+                if len(data) != entry.file_size or stream.read(1):  # reading to the end checks the checksum
+                    raise Broken(f"its entry {quoted(name)} does not have its declared size or checksum")
             return memoryview(data)
 
         order = bytes(read(f"{root}byteorder", 0)) if f"{root}byteorder" in entries else b"little"
@@ -152,7 +152,7 @@ def _read_zip(path: Path) -> StoredTensors:
 
 
 def _check_directory(path: Path, size: int) -> None:
-    """Refuse a directory that is too large to be read: a record of 46 bytes becomes an object of 700."""
+    """Refuse a directory that is too large: each record of 46 bytes becomes an object of 700."""
     with path.open("rb") as stream:
         stream.seek(max(size - (1 << 16) - 200, 0))
         tail = stream.read()
@@ -165,7 +165,7 @@ def _check_directory(path: Path, size: int) -> None:
 
 
 def _read_legacy(path: Path, data: memoryview) -> StoredTensors:
-    """Read the format before PyTorch 1.6: five pickles, the last one a list of storages, then these one by one."""
+    """Read the format before PyTorch 1.6: five pickles, the last one a list of storages, followed by the storages."""
     try:
         magic, position = read_pickle(data)
     except (Broken, Executes):
@@ -196,14 +196,16 @@ def _read_legacy(path: Path, data: memoryview) -> StoredTensors:
 
     def read(key: str, needed: int) -> memoryview:
         if key not in places or len(places[key]) < needed:
-            raise Broken(f"its storage {quoted(key)} has not the {shown(needed)} bytes of its tensors")
+            raise Broken(
+                f"its storage {quoted(key)} is smaller than the {shown(needed)} bytes of its tensors"
+            )
         return places[key]
 
     return _stored(path, content, read, len(data), big)
 
 
 def _legacy_sizes(content: Any) -> dict[str, int]:
-    """Return the bytes of an element of every storage that the pickle refers to, by its key."""
+    """Return the element size in bytes of every storage that the pickle refers to, by its key."""
     sizes: dict[str, int] = {}
     open_values, seen = [content], set()
     while open_values:
@@ -241,9 +243,9 @@ def _stored(path: Path, content: Any, read: _Reader, size: int, big: bool) -> St
         try:
             declared[name] = _declared(value)
         except _NotPlain as error:
-            raise DataError(f"{path}: {quoted(name)} is no plain tensor: {error}") from error
+            raise DataError(f"{path}: {quoted(name)} is not a plain tensor: {error}") from error
     total = sum(t.count * t.dtype.itemsize for t in declared.values())
-    if total > 2 * size + (1 << 16):  # of storages that many tensors share
+    if total > 2 * size + (1 << 16):  # storages may be shared by many tensors
         raise Broken(f"its tensors declare {shown(total)} bytes, the file has {size}")
     needed: dict[str, int] = {}
     for tensor in declared.values():
@@ -268,7 +270,7 @@ def _array(tensor: _Tensor, raw: memoryview, big: bool) -> NDArray[Any]:
 
 
 def _declared(value: Any) -> _Tensor:
-    """Return what a ``torch._utils._rebuild_...`` record declares, within its storage."""
+    """Return the tensor that a ``torch._utils._rebuild_...`` record declares, checked against its storage."""
     kind, args = value.name.rpartition(".")[2], value.args
     if kind in ("_rebuild_parameter", "_rebuild_parameter_with_state") and args and is_tensor(args[0]):
         return _declared(args[0])
@@ -293,7 +295,7 @@ def _declared(value: Any) -> _Tensor:
     if isinstance(shape, Object):  # torch.Size
         shape = shape.args[0] if shape.args else ()
     if not isinstance(storage, Persistent) or not isinstance(storage.id, tuple) or len(storage.id) < 5:
-        raise Broken("a tensor without a storage")
+        raise Broken("it has a tensor without a storage")
     _, of, key, _, count = storage.id[:5]
     element = (
         args[6].text.rpartition(".")[2]
@@ -313,12 +315,12 @@ def _declared(value: Any) -> _Tensor:
         or len(shape) != len(strides)
         or len(shape) > _MOST_DIMENSIONS
     ):
-        raise Broken("a tensor whose shape is none")
+        raise Broken("it has a tensor with an invalid shape")
     tensor = _Tensor(storage=str(key), kind=element, offset=offset, shape=shape, strides=strides)
     held = count if not kind.endswith("v3") else count // tensor.dtype.itemsize  # v3 counts bytes
     if tensor.count > held or (tensor.count and tensor.reach > held):
         raise Broken(
-            f"a tensor is declared {shown(' x '.join(map(str, shape[:6])))}, of a storage of {shown(held)} numbers"
+            f"a tensor of {shown(' x '.join(map(str, shape[:6])))} exceeds its storage of {shown(held)} numbers"
         )
     return tensor
 

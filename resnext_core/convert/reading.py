@@ -1,4 +1,4 @@
-"""From another world's tensors to neutral weights: strict, and with an account of every tensor."""
+"""Convert another program's tensors to neutral weights: strict, and with a report on every tensor."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from resnext_core.model.sidecar import from_manifest, read_sidecar
 from resnext_core.model.spec import VARIANTS, ModelSpec, PoolPadding
 from resnext_core.model.weights import Weights, check_tensors, load_weights, read_manifest_text
 
-#: Floating-point types that float32 holds without a loss.
+#: Floating-point types that float32 holds without loss.
 _WIDENED = (np.dtype(np.float16),)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Converted:
-    """Neutral weights, the momentum found beside them (neutral names; empty without), and what was done.
+    """Neutral weights, the momentum found beside them (neutral names; empty if none), and what was done.
 
-    `headless` says that the file has no classifier, and that the one of `weights` is zeros.
+    `headless` is True if the file has no classifier, and that of `weights` is zeros.
     """
 
     weights: Weights
@@ -46,7 +46,7 @@ class ModelDescription:
     """What is known about a file without a manifest: None is inferred from its tensors, or a default of its format.
 
     `spec` is the whole network, and leaves nothing to `variant` and the others. `preprocess` are settings of the
-    configuration's section that differ from the world's habits. `new_head` is the number of classes of a classifier
+    configuration's section that differ from the scheme's defaults. `new_head` is the number of classes of a classifier
     that will be initialised, so that the file may lack one; None refuses such a file.
     """
 
@@ -70,7 +70,7 @@ def from_tensors(
 ) -> Converted:
     """Return `tensors` of the file `path` as neutral weights; with `moments` the optimizer's momentum too.
 
-    Raises UsageError where the user must say more, DataError listing what is missing, unexpected or misshapen.
+    Raises UsageError if the user must specify more, DataError listing what is missing, unexpected or misshapen.
     """
     stored = tensors if isinstance(tensors, StoredTensors) else StoredTensors(tensors=tensors)
     naming = _naming(stored.tensors, path, given)
@@ -82,7 +82,7 @@ def from_tensors(
     if headless:
         dropped += _add_head(plain, kept, naming, given, path)
     spec = _spec(kept, naming, given, path)
-    # before tables are made of a network that no such file can hold: a manifest may state 4096 blocks of 4096 groups
+    # before building tables of a network that no such file can hold: a manifest may claim 4096 blocks of 4096 groups
     if sum(spec.depths) * (spec.groups if naming.split else 1) > 4 * len(kept):
         raise DataError(
             f"{path} does not fit: {len(kept)} weights for {sum(spec.depths)} blocks of {spec.groups} groups"
@@ -125,7 +125,7 @@ def from_tensors(
 def read_foreign(
     path: Path, given: ModelDescription, plugins: Mapping[str, WeightFile]
 ) -> tuple[Weights, bool]:
-    """Return the weights of a neutral file or of another world's, and whether the classifier is missing there."""
+    """Return the weights of a neutral file or of another program's, and whether its classifier is missing."""
     if path.suffix == ".safetensors" and read_manifest_text(path) is not None:
         return load_weights(path), False
     found = read_converted(path, given, plugins)
@@ -151,8 +151,8 @@ def read_converted(
 def _naming(tensors: Mapping[str, Any], path: Path, given: ModelDescription) -> Naming:
     if all(not array.size for array in tensors.values()):
         raise DataError(
-            f"the tensors of {path} are empty: a part of a DeepSpeed ZeRO-3 checkpoint; join the parts with its "
-            "zero_to_fp32.py"
+            f"the tensors of {path} are empty: it is one part of a DeepSpeed ZeRO-3 checkpoint; join the parts "
+            "with its zero_to_fp32.py"
         )
     if given.naming is not None:
         return NAMINGS[given.naming]
@@ -162,25 +162,25 @@ def _naming(tensors: Mapping[str, Any], path: Path, given: ModelDescription) -> 
         some = ", ".join(shown(name) for name in sorted(tensors)[:3])
         raise DataError(
             f"the tensors of {path} ({some}, ...) are not a ResNeXt of {', '.join(NAMINGS)}; "
-            "where they are one of these all the same, say which with --from"
+            "if they are one of these, name it with --from"
         )
     return naming
 
 
 def _say_why(tensors: Mapping[str, NDArray[Any]], path: Path) -> None:
-    """Raise DataError where it is plain what the file is in place of a ResNeXt."""
+    """Raise DataError if it is obvious why the file is not a ResNeXt."""
     numbered = sum(re.match(r"(\w+\.)?\d+\.", name) is not None for name in tensors)
     if 2 * numbered > len(tensors):
         raise DataError(
-            f"the layers of {path} are numbered, as nn.Sequential and fastai do, so that their names do not tell a "
-            "ResNeXt; save the state_dict of the network from which they were taken"
+            f"the layers of {path} are numbered, as by nn.Sequential and fastai, so that a ResNeXt cannot be "
+            "recognised by name; save the state_dict of the network from which they were taken"
         )
 
 
 def _only_network(plain: _Plain, kept: dict[str, NDArray[Any]], path: Path) -> list[Change]:
-    """Take off `kept` what a module around the network put before its names, and drop what lies outside of it.
+    """Remove from `kept` the prefix of a module around the network, and drop tensors outside of the network.
 
-    Of several networks the average is taken, by its name. Raises DataError where that does not decide.
+    Of several networks the one named as an average is taken. Raises DataError if that is not unique.
     """
     prefixes = network_prefixes(kept)
     if not prefixes or "" in prefixes:
@@ -188,7 +188,7 @@ def _only_network(plain: _Plain, kept: dict[str, NDArray[Any]], path: Path) -> l
     averages = [p for p in prefixes if re.search(r"(^|[._])(ema|averaged?|swa)([._]|$)", p)]
     if len(prefixes) > 1 and len(averages) != 1:
         some = ", ".join(shown(p) for p in prefixes[:4])
-        raise DataError(f"{path} holds several networks ({some}); save the state_dict of one alone")
+        raise DataError(f"{path} holds several networks ({some}); save the state_dict of only one")
     prefix = (averages or prefixes)[0]
     reason = f"outside of the network '{shown(prefix)}'"
     if len(prefixes) > 1:
@@ -204,12 +204,12 @@ def _only_network(plain: _Plain, kept: dict[str, NDArray[Any]], path: Path) -> l
     return dropped
 
 
-#: What a classifier of another make begins with, beside torch's name of the same.
+#: Names of other kinds of classifiers, beside torch's name.
 _HEADS = re.compile(r"(fc|head|classifier|cls_head|last_linear|neck)(\.\w+)*\.(weight|bias)")
 
 
 def _without_head(kept: Mapping[str, Any], naming: Naming) -> bool:
-    """Return whether there is a network, by its stem, and no classifier."""
+    """Return whether the file has a network, recognised by its stem, and no classifier."""
     head = {naming.rename("fc.weight"), naming.rename("fc.bias")}
     return naming.rename("conv1.weight") in kept and not head & set(kept)
 
@@ -217,12 +217,12 @@ def _without_head(kept: Mapping[str, Any], naming: Naming) -> bool:
 def _add_head(
     plain: _Plain, kept: dict[str, NDArray[Any]], naming: Naming, given: ModelDescription, path: Path
 ) -> list[Change]:
-    """Put a classifier of zeros into `kept`, and drop one of another make; DataError where none is wanted."""
+    """Add a classifier of zeros to `kept` and drop one of another kind; DataError if no new classifier is wanted."""
     others = [name for name in kept if _HEADS.fullmatch(name)]
     if given.new_head is None:
         other = f" named {naming.rename('fc.weight')}, but {shown(others[0])}" if others else ""
         raise DataError(
-            f"{path} has no classifier{other}: it is a backbone, which answers nothing by itself; train one on it: "
+            f"{path} has no classifier{other}: it is a backbone and cannot classify; train a classifier with: "
             "resnext-run train --pretrained"
         )
     dropped = []
@@ -258,7 +258,7 @@ def _strip(tensors: Mapping[str, NDArray[Any]], naming: Naming, path: Path) -> _
 def _sort(
     plain: _Plain, naming: Naming, moments: bool
 ) -> tuple[list[Change], dict[str, Any], dict[str, Any]]:
-    """Split into what is left out (with reasons), weights, and moments by their weight's name."""
+    """Return the tensors that are left out (with reasons), the weights, and the moments by their weight's name."""
     dropped: list[Change] = []
     kept: dict[str, NDArray[Any]] = {}
     moved: dict[str, NDArray[Any]] = {}
@@ -267,7 +267,7 @@ def _sort(
             if moments:
                 moved[short[len(naming.moments) :]] = array
             else:
-                reason = "momentum of the optimizer; --moments keep takes it along"
+                reason = "momentum of the optimizer; use --moments keep to keep it"
                 dropped.append(Change(kind="dropped", source=(name,), target=(), reason=reason))
             continue
         why = naming.extra(short)
@@ -323,7 +323,7 @@ def _float32(array: NDArray[Any], name: str, path: Path) -> NDArray[np.float32]:
     if array.dtype in _WIDENED:
         return array.astype(np.float32)
     raise DataError(
-        f"{path}: {name} is {array.dtype}, which float32 does not hold without a loss; convert it first"
+        f"{path}: {name} is {array.dtype}, which float32 cannot hold without loss; convert it first"
     )
 
 
@@ -344,7 +344,7 @@ def _spec(kept: Mapping[str, NDArray[Any]], naming: Naming, given: ModelDescript
 
 
 def _inferred(kept: Mapping[str, NDArray[Any]], naming: Naming, path: Path) -> ModelSpec:
-    """Return the ModelSpec that the names and shapes tell: everything but the image size, which the variant has."""
+    """Return the ModelSpec inferred from names and shapes: everything but the image size, which is the variant's."""
     back = {naming.rename(n): n for n in ("conv1.weight", "fc.bias")}
     shape_of = {back[n]: a.shape for n, a in kept.items() if n in back}
     blocks: dict[tuple[int, int], tuple[int, ...]] = {}
@@ -383,7 +383,7 @@ def _inferred(kept: Mapping[str, NDArray[Any]], naming: Naming, path: Path) -> M
         )  # fmt: skip
     except (KeyError, IndexError, ZeroDivisionError, UsageError) as error:
         raise DataError(
-            f"the tensors of {path} do not tell their network; name it with --variant ({error})"
+            f"cannot infer the network of {path} from its tensors; name it with --variant ({error})"
         ) from error
 
 

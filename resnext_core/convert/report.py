@@ -11,9 +11,9 @@ Kind = Literal["same", "renamed", "merged", "split", "dropped", "replaced"]
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One tensor: its names before and after, what happened to it, and why where that is not plain.
+    """One tensor: its names before and after, what happened to it, and the reason if it is not obvious.
 
-    `dtype` is what it was stored as, where that is not float32; such tensors are widened without a loss.
+    `dtype` is the stored type if it was not float32; such tensors are widened without loss.
     """
 
     kind: Kind
@@ -27,7 +27,7 @@ class Change:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     def line(self) -> str:
-        """Return the change in one line for people."""
+        """Return the change as one line of text."""
         source, target = _some(self.source), _some(self.target)
         arrow = f"{source} -> {target}" if target and source != target else source or target
         notes = [n for n in (self.reason, f"{self.dtype} widened to float32" if self.dtype else "") if n]
@@ -35,7 +35,7 @@ class Change:
 
 
 def summary(changes: Iterable[Change]) -> list[str]:
-    """Return a line for each kind and reason: how many, and one of them as example."""
+    """Return a line for each kind and reason, with the count and one example."""
     groups: dict[tuple[str, str, str | None], list[Change]] = {}
     for change in changes:
         groups.setdefault((change.kind, change.reason, change.dtype), []).append(change)

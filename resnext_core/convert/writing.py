@@ -23,17 +23,17 @@ def to_tensors(
 ) -> tuple[dict[str, NDArray[Any]], tuple[Change, ...]]:
     """Return the tensors under the names of `naming`, with `momentum` (neutral names) as its moments, and the changes.
 
-    Raises UsageError where that world pads its max-pool in another way, so that its network would compute something
-    else with these weights, unless `any_padding`; and where it has no place for moments.
+    Raises UsageError if that scheme's networks pad the max-pool in another way, and so would compute something
+    else with these weights, unless `any_padding`; and if it cannot store moments.
     """
     spec = weights.spec
     if spec.stem == "imagenet" and spec.pool_padding != naming.pool_padding and not any_padding:
         raise UsageError(
-            f"{naming.id} networks pad their max-pool {naming.pool_padding}, this one {spec.pool_padding}: it would "
-            "compute other logits there. --any-padding writes it all the same"
+            f"{naming.id} networks pad their max-pool '{naming.pool_padding}', this one '{spec.pool_padding}': logits "
+            "would differ there. To write it anyway, use --any-padding"
         )
     if momentum and naming.moments is None:
-        raise UsageError(f"{naming.id} files have no place for moments; leave --moments keep out")
+        raise UsageError(f"{naming.id} files cannot store moments; drop --moments keep")
     pieces = naming.pieces(spec)
     tensors: dict[str, NDArray[Any]] = {}
     changes = _spread(weights.tensors, pieces, tensors, "", "")
@@ -59,7 +59,7 @@ def _spread(
             Change(
                 kind="split" if len(names) > 1 else "same" if targets == (label + name,) else "renamed",
                 source=(label + name,), target=targets,
-                reason="a convolution for each group, along axis 0" if len(names) > 1 else "",
+                reason="one convolution per group, along axis 0" if len(names) > 1 else "",
             )
         )  # fmt: skip
     return changes

@@ -1,4 +1,4 @@
-"""Initial weights: what a training starts from, and random ones for tests."""
+"""Initial weights for training, and random ones for tests."""
 
 from __future__ import annotations
 

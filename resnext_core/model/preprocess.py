@@ -1,4 +1,4 @@
-"""PreprocessSpec: how an image becomes the network's input, and its Pillow / NumPy form."""
+"""PreprocessSpec: how an image becomes the network's input, and its implementation with Pillow and NumPy."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class PreprocessSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PreprocessSpec:
-        """Build from JSON types; every field must be there and no other (UsageError)."""
+        """Build from JSON types; every field is required and no other allowed (UsageError)."""
         fields = {f.name for f in dataclasses.fields(cls)}
         if not isinstance(data, Mapping) or set(data) != fields:
             got = shown(sorted(map(str, data)), 200) if isinstance(data, Mapping) else type(data).__name__
@@ -82,7 +82,7 @@ class PreprocessSpec:
 
 
 def _three_numbers(field: str, values: Any) -> tuple[float, ...]:
-    """Return three finite floats; UsageError on text, truth values, and other counts."""
+    """Return three finite floats; UsageError on text, booleans and other counts."""
     if isinstance(values, (list, tuple)) and len(values) == 3:
         try:
             numbers = tuple(float(v) for v in values if not isinstance(v, (str, bool)))
@@ -97,7 +97,7 @@ def preprocess_spec(config: PreprocessConfig, image_size: int) -> PreprocessSpec
     """Return the spec of `config` for a network of `image_size` pixels.
 
     Without `config.resize` the image is resized to image_size · 256 / 224, rounded to the nearest integer
-    (half up), so 224 gives 256 as it always did.
+    (half up), so 224 gives 256.
     """
     resize = config.resize if config.resize is not None else (image_size * 256 + 112) // 224
     return PreprocessSpec(
@@ -145,12 +145,12 @@ def geometry(height: int, width: int, spec: PreprocessSpec) -> Geometry:
 def eval_pixels(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
     """Resize and centre-crop an RGB image: uint8 (size, size, 3).
 
-    The antialiased filter goes over rows first, then over columns, each rounded to 8 bits. That is said by two calls:
-    in one, Pillow 13 takes the columns first where an image is tall, as earlier releases do not.
+    The antialiased filter is applied to rows first, then to columns, each rounded to 8 bits. Two calls fix this order:
+    in a single call, Pillow 13 starts with the columns of tall images, unlike earlier releases.
 
     An image longer than 16 times its shorter side is not resized as a whole (100,000 × 1 would become
-    25,600,000 × 256): only its crop is computed, from the rows that it needs and in the same order; equal to the
-    same within 1 level. The C++ program does it with the same arithmetic, bit for bit.
+    25,600,000 × 256): only its crop is computed, from the rows that it needs and in the same order; the result is
+    equal within 1 level. The C++ program uses the same arithmetic, bit for bit.
     """
     import numpy as np
 
@@ -171,7 +171,7 @@ def eval_pixels(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
     first = max(math.floor(place.top * down - reach) - 1, 0)
     last = min(math.ceil(bottom * down + reach) + 1, image.height)
     part = image.crop((0, first, image.width, last))
-    # Rounding must not step outside.
+    # Rounding must not leave the image.
     sides = (place.left * across, 0, min(right * across, image.width), last - first)
     wide = part.resize((spec.size, last - first), Resampling.BILINEAR, box=sides)
     ends = (0, place.top * down - first, spec.size, min(bottom * down - first, last - first))

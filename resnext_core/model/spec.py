@@ -78,7 +78,7 @@ class ModelSpec:
     even size 0 before and 1 after) or ``symmetric`` (torch's: 1 on every side). They are different
     functions, so the field travels with the weights.
 
-    Raises UsageError on values that describe no network.
+    Raises UsageError on invalid values.
     """
 
     variant: str
@@ -198,11 +198,11 @@ class ModelSpec:
 
     @property
     def activations(self) -> int:
-        """Scalars that the convolutions put out for one image at `image_size`."""
+        """Number of scalars in the outputs of the convolutions for one image at `image_size`."""
         return sum(n * t.shape[0] for t, n in self._convolutions())
 
     def _convolutions(self) -> Iterator[tuple[TensorSpec, int]]:
-        """Yield the weight of each convolution, and how many pixels it puts out."""
+        """Yield the weight of each convolution and the number of its output pixels."""
         weight = {t.name: t for t in self.tensors}
         size = self.image_size
         if self.stem == "imagenet":
@@ -228,7 +228,7 @@ class ModelSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:
-        """Build from JSON types; every field must be there and no other (UsageError)."""
+        """Build from JSON types; every field is required and no other allowed (UsageError)."""
         fields = {f.name for f in dataclasses.fields(cls)}
         if not isinstance(data, Mapping) or set(data) != fields:
             got = shown(sorted(map(str, data)), 200) if isinstance(data, Mapping) else type(data).__name__
@@ -324,7 +324,7 @@ def model_spec(variant: str, **changes: Any) -> ModelSpec:
 
 
 def check_variant(name: str) -> None:
-    """Raise UsageError, with all that are known, when no variant is called `name`."""
+    """Raise UsageError, listing the known variants, if `name` is not one."""
     if name not in VARIANTS:
         closest = suggest(name, VARIANTS)
         known = "" if "; known: " in closest else f" (known: {', '.join(sorted(VARIANTS))})"

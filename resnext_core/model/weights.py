@@ -26,11 +26,11 @@ from resnext_core.model.spec import ModelSpec
 #: Key of the manifest in the safetensors header, and of every artefact's metadata.
 MANIFEST_KEY = "resnext"
 FORMAT_VERSION = 1
-#: Tensors in a file of weights, of whatever program; the largest network, one convolution a group, has 20,000.
+#: Most tensors in a weights file of any program; the largest network, with one convolution per group, has 20,000.
 MOST_TENSORS = 100_000
-#: Field of a weights file's manifest with the digest of all its other fields; artefacts need not have it.
+#: Field of a weights file's manifest with the digest of all other fields; optional in artefacts.
 _SEAL = "manifest_sha256"
-#: How that field begins in the text; the digest is of the text before it, closed.
+#: Start of that field in the text; the digest is of the text before it, with a closing brace.
 _SEAL_FIELD = f', "{_SEAL}": "'
 
 
@@ -64,13 +64,13 @@ def _number(value: Any) -> float:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Weights:
-    """A network ready to serve: what it is, how its images are made, what its classes are called.
+    """A network ready to serve: its spec, preprocessing, class names and tensors.
 
-    `tensors` are float32 arrays under every name of ``spec.tensors``, shaped as there. `origin` says where
-    they came from, `metrics` what they reached; both are JSON values for people. `golden` are logits by which a
-    loader can tell that it computes this network, see :mod:`resnext_core.serving.golden`; for these `tensors` only.
-    `named` says whether `classes` are names; False: they are mere numbers that stand for names nobody gave. None, as in
-    files of before: told by whether they are 0, 1, ...
+    `tensors` are float32 arrays for every name of ``spec.tensors``, with the shapes there. `origin` says where
+    they came from, `metrics` what they reached; both are JSON values for information. `golden` are logits with which a
+    loader can check that it computes this network, see :mod:`resnext_core.serving.golden`; for these `tensors` only.
+    `named` is True if `classes` are names and False if they are only numbers. None, as in older files:
+    they are names unless they are 0, 1, ...
     """
 
     spec: ModelSpec
@@ -124,7 +124,7 @@ class Weights:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A manifest read back: what an artefact says of itself."""
+    """A parsed manifest."""
 
     spec: ModelSpec
     preprocess: PreprocessSpec
@@ -142,18 +142,18 @@ class Manifest:
 
 
 def has_names(classes: Sequence[str], named: bool | None) -> bool:
-    """Return whether `classes` are names: as `named` says, and where it says nothing, whether they are not 0, 1, ..."""
+    """Return whether `classes` are names: `named` if it is not None, otherwise whether they are not 0, 1, ..."""
     return named if named is not None else tuple(classes) != tuple(map(str, range(len(classes))))
 
 
 def bad_class_names(classes: Sequence[str]) -> str | None:
-    """Return why `classes` cannot name the classes of a network, None where they can: two equal ones, an empty one."""
+    """Return why `classes` are not valid class names (a duplicate, an empty name), or None."""
     seen: dict[str, int] = {}
     for i, name in enumerate(classes):
         if not name:
             return f"class {i} has an empty name"
         if seen.setdefault(name, i) != i:
-            return f"the class name {shown(name)} is that of class {seen[name]} and of class {i}"
+            return f"classes {seen[name]} and {i} have the same name {shown(name)}"
     return None
 
 
@@ -161,7 +161,7 @@ def check_tensors(spec: ModelSpec, tensors: Mapping[str, NDArray[Any]], where: s
     """Raise DataError listing what is missing, unexpected, misshapen or not finite."""
     if (
         sum(spec.depths) > 4 * len(tensors) + 16
-    ):  # before a table is made of a network that no such file can hold
+    ):  # before building a table of a network that no such file can hold
         raise DataError(
             f"{where} do not fit {shown(spec.variant)}: {len(tensors)} tensors for {sum(spec.depths)} blocks"
         )
@@ -193,9 +193,9 @@ def tensor_digest(spec: ModelSpec, tensors: Mapping[str, NDArray[Any]]) -> str:
 
 
 def save_weights(weights: Weights, path: Path, *, parents: bool = True) -> None:
-    """Write the neutral file atomically; raises DataError when the disk refuses.
+    """Write the neutral file atomically; raises DataError if it cannot be written.
 
-    Missing folders above it are made, unless `parents` is False.
+    Missing parent folders are created, unless `parents` is False.
     """
     data = {t.name: np.ascontiguousarray(weights.tensors[t.name]) for t in weights.spec.tensors}
     metadata = {MANIFEST_KEY: sealed(weights.manifest())}
@@ -207,16 +207,16 @@ def save_weights(weights: Weights, path: Path, *, parents: bool = True) -> None:
 
 
 def load_weights(path: Path) -> Weights:
-    """Read a neutral file; DataError when it is missing, damaged, without manifest or does not fit it."""
+    """Read a neutral file; DataError when it is missing, damaged, without a manifest or inconsistent with it."""
     tensors, text = read_safetensors(path)
     if text is None:
         raise DataError(
-            f"{path} has no resnext manifest; weights of other programs are converted: resnext-run convert"
+            f"{path} has no resnext manifest; to use weights of another program, run: resnext-run convert"
         )
     manifest = parse_manifest(text, where=str(path))
     check_tensors(manifest.spec, tensors, where=str(path))
     if tensor_digest(manifest.spec, tensors) != manifest.digest:
-        raise DataError(f"{path} is damaged: its tensors do not have the digest of its manifest")
+        raise DataError(f"{path} is damaged: checksum mismatch of its tensors")
     return Weights(
         spec=manifest.spec,
         preprocess=manifest.preprocess,
@@ -237,9 +237,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], str | None]:
 
 
 def tensor_names(stream: Any) -> list[str]:
-    """Return the names in an open safetensors file; ValueError where they are more than any network has.
+    """Return the names in an open safetensors file; ValueError if there are more than any network has.
 
-    Each name costs hundreds of bytes of memory, and few in the file.
+    Each name takes hundreds of bytes of memory, but few in the file.
     """
     names = list(stream.keys())
     if len(names) > MOST_TENSORS:
@@ -255,7 +255,7 @@ def read_manifest_text(path: Path) -> str | None:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged safetensors file does to its reader into a DataError."""
+    """Turn any exception from reading a damaged safetensors file into a DataError."""
     if not path.is_file():
         raise DataError(f"no weights file {path}")
     try:
@@ -266,13 +266,13 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def parse_manifest(text: str, where: str) -> Manifest:
-    """Parse the JSON of a manifest strictly; DataError naming `where` and what is wrong."""
+    """Parse the JSON of a manifest strictly; DataError with `where` and what is wrong."""
     try:
         data = parse_strict_json(text)
         if not isinstance(data, dict):
             raise ValueError(f"it must be a JSON object, not {type(data).__name__}")
         if _SEAL in data and not _sealed_well(text):
-            raise DataError(f"{where} is damaged: its manifest does not have its own digest")
+            raise DataError(f"{where} is damaged: checksum mismatch of its manifest")
         if type(data["format"]) is not int or data["format"] != FORMAT_VERSION:
             raise DataError(
                 f"{where} has manifest format {shown(data['format'])}, this resnext reads {FORMAT_VERSION}"
@@ -286,14 +286,14 @@ def parse_manifest(text: str, where: str) -> Manifest:
         if (reason := bad_class_names(classes)) is not None:
             raise ValueError(reason)
         if not isinstance(data.get("named_classes"), (bool, type(None))):
-            raise ValueError("named_classes is neither true nor false")
+            raise ValueError("named_classes must be true or false")
         check_digest(data["digest"], "digest")
-        artefact = data.get("artefact", {})  # what an exporter says of a file
+        artefact = data.get("artefact", {})  # what an exporter records about a file
         if not isinstance(artefact, dict):
             raise ValueError("artefact must be an object")
         if "content" in artefact:
             check_digest(artefact["content"], "artefact content")
-            if _SEAL not in data:  # whoever writes the one writes the other
+            if _SEAL not in data:  # exporters write both or none
                 raise ValueError(f"missing {_SEAL}")
         for key in ("origin", "metrics"):
             if not isinstance(data[key], dict):
@@ -331,7 +331,7 @@ def manifest_text(path: Path) -> str:
 
 
 def sealed(manifest: Mapping[str, Any]) -> str:
-    """Return `manifest` as JSON that ends with the digest of itself, which :func:`parse_manifest` compares."""
+    """Return `manifest` as JSON that ends with its own digest, which :func:`parse_manifest` checks."""
     text = json.dumps(manifest)
     return f'{text[:-1]}{_SEAL_FIELD}{hashlib.sha256(text.encode()).hexdigest()}"}}'
 

@@ -241,15 +241,18 @@ def refusals() -> dict[str, tuple[Any, str]]:
             {"epoch": -1, "model": whole, "ema": None, "train_args": {"lr0": 0.1}, "date": datetime.datetime.now()},
             "its entry 'model' is a whole .*UltralyticsModel",
         ),
-        "DeepSpeed's optimizer": ({"optimizer_state_dict": {"fp32_flat_groups": [torch.ones(3)]}}, "is no state dict"),
-        "ZeRO-3": ({"module": {n: torch.empty(0) for n in state()}}, "a part of a DeepSpeed ZeRO-3 checkpoint"),
-        "torch_ema": ({"ema": {"decay": 0.9, "shadow_params": [torch.ones(3)]}}, "is no state dict"),
-        "GAN": ({"g": state(1), "d": state(2)}, "holds several networks .'g', 'd'.; save the state_dict of one"),
+        "DeepSpeed's optimizer": (
+            {"optimizer_state_dict": {"fp32_flat_groups": [torch.ones(3)]}},
+            "is not a state dict",
+        ),
+        "ZeRO-3": ({"module": {n: torch.empty(0) for n in state()}}, "one part of a DeepSpeed ZeRO-3 checkpoint"),
+        "torch_ema": ({"ema": {"decay": 0.9, "shadow_params": [torch.ones(3)]}}, "is not a state dict"),
+        "GAN": ({"g": state(1), "d": state(2)}, "holds several networks .'g', 'd'.; save the state_dict of only one"),
         "MoCo": (
             {"state_dict": {**state(1, "module.encoder_q."), **state(2, "module.encoder_k.")}},
             r"holds several networks \(encoder_k\., encoder_q\.\)",
         ),
-        "Sequential": ({f"0.{i}.weight": torch.ones(2) for i in range(9)}, "are numbered, as nn.Sequential"),
+        "Sequential": ({f"0.{i}.weight": torch.ones(2) for i in range(9)}, "are numbered, as by nn.Sequential"),
         "list of parameters": ({"ema": [torch.ones(3)]}, "'ema' is a list of tensors without names"),
         "backbone": (
             {n: t for n, t in state().items() if not n.startswith("fc.")},
@@ -259,11 +262,11 @@ def refusals() -> dict[str, tuple[Any, str]]:
             {n.replace("fc.", "fc.1."): t for n, t in state().items()},
             "has no classifier named fc.weight, but fc.1",
         ),
-        "meta": ({"conv1.weight": torch.empty(3, device="meta")}, "'conv1.weight' is no plain tensor"),
-        "sparse": ({"conv1.weight": torch.eye(3).to_sparse()}, "'conv1.weight' is no plain tensor"),
+        "meta": ({"conv1.weight": torch.empty(3, device="meta")}, "'conv1.weight' is not a plain tensor"),
+        "sparse": ({"conv1.weight": torch.eye(3).to_sparse()}, "'conv1.weight' is not a plain tensor"),
         "float8": (
             {"conv1.weight": torch.zeros(3).to(torch.float8_e4m3fn)},
-            "'conv1.weight' is no plain tensor: it is",
+            "'conv1.weight' is not a plain tensor: it is",
         ),
     }  # fmt: skip
 
@@ -409,7 +412,7 @@ def test_callables_are_refused_by_name_wherever_they_stand(tmp_path: Path) -> No
         ):
             for zipped in (True, False):
                 torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
-                with pytest.raises(DataError, match="beside tensors, and reading that would execute it"):
+                with pytest.raises(DataError, match=", and reading that would execute it"):
                     read_pth(tmp_path / "w.pth")
     assert not marker.exists()
 

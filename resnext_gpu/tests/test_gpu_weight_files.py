@@ -93,7 +93,7 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
     torch.save({"state_dict": Harmful(tmp_path / "executed")}, tmp_path / "t.pth")
     with pytest.raises(
         DataError,
-        match=r"it holds \w+\.mkdir beside tensors, and reading that would execute",
+        match=r"it contains \w+\.mkdir, and reading that would execute",
     ) as caught:
         read_pth(tmp_path / "t.pth")
     assert "\n" not in str(caught.value)
@@ -111,7 +111,7 @@ def test_what_is_no_torch_file_is_one_line(tmp_path: Path, data: bytes) -> None:
 def test_other_things_than_tensors_are_refused(tmp_path: Path) -> None:
     for value in (3, [torch.zeros(1)], {"epoch": 3}):
         torch.save(value, tmp_path / "t.pth")
-        with pytest.raises(DataError, match="is no state dict"):
+        with pytest.raises(DataError, match="is not a state dict"):
             read_pth(tmp_path / "t.pth")
 
 

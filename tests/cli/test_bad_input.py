@@ -405,7 +405,7 @@ def test_wrong_weights_files(
         path.write_bytes(damaged)
         cli.refuses(EXIT_DATA, *evaluate, says=f"{path} is not a readable safetensors file")
     path.write_bytes(whole[:-4] + b"\0\0\0\0")
-    cli.refuses(EXIT_DATA, *evaluate, says="is damaged: its tensors do not have the digest")
+    cli.refuses(EXIT_DATA, *evaluate, says="is damaged: checksum mismatch of its tensors")
     written(
         **{"fc.bias": None, "extra": np.zeros(1, np.float32), "conv1.weight": np.zeros((1, 2), np.float32)}
     )
@@ -417,7 +417,7 @@ def test_wrong_weights_files(
         written(manifest=manifest or "null")
         cli.refuses(EXIT_DATA, *evaluate, says="manifest")
     written(manifest=text.replace('"cat"', '"cow"'))
-    cli.refuses(EXIT_DATA, *evaluate, says="is damaged: its manifest does not have its own digest")
+    cli.refuses(EXIT_DATA, *evaluate, says="is damaged: checksum mismatch of its manifest")
     fewer = tiny_weights.spec.replace(num_classes=2)
     few = {**tensors, "fc.weight": tensors["fc.weight"][:2], "fc.bias": tensors["fc.bias"][:2]}
     save_weights(tiny_weights.replace(spec=fewer, classes=("ant", "bee"), tensors=few), path)

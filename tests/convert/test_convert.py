@@ -190,7 +190,7 @@ def test_missing_unexpected_and_misshapen_are_listed(small: Weights, tmp_path: P
         from_tensors({**gone, "layer9.0.x": np.zeros(1, np.float32)}, path)
     with pytest.raises(DataError, match=r"layer1\.0\.bn2\.bias is \(3,\)"):
         from_tensors({**tensors, "layer1.0.bn2.bias": np.zeros(3, np.float32)}, path)
-    with pytest.raises(DataError, match="float64, which float32 does not hold"):
+    with pytest.raises(DataError, match="float64, which float32 cannot hold"):
         from_tensors({**tensors, "layer1.0.bn2.bias": tensors["layer1.0.bn2.bias"].astype(np.float64)}, path)
     with pytest.raises(DataError, match="NaN or infinity"):
         from_tensors(
@@ -217,9 +217,9 @@ def test_half_precision_is_widened_and_said(small: Weights, tmp_path: Path) -> N
 
 
 def test_a_world_that_pads_differently_is_refused(small: Weights) -> None:
-    with pytest.raises(UsageError, match=r"torch networks pad their max-pool symmetric, this one same"):
+    with pytest.raises(UsageError, match=r"torch networks pad their max-pool .symmetric., this one .same."):
         to_tensors(small, NAMINGS["torch"])
-    with pytest.raises(UsageError, match="no place for moments"):
+    with pytest.raises(UsageError, match="cannot store moments"):
         to_tensors(small, NAMINGS["torch"], momentum={"fc.bias": small.tensors["fc.bias"]}, any_padding=True)
 
 
@@ -271,9 +271,9 @@ def test_a_ckpt_cut_anywhere_is_noticed(tmp_path: Path) -> None:
     [
         (b"", "it is empty"),
         (b"\x0a\x05abc", "it ends in the middle"),
-        (b"\x0d\x00\x00\x00\x00", "is no field of it"),
+        (b"\x0d\x00\x00\x00\x00", "unknown field at byte"),
         (b"\x12\x00", "unknown field 2"),
-        (b"\xff" * 20, "is no field of it"),
+        (b"\xff" * 20, "unknown field at byte"),
         (b"\x0a\x00", "a value without a name"),
         (b"\x0a\x0c\x0a\x01a\x12\x07\x12\x05Float", "an unknown type"),
         (b"\x0a\x12\x0a\x01a\x12\x0d\x08\x02\x12\x07Float32\x1a\x00", "0 bytes, not the 8 of its shape"),

@@ -146,7 +146,7 @@ def test_whether_there_are_names_travels_with_the_weights(tiny_weights: Weights,
         found = load_weights(path)
         assert (found.named, found.has_names) == (named, has_names)
     for bad, says in [
-        (("a", "b", "c", "d", "e", "a"), "class 0 and of class 5"),
+        (("a", "b", "c", "d", "e", "a"), "classes 0 and 5 have the same name"),
         ((*"abcde", ""), "empty name"),
     ]:
         with pytest.raises(DataError, match=says):

@@ -199,7 +199,7 @@ def test_class_names_must_be_as_many_as_classes(tiny_weights: Weights) -> None:
         ({"classes": [1, 2, 3, 4, 5, 6]}, "broken manifest"),
         ({"classes": None}, "broken manifest"),
         ({"digest": 5}, "broken manifest: digest must be sha256: and 64 hexadecimal digits, not 5"),
-        ({"digest": "sha256:" + 64 * "0"}, "its tensors do not have the digest of its manifest"),
+        ({"digest": "sha256:" + 64 * "0"}, "checksum mismatch of its tensors"),
         ({"preprocess": {}}, "broken manifest: a preprocess spec has the fields"),
         ({"origin": 3}, "broken manifest"),
         ({"metrics": "none"}, "broken manifest"),
@@ -356,7 +356,7 @@ def test_a_damaged_file_never_loads_as_something_else(tmp_path: Path, weights_fi
 
 def test_a_file_without_manifest_says_what_to_do(tmp_path: Path, weights_file: Path) -> None:
     path = rewritten(weights_file, tmp_path / "foreign.safetensors", drop=True)
-    with pytest.raises(DataError, match="has no resnext manifest; weights of other programs are converted"):
+    with pytest.raises(DataError, match="has no resnext manifest; to use weights of another program"):
         load_weights(path)
 
 
