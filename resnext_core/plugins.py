@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import pluggy
 
 from resnext_core import API_VERSION, hookspecs
+from resnext_core.config import SECTIONS
 from resnext_core.errors import BackendUnavailable, UsageError, shown, suggest
 from resnext_core.interfaces import READY, Backend, Command, Readiness, WeightFile, ask
 
@@ -21,23 +22,7 @@ CORE = "resnext-core"
 CORE_ENDINGS = (".safetensors", ".ckpt")
 _T = TypeVar("_T")
 #: Sections of the configuration that no backend may be named after.
-_RESERVED = frozenset(
-    [
-        "model",
-        "data",
-        "preprocess",
-        "augment",
-        "optimizer",
-        "schedule",
-        "loss",
-        "precision",
-        "train",
-        "eval",
-        "export",
-        "output",
-        "backends",
-    ]
-)
+_RESERVED = frozenset([*SECTIONS, "backends"])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from resnext_core.bounds import AtLeast, Between, check_bounds
 from resnext_core.errors import UsageError
 
-#: Lowest and highest value of an option and the variable of HCCL that it sets.
-_RANGES: Mapping[str, tuple[int, int, str]] = {
-    "hccl_connect_timeout": (120, 7200, "HCCL_CONNECT_TIMEOUT"),
-    "hccl_exec_timeout": (1, 2**31 - 1, "HCCL_EXEC_TIMEOUT"),
-    "hccl_if_base_port": (1024, 65520, "HCCL_IF_BASE_PORT"),
-}
-#: Lowest values of the other numbers.
-_LOWEST = {"threads": 1, "cluster_timeout": 1, "hang_timeout": 1, "restarts": 0}
+#: Options that set the variable of HCCL of the same name, in capitals.
+_VARIABLES = (
+    "hccl_connect_timeout", "hccl_exec_timeout", "hccl_if_base_port", "hccl_if_ip", "hccl_socket_ifname",
+    "hccl_socket_family",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +42,16 @@ class AscendOptions:
     jit_level: str = "O0"
     sink: bool = True
     bn_statistics: Literal["local", "averaged"] = "local"
-    threads: int | None = None
+    threads: Annotated[int | None, AtLeast(1)] = None
     rank_table: str | None = None
     affinity: bool = True
-    cluster_timeout: int = 120
-    hang_timeout: int | None = 1800
-    restarts: int = 0
-    hccl_connect_timeout: int | None = None
-    hccl_exec_timeout: int | None = None
+    cluster_timeout: Annotated[int, AtLeast(1)] = 120
+    hang_timeout: Annotated[int | None, AtLeast(1)] = 1800
+    restarts: Annotated[int, AtLeast(0)] = 0
+    hccl_connect_timeout: Annotated[int | None, Between(120, 7200)] = None
+    hccl_exec_timeout: Annotated[int | None, AtLeast(1)] = None
     hccl_if_ip: str | None = None
-    hccl_if_base_port: int | None = None
+    hccl_if_base_port: Annotated[int | None, Between(1024, 65520)] = None
     hccl_socket_ifname: str | None = None
     hccl_socket_family: Literal["AF_INET", "AF_INET6"] | None = None
     hccl_whitelist_disable: bool | None = None
@@ -66,14 +63,7 @@ class AscendOptions:
             )
         if self.jit_level not in ("O0", "O1"):
             raise UsageError(f"ascend.jit_level must be O0 or O1, not {self.jit_level!r}")
-        for name, lowest in _LOWEST.items():
-            value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise UsageError(f"ascend.{name} must be {lowest} or more, not {value}")
-        for name, (low, high, _) in _RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise UsageError(f"ascend.{name} must be {low} to {high}, not {value}")
+        check_bounds("ascend", self)
         if self.hccl_if_ip is not None:
             try:
                 ipaddress.ip_address(self.hccl_if_ip)
@@ -89,14 +79,8 @@ class AscendOptions:
 
     def hccl_environment(self) -> dict[str, str]:
         """Return the variables of HCCL that these options set."""
-        found = {
-            variable: str(getattr(self, name))
-            for name, (_, _, variable) in _RANGES.items()
-            if getattr(self, name) is not None
-        }
-        for name in ("hccl_if_ip", "hccl_socket_ifname", "hccl_socket_family"):
-            if getattr(self, name) is not None:
-                found[name.upper()] = getattr(self, name)
+        given = {name: getattr(self, name) for name in _VARIABLES}
+        found = {name.upper(): str(value) for name, value in given.items() if value is not None}
         if self.hccl_whitelist_disable is not None:
             found["HCCL_WHITELIST_DISABLE"] = str(int(self.hccl_whitelist_disable))
         return found

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from resnext_core.errors import UsageError
+from resnext_core.bounds import Between, check_bounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +22,7 @@ class CppInferOptions:
     device: str = "cpu"
     runtime: str | None = None
     precision: str | None = None
-    threads: int | None = None
+    threads: Annotated[int | None, Between(1, 1024)] = None
 
     def __post_init__(self) -> None:
-        if self.threads is not None and (type(self.threads) is not int or not 1 <= self.threads <= 1024):
-            raise UsageError(
-                f"cpp-infer.threads must be an integer from 1 to 1024, or null, not {self.threads!r}"
-            )
+        check_bounds("cpp-infer", self)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
+from resnext_core.bounds import AtLeast, check_bounds
 from resnext_core.errors import UsageError
 
 
@@ -42,18 +43,14 @@ class GpuOptions:
     deterministic: bool = False
     grouped_conv: Literal["auto", "triton", "cudnn"] = "auto"
     balanced_loss_scale: bool = True
-    threads: int | None = None
-    bucket_mib: int = 25
-    timeout: int = 600
+    threads: Annotated[int | None, AtLeast(1)] = None
+    bucket_mib: Annotated[int, AtLeast(1)] = 25
+    timeout: Annotated[int, AtLeast(1)] = 600
 
     def __post_init__(self) -> None:
         if self.engine == "mindspore" and replace(self, engine="torch") != GpuOptions():
             raise UsageError("gpu.engine=mindspore goes with no other option of gpu; they are PyTorch's")
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"gpu.threads must be 1 or more, or null, not {self.threads}")
-        for name in ("bucket_mib", "timeout"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"gpu.{name} must be 1 or more, not {getattr(self, name)}")
+        check_bounds("gpu", self)
         for one, other in (("compile", "checkpointing"), ("compile", "sync_bn"), ("cuda_graphs", "sync_bn")):
             if getattr(self, one) and getattr(self, other):
                 raise UsageError(f"gpu.{one} and gpu.{other} do not go together; set one of them to false")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from resnext_core.errors import UsageError
+from resnext_core.bounds import AtLeast, check_bounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +23,8 @@ class MindsporeOptions:
 
     device: Literal["cpu", "gpu"] = "cpu"
     mode: Literal["graph", "pynative"] = "graph"
-    threads: int | None = None
-    cluster_timeout: int = 120
+    threads: Annotated[int | None, AtLeast(1)] = None
+    cluster_timeout: Annotated[int, AtLeast(1)] = 120
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"mindspore.threads must be 1 or more, or null, not {self.threads}")
-        if self.cluster_timeout < 1:
-            raise UsageError(
-                f"mindspore.cluster_timeout must be 1 second or more, not {self.cluster_timeout}"
-            )
+        check_bounds("mindspore", self)

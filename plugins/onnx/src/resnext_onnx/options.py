@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from resnext_core.bounds import Between, check_bounds
 from resnext_core.errors import UsageError
 
 Provider = Literal["cpu", "cuda", "cann"]
@@ -20,11 +21,10 @@ class OnnxOptions:
     found when a predictor is made.
     """
 
-    threads: int | None = None
+    threads: Annotated[int | None, Between(1, 1024)] = None
     provider: Provider = "cpu"
 
     def __post_init__(self) -> None:
-        if self.threads is not None and (type(self.threads) is not int or not 1 <= self.threads <= 1024):
-            raise UsageError(f"onnx.threads must be an integer from 1 to 1024, or null, not {self.threads!r}")
+        check_bounds("onnx", self)
         if self.provider not in ("cpu", "cuda", "cann"):
             raise UsageError(f"onnx.provider must be one of cpu, cuda, cann, not {self.provider!r}")

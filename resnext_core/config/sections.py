@@ -1,0 +1,230 @@
+"""What can be configured: one dataclass a section, with the bounds of each value beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import yaml
+
+from resnext_core.bounds import Above, Ascending, AtLeast, Between, Bits
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which network. None means: the variant's own value, or for `num_classes` the data's.
+
+    `pretrained` are weights to start from: a run, a checkpoint, a neutral file, or another program's. With
+    `pretrained_momentum` its optimizer state is taken along, from a checkpoint folder that has it.
+    """
+
+    variant: str = "resnext50_32x4d"
+    num_classes: int | None = None
+    image_size: int | None = None
+    pool_padding: Literal["same", "symmetric"] | None = None
+    pretrained: str | None = None
+    pretrained_momentum: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the images are: folders of class folders, or text lists of ``path label`` lines.
+
+    `train`, `val` and `test` are relative to `dir`; None looks for the usual names there, ``none`` leaves a part out.
+    `workers` None means one process a core, at most 8; 0 decodes in the main process. An image that cannot be read
+    ends the run (`bad_images` ``fail``), or keeps its place as a row that counts as wrong (``count``), or so and is
+    put on the run's list and not tried again (``quarantine``). A run ends when more than the share `max_bad` of its
+    training images could not be read; None is 1 %, or 10 images where that is more, but at most a tenth and at least
+    one image. `quarantine` is a list of files not to be tried.
+    """
+
+    dir: str | None = None
+    train: str | None = None
+    val: str | None = None
+    test: str | None = None
+    workers: Annotated[int | None, AtLeast(0)] = None
+    prefetch: Annotated[int, Above(0)] = 4
+    bad_images: Literal["fail", "count", "quarantine"] = "count"
+    max_bad: Annotated[float | None, Between(0, 1)] = None
+    quarantine: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig:
+    """Evaluation preprocessing; `resize` None means image_size · 256 / 224."""
+
+    mode: Literal["shorter-side", "squash"] = "squash"
+    filter: Literal["antialias", "plain"] = "antialias"
+    resize: int | None = None
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: Annotated[tuple[float, float, float], Above(0)] = (58.395, 57.12, 57.375)
+    scaled_decode: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Training augmentation: random resized crop (area share, aspect ratio), flip, colour jitter."""
+
+    scale: Annotated[tuple[float, float], Ascending("shares", most=1)] = (0.08, 1.0)
+    ratio: Annotated[tuple[float, float], Ascending("ratios")] = (0.75, 1.3333333333333333)
+    flip: Annotated[float, Between(0, 1)] = 0.5
+    color_jitter: Annotated[tuple[float, float, float], Between(0, 1)] = (0.4, 0.4, 0.4)
+    scaled_decode: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """SGD with momentum: v = momentum·v + (g + weight_decay·p); p −= lr·v.
+
+    `lr` is meant at a global batch of `lr_batch` and scaled linearly to the real one (Goyal et al.,
+    arXiv:1706.02677); `lr_batch` None takes `lr` as it is. Decay falls on convolution and dense weights only.
+    `clip_norm` bounds the global gradient norm.
+    """
+
+    lr: Annotated[float, AtLeast(0)] = 0.1
+    lr_batch: Annotated[int | None, Above(0)] = 256
+    momentum: Annotated[float, Between(0, 1)] = 0.9
+    weight_decay: Annotated[float, AtLeast(0)] = 1e-4
+    clip_norm: Annotated[float | None, Above(0)] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Learning rate over time; see :mod:`resnext_core.training.schedule`. `t_max` None means train.epochs."""
+
+    kind: Literal["cosine-epoch", "cosine-step", "step", "constant"] = "cosine-epoch"
+    warmup_epochs: Annotated[float, AtLeast(0)] = 1.0
+    t_max: Annotated[float | None, Above(0)] = None
+    eta_min: Annotated[float, AtLeast(0)] = 0.0
+    milestones: tuple[float, ...] = (30.0, 60.0, 90.0, 120.0)
+    gamma: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Cross-entropy with smoothed targets.
+
+    `smoothing_form` ``others``: 1 − ε for the class and ε / (K − 1) elsewhere (the ModelZoo's);
+    ``uniform``: ε / K everywhere, plus 1 − ε for the class (Szegedy et al., arXiv:1512.00567).
+    """
+
+    smoothing: Annotated[float, Between(0, 1)] = 0.1
+    smoothing_form: Literal["others", "uniform"] = "others"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionConfig:
+    """Arithmetic of a training step. Weights, momentum and the loss are float32 whatever `compute` is.
+
+    `bn_float32` False computes batch normalisation in `compute` too (the ModelZoo's O3). The loss is
+    multiplied by the scale and the gradients divided by it; ``dynamic`` starts at `scale`, halves it on
+    overflow and doubles it after `growth_interval` good steps; a step that overflows is skipped.
+    """
+
+    compute: Literal["float32", "float64", "float16", "bfloat16"] = "float32"
+    bn_float32: bool = True
+    loss_scale: Literal["none", "fixed", "dynamic"] = "none"
+    scale: Annotated[float, Above(0)] = 1024.0
+    growth_interval: Annotated[int, Above(0)] = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The run. `batch_size` is global: samples an optimizer step, over all ranks and accumulated micro-batches.
+
+    A checkpoint is saved every `checkpoint_every` epochs, at each evaluation, and with `checkpoint_steps` also every so
+    many steps; `background_saving` writes it beside the training. A step whose loss is not a number ends the
+    run (`nonfinite` ``stop``), or is left out and counted (``skip``).
+    """
+
+    epochs: Annotated[int, Above(0)] = 150
+    batch_size: Annotated[int, Above(0)] = 256
+    accumulate: Annotated[int, Above(0)] = 1
+    ema_decay: Annotated[float | None, Between(0, 1)] = None
+    seed: Annotated[int, AtLeast(0), Bits(63)] = 1
+    eval_every: Annotated[int, Above(0)] = 1
+    eval_start: int = 1
+    checkpoint_every: Annotated[int, Above(0)] = 1
+    checkpoint_steps: Annotated[int | None, Above(0)] = None
+    background_saving: bool = True
+    keep: Annotated[int, Above(0)] = 3
+    best: Literal["top1", "top5"] = "top1"
+    nonfinite: Literal["stop", "skip"] = "stop"
+    log_every: Annotated[int, Above(0)] = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Evaluation batch (a rank's); the result does not depend on it.
+
+    `self_check` computes a model's golden logits, where it carries some, before it is used.
+    """
+
+    batch_size: Annotated[int, Above(0)] = 64
+    self_check: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Artefacts of a whole job; empty `formats` means every one that an available backend can write."""
+
+    formats: tuple[str, ...] = ()
+    batch_size: Annotated[int | None, Above(0)] = None
+    input: Literal["uint8", "float"] = "uint8"
+    fold_bn: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig:
+    """Where runs go. `tensorboard` also writes event files."""
+
+    dir: str = "runs"
+    name: str | None = None
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The whole configuration; one field a section, `backends` the validated options by backend id."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    preprocess: PreprocessConfig = PreprocessConfig()
+    augment: AugmentConfig = AugmentConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    loss: LossConfig = LossConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    export: ExportConfig = ExportConfig()
+    output: OutputConfig = OutputConfig()
+    backends: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain YAML types; backend sections stand beside the others under their id."""
+        plain: dict[str, Any] = _plain(dataclasses.asdict(dataclasses.replace(self, backends={})))
+        del plain["backends"]
+        for name, options in self.backends.items():
+            plain[name] = _plain(dataclasses.asdict(options))
+        return plain
+
+    def to_yaml(self) -> str:
+        """Return the configuration as YAML that :func:`load_config` takes back."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+#: The sections of core, by name.
+SECTIONS: Mapping[str, type] = {
+    f.name: type(f.default) for f in dataclasses.fields(Config) if f.name != "backends"
+}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
