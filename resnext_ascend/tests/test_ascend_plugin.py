@@ -142,7 +142,10 @@ def test_no_ascend_is_one_line_with_exit_4(
         ({"device": "npu"}, "ascend.device"),
         ({"jit_level": "O2"}, r"O2 \(the GE backend\) is deprecated"),
         ({"jit_level": "O3"}, "ascend.jit_level must be O0 or O1, not 'O3'"),
-        ({"hccl_connect_timeout": 60}, "ascend.hccl_connect_timeout must be between 120 and 7200, or null, not 60"),
+        (
+            {"hccl_connect_timeout": 60},
+            "ascend.hccl_connect_timeout must be between 120 and 7200, or null, not 60",
+        ),
         ({"hccl_connect_timeout": 7201}, "must be between 120 and 7200"),
         ({"hccl_exec_timeout": 0}, "ascend.hccl_exec_timeout must be 1 or more"),
         ({"hccl_if_base_port": 80}, "must be between 1024 and 65520"),
