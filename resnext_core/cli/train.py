@@ -128,7 +128,7 @@ def train(plan: Plan, backend: Backend, rank: RankInfo, output: Output) -> RunFo
                 if not job.awaits_evaluation(
                     checkpoint.progress
                 ):  # else it has its record when it is completed
-                    job.saved(checkpoint.summary)
+                    job.report_saved(checkpoint.summary)
                 emit(Resume(step=checkpoint.progress.step))
             else:
                 emit(Start())

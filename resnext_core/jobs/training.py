@@ -21,7 +21,8 @@ from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.records import Listener, Note
 from resnext_core.training.finetune import with_momentum
 from resnext_core.training.initial import initial_weights, per_rank
-from resnext_core.training.loop import Job, fit
+from resnext_core.training.loop import fit
+from resnext_core.training.training import Training
 
 
 def connect(backend: Backend, config: Config, rank: RankInfo) -> Collectives:
@@ -39,15 +40,14 @@ def training_job(
     run: RunFolder,
     rank: RankInfo,
     collectives: Collectives,
-    emit: Listener,
+    listen: Listener,
     resume: Checkpoint | None = None,
-) -> Iterator[Job]:
-    """Yield the job with its loaders running; they end with the block. One that resumes needs no pretrained file."""
+) -> Iterator[Training]:
+    """Yield the training; its loaders end with the block. One that resumes needs no pretrained file."""
     if resume is not None and resume.weights.spec.variant == config.model.variant:
         weights = resume.weights
     else:
-        tell = lambda line: emit(Note(text=line))  # noqa: E731
-        weights = initial_weights(config, splits.train.classes, tell)
+        weights = initial_weights(config, splits.train.classes, lambda line: listen(Note(text=line)))
     weights = weights.replace(named=splits.train.named)
     per_rank(config, rank.world, len(splits.train))
     with ExitStack() as stack:
@@ -64,10 +64,10 @@ def training_job(
             val_loader = stack.enter_context(
                 eval_loader(splits.val, weights.preprocess, config, rank.world, run.path)
             )
-        yield Job(
+        yield Training(
             config=config, weights=weights, train=splits.train, train_loader=train_loader, val=splits.val,
             val_loader=val_loader, rank=rank, collectives=collectives, run=run,
-            steps_per_call=backend.steps_per_call, emit=emit,
+            steps_per_call=backend.steps_per_call, listen=listen,
         )  # fmt: skip
 
 
@@ -85,15 +85,17 @@ def train_request(
 
 
 def run_training(
-    job: Job, backend: Backend, resume: Checkpoint | None, ready: Callable[[], None] = lambda: None
+    training: Training, backend: Backend, resume: Checkpoint | None, ready: Callable[[], None] = lambda: None
 ) -> RunProgress:
     """Build the trainer, run the loop, release the device; `ready` is called once the device is open."""
     assert backend.trainer is not None
-    trainer = backend.trainer(train_request(job.config, job.weights, backend, job.rank, job.collectives))
+    trainer = backend.trainer(
+        train_request(training.config, training.weights, backend, training.rank, training.collectives)
+    )
     try:
-        if resume is None and job.config.model.pretrained_momentum:
-            trainer.load_state(with_momentum(job.config, job.weights, trainer.state()))
+        if resume is None and training.config.model.pretrained_momentum:
+            trainer.load_state(with_momentum(training.config, training.weights, trainer.state()))
         ready()
-        return fit(trainer, job, resume)
+        return fit(trainer, training, resume)
     finally:
         trainer.close()

@@ -14,11 +14,11 @@ Write = Callable[[float], Summary]
 
 
 class Saver:
-    """Runs what it is given in a thread (`background`) or at once, and tells `done` of each checkpoint written.
+    """Runs what it is given in a thread (`background`) or at once, and calls `done` with each checkpoint written.
 
-    `done` is called by the thread that calls :meth:`save`, :meth:`look` or :meth:`wait`, never by the saver's own.
-    At most one checkpoint is being written: a second :meth:`save` waits for the first. An error in the
-    background is raised by the next call of any method.
+    `done` is called by the thread that calls a method, never by the saver's own. At most one checkpoint is being
+    written: a second :meth:`save` waits for the first. An error in the background is raised by the next call of any
+    method.
 
     A context manager: leaving it waits for the checkpoint in flight, also after an error, whose place it does
     not take. KeyboardInterrupt (a second signal) alone does not wait; what is half written then is swept up later.
@@ -29,18 +29,18 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._result: Summary | None = None
         self._error: BaseException | None = None
-        self._tell = True
+        self._reported = True
         #: True when the last checkpoint could not be written.
         self.failed = False
 
-    def save(self, write: Write, *, since: float, tell: bool = True) -> None:
+    def save(self, write: Write, *, since: float, report: bool = True) -> None:
         """Have `write` called; `since` is when (``perf_counter``) the training stopped for it.
 
-        Without `tell` the checkpoint is not reported: another writing will complete it.
+        Without `report` the checkpoint is not reported: it will be written again, complete.
         """
         self.wait()
         blocked_s = time.perf_counter() - since
-        self._tell = tell
+        self._reported = report
         if not self._background:
             self._run(write, blocked_s)
             self._report()
@@ -50,7 +50,7 @@ class Saver:
         )
         self._thread.start()
 
-    def look(self) -> None:
+    def report_written(self) -> None:
         """Report a checkpoint that is written by now, raise the error of one that failed; never waits."""
         if self._thread is not None and not self._thread.is_alive():
             self.wait()
@@ -70,7 +70,7 @@ class Saver:
         self.failed = error is not None
         if error is not None:
             raise error
-        if result is not None and self._tell:
+        if result is not None and self._reported:
             self._done(result)
 
     def __enter__(self) -> Saver:

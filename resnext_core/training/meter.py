@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,10 @@ from resnext_core.training.nonfinite import mean_of_finite
 
 
 class Meter:
-    """Sums what one ``train`` record of `epoch` (from 1) says, and writes it; `total` are the steps of the run."""
+    """Sums what one record of `epoch` (from 1) says, and writes it; `total` are the steps of the whole training."""
 
-    def __init__(self, emit: Listener, *, batch_size: int, total: int, epoch: int) -> None:
-        self._emit, self._batch_size, self._total, self._epoch = emit, batch_size, total, epoch
+    def __init__(self, listen: Listener, *, batch_size: int, total: int, epoch: int) -> None:
+        self._listen, self._batch_size, self._total, self._epoch = listen, batch_size, total, epoch
         self._reset()
 
     def _reset(self) -> None:
@@ -31,18 +32,30 @@ class Meter:
         """Steps since the last record."""
         return len(self._losses)
 
-    def add(
-        self, step: int, losses: NDArray[Any], lr: float, *, wait: float, compute: float, copy: float | None
-    ) -> None:
-        """Add the steps that end at `step`, with their `losses` and seconds; `copy` are those of `compute` in which
-        the device waited for its images, None where the trainer does not say."""
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time of the block as waiting for data."""
+        started = time.perf_counter()
+        yield
+        self._wait += time.perf_counter() - started
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Count the time of the block as computing."""
+        started = time.perf_counter()
+        yield
+        self._compute += time.perf_counter() - started
+
+    def add(self, step: int, losses: NDArray[Any], lr: float, *, copy: float | None) -> None:
+        """Add the steps that end at `step`, with their `losses` and the last `lr`.
+
+        In `copy` seconds of computing the device waited for its images, None where the trainer does not say.
+        """
         self._losses += [float(x) for x in losses]
         self._step, self._lr = step, lr
-        self._wait += wait
-        self._compute += compute
         if copy is not None:
             self._copy = (self._copy or 0.0) + copy
-        self._emit(
+        self._listen(
             Progress(
                 step=step, what="train", done=step, total=self._total, epoch=self._epoch, loss=float(losses[-1]),
                 lr=lr, images=len(losses) * self._batch_size,
@@ -53,7 +66,7 @@ class Meter:
         """Write the record and start the next one."""
         seconds = time.perf_counter() - self._started
         images = len(self._losses) * self._batch_size
-        self._emit(
+        self._listen(
             Train(
                 step=self._step, epoch=self._epoch, loss=mean_of_finite(self._losses), lr=self._lr, images=images,
                 seconds=round(seconds, 4), wait_s=round(self._wait, 4), compute_s=round(self._compute, 4),

@@ -35,12 +35,12 @@ class LossWatch:
         self._folder, self._index, self._tolerant = folder, index, tolerant
         self._streak = 0
 
-    def look(
+    def check(
         self, step: int, epoch: int, loss: float, lr: float, samples: Sequence[int], *, write: bool
     ) -> Nonfinite | None:
-        """Look at the loss of `step` (from 1) on the global batch of `samples`; None when it is finite, else a record.
+        """Check the loss of `step` (from 1) on the global batch of `samples`; None when it is finite, else a record.
 
-        `epoch` counts from 1. The samples are written down where `write` (rank 0) says so. Raises Diverged when
+        `epoch` counts from 1. The samples are written down with `write` (rank 0). Raises Diverged when
         the run must end.
         """
         if np.isfinite(loss):

@@ -52,12 +52,12 @@ def test_training_goes_on_while_it_writes_and_hears_of_it_in_its_own_thread() ->
     disk = Disk()
     with Saver(disk.done, background=True) as saver:
         saver.save(disk.writer(1), since=time.perf_counter())
-        saver.look()
+        saver.report_written()
         assert disk.names == []
         disk.gate.set()
         deadline = time.monotonic() + 120
         while not disk.names and time.monotonic() < deadline:
-            saver.look()
+            saver.report_written()
             time.sleep(0.001)
         assert disk.told == [("step-1", threading.get_ident())]
 
@@ -84,7 +84,7 @@ def test_in_the_foreground_it_is_done_on_return() -> None:
             saver.save(disk.writer(2, DataError("full")), since=time.perf_counter())
 
 
-@pytest.mark.parametrize("call", ["look", "wait", "save", "leave"])
+@pytest.mark.parametrize("call", ["report_written", "wait", "save", "leave"])
 def test_an_error_in_the_background_is_raised_where_the_training_looks(call: str) -> None:
     disk = Disk()
     disk.gate.set()
@@ -95,7 +95,7 @@ def test_an_error_in_the_background_is_raised_where_the_training_looks(call: str
     calls: dict[str, Callable[[], object]] = {
         "save": lambda: saver.save(disk.writer(2), since=time.perf_counter()),
         "leave": lambda: saver.__exit__(None, None, None),
-        "look": saver.look,
+        "report_written": saver.report_written,
         "wait": saver.wait,
     }
     with pytest.raises(DataError, match="full"):

@@ -29,8 +29,9 @@ from resnext_core.ranks.signals import StopRequest
 from resnext_core.runs.checkpoint import load_checkpoint, load_latest
 from resnext_core.runs.checkpoint_folder import checkpoint_names
 from resnext_core.runs.folder import RunFolder
-from resnext_core.training.loop import Job, fit
+from resnext_core.training.loop import fit
 from resnext_core.training.schedule import lrs, scaled_lr
+from resnext_core.training.training import Training
 
 
 class Recorder:
@@ -89,10 +90,10 @@ class Constant:
 
 
 @pytest.fixture
-def job(photos: Path, tiny_weights: Weights, tmp_path: Path) -> Callable[..., Job]:
+def job(photos: Path, tiny_weights: Weights, tmp_path: Path) -> Callable[..., Training]:
     """Make a job on `photos`: 48 images, 6 steps of 8 an epoch."""
 
-    def make(*sets: str, steps_per_call: int = 1, val: bool = True) -> Job:
+    def make(*sets: str, steps_per_call: int = 1, val: bool = True) -> Training:
         config = configured(*sets)
         train = open_index(photos / "train")
         index = open_index(photos / "val", train.classes) if val else None
@@ -101,10 +102,10 @@ def job(photos: Path, tiny_weights: Weights, tmp_path: Path) -> Callable[..., Jo
         def loader(of: Any) -> Loader:
             return Loader(of, tiny_weights.preprocess, None, workers=0)
 
-        return Job(
+        return Training(
             config=config, weights=tiny_weights, train=train, train_loader=loader(train), val=index,
             val_loader=loader(index) if index else None, rank=RankInfo(), collectives=SingleProcess(), run=run,
-            steps_per_call=steps_per_call, emit=lambda r: run.append(r) if r.stored else None,
+            steps_per_call=steps_per_call, listen=lambda r: run.append(r) if r.stored else None,
         )  # fmt: skip
 
     return make
@@ -115,13 +116,13 @@ def configured(*sets: str) -> Config:
     return load_config(parse_set([*defaults, *sets]))[0]
 
 
-def records(job: Job, kind: str, *keys: str) -> list[tuple[Any, ...]]:
+def records(job: Training, kind: str, *keys: str) -> list[tuple[Any, ...]]:
     return [tuple(r[k] for k in keys) for r in stored(job.run) if r["kind"] == kind]
 
 
 @pytest.mark.parametrize("steps_per_call", [1, 2, 4, 100])
 def test_images_and_learning_rates_come_in_the_stated_order(
-    job: Callable[..., Job], tiny_weights: Weights, steps_per_call: int
+    job: Callable[..., Training], tiny_weights: Weights, steps_per_call: int
 ) -> None:
     made = job("train.seed=7", "schedule.kind=cosine-step", steps_per_call=steps_per_call)
     trainer = Recorder(tiny_weights)
@@ -141,7 +142,7 @@ def test_images_and_learning_rates_come_in_the_stated_order(
 
 @pytest.mark.parametrize("log_every", [1, 4, 100])
 def test_records_account_for_every_step_once(
-    job: Callable[..., Job], tiny_weights: Weights, log_every: int
+    job: Callable[..., Training], tiny_weights: Weights, log_every: int
 ) -> None:
     made = job(f"train.log_every={log_every}")
     fit(Recorder(tiny_weights), made)
@@ -157,7 +158,7 @@ def test_records_account_for_every_step_once(
 
 
 def test_evaluation_checkpoints_and_best_come_when_asked(
-    job: Callable[..., Job], tiny_weights: Weights
+    job: Callable[..., Training], tiny_weights: Weights
 ) -> None:
     made = job(
         "train.epochs=7",
@@ -179,7 +180,7 @@ def test_evaluation_checkpoints_and_best_come_when_asked(
     assert np.array_equal(saved.tensors["fc.bias"], tiny_weights.tensors["fc.bias"] + np.float32(12))
 
 
-def test_without_val_it_only_saves(job: Callable[..., Job], tiny_weights: Weights) -> None:
+def test_without_val_it_only_saves(job: Callable[..., Training], tiny_weights: Weights) -> None:
     made = job(val=False)
     progress = fit(Recorder(tiny_weights), made)
     assert (progress.best, progress.step) == (None, 18)
@@ -191,7 +192,7 @@ def test_without_val_it_only_saves(job: Callable[..., Job], tiny_weights: Weight
 @pytest.mark.parametrize("at", [1, 3, 6, 7, 12, 17])
 @pytest.mark.parametrize("log_every", [1, 5])
 def test_a_signal_at_any_step_saves_and_the_rest_follows(
-    job: Callable[..., Job], tiny_weights: Weights, at: int, steps_per_call: int, log_every: int
+    job: Callable[..., Training], tiny_weights: Weights, at: int, steps_per_call: int, log_every: int
 ) -> None:
     made = job(f"train.log_every={log_every}", steps_per_call=steps_per_call)
     first = Recorder(tiny_weights, lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == at else None)
@@ -213,7 +214,7 @@ def test_a_signal_at_any_step_saves_and_the_rest_follows(
 
 @pytest.mark.parametrize("at", [3, 6, 11])
 def test_records_of_a_stopped_and_resumed_run_miss_no_step(
-    job: Callable[..., Job], tiny_weights: Weights, at: int, tmp_path: Path
+    job: Callable[..., Training], tiny_weights: Weights, at: int, tmp_path: Path
 ) -> None:
     """With several steps a record, those of the epoch in which it stopped are of other steps."""
     made = job("train.log_every=4")
@@ -250,7 +251,7 @@ class Diverges(Recorder):
 
 @pytest.mark.parametrize("steps_per_call", [1, 4])
 def test_a_loss_that_is_not_a_number_stops(
-    job: Callable[..., Job], tiny_weights: Weights, steps_per_call: int
+    job: Callable[..., Training], tiny_weights: Weights, steps_per_call: int
 ) -> None:
     made = job(steps_per_call=steps_per_call)
     with pytest.raises(DataError, match=r"loss is not a number at step 9, lr .*; lower optimizer.lr"):
@@ -266,7 +267,7 @@ def test_a_loss_that_is_not_a_number_stops(
 
 @pytest.mark.parametrize("policy", ["train.nonfinite=skip", "precision.loss_scale=dynamic"])
 def test_steps_that_are_not_numbers_are_counted_and_left_out_of_the_mean(
-    job: Callable[..., Job], tiny_weights: Weights, policy: str
+    job: Callable[..., Training], tiny_weights: Weights, policy: str
 ) -> None:
     made = job(policy, "train.log_every=3")
     assert fit(Diverges(tiny_weights), made).step == 18
@@ -279,7 +280,7 @@ def test_steps_that_are_not_numbers_are_counted_and_left_out_of_the_mean(
 
 
 def test_a_run_of_nothing_but_skipped_steps_ends(
-    job: Callable[..., Job], tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch
+    job: Callable[..., Training], tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("resnext_core.training.nonfinite.MAX_CONSECUTIVE", 5)
     monkeypatch.setattr("resnext_core.training.nonfinite.MAX_DUMPS", 3)
@@ -295,7 +296,7 @@ def test_a_run_of_nothing_but_skipped_steps_ends(
 
 @pytest.mark.parametrize("steps_per_call", [1, 4])
 def test_checkpoints_come_within_an_epoch_when_asked(
-    job: Callable[..., Job], tiny_weights: Weights, steps_per_call: int
+    job: Callable[..., Training], tiny_weights: Weights, steps_per_call: int
 ) -> None:
     made = job(
         "train.checkpoint_steps=4", "train.log_every=100", "train.keep=99", steps_per_call=steps_per_call
@@ -315,7 +316,7 @@ def test_checkpoints_come_within_an_epoch_when_asked(
 
 @pytest.mark.parametrize("background", ["true", "false"])
 def test_a_checkpoint_that_cannot_be_written_ends_the_run(
-    job: Callable[..., Job], tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch, background: str
+    job: Callable[..., Training], tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch, background: str
 ) -> None:
     made = job(f"train.background_saving={background}")
 
@@ -336,7 +337,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(
 
 
 def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
-    job: Callable[..., Job], tiny_weights: Weights
+    job: Callable[..., Training], tiny_weights: Weights
 ) -> None:
     made, batches = job(), []
 
@@ -362,7 +363,7 @@ def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
 
 @pytest.mark.parametrize(("right", "warned"), [(0, True), (23, False)])
 def test_a_first_accuracy_at_chance_is_said(
-    job: Callable[..., Job], tiny_weights: Weights, right: int, warned: bool
+    job: Callable[..., Training], tiny_weights: Weights, right: int, warned: bool
 ) -> None:
     made = job()
     labels = made.val.labels if made.val is not None else None
@@ -391,7 +392,7 @@ class Oracle(Constant):
         return np.eye(6, dtype=np.float32)[[next(self.answers) for _ in images]]
 
 
-def test_resuming_with_other_images_is_refused(job: Callable[..., Job], tiny_weights: Weights) -> None:
+def test_resuming_with_other_images_is_refused(job: Callable[..., Training], tiny_weights: Weights) -> None:
     made = job()
     fit(Recorder(tiny_weights), made)
     checkpoint = load_latest(made.run.checkpoints, pytest.fail)

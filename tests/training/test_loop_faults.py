@@ -32,7 +32,8 @@ from resnext_core.runs.checkpoint import checkpoint_names, load_latest
 from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.records import Record
 from resnext_core.runs.unreadable import allowed
-from resnext_core.training.loop import Job, fit
+from resnext_core.training.loop import fit
+from resnext_core.training.training import Training
 
 ALONE = RankInfo()
 
@@ -44,11 +45,11 @@ def data(photos: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def job(data: Path, tiny_weights: Weights, tmp_path: Path) -> Callable[..., Job]:
+def job(data: Path, tiny_weights: Weights, tmp_path: Path) -> Callable[..., Training]:
     """Make a job on `data`, of one rank or as one of several."""
     (tmp_path / "run").mkdir()
 
-    def make(*sets: str, rank: RankInfo = ALONE, collectives: Any = None, val: bool = True) -> Job:
+    def make(*sets: str, rank: RankInfo = ALONE, collectives: Any = None, val: bool = True) -> Training:
         config = configured(*sets)
         train = open_index(data / "train")
         index = open_index(data / "val", train.classes) if val else None
@@ -61,20 +62,20 @@ def job(data: Path, tiny_weights: Weights, tmp_path: Path) -> Callable[..., Job]
             if record.stored and rank.is_main:
                 run.append(record)
 
-        return Job(
+        return Training(
             config=config, weights=tiny_weights, train=train, train_loader=loader(train), val=index,
             val_loader=loader(index) if index else None, rank=rank, collectives=collectives or SingleProcess(),
-            run=run, steps_per_call=1, emit=emit,
+            run=run, steps_per_call=1, listen=emit,
         )  # fmt: skip
 
     return make
 
 
-def latest(job: Job) -> Any:
+def latest(job: Training) -> Any:
     return load_latest(job.run.checkpoints, pytest.fail)
 
 
-def failing_at(job: Job, kind: str, nth: int, error: Exception) -> Job:
+def failing_at(job: Training, kind: str, nth: int, error: Exception) -> Training:
     """Return the job whose `nth` record of a kind cannot be written."""
     seen = 0
 
@@ -83,9 +84,9 @@ def failing_at(job: Job, kind: str, nth: int, error: Exception) -> Job:
         seen += record.kind == kind
         if record.kind == kind and seen == nth:
             raise error
-        job.emit(record)
+        job.listen(record)
 
-    return dataclasses.replace(job, emit=emit)
+    return dataclasses.replace(job, listen=emit)
 
 
 class Broken(Loader):
@@ -126,7 +127,7 @@ ERRORS: dict[str, Callable[[], Exception]] = {
     ],
 )
 def test_an_error_between_two_steps_is_raised_after_saving(
-    job: Callable[..., Job], tiny_weights: Weights, kind: str, log_every: int, where: str
+    job: Callable[..., Training], tiny_weights: Weights, kind: str, log_every: int, where: str
 ) -> None:
     made, error = job(f"train.log_every={log_every}"), ERRORS[kind]()
     if where == "loader":
@@ -155,7 +156,7 @@ def test_an_error_between_two_steps_is_raised_after_saving(
 
 @pytest.mark.parametrize("kind", ["eval", "checkpoint", "train"])
 def test_a_record_that_cannot_be_written_loses_no_step(
-    job: Callable[..., Job], tiny_weights: Weights, kind: str
+    job: Callable[..., Training], tiny_weights: Weights, kind: str
 ) -> None:
     made = job("train.log_every=1")
     error = DataError("cannot write records.jsonl: No space left on device")
@@ -165,7 +166,9 @@ def test_a_record_that_cannot_be_written_loses_no_step(
     assert latest(made).progress.step == trainer.step
 
 
-def test_an_error_before_the_first_step_saves_nothing(job: Callable[..., Job], tiny_weights: Weights) -> None:
+def test_an_error_before_the_first_step_saves_nothing(
+    job: Callable[..., Training], tiny_weights: Weights
+) -> None:
     made = job()
     loader = broken(made.train_loader, 0, DataError("a data worker died"), tiny_weights)
     with pytest.raises(DataError, match=r"^a data worker died$"):
@@ -174,7 +177,7 @@ def test_an_error_before_the_first_step_saves_nothing(job: Callable[..., Job], t
 
 
 def test_a_stop_before_the_first_step_leaves_a_run_that_can_be_resumed(
-    job: Callable[..., Job], tiny_weights: Weights
+    job: Callable[..., Training], tiny_weights: Weights
 ) -> None:
     made = job()
 
@@ -193,7 +196,9 @@ def test_a_stop_before_the_first_step_leaves_a_run_that_can_be_resumed(
     assert made.run.path.is_dir()
 
 
-def test_a_step_that_failed_half_way_is_not_saved(job: Callable[..., Job], tiny_weights: Weights) -> None:
+def test_a_step_that_failed_half_way_is_not_saved(
+    job: Callable[..., Training], tiny_weights: Weights
+) -> None:
     made = job()
 
     def fails(step: int) -> None:
@@ -206,7 +211,7 @@ def test_a_step_that_failed_half_way_is_not_saved(job: Callable[..., Job], tiny_
 
 
 def test_a_diverged_state_is_not_saved_though_its_samples_cannot_be_written(
-    job: Callable[..., Job], tiny_weights: Weights
+    job: Callable[..., Training], tiny_weights: Weights
 ) -> None:
     made = job()
     (made.run.path / "nonfinite").write_text("in the way")
@@ -218,7 +223,7 @@ def test_a_diverged_state_is_not_saved_though_its_samples_cannot_be_written(
 
 
 def test_a_diverged_state_is_not_saved_though_something_else_failed_before(
-    job: Callable[..., Job], tiny_weights: Weights
+    job: Callable[..., Training], tiny_weights: Weights
 ) -> None:
     """The record of a bad image cannot be written, and the step that it is in diverges."""
     made = job("train.batch_size=48")
@@ -258,7 +263,7 @@ class EvaluationFails(Recorder):
 
 
 def test_what_was_trained_is_saved_before_an_evaluation_that_fails(
-    job: Callable[..., Job], tiny_weights: Weights, data: Path, tmp_path: Path
+    job: Callable[..., Training], tiny_weights: Weights, data: Path, tmp_path: Path
 ) -> None:
     """However often it is resumed: nothing is trained again, and once the fault is mended all is as without it."""
     made = job("train.log_every=1")
@@ -293,7 +298,7 @@ KEYS = {
 
 
 def test_a_bad_file_of_the_evaluation_is_named_once(
-    job: Callable[..., Job], tiny_weights: Weights, data: Path
+    job: Callable[..., Training], tiny_weights: Weights, data: Path
 ) -> None:
     made = job()
     assert made.val is not None
@@ -316,7 +321,7 @@ def test_how_many_may_be_bad() -> None:
     assert allowed(100, 0.29) == 29, "0.29 * 100 is 28.999999999999996"
 
 
-def spoil(job: Job, count: int) -> list[str]:
+def spoil(job: Training, count: int) -> list[str]:
     paths = [job.train.path(i) for i in range(0, 2 * count, 2)]
     for path in paths:
         path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{0:064d}\nsize 9\n")
@@ -324,7 +329,7 @@ def spoil(job: Job, count: int) -> list[str]:
 
 
 def test_bad_images_are_said_once_with_path_and_reason(
-    job: Callable[..., Job], tiny_weights: Weights
+    job: Callable[..., Training], tiny_weights: Weights
 ) -> None:
     made = job()
     paths = spoil(made, 4)
@@ -343,7 +348,7 @@ def test_bad_images_are_said_once_with_path_and_reason(
 
 @pytest.mark.parametrize("policy", ["count", "quarantine"])
 def test_too_many_bad_images_stop_after_saving(
-    job: Callable[..., Job], tiny_weights: Weights, policy: str
+    job: Callable[..., Training], tiny_weights: Weights, policy: str
 ) -> None:
     made = job(f"data.bad_images={policy}")
     paths = spoil(made, 5)
@@ -368,7 +373,9 @@ def test_too_many_bad_images_stop_after_saving(
     fit(Recorder(tiny_weights), job(f"data.bad_images={policy}", "data.max_bad=0.2"))  # as the message says
 
 
-def test_a_resumed_run_knows_the_bad_images_before_it(job: Callable[..., Job], tiny_weights: Weights) -> None:
+def test_a_resumed_run_knows_the_bad_images_before_it(
+    job: Callable[..., Training], tiny_weights: Weights
+) -> None:
     """Those are not said again, and count; what is only in the records that were cut off is found anew."""
     made = job("train.epochs=1")
     spoil(made, 4)
@@ -397,10 +404,10 @@ class Counted(TcpCollectives):
 
 
 def on_two(
-    job: Callable[..., Job],
+    job: Callable[..., Training],
     weights: Weights,
     *sets: str,
-    change: Callable[[Job], Job] = lambda j: j,
+    change: Callable[[Training], Training] = lambda j: j,
     trainer: Callable[[int], Recorder] | None = None,
     val: bool = True,
 ) -> list[tuple[Any, Recorder, int]]:
@@ -428,7 +435,7 @@ def on_two(
     return results  # type: ignore[return-value]
 
 
-def test_ranks_exchange_once_a_chunk(job: Callable[..., Job], tiny_weights: Weights) -> None:
+def test_ranks_exchange_once_a_chunk(job: Callable[..., Training], tiny_weights: Weights) -> None:
     for _, trainer, sums in on_two(job, tiny_weights, val=False):
         assert trainer.step == 18
         assert sums == 18 + 3, "a chunk, and the end of an epoch"
@@ -437,12 +444,12 @@ def test_ranks_exchange_once_a_chunk(job: Callable[..., Job], tiny_weights: Weig
 @pytest.mark.parametrize("faulty", [0, 1])
 @pytest.mark.parametrize("kind", ["expected", "memory"])
 def test_a_rank_whose_loader_fails_stops_all_and_the_steps_are_saved(
-    job: Callable[..., Job], tiny_weights: Weights, faulty: int, kind: str
+    job: Callable[..., Training], tiny_weights: Weights, faulty: int, kind: str
 ) -> None:
     error = ERRORS[kind]()
     before = str(error)
 
-    def change(made: Job) -> Job:
+    def change(made: Training) -> Training:
         if made.rank.rank != faulty:
             return made
         return dataclasses.replace(made, train_loader=broken(made.train_loader, 8, error, tiny_weights))
@@ -460,7 +467,7 @@ def test_a_rank_whose_loader_fails_stops_all_and_the_steps_are_saved(
 
 @pytest.mark.parametrize("faulty", [0, 1])
 def test_a_rank_that_fails_in_an_evaluation_stops_all(
-    job: Callable[..., Job], tiny_weights: Weights, faulty: int
+    job: Callable[..., Training], tiny_weights: Weights, faulty: int
 ) -> None:
     results = on_two(
         job, tiny_weights, trainer=lambda n: (EvaluationFails if n == faulty else Recorder)(tiny_weights)
@@ -474,11 +481,11 @@ def test_a_rank_that_fails_in_an_evaluation_stops_all(
 
 
 def test_a_rank_that_is_lost_between_steps_costs_no_step(
-    job: Callable[..., Job], tiny_weights: Weights
+    job: Callable[..., Training], tiny_weights: Weights
 ) -> None:
     """As after `kill -9`: its connection ends while the other one waits for it."""
 
-    def change(made: Job) -> Job:
+    def change(made: Training) -> Training:
         if made.rank.is_main:
             return made
 
@@ -499,7 +506,9 @@ def test_a_rank_that_is_lost_between_steps_costs_no_step(
     assert latest(job()).progress.step == trainer.step == 4
 
 
-def test_bad_images_of_every_rank_are_known_to_rank_0(job: Callable[..., Job], tiny_weights: Weights) -> None:
+def test_bad_images_of_every_rank_are_known_to_rank_0(
+    job: Callable[..., Training], tiny_weights: Weights
+) -> None:
     paths = spoil(job(), 4)
     for outcome, trainer, sums in on_two(job, tiny_weights, val=False):
         assert not isinstance(outcome, Exception)
@@ -510,7 +519,9 @@ def test_bad_images_of_every_rank_are_known_to_rank_0(job: Callable[..., Job], t
     assert {reason for _, reason in found} == {"a Git LFS pointer, not an image; run git lfs pull"}
 
 
-def test_too_many_bad_images_over_all_ranks_stop_all(job: Callable[..., Job], tiny_weights: Weights) -> None:
+def test_too_many_bad_images_over_all_ranks_stop_all(
+    job: Callable[..., Training], tiny_weights: Weights
+) -> None:
     """Neither rank alone has met so many."""
     spoil(job(), 5)
     results = on_two(job, tiny_weights)

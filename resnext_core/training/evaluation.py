@@ -1,0 +1,114 @@
+"""The end of an epoch: a checkpoint, and an evaluation on the validation part of the data where one is due."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from resnext_core.errors import BackendUnavailable
+from resnext_core.interfaces import Trainer
+from resnext_core.runs.records import Eval, Progress
+from resnext_core.serving.evaluate import Evaluation, evaluate
+from resnext_core.training.news import end_run, exchange_news
+from resnext_core.training.session import Session
+from resnext_core.training.training import Training
+
+
+def close_epoch(session: Session) -> None:
+    """Save and evaluate as the configuration says.
+
+    What will be evaluated is saved before, since an evaluation may fail, and completed with its result after.
+    """
+    training = session.training
+    session.meter = None
+    epoch = session.progress.step // training.steps_per_epoch
+    evaluates = training.evaluates_after(epoch)
+    if evaluates and session.saved != session.progress:
+        session.attempt(partial(session.save, report=False))
+    exchange_news(session)
+    if not evaluates:
+        session.progress = replace(session.progress, epoch_closed=True)
+        if training.saves_after(epoch):
+            session.attempt(session.save)
+        return
+    result = _evaluate(session)
+    if session.progress.best is None:
+        session.attempt(partial(_warn_at_chance, session, result))
+    score, step = getattr(result, training.config.train.best), session.progress.step
+    is_best = session.progress.best is None or score > session.progress.best
+    if is_best:
+        session.progress = replace(session.progress, best=score, best_step=step)
+    metrics = {"top1": result.top1, "top5": result.top5}
+    record = Eval(
+        step=step, epoch=epoch, split="val", metrics=metrics, expected=result.expected, scored=result.scored,
+        failed=result.failed, seconds=round(result.seconds, 3), best=is_best,
+    )  # fmt: skip
+    session.attempt(partial(training.listen, record))
+    session.progress = replace(session.progress, epoch_closed=True)
+    session.attempt(partial(session.save_metrics, {"split": "val", **metrics}))
+
+
+def _evaluate(session: Session) -> Evaluation:
+    """Evaluate on the validation part; a stop or an error ends it at the next batch, and resuming evaluates first."""
+    training = session.training
+    assert training.val is not None
+    assert training.val_loader is not None
+    share = -(-len(training.val) // training.rank.world)
+    exchanges = -(-share // training.config.eval.batch_size)  # one a batch, on every rank the same
+
+    def on_progress(done: int, total: int) -> None:
+        nonlocal exchanges
+        session.attempt(
+            partial(
+                training.listen, Progress(step=session.progress.step, what="eval", done=done, total=total)
+            )
+        )
+        exchanges -= 1
+        exchange_news(session)
+
+    try:
+        _share_statistics(session.trainer, training)
+        return evaluate(
+            session.trainer.predictor(ema=training.config.train.ema_decay is not None), training.val_loader,
+            training.val, batch_size=training.config.eval.batch_size, rank=training.rank,
+            collectives=training.collectives, on_progress=on_progress,
+        )  # fmt: skip
+    except Exception as error:
+        if session.ending:
+            raise
+        session.failure = session.failure or error
+        if exchanges and not isinstance(error, BackendUnavailable):
+            exchange_news(session)
+        end_run(session, session.failure, together=False)
+
+
+def _warn_at_chance(session: Session, result: Evaluation) -> None:
+    """Note a first accuracy that guessing would reach too."""
+    chance = 1 / len(result.classes)
+    if len(result.classes) > 1 and result.top1_interval[0] <= chance:
+        session.note(
+            f"warning: the first evaluation has top-1 {100 * result.top1:.2f} %, no better than chance "
+            f"({100 * chance:.2f} %); if the next ones stay there, check labels, class folders and optimizer.lr"
+        )
+
+
+def _share_statistics(trainer: Trainer, training: Training) -> None:
+    """Give every rank the running statistics of rank 0, those of its checkpoints: all evaluate one network.
+
+    In training a rank's statistics stay its own. Rank 0's are not touched, so a resumed run has the same.
+    """
+    if training.rank.world == 1:
+        return
+    state = trainer.state()
+    running = {t.name for t in training.weights.spec.tensors if not t.trainable}
+    names = [n for n in sorted(state.tensors) if n.split("/", 1)[1] in running]
+    own = np.concatenate([state.tensors[n].ravel() for n in names])
+    shared = training.collectives.all_reduce_sum(own if training.rank.is_main else np.zeros_like(own))
+    if training.rank.is_main:
+        return
+    ends = np.cumsum([state.tensors[n].size for n in names])[:-1]
+    parts = zip(names, np.split(shared, ends), strict=True)
+    tensors = {n: part.reshape(state.tensors[n].shape) for n, part in parts}
+    trainer.load_state(replace(state, tensors={**state.tensors, **tensors}))

@@ -1,0 +1,151 @@
+"""What a training is made of, and which steps, checkpoints and evaluations follow from that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnext_core.config import Config
+from resnext_core.data.index import Index
+from resnext_core.data.loader import Loader
+from resnext_core.data.sampler import Task, epoch_permutation, rank_slice, steps_per_epoch
+from resnext_core.model.weights import Weights
+from resnext_core.ranks.collectives import Collectives
+from resnext_core.ranks.info import RankInfo
+from resnext_core.runs.checkpoint_folder import RunProgress, Summary
+from resnext_core.runs.folder import RunFolder
+from resnext_core.runs.records import Listener, Saved
+from resnext_core.training.schedule import lrs, scaled_lr
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Training:
+    """Everything a training is made of. Without `val` nothing is evaluated; `listen` gets every record."""
+
+    config: Config
+    weights: Weights
+    train: Index
+    train_loader: Loader
+    val: Index | None
+    val_loader: Loader | None
+    rank: RankInfo
+    collectives: Collectives
+    run: RunFolder
+    steps_per_call: int
+    listen: Listener
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return steps_per_epoch(len(self.train), self.config.train.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.steps_per_epoch * self.config.train.epochs
+
+    @property
+    def tolerates_nonfinite(self) -> bool:
+        """True where a step whose loss is not finite is skipped: by policy, or as an overflow of the loss scale."""
+        return self.config.train.nonfinite == "skip" or self.config.precision.loss_scale != "none"
+
+    def epochs_after(self, step: int) -> Iterator[Epoch]:
+        """Yield the epochs that are not complete after `step` steps, each with its remaining steps."""
+        while step < self.steps:
+            number = step // self.steps_per_epoch + 1
+            remaining = range(step, number * self.steps_per_epoch)
+            order = epoch_permutation(len(self.train), self.config.train.seed, number - 1)
+            yield Epoch(training=self, number=number, steps=remaining, order=order)
+            step = remaining.stop
+
+    def saves_at(self, step: int) -> bool:
+        """True where a checkpoint is due after `step` steps, within an epoch."""
+        every = self.config.train.checkpoint_steps
+        return every is not None and step % every == 0 and step % self.steps_per_epoch != 0
+
+    def saves_after(self, epoch: int) -> bool:
+        """True where a checkpoint is due at the end of `epoch` (from 1), evaluated or not."""
+        return epoch == self.config.train.epochs or epoch % self.config.train.checkpoint_every == 0
+
+    def evaluates_after(self, epoch: int) -> bool:
+        """True where an evaluation follows `epoch` (from 1)."""
+        train = self.config.train
+        if self.val is None:
+            return False
+        return epoch >= train.epochs or (epoch >= train.eval_start and epoch % train.eval_every == 0)
+
+    def awaits_evaluation(self, progress: RunProgress) -> bool:
+        """True at the end of an epoch whose evaluation is still to come; it completes the checkpoint."""
+        epoch, within = divmod(progress.step, self.steps_per_epoch)
+        return not progress.epoch_closed and within == 0 and self.evaluates_after(epoch)
+
+    def report_saved(self, summary: Summary) -> None:
+        """Record a checkpoint: the same whether it was just written or is read again."""
+        step, saving = summary.progress.step, summary.saving
+        self.listen(
+            Saved(
+                step=step, epoch=step // self.steps_per_epoch, seconds=saving.seconds, blocked_s=saving.blocked_s,
+                path=summary.name, bytes=saving.bytes,
+            )
+        )  # fmt: skip
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a resumed run must share with its checkpoint for the same images to be seen."""
+        train = self.config.train
+        return {
+            "seed": train.seed,
+            "batch_size": train.batch_size,
+            "train_images": len(self.train),
+            "train_digest": self.train.dataset_digest,
+            "variant": self.weights.spec.variant,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Epoch:
+    """The remaining `steps` (from 0 over the whole training) of the epoch `number` (from 1).
+
+    `order` int64 (images,) is the permutation that the epoch's steps take in turn.
+    """
+
+    training: Training
+    number: int
+    steps: range
+    order: NDArray[np.int64]
+
+    def tasks(self) -> Iterator[Task]:
+        """Yield what this rank reads for each step."""
+        rank = self.training.rank
+        for step in self.steps:
+            yield Task.of(self.number - 1, self._slice(step, rank.rank, rank.world))
+
+    def chunks(self) -> Iterator[range]:
+        """Yield the steps of each call of the trainer: as many as the backend likes, but none past a checkpoint."""
+        every, step = self.training.config.train.checkpoint_steps, self.steps.start
+        while step < self.steps.stop:
+            most = self.training.steps_per_call
+            if every is not None:
+                most = min(most, every - step % every)
+            yield range(step, min(step + most, self.steps.stop))
+            step += most
+
+    def lrs(self, steps: range) -> NDArray[np.float32]:
+        """Return the learning rates of `steps`: float32 (len(steps),)."""
+        config, training = self.training.config, self.training
+        return lrs(
+            steps.start, len(steps), config=config.schedule,
+            base_lr=scaled_lr(config.optimizer, config.train.batch_size),
+            steps_per_epoch=training.steps_per_epoch, epochs=config.train.epochs,
+        )  # fmt: skip
+
+    def samples(self, step: int) -> list[int]:
+        """Return the images of all ranks in `step`."""
+        samples: list[int] = self._slice(step, 0, 1).tolist()
+        return samples
+
+    def _slice(self, step: int, rank: int, world: int) -> NDArray[np.int64]:
+        within = step % self.training.steps_per_epoch
+        return rank_slice(self.order, within, self.training.config.train.batch_size, rank, world)
