@@ -1,25 +1,34 @@
-"""``resnext-run data``: write the demo data, say what a data folder holds, look at every file of it."""
+"""``resnext-run data``: write the demo data, show what a data folder holds, decode every file of it."""
 
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
-from resnext_core.cli import scan
-from resnext_core.cli.common import add_json_flag
-from resnext_core.cli.output import Output, table
-from resnext_core.config import DataConfig
-from resnext_core.data.demo import write_digits
-from resnext_core.data.findings import class_counts
-from resnext_core.data.index import Index, open_index, remarks
-from resnext_core.data.splits import part_paths
+from resnext_core.cli.common import add_json_flag, positive
+from resnext_core.cli.output import Output, ProgressBar, table
+from resnext_core.cli.scan_text import problems, scan_text
+from resnext_core.errors import DataError
+from resnext_core.jobs.data import DataResult, data_info, write_demo
+from resnext_core.jobs.scan import ScanJob, scan
+from resnext_core.runs.records import Progress, Record
 
 EPILOG = """\
 examples:
   resnext-run data demo digits      write train/, val/ and test/ of handwritten digits into ./digits
   resnext-run data info digits      classes and images of each part
-  resnext-run data scan digits      decode every file: corrupt ones, the same picture twice, leaks between parts
+  resnext-run data scan digits      decode every file: corrupt files, duplicates, images in several parts
 """
+
+_SCAN = """\
+Decode every file as training does. Exit code 3 when files are corrupt, or when the same image is in two parts or has
+two classes; duplicates within a class are reported and are no error. Results are cached: an unchanged file is not read
+again, and a scan that was stopped continues.
+"""
+
+#: Seconds between two lines of progress where no bar can be drawn.
+_LINE_S = 10.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -28,54 +37,83 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "demo", help="write image folders from scikit-learn's handwritten digits", allow_abbrev=False
     )
     demo.add_argument("folder", metavar="DIR", help="new folder to write")
-    add_json_flag(demo)
     info = actions.add_parser(
         "info", help="show the parts, classes and digests of a data folder", allow_abbrev=False
     )
     info.add_argument(
         "folder", metavar="DIR", help="folder with train/ and val/, a folder of class folders, or a list"
     )
-    add_json_flag(info)
-    scan.configure(
-        actions.add_parser(
-            "scan", help="decode every file and report what would spoil a training", allow_abbrev=False,
-            description=scan.DESCRIPTION,
-        )
+    scanning = actions.add_parser(
+        "scan", help="decode every file and report what would spoil a training", allow_abbrev=False,
+        description=_SCAN,
     )  # fmt: skip
+    scanning.add_argument(
+        "folder", metavar="DIR", help="folder with train/ and val/, or one of class folders"
+    )
+    scanning.add_argument(
+        "--list", metavar="FILE", help="write the names of corrupt files, for data.quarantine"
+    )
+    scanning.add_argument("--all", action="store_true", help="do not shorten long lists")
+    scanning.add_argument(
+        "--workers",
+        type=positive,
+        metavar="N",
+        help="processes that decode (default: one per core, at most 8)",
+    )
+    where = scanning.add_mutually_exclusive_group()
+    where.add_argument("--cache", metavar="DIR", help="folder of cached results (default: ~/.cache/resnext)")
+    where.add_argument("--no-cache", action="store_true", help="read every file, and cache nothing")
+    for action in actions.choices.values():
+        add_json_flag(action)
 
 
 def handle(args: argparse.Namespace) -> int:
     output = Output(json_result=args.json)
-    folder = Path(args.folder)
-    if args.action == "demo":
-        write_digits(folder)
-    parts = _parts(folder)
-    for line in remarks(parts.values()):
-        output.say(line)
     if args.action == "scan":
-        return scan.handle(args, folder, parts, output)
-    counts = {name: class_counts(index) for name, index in parts.items()}
-    value = {
-        name: {
-            "images": len(index),
-            "digest": index.dataset_digest,
-            "classes": counts[name],
-            "ignored": dict(index.ignored),
-        }
-        for name, index in parts.items()
-    }
-    classes = next(iter(parts.values())).classes
-    rows = [[c, *(str(counts[name].get(c, 0)) for name in parts)] for c in classes]
-    rows.append(["all", *(str(len(index)) for index in parts.values())])
-    output.result({"folder": str(folder), "parts": value}, table(rows, ["class", *parts]))
+        return _scan(args, output)
+    look = write_demo if args.action == "demo" else data_info
+    result = look(Path(args.folder), ProgressBar(output))
+    output.result(result.to_dict(), _counts(result))
     return 0
 
 
-def _parts(folder: Path) -> dict[str, Index]:
-    paths = part_paths(folder, DataConfig())
-    if "train" not in paths:
-        return {"images": open_index(folder)}
-    train = open_index(paths["train"])
-    return {"train": train} | {
-        k: open_index(p, classes=train.classes) for k, p in paths.items() if k != "train"
-    }
+def _counts(result: DataResult) -> str:
+    counts = result.counts()
+    rows = [[name, *(str(part.get(name, 0)) for part in counts.values())] for name in result.classes]
+    rows.append(["all", *(str(len(index)) for index in result.parts.values())])
+    return table(rows, ["class", *result.parts])
+
+
+def _scan(args: argparse.Namespace, output: Output) -> int:
+    job = ScanJob(
+        folder=Path(args.folder),
+        list_file=Path(args.list) if args.list else None,
+        workers=args.workers,
+        cache=Path(args.cache) if args.cache else None,
+        use_cache=not args.no_cache,
+    )
+    watcher = _Watcher(output)
+    try:
+        result = scan(job, watcher)
+    finally:
+        watcher.close()
+    output.result(result.to_dict(), scan_text(result, shorten=not args.all))
+    if result.findings.wrong:
+        raise DataError(f"{result.folder} has problems: {problems(result.findings)}")
+    return 0
+
+
+class _Watcher(ProgressBar):
+    """A bar of progress on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__(output)
+        self._said = time.perf_counter()
+
+    def __call__(self, record: Record) -> None:
+        super().__call__(record)
+        if not isinstance(record, Progress) or self._output.interactive:
+            return
+        if time.perf_counter() - self._said > _LINE_S:
+            self._output.say(f"{record.done} of {record.total} files")
+            self._said = time.perf_counter()

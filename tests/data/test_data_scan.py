@@ -164,7 +164,7 @@ def test_people_see_lists_shortened_and_what_to_do(cli: CommandLine, data: Path)
     assert "corrupt: 13" in outcome.out
     assert "and 3 more (--all prints them" in outcome.out
     assert f"--set data.quarantine={data.parent / 'bad.txt'}" in outcome.out
-    assert outcome.err == f"resnext-run: {data} is not sound: 13 corrupt\n"
+    assert outcome.err == f"resnext-run: {data} has problems: 13 corrupt\n"
     assert "more (--all" not in cli(*words, "--all").out
 
 
@@ -275,9 +275,7 @@ def test_a_scan_that_ends_early_goes_on(cli: CommandLine, data: Path, number: si
     _, err = process.communicate(timeout=300)
     if number != signal.SIGKILL:
         assert process.returncode == EXIT_INTERRUPTED
-        assert err.splitlines() == [
-            "resnext-run: stopped; what was seen is remembered, and the same command continues"
-        ]
+        assert err.splitlines() == ["resnext-run: stopped; the same command continues"]
     value = scanned(cli, data)
     assert value["remembered"] >= 20
     assert value["read"] + value["remembered"] == 165
