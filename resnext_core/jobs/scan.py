@@ -23,9 +23,9 @@ from resnext_core.runs.records import Listener, Progress
 class ScanJob:
     """Scan `folder`, or a list of images.
 
-    The names of corrupt files are written to `list_file`, for ``data.quarantine``. `workers` None means one process a core,
-    at most 8. Results are kept in the folder `cache` (None: the user's cache folder) unless `use_cache` is False, so
-    that an unchanged file is not read again.
+    The names of corrupt files are written to `list_file`, for ``data.quarantine``. `workers` None means one process
+    per core, at most 8. Results are kept in the folder `cache` (None: the user's cache folder) unless `use_cache` is
+    False, so that an unchanged file is not read again.
     """
 
     folder: Path
