@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from resnext_core.interfaces import Backend, Command, WeightFile
+    from resnext_core.interfaces import Backend, Command, Recipe, WeightFile
 
 PROJECT = "resnext"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -43,6 +43,25 @@ def resnext_commands() -> Iterable[Command]:  # type: ignore[empty-body]
         @hookimpl
         def resnext_commands():
             yield Command(name="mine", summary="tools of my accelerator", module="resnext_mine.cli")
+    """
+
+
+@hookspec
+def resnext_recipes() -> Iterable[Recipe]:  # type: ignore[empty-body]
+    """Yield recipes for ``--recipe``; core's own come through this hook too. The files are package data.
+
+    Example::
+
+        from pathlib import Path
+
+        from resnext_core.hookspecs import hookimpl
+        from resnext_core.interfaces import Recipe
+
+        FOLDER = Path(__file__).with_name("recipes")
+
+        @hookimpl
+        def resnext_recipes():
+            yield Recipe(name="imagenet-mine", path=FOLDER / "imagenet-mine.yaml")
     """
 
 

@@ -251,10 +251,11 @@ class Backend:
     backend can run here; it must be fast and must not import a framework. `formats` are the file suffixes that the
     predictor can serve; a backend that serves weights in memory lists ``.safetensors``. `format_probe` is asked with
     one of them, and answers like `probe()` whether such files can be served here; None means that all can that
-    `probe()` allows. `exporters` maps a format name
-    (``onnx``) to its exporter. `connect` joins the other ranks and returns the collectives; None takes core's own
-    over TCP. `launch` starts several processes and returns their exit code; None takes core's own local launcher.
-    `steps_per_call` is how many steps the trainer likes in one call of :meth:`Trainer.run_steps`.
+    `probe()` allows. `exporters` maps the name of a format, its suffix without the dot, to its exporter. `packages` are
+    the distributions whose versions a run records beside those of core. `connect` joins the other ranks and returns
+    the collectives; None takes core's own over TCP. `launch` starts several processes and returns their exit code;
+    None takes core's own local launcher. `steps_per_call` is how many steps the trainer likes in one call of
+    :meth:`Trainer.run_steps`.
 
     Factories import their framework when called, never before.
     """
@@ -269,6 +270,7 @@ class Backend:
     formats: tuple[str, ...] = (".safetensors",)
     format_probe: Callable[[str], Readiness] | None = None
     exporters: Mapping[str, Exporter] = field(default_factory=dict)
+    packages: tuple[str, ...] = ()
     options: type | None = None
     steps_per_call: int = 1
     connect: Callable[[RankInfo, Any], Collectives] | None = None
@@ -306,6 +308,19 @@ class WeightFile:
     probe: Callable[[], Readiness]
     read: Callable[[Path], StoredTensors]
     write: Callable[[Path, Mapping[str, NDArray[Any]], str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A recipe: settings of a kind of training, as ``--recipe NAME`` takes them.
+
+    `path` is its YAML file, sections of the configuration with comments: the first line says what it is for, the next
+    ones the command, the hardware, the duration and the expected accuracy. `former_names` are accepted too.
+    """
+
+    name: str
+    path: Path
+    former_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -39,10 +40,8 @@ eval: {batch_size: 8}
 @pytest.fixture
 def core_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Hide every installed plugin, so that tests do not depend on what else is in the environment."""
-    own = [
-        e for e in plugins.metadata.entry_points(group="resnext") if e.dist and e.dist.name == plugins.CORE
-    ]
-    monkeypatch.setattr(plugins.metadata, "entry_points", lambda **_: own)
+    own = [e for e in metadata.entry_points(group="resnext") if e.dist and e.dist.name == plugins.CORE]
+    monkeypatch.setattr(metadata, "entry_points", lambda **_: own)
     plugins.load_plugins.cache_clear()
     yield
     plugins.load_plugins.cache_clear()
@@ -60,10 +59,10 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
-    find = plugins.metadata.entry_points
+    find = metadata.entry_points
     installed = {e.value for e in find(group="resnext") if e.dist and e.dist.name != plugins.CORE}
     monkeypatch.setattr(
-        plugins.metadata,
+        metadata,
         "entry_points",
         lambda group: [e for e in find(group=group) if e.value not in installed],
     )

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from resnext_core.config import Config, Layer, load_config, parse_set, read_layer
 from resnext_core.errors import UsageError
-from resnext_core.jobs.recipes import recipe_names, recipe_path
+from resnext_core.jobs.recipes import recipe_path
 from resnext_core.plugins import load_plugins
 
 
@@ -69,9 +69,9 @@ def test_an_empty_section_changes_nothing() -> None:
     assert load(train=None, model={}) == load()
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", sorted(load_plugins().recipes))
 def test_recipes_are_valid_and_say_what_they_are(name: str) -> None:
-    path = recipe_path(name)
+    path = recipe_path(name, load_plugins())
     layer, types = read_layer(path), load_plugins().option_types()
     own = {n for n in layer.values if n not in Config().to_dict()}
     if own - set(types):

@@ -37,6 +37,15 @@ def resnext_commands():
 HEAD = "from resnext_core.hookspecs import hookimpl\nfrom resnext_core.interfaces import READY, Backend, Command\n"
 LACKING = "Readiness(state='missing', reason='its driver is missing')"
 CPU = "Readiness(state='test mode', reason='no device, it computes on the CPU')"
+half = """
+@hookimpl
+def resnext_backends():
+    yield Backend(id="half", summary="a good one", probe=lambda: READY)
+
+@hookimpl
+def resnext_weight_files():
+    yield 7
+"""
 BROKEN = {
     "raises": "raise OSError('libfoo.so.7 not found')\n",
     "syntax": "def (:\n",
@@ -59,6 +68,11 @@ BROKEN = {
     + "@hookimpl\ndef resnext_backends():\n"
     + "    yield Backend(id='undefined', summary='s', probe=lambda: READY, options=int)\n",
     "misspelt": HEAD + "@hookimpl\ndef resnext_backend():\n    yield\n",
+    "recipe": HEAD
+    + "from resnext_core.interfaces import Recipe\n"
+    + "@hookimpl\ndef resnext_recipes():\n    yield Recipe(name='a/b.yaml', path=None)\n",
+    "recipes": HEAD + "@hookimpl\ndef resnext_recipes():\n    yield 'mine'\n",
+    "half": HEAD + half,
     "command": HEAD + "@hookimpl\ndef resnext_commands():\n    yield 3\n",
 }
 
@@ -78,7 +92,7 @@ def test_a_good_plugin_is_found_with_its_options_and_commands(site: Path) -> Non
     found = loaded()
     assert found.problems == ()
     assert set(found.backends) == {"good", "reference"}
-    assert found.origins["good"] == "dist-good"
+    assert found.origins["backend", "good"] == "dist-good"
     assert found.option_types()["good"]().threads == 2
     assert "good-tool" in found.commands
 
@@ -109,6 +123,10 @@ def test_what_is_wrong_is_said(site: Path) -> None:
     assert "cannot be made without arguments" in lines["options"]
     assert "options must be a dataclass" in lines["undefined"]
     assert "resnext_backend" in lines["misspelt"]
+    assert lines["command"].endswith("resnext_commands must yield Command records, not int")
+    assert lines["recipe"].endswith("recipe 'a/b.yaml' must be a plain name: a path is a user's own file")
+    assert lines["recipes"].endswith("resnext_recipes must yield Recipe records, not str")
+    assert lines["half"].endswith("resnext_weight_files must yield WeightFile records, not int")
 
 
 def test_a_clash_names_both_distributions(site: Path, cli_here: CommandLine) -> None:
@@ -126,7 +144,7 @@ def test_no_plugin_can_take_away_what_core_has(site: Path) -> None:
     rude = good("reference").replace("reference-tool", "train")
     write_plugin(site, "rude", rude)
     found = loaded()
-    assert found.origins["reference"] == found.origins["train"] == "resnext-core"
+    assert found.origins["backend", "reference"] == found.origins["command", "train"] == "resnext-core"
     assert found.backends["reference"].summary.startswith("NumPy")
     assert found.problems == (
         "backend 'reference' of dist-rude is not used: resnext-core has one of that name",
@@ -259,6 +277,80 @@ def test_choice_goes_by_priority_ability_and_probe() -> None:
         found.choose(None, "work", lambda b: b.id == "lacks")
     with pytest.raises(BackendUnavailable, match="no installed backend has that capability"):
         found.choose(None, "fly", lambda b: False)
+
+
+# -- recipes -------------------------------------------------------------------------------------
+
+RECIPES = """
+from pathlib import Path
+from resnext_core.hookspecs import hookimpl
+from resnext_core.interfaces import Recipe
+
+@hookimpl
+def resnext_recipes():
+    yield Recipe(name="{name}", path=Path(__file__).with_name("{file}"), former_names=("older",))
+"""
+
+
+def test_recipes_of_a_plugin_are_listed_with_their_origin_and_used_by_name(
+    site: Path, cli_here: CommandLine
+) -> None:
+    (site / "mine.yaml").write_text("# My recipe\ntrain: {epochs: 7}\n")
+    write_plugin(site, "one", RECIPES.format(name="mine", file="mine.yaml"))
+    listed = cli_here.ok("recipes", "--json").json()
+    assert listed["recipes"]["mine"] == "My recipe"
+    assert (listed["origins"]["mine"], listed["origins"]["digits"]) == ("dist-one", "resnext-core")
+    (line,) = (line for line in cli_here.ok("recipes").out.splitlines() if line.startswith("mine "))
+    assert "dist-one" in line
+    for name in ("mine", "older"):
+        out = cli_here.ok("train", "--recipe", name, "--print-config").out
+        (line,) = (line for line in out.splitlines() if line.startswith("  epochs: "))
+        assert line.split() == ["epochs:", "7", "#", "recipe", name]
+    says = "unknown recipe 'minne'; did you mean 'mine'?"
+    cli_here.refuses(2, "train", "--recipe", "minne", says=says)
+
+
+def test_a_recipe_that_two_plugins_claim_is_none_of_theirs(site: Path, cli_here: CommandLine) -> None:
+    (site / "mine.yaml").write_text("# My recipe\n")
+    for name in ("one", "two"):
+        write_plugin(site, name, RECIPES.format(name="mine", file="mine.yaml"))
+    assert "recipe 'mine' is claimed by dist-one and dist-two; none of them is used" in loaded().problems
+    says = "recipe 'mine' is claimed by dist-one and dist-two; uninstall one"
+    cli_here.refuses(2, "train", "--recipe", "mine", says=says)
+    write_plugin(site, "three", RECIPES.format(name="digits", file="mine.yaml"))
+    assert "recipe 'digits' of dist-three is not used: resnext-core has one of that name" in loaded().problems
+
+
+def test_a_recipe_whose_file_is_missing_or_wrong_is_said_and_the_others_are_listed(
+    site: Path, cli_here: CommandLine
+) -> None:
+    write_plugin(site, "one", RECIPES.format(name="mine", file="gone.yaml"))
+    recipes = cli_here.ok("recipes", "--json").json()["recipes"]
+    assert recipes["mine"].startswith("cannot read config ")
+    assert "Handwritten digits" in recipes["digits"]
+    cli_here.refuses(2, "recipes", "mine", says="cannot read config ")
+
+
+def test_a_name_may_be_that_of_a_recipe_and_of_a_backend(site: Path) -> None:
+    write_plugin(site, "one", good("mine"))
+    write_plugin(site, "two", RECIPES.format(name="mine", file="mine.yaml"))
+    found = loaded()
+    assert found.problems == ()
+    assert (found.origins["backend", "mine"], found.origins["recipe", "mine"]) == ("dist-one", "dist-two")
+
+
+def test_two_entry_points_with_one_module(site: Path) -> None:
+    write_plugin(site, "one", good("one"))
+    (site / "dist_copy-1.0.dist-info").mkdir()
+    for name, text in (
+        ("METADATA", "Metadata-Version: 2.1\nName: dist-copy\nVersion: 1.0\n"),
+        ("entry_points.txt", "[resnext]\none = plugin_one_dist_one\n"),
+    ):
+        (site / "dist_copy-1.0.dist-info" / name).write_text(text)
+    found = loaded()
+    assert len(found.problems) == 1
+    assert found.problems[0].endswith("its module is that of one of dist-copy too")
+    assert found.origins["backend", "one"] == "dist-copy"
 
 
 # -- start-up ------------------------------------------------------------------------------------

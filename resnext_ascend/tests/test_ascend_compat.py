@@ -343,7 +343,7 @@ def test_help_names_the_old_flags(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def _resolved(values: dict[str, dict[str, object]]) -> object:
-    layers = [read_recipe(RECIPE), Layer(source="old", values=values)]
+    layers = [read_recipe(RECIPE, load_plugins()), Layer(source="old", values=values)]
     return load_config(layers, load_plugins().option_types())[0]
 
 
@@ -364,7 +364,7 @@ def test_the_recipes_have_the_modelzoos_learning_rates() -> None:
     """By its formula in float32: warm-up by steps over one epoch, then a cosine by epochs."""
     per_epoch = 1251
     for name in ("modelzoo-ascend-150e", "modelzoo-ascend-literal"):
-        config, _ = load_config([read_recipe(name)])
+        config, _ = load_config([read_recipe(name, load_plugins())])
         steps = np.array([0, 1, 1250, 1251, 75 * per_epoch, 150 * per_epoch - 1])
         cosine = 0.5 * 0.4 * (1 + np.cos(np.pi * (steps // per_epoch) / 150))
         wanted = np.where(steps < per_epoch, 0.4 * (steps + 1) / per_epoch, cosine)
@@ -375,7 +375,7 @@ def test_the_recipes_have_the_modelzoos_learning_rates() -> None:
         ]
         np.testing.assert_allclose(found, wanted, rtol=2e-6)
         assert found[-1] == pytest.approx(4.39e-5, rel=1e-2)
-    literal, _ = load_config([read_recipe("modelzoo-ascend-literal")])
+    literal, _ = load_config([read_recipe("modelzoo-ascend-literal", load_plugins())])
     assert scaled_lr(literal.optimizer, 128) == 0.4, "on one card it stays, as it did"
 
 
@@ -414,7 +414,7 @@ def test_an_old_configuration_comes_to_the_recipe(tmp_path: Path) -> None:
     path.write_text(OLD)
     old = old_config.read(path)
     values = {**old.values, "model": {**old.values["model"], "variant": "resnext152_64x4d"}}
-    found, recipe = _resolved(values), load_config([read_recipe(RECIPE)])[0]
+    found, recipe = _resolved(values), load_config([read_recipe(RECIPE, load_plugins())])[0]
     for section in ("optimizer", "schedule", "loss", "precision", "train"):
         assert getattr(found, section) == getattr(recipe, section), section
     assert old.flags == {"per_batch_size": 128, "enable_modelarts": False}

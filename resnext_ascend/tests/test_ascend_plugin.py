@@ -18,6 +18,8 @@ from resnext_ascend import diagnose, plugin
 from resnext_core.cli.main import main
 from resnext_core.config import Layer, PrecisionConfig, load_config
 from resnext_core.errors import BackendUnavailable, DataError, UsageError
+from resnext_core.jobs.recipes import read_recipe
+from resnext_core.plugins import load_plugins
 from resnext_core.ranks.info import RankInfo, rank_info
 
 #: Where this machine has an Ascend, tests of its absence are of no use.
@@ -274,3 +276,14 @@ def test_launchers_that_contradict_themselves_are_told(tmp_path: Path) -> None:
         _meeting({**ours, "RANK_TABLE_FILE": str(tmp_path / "no.json")})
     with pytest.raises(UsageError, match=r"test mode ascend\.device=cpu cannot join"):
         _meeting({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("seed-ascend-150e", "modelzoo-ascend-150e"), ("seed-ascend-literal", "modelzoo-ascend-literal")],
+)
+def test_old_recipe_names_are_accepted(old: str, new: str) -> None:
+    plugins = load_plugins()
+    assert plugins.recipe(old) is plugins.recipe(new)
+    assert old not in plugins.recipes
+    assert read_recipe(new, plugins).values["model"]["variant"] == "resnext152_64x4d"

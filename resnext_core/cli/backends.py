@@ -17,12 +17,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def handle(args: argparse.Namespace) -> int:
     plugins = load_plugins()
     output = Output(json_result=args.json)
-    found = sorted(plugins.backends.values(), key=lambda b: (-b.priority, b.id))
+    found = plugins.ranked()
     here = {b.id: probe(b) for b in found}
     lacking = {b.id: _formats_missing(b, here[b.id]) for b in found}
     rows = [
         [
-            b.id, plugins.origins[b.id], ", ".join(_abilities(b)),
+            b.id, plugins.origins["backend", b.id], ", ".join(_abilities(b)),
             str(here[b.id]) + "".join(f"; not {suffix}: {why}" for suffix, why in lacking[b.id].items()),
         ]
         for b in found
@@ -32,8 +32,9 @@ def handle(args: argparse.Namespace) -> int:
     value = {
         "backends": [
             {
-                "id": b.id, "distribution": plugins.origins[b.id], "summary": b.summary, "priority": b.priority,
-                "api_version": b.api_version, "abilities": _abilities(b), "formats": list(b.formats),
+                "id": b.id, "distribution": plugins.origins["backend", b.id], "summary": b.summary,
+                "priority": b.priority, "api_version": b.api_version,
+                "abilities": _abilities(b), "formats": list(b.formats),
                 "available": here[b.id].usable, "state": here[b.id].state, "reason": here[b.id].reason or None,
                 "formats_not_here": lacking[b.id],
             }

@@ -1,11 +1,12 @@
-"""Core's own commands, offered through the same hook as a plugin's."""
+"""Core's own commands and recipes, offered through the same hooks as a plugin's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from resnext_core.hookspecs import hookimpl
-from resnext_core.interfaces import Command
+from resnext_core.interfaces import Command, Recipe
 
 _COMMANDS = {
     "run": "the whole job: train, evaluate, export, validate, report",
@@ -29,3 +30,10 @@ _COMMANDS = {
 def resnext_commands() -> Iterator[Command]:
     for name, summary in _COMMANDS.items():
         yield Command(name=name, summary=summary, module=f"resnext_core.cli.{name}")
+
+
+@hookimpl
+def resnext_recipes() -> Iterator[Recipe]:
+    folder = Path(__file__).parents[1] / "recipes"
+    for name in ("digits", "imagenet-150e", "photos-small"):
+        yield Recipe(name=name, path=folder / f"{name}.yaml")

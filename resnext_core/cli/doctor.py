@@ -18,6 +18,7 @@ from resnext_core.cli.common import (
 )
 from resnext_core.cli.output import Output, table
 from resnext_core.errors import BackendUnavailable, DataError, UsageError
+from resnext_core.extras import install_hint, plugin_extras
 from resnext_core.interfaces import Backend
 from resnext_core.jobs.backend_check import FAILED, WRONG, check
 from resnext_core.jobs.environment import environment
@@ -64,13 +65,13 @@ def handle(args: argparse.Namespace) -> int:
     }
     del facts["command"]
     output.say("\n".join(f"{k:<15} {v}" for k, v in facts.items()))
-    found = [plugins.available(args.backend)] if args.backend else list(plugins.backends.values())
-    results = [check(b, plugins) for b in sorted(found, key=lambda b: (-b.priority, b.id))]
+    found = [plugins.available(args.backend)] if args.backend else plugins.ranked()
+    results = [check(b, plugins) for b in found]
     rows = [[r["id"], r["state"], r["detail"]] for r in results]
     text = "\n" + table(rows, ["backend", "state", "detail"])
     missing = _missing_extras(plugins)
     if missing:
-        text += "\n\nnot installed: " + ", ".join(f"{m} (pip install 'resnext-core[{m}]')" for m in missing)
+        text += "\n\nnot installed: " + ", ".join(f"{m} ({install_hint(m)})" for m in missing)
     text += "".join(f"\nproblem: {p}" for p in plugins.problems)
     value = {
         "environment": facts,
@@ -126,4 +127,4 @@ def _trains(backend_id: str | None, plugins: PluginSet) -> tuple[Backend | None,
 
 def _missing_extras(plugins: PluginSet) -> list[str]:
     """Return the extras of resnext-core that are backends nobody has installed."""
-    return sorted(plugins.extras() - set(plugins.backends) - {"demo", "tensorboard", "dev"})
+    return sorted(plugin_extras() - set(plugins.backends))

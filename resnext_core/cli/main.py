@@ -154,7 +154,7 @@ def _run(words: list[str]) -> int:
     parser.settable = getattr(module, "SETTABLE", parser.settable)
     module.configure(parser)
     args = parser.parse_args(words[:position] + words[position + 1 :])
-    if plugins.origins.get(name) == CORE:  # no flag of core takes anything but a file of this machine
+    if plugins.origins["command", name] == CORE:  # no flag of core takes anything but a file of this machine
         _refuse_addresses(args)
     result = module.handle(args)
     return int(result)
@@ -203,7 +203,7 @@ def _module(command: Command, plugins: PluginSet) -> ModuleType:
     try:
         return importlib.import_module(command.module)
     except ImportError as error:
-        owner = plugins.origins[command.name]
+        owner = plugins.origins["command", command.name]
         raise BackendUnavailable(
             f"command '{command.name}' of {owner} cannot be loaded: {' '.join(str(error).split())}"
         ) from error

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from resnext_core.convert.ckpt import read_stored, write_ckpt
 from resnext_core.convert.pth import read_pth
 from resnext_core.errors import BackendUnavailable, DataError, UsageError
+from resnext_core.extras import install_hint
 from resnext_core.files import atomic_path
 from resnext_core.files.types import is_torch
 from resnext_core.interfaces import READY, StoredTensors, WeightFile, ask
@@ -84,24 +85,19 @@ BUILTIN = (
     ),
 )  # fmt: skip
 
-#: Which extra of resnext-core brings the reader of an ending.
-_EXTRAS = {".pth": "gpu", ".pt": "gpu", ".bin": "gpu", ".pth.tar": "gpu"}
-
 
 def container(path: Path, plugins: PluginFiles) -> WeightFile:
     """Return how files with the ending of `path` are read and written; the longest ending that is known decides.
 
-    Raises UsageError on an unknown ending, naming the known ones or the extra that brings it, BackendUnavailable
+    Raises UsageError on an unknown ending, naming the known ones or the extra of that name, BackendUnavailable
     with the reason where its library is missing.
     """
     known = {**plugins, **{suffix: kind for kind in BUILTIN for suffix in kind.suffixes}}
     ending = _ending(path, known)
     if ending is None:
-        wanted = _ending(path, _EXTRAS)
-        if wanted is not None:
-            raise UsageError(
-                f"{wanted} files need a plugin that is not installed: pip install 'resnext-core[{_EXTRAS[wanted]}]'"
-            )
+        suffixes = "".join(path.suffixes[-2:])
+        if hint := install_hint(suffixes, path.suffix):
+            raise UsageError(f"{path.suffix} files need a plugin that is not installed: {hint}")
         raise UsageError(f"'{path.name}' has no known ending for weights; known: {', '.join(sorted(known))}")
     answer = ask(known[ending].probe)
     if not answer.usable:

@@ -83,7 +83,7 @@ def _artefacts(
 ) -> tuple[dict[str, Path], str | None]:
     """Write the golden networks in the format of `suffix`; return them by pool padding, or why nobody here can."""
     reasons = []
-    for maker in sorted(plugins.backends.values(), key=lambda b: (-b.priority, b.id)):
+    for maker in plugins.ranked():
         exporter = maker.exporters.get(suffix.removeprefix("."))
         if exporter is None:
             continue

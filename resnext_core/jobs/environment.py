@@ -9,12 +9,14 @@ from importlib import metadata
 from typing import Any
 
 from resnext_core import __version__
+from resnext_core.plugins import load_plugins
 
 
 def environment() -> dict[str, Any]:
-    """Return versions, machine and command line as JSON types."""
+    """Return versions (core's, and what installed backends compute with), machine and command line as JSON types."""
     versions = {}
-    for name in ("resnext-core", "numpy", "pillow", "mindspore", "torch", "onnx", "onnxruntime"):
+    packages = [name for backend in load_plugins().ranked() for name in backend.packages]
+    for name in dict.fromkeys(["resnext-core", "numpy", "pillow", *packages]):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -104,7 +104,7 @@ def resolve(
     layers: list[Layer] = [base] if base is not None else []
     recipe = settings.recipe or (None if base is not None else default_recipe)
     if recipe is not None:
-        layers.append(read_recipe(recipe))
+        layers.append(read_recipe(recipe, plugins))
     config, sources = load_config([*layers, *settings.layers()], plugins.option_types())
     data = config.data
     for given in (

@@ -12,6 +12,7 @@ from resnext_core.config import Config
 from resnext_core.convert.containers import readable
 from resnext_core.convert.reading import ModelDescription, read_foreign
 from resnext_core.errors import BackendUnavailable, DataError, UsageError, quoted, suggest
+from resnext_core.extras import install_hint, others_hint
 from resnext_core.files import local_path
 from resnext_core.files.types import refuse_foreign
 from resnext_core.interfaces import Backend, Predictor, PredictRequest
@@ -104,7 +105,9 @@ def server_of(
     """
     known = sorted({s for b in plugins.backends.values() if b.predictor for s in b.formats})
     if suffix not in known:
-        raise UsageError(f"no installed backend serves '{suffix}' files; known: {', '.join(known)}")
+        hint = install_hint(suffix)
+        missing = f"{hint} adds it" if hint else f"known: {', '.join(known)}{others_hint(plugins.backends)}"
+        raise UsageError(f"no installed backend serves '{suffix}' files; {missing}")
     return plugins.choose(
         backend_id,
         "serve weights" if suffix == WEIGHTS_SUFFIX else f"serve {suffix} files",
@@ -129,8 +132,9 @@ def exporters(
     chosen = {}
     for name in formats or sorted(known):
         if name not in known:
-            missing = f"; pip install 'resnext-core[{name}]' adds it" if name in plugins.extras() else ""
-            raise UsageError(f"no installed backend exports '{name}'{missing or suggest(name, known)}")
+            hint = install_hint(name)
+            missing = f"; {hint} adds it" if hint else suggest(name, known) + others_hint(plugins.backends)
+            raise UsageError(f"no installed backend exports '{name}'{missing}")
         try:
             chosen[name] = plugins.choose(only, f"export {name}", partial(_exports, name), prefer=prefer)
         except BackendUnavailable:

@@ -16,6 +16,8 @@ from resnext_gpu.options import GpuOptions
 from resnext_core.config import Layer, load_config
 from resnext_core.errors import BackendUnavailable, UsageError
 from resnext_core.interfaces import PredictRequest
+from resnext_core.jobs.recipes import read_recipe
+from resnext_core.plugins import load_plugins
 from resnext_core.ranks.info import RankInfo
 from resnext_gpu import plugin
 
@@ -192,3 +194,11 @@ def test_a_gpu_that_is_required_is_not_skipped() -> None:
     )  # fmt: skip
     assert done.returncode == 4
     assert "gpu is required here (RESNEXT_REQUIRE) but not available: needs an NVIDIA GPU" in done.stderr
+
+
+@pytest.mark.parametrize(("old", "new"), [("imagenet-ancestor-gpu", "imagenet-modelzoo-gpu")])
+def test_old_recipe_names_are_accepted(old: str, new: str) -> None:
+    plugins = load_plugins()
+    assert plugins.recipe(old) is plugins.recipe(new)
+    assert old not in plugins.recipes
+    assert read_recipe(new, plugins).values["model"]["variant"] == "resnext152_64x4d"

@@ -21,7 +21,7 @@ from command_line import CLASSES, CommandLine, environment
 from images import bad_images, good_odd_images
 from PIL import Image
 
-from resnext_core import plugins
+from resnext_core import extras, plugins
 from resnext_core.cli import commands as builtin
 from resnext_core.errors import EXIT_DATA, EXIT_USAGE
 from resnext_core.interfaces import Command
@@ -130,7 +130,7 @@ def test_a_fresh_process_says_it_in_one_line_too(spawn: CommandLine) -> None:
 def test_a_backend_that_is_not_installed_names_the_command_that_installs_it(
     cli: CommandLine, monkeypatch: pytest.MonkeyPatch, extra: str
 ) -> None:
-    monkeypatch.setattr(plugins, "_extras", lambda: set(EXTRAS))
+    monkeypatch.setattr(extras, "extras", lambda: set(EXTRAS))
     says = f"backend '{extra}' is not installed: pip install 'resnext-core[{extra}]'"
     cli.refuses(EXIT_USAGE, "--backend", extra, "train", says=says)
 

@@ -184,19 +184,6 @@ def test_recipes(cli: CommandLine) -> None:
     assert yaml.safe_load(cli.ok("recipes", "digits").out)["model"]["variant"] == "resnext20_4x16d_quarter"
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("seed-ascend-150e", "modelzoo-ascend-150e"),
-        ("seed-ascend-literal", "modelzoo-ascend-literal"),
-        ("imagenet-ancestor-gpu", "imagenet-modelzoo-gpu"),
-    ],
-)
-def test_old_recipe_names_are_accepted(cli: CommandLine, old: str, new: str) -> None:
-    assert cli.ok("recipes", old).out == cli.ok("recipes", new).out
-    assert old not in cli.ok("recipes").out
-
-
 def test_doctor(cli: CommandLine) -> None:
     result = cli.ok("doctor", "--json").json()
     (reference,) = result["backends"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,9 @@ def plugins(*backends: Backend) -> PluginSet:
     def resnext_backends() -> tuple[Backend, ...]:
         return (maker, *backends)
 
-    found = collect([("dist", "test", SimpleNamespace(resnext_backends=resnext_backends))])
+    plugin = ModuleType("plugin")
+    plugin.resnext_backends = resnext_backends  # type: ignore[attr-defined]
+    found = collect([("dist", "test", plugin)])
     assert not found.problems
     return found
 

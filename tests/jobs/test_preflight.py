@@ -17,7 +17,14 @@ from run_records import stored
 
 from resnext_core import plugins
 from resnext_core.config import Layer, load_config, read_layer
-from resnext_core.errors import EXIT_DATA, EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE, DataError
+from resnext_core.errors import (
+    EXIT_DATA,
+    EXIT_OK,
+    EXIT_UNAVAILABLE,
+    EXIT_USAGE,
+    BackendUnavailable,
+    DataError,
+)
 from resnext_core.jobs.plan import Plan, plan_job, require
 from resnext_core.jobs.preflight import checkpoint_bytes, training_memory
 from resnext_core.jobs.recipes import read_recipe
@@ -113,7 +120,7 @@ def test_a_backend_that_is_elsewhere_is_a_warning(
     cli: CommandLine, photos: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def absent(self: Any, *_: object) -> None:
-        raise plugins.BackendUnavailable("no card in this machine")
+        raise BackendUnavailable("no card in this machine")
 
     monkeypatch.setattr(plugins.PluginSet, "choose", absent)
     outcome = cli.ok("doctor", "--json", "--run", recipe, "--data", photos, "--batch-size", 16)
@@ -361,7 +368,7 @@ def test_a_checkpoint_is_as_large_as_stated(
 
 
 def test_memory_grows_with_what_it_is_made_of() -> None:
-    config = load_config([read_recipe("imagenet-150e")])[0]
+    config = load_config([read_recipe("imagenet-150e", plugins.load_plugins())])[0]
     spec = build_spec(config, 1000)
     half = training_memory(spec, config, 16)
     whole = training_memory(spec, replace(config, precision=replace(config.precision, compute="float32")), 16)

@@ -18,6 +18,7 @@ from resnext_core.interfaces import (
     Predictor,
     PredictRequest,
     Readiness,
+    Recipe,
     Trainer,
     TrainRequest,
 )
@@ -40,6 +41,7 @@ def resnext_backends() -> Iterator[Backend]:
         predictor=_predictor,
         formats=(".safetensors", ".mindir"),
         exporters={"mindir": _export_mindir},
+        packages=("mindspore",),
         options=AscendOptions,
         steps_per_call=10,
         connect=_connect,
@@ -53,6 +55,17 @@ def resnext_commands() -> Iterator[Command]:
     yield Command(
         name="ascend", summary="tools of Ascend: launch, rank tables, export", module="resnext_ascend.cli"
     )
+
+
+@hookimpl
+def resnext_recipes() -> Iterator[Recipe]:
+    folder = Path(__file__).with_name("recipes")
+    for kind in ("150e", "literal"):
+        yield Recipe(
+            name=f"modelzoo-ascend-{kind}",
+            path=folder / f"modelzoo-ascend-{kind}.yaml",
+            former_names=(f"seed-ascend-{kind}",),  # until 0.1; remove with 0.3
+        )
 
 
 def probe() -> Readiness:

@@ -25,6 +25,7 @@ def resnext_backends() -> Iterator[Backend]:
         probe=_probe,
         predictor=_predictor,
         formats=tuple(ENGINES),
+        packages=("onnxruntime",),
         format_probe=engine_readiness,
         options=CppInferOptions,
     )

@@ -16,6 +16,7 @@ from resnext_core.interfaces import (
     Predictor,
     PredictRequest,
     Readiness,
+    Recipe,
     StoredTensors,
     Trainer,
     TrainRequest,
@@ -43,6 +44,7 @@ def resnext_backends() -> Iterator[Backend]:
         trainer=_trainer,
         predictor=_predictor,
         formats=(".safetensors",),
+        packages=("torch",),
         options=GpuOptions,
         steps_per_call=8,
         connect=_connect,
@@ -58,6 +60,17 @@ def resnext_weight_files() -> Iterator[WeightFile]:
         probe=_torch,
         read=_read,
         write=_write,
+    )
+
+
+@hookimpl
+def resnext_recipes() -> Iterator[Recipe]:
+    folder = Path(__file__).with_name("recipes")
+    yield Recipe(name="imagenet-150e-gpu", path=folder / "imagenet-150e-gpu.yaml")
+    yield Recipe(
+        name="imagenet-modelzoo-gpu",
+        path=folder / "imagenet-modelzoo-gpu.yaml",
+        former_names=("imagenet-ancestor-gpu",),  # until 0.1; remove with 0.3
     )
 
 

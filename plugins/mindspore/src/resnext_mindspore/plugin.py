@@ -41,6 +41,7 @@ def resnext_backends() -> Iterator[Backend]:
         predictor=_predictor,
         formats=(".safetensors", ".mindir"),
         exporters={"mindir": _export_mindir},
+        packages=("mindspore",),
         options=MindsporeOptions,
         connect=_connect,
         launch=_launch,

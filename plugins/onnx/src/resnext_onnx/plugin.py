@@ -60,5 +60,6 @@ def resnext_backends() -> Iterator[Backend]:
         predictor=predictor,
         formats=(".onnx",),
         exporters={"onnx": export},
+        packages=("onnx", "onnxruntime"),
         options=OnnxOptions,
     )
