@@ -209,8 +209,10 @@ def ours(args: argparse.Namespace, weights: Weights, batch: Batch, **options: An
 
 def trainer(args: argparse.Namespace, weights: Weights, batch: Batch, **options: Any) -> Any:
     """Return our trainer."""
+    from resnext_gpu.engine import GpuEngine
     from resnext_gpu.options import GpuOptions
-    from resnext_gpu.trainer import GpuTrainer
+
+    from resnext_core.training.trainer import Trainer
 
     precision = PrecisionConfig(compute=args.compute)
     if args.compute == "float16":
@@ -221,7 +223,8 @@ def trainer(args: argparse.Namespace, weights: Weights, batch: Batch, **options:
         batch_size=len(batch), rank=RankInfo(), collectives=SingleProcess(),
     )  # fmt: skip
     device = "cpu" if args.smoke else "cuda"
-    return GpuTrainer(request, GpuOptions(device=device, channels_last=True, **options))  # type: ignore[arg-type]
+    chosen = GpuOptions(device=device, channels_last=True, **options)  # type: ignore[arg-type]
+    return Trainer(request, GpuEngine(request, chosen))
 
 
 def theirs(

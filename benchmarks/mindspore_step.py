@@ -200,7 +200,7 @@ def _serve(name: str, spec: ModelSpec, args: argparse.Namespace) -> int:
 def _engine(spec: ModelSpec, tensors: dict, images: np.ndarray, labels: np.ndarray, args) -> Any:
     """Our engine through the Trainer that the loop drives."""
     from resnext_mindspore.device import Device
-    from resnext_mindspore.trainer import MindsporeTrainer
+    from resnext_mindspore.engine import MindsporeEngine
 
     from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
     from resnext_core.interfaces import Batch, TrainRequest
@@ -208,6 +208,7 @@ def _engine(spec: ModelSpec, tensors: dict, images: np.ndarray, labels: np.ndarr
     from resnext_core.model.weights import Weights
     from resnext_core.ranks.collectives import SingleProcess
     from resnext_core.ranks.info import RankInfo
+    from resnext_core.training.trainer import Trainer
 
     size = spec.image_size
     weights = Weights(
@@ -225,7 +226,7 @@ def _engine(spec: ModelSpec, tensors: dict, images: np.ndarray, labels: np.ndarr
         rank=RankInfo(),
         collectives=SingleProcess(),
     )
-    trainer = MindsporeTrainer(request, Device(threads=args.threads))
+    trainer = Trainer(request, MindsporeEngine(request, Device(threads=args.threads)))
     batch = Batch(
         images=images, labels=labels, index=np.arange(len(labels)), valid=np.ones(len(labels), bool)
     )

@@ -7,7 +7,7 @@ NumPy arrays under the tensor names of :class:`~resnext_core.model.spec.ModelSpe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
-    from resnext_core.model.weights import Weights
+    from resnext_core.model.weights import Manifest, Weights
     from resnext_core.ranks.collectives import Collectives
     from resnext_core.ranks.info import RankInfo
 
@@ -45,9 +45,14 @@ class Batch:
         return len(self.labels)
 
 
+#: Added to the gradient norm when clipping: g is multiplied by min(1, clip_norm / (norm + CLIP_EPS)), as in
+#: torch.nn.utils.clip_grad_norm_.
+CLIP_EPS = 1e-6
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainRequest:
-    """Everything a trainer needs to start.
+    """Everything that training needs to start.
 
     `weights` hold the initial tensors, the ModelSpec and the PreprocessSpec (mean and std are applied on
     the device). `batch_size` is the number of samples a rank gives to one optimizer step; it is split in
@@ -69,6 +74,11 @@ class TrainRequest:
     collectives: Collectives
     options: Any = None
 
+    @property
+    def checked(self) -> bool:
+        """True where a step is skipped if its gradients are not finite."""
+        return self.skip_nonfinite or self.precision.loss_scale != "none"
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainState:
@@ -86,7 +96,10 @@ class TrainState:
 
 @runtime_checkable
 class Predictor(Protocol):
-    """A network in evaluation mode (running BN statistics)."""
+    """A network in evaluation mode (running BN statistics). A subclass inherits the default of `manifest`."""
+
+    #: The manifest inside an artefact; None where there is none inside: it is read from the sidecar ``<file>.json``.
+    manifest: Manifest | None = None
 
     def logits(self, images: NDArray[Any]) -> NDArray[Any]:
         """Map uint8 (N, H, W, 3) to float32 logits (N, classes), for any N ≥ 1."""
@@ -104,56 +117,93 @@ class Predictor(Protocol):
         ...
 
 
-@runtime_checkable
-class Trainer(Protocol):
-    """A network being trained. Driven by :mod:`resnext_core.training.loop`, a chunk of steps at a time.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StepInput:
+    """The checked input of one optimizer step on this rank.
 
-    It may also have `take_copy_seconds()`, the seconds since the last call in which steps waited for their images on
-    the way to the device, and `peak_device_bytes()`; see :func:`copy_seconds` and :func:`peak_bytes`.
+    `images` uint8 (N, H, W, 3); `labels` int32 (N,), 0 on rows that are not valid; `weights` float64 (N,), the weight
+    of each row in the loss, 0 on rows that are not valid; `lr` the learning rate.
     """
 
-    def run_steps(self, batches: Sequence[Batch], lrs: NDArray[Any]) -> NDArray[Any]:
-        """Take one optimizer step a batch with learning rate lrs[i] (float32).
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int32]
+    weights: NDArray[np.float64]
+    lr: float
 
-        Returns float32 (len(batches),): the mean loss of each step over its valid rows on all ranks, 0 where
-        there are none, before that step's update and without the loss scale. A step whose gradients are not finite is
-        skipped and counted where a loss scale is in use or `skip_nonfinite` asks for it; its loss is returned
-        as computed.
+    def micro_batches(self, count: int) -> Iterator[StepInput]:
+        """Yield `count` equal parts in order; they are views."""
+        size = len(self.labels) // count
+        for start in range(0, size * count, size):
+            part = slice(start, start + size)
+            yield StepInput(
+                images=self.images[part], labels=self.labels[part], weights=self.weights[part], lr=self.lr
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outcomes:
+    """What became of some steps: `losses` float64 (n,) of this rank, and `skipped` bool (n,), the same on all ranks."""
+
+    losses: NDArray[np.float64]
+    skipped: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceUsage:
+    """What an engine measured; None where it did not.
+
+    `copy_seconds` is how long steps waited for their images on the way to the device since the last call, `peak_bytes`
+    the most device memory that was in use so far.
+    """
+
+    copy_seconds: float | None = None
+    peak_bytes: int | None = None
+
+
+class Engine(Protocol):
+    """The arithmetic of training on a device. Core's :class:`~resnext_core.training.trainer.Trainer` drives it.
+
+    The trainer checks requests, batches and states before the engine sees them, counts, keeps the loss scale, and
+    averages losses over ranks. Tensors are named ``weights/<name>``, ``momentum/<name>`` and ``ema/<name>``, as in
+    :class:`TrainState`. Subclass this protocol to inherit the default of `usage`.
+    """
+
+    def queue(self, steps: Sequence[StepInput], scale: Callable[[], float]) -> Iterator[Any]:
+        """Take one optimizer step for each of `steps`; yield for each, in order, what `settle` reads its outcome from.
+
+        Nothing has to wait for the device. `scale()` is the loss scale. With a dynamic loss scale it depends on the
+        step before: ask for it after that step was yielded. Otherwise it is constant, and the engine may take all steps
+        before it yields the first. A step whose gradients are not finite on any rank is skipped where
+        :attr:`TrainRequest.checked` says so; ``docs/contract.md`` has the rules.
         """
         ...
 
-    def predictor(self, *, ema: bool = False) -> Predictor:
-        """Return a predictor of the current weights (of their EMA when asked). Call again after training on."""
+    def settle(self, queued: Sequence[Any]) -> Outcomes:
+        """Wait for steps that `queue` yielded, at least one, and return their outcomes.
+
+        A loss is the mean over this rank's micro-batches, before the update and without the loss scale.
+        """
         ...
 
-    def state(self) -> TrainState:
-        """Return a copy of the state after the last step."""
+    def read(self) -> dict[str, NDArray[Any]]:
+        """Return a float32 copy of every tensor of the state, shaped as in the ModelSpec."""
         ...
 
-    def load_state(self, state: TrainState) -> None:
-        """Continue from `state`; raises DataError when its tensors do not fit the network."""
+    def write(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from these values: all tensors of the state, in the right shapes."""
         ...
 
-    def counters(self) -> Mapping[str, float | int]:
-        """Return the cheap scalars of the state, for progress records (see TrainState.scalars)."""
+    def predictor(self, *, ema: bool) -> Predictor:
+        """Return a predictor that shares the weights, or their EMA, and follows them. Called once for each."""
         ...
+
+    def usage(self) -> DeviceUsage:
+        """Return what was measured; nothing unless overridden."""
+        return DeviceUsage()
 
     def close(self) -> None:
         """Release the device."""
         ...
-
-
-def copy_seconds(trainer: Trainer) -> float | None:
-    """Return what ``trainer.take_copy_seconds()`` says, None where it has no such method."""
-    ask = getattr(trainer, "take_copy_seconds", None)
-    return None if ask is None else float(ask())
-
-
-def peak_bytes(trainer: Trainer) -> int | None:
-    """Return the most device memory that the trainer took so far, None where it does not say."""
-    ask = getattr(trainer, "peak_device_bytes", None)
-    found = None if ask is None else ask()
-    return None if found is None else int(found)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -254,8 +304,8 @@ class Backend:
     `probe()` allows. `exporters` maps the name of a format, its suffix without the dot, to its exporter. `packages` are
     the distributions whose versions a run records beside those of core. `connect` joins the other ranks and returns
     the collectives; None takes core's own over TCP. `launch` starts several processes and returns their exit code;
-    None takes core's own local launcher. `steps_per_call` is how many steps the trainer likes in one call of
-    :meth:`Trainer.run_steps`.
+    None takes core's own local launcher. `steps_per_call` is how many steps the engine likes in one call of
+    :meth:`Engine.queue`.
 
     Factories import their framework when called, never before.
     """
@@ -265,7 +315,7 @@ class Backend:
     probe: Callable[[], Readiness]
     priority: int = 0
     api_version: int = API_VERSION
-    trainer: Callable[[TrainRequest], Trainer] | None = None
+    engine: Callable[[TrainRequest], Engine] | None = None
     predictor: Callable[[PredictRequest], Predictor] | None = None
     formats: tuple[str, ...] = (".safetensors",)
     format_probe: Callable[[str], Readiness] | None = None

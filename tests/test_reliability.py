@@ -143,20 +143,24 @@ import json, os
 from pathlib import Path
 from resnext_core.hookspecs import hookimpl
 from resnext_core.interfaces import READY, Backend
-from resnext_core.reference.trainer import ReferenceTrainer
+from resnext_core.reference.engine import ReferenceEngine
+from resnext_core.training.trainer import Trainer
 
-class Spy(ReferenceTrainer):
-    def run_steps(self, batches, lrs):
-        rank = self._request.rank
-        with Path(os.environ["SPY"]).open("a") as stream:
-            for i, batch in enumerate(batches):
-                line = [self.counters()["step"] + i, rank.rank, rank.world, batch.index.tolist()]
-                stream.write(json.dumps(line) + "\\n")
-        return super().run_steps(batches, lrs)
+run_steps = Trainer.run_steps
+
+def spy(self, batches, lrs):
+    rank = self._request.rank
+    with Path(os.environ["SPY"]).open("a") as stream:
+        for i, batch in enumerate(batches):
+            line = [self.counters()["step"] + i, rank.rank, rank.world, batch.index.tolist()]
+            stream.write(json.dumps(line) + "\\n")
+    return run_steps(self, batches, lrs)
+
+Trainer.run_steps = spy
 
 @hookimpl
 def resnext_backends():
-    yield Backend(id="spy", summary="writes down what it sees", probe=lambda: READY, trainer=Spy)
+    yield Backend(id="spy", summary="writes down what it sees", probe=lambda: READY, engine=ReferenceEngine)
 """
 
 
@@ -267,20 +271,23 @@ import os, shutil
 from pathlib import Path
 from resnext_core.hookspecs import hookimpl
 from resnext_core.interfaces import READY, Backend
-from resnext_core.reference.trainer import ReferenceTrainer
+from resnext_core.reference.engine import ReferenceEngine
 
-class Deletes(ReferenceTrainer):
-    def run_steps(self, batches, lrs):
+class Deletes(ReferenceEngine):
+    step = 0
+
+    def queue(self, steps, scale):
         run = Path(os.environ["RUN"])
-        if self.counters()["step"] == 9:
+        if self.step == 9:
             (run / "records.jsonl").unlink()
-        if self.counters()["step"] == 14:
+        if self.step == 14:
             shutil.rmtree(run / "checkpoints")
-        return super().run_steps(batches, lrs)
+        self.step += len(steps)
+        return super().queue(steps, scale)
 
 @hookimpl
 def resnext_backends():
-    yield Backend(id="deletes", summary="loses things", probe=lambda: READY, trainer=Deletes)
+    yield Backend(id="deletes", summary="loses things", probe=lambda: READY, engine=Deletes)
 """
 
 

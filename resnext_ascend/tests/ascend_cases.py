@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from resnext_ascend.options import AscendOptions
+from resnext_ascend.plugin import resnext_backends
 
 from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
 from resnext_core.interfaces import Batch, TrainRequest
@@ -14,6 +17,7 @@ from resnext_core.model.spec import ModelSpec
 from resnext_core.model.weights import Weights
 from resnext_core.ranks.collectives import SingleProcess
 from resnext_core.ranks.info import RankInfo
+from resnext_core.training.trainer import Trainer, create_trainer
 
 CLASSES, SIZE = 5, 16
 
@@ -65,3 +69,9 @@ def train_request(**changes: Any) -> TrainRequest:
         "collectives": SingleProcess(),
     }
     return TrainRequest(**(fields | changes))
+
+
+def trainer_with(options: AscendOptions, request: TrainRequest) -> Trainer:
+    """Return the backend's trainer."""
+    (record,) = resnext_backends()
+    return create_trainer(record, replace(request, options=options))

@@ -10,10 +10,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from ascend_cases import batches, share, tiny_weights, train_request
+from ascend_cases import batches, share, tiny_weights, train_request, trainer_with
 from resnext_ascend.device import connect
 from resnext_ascend.options import AscendOptions
-from resnext_ascend.trainer import AscendTrainer
 
 from resnext_core.errors import ResnextError
 from resnext_core.ranks.info import rank_info
@@ -57,15 +56,11 @@ def main(what: str, folder: Path) -> int:
     collectives = connect(rank, options)
     weights = tiny_weights(3 + rank.rank if what == "seeds" else 3)
     request = train_request(weights=weights, batch_size=6 // rank.world, rank=rank, collectives=collectives)
-    trainer = AscendTrainer(request, options)
+    trainer = trainer_with(options, request)
     parts = [share(batch, rank) for batch in batches(3)]
     if what == "apart" and mine:
-        trainer.run_steps = super(AscendTrainer, trainer).run_steps  # type: ignore[method-assign]
         state = trainer.state()
-        trainer = AscendTrainer(request, options)
         trainer.load_state(type(state)(tensors=state.tensors, scalars={**state.scalars, "step": 7}))
-    elif what == "apart":
-        trainer = AscendTrainer(request, options)
     losses = [trainer.run_steps(parts[:2], LR[:2])]
     if what == "exit" and mine:
         print("the last words of rank 1", flush=True)

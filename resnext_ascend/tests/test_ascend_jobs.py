@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-from ascend_cases import batches, train_request
+from ascend_cases import batches, train_request, trainer_with
 from PIL import Image
 from resnext_ascend.options import AscendOptions
-from resnext_ascend.trainer import AscendTrainer
 
 from resnext_core.config import PrecisionConfig
 from resnext_core.errors import UsageError
@@ -296,7 +295,7 @@ def test_waiting_for_each_step_changes_no_bit() -> None:
     lr = np.array([0.1, 0.05, 0.02], np.float32)
     losses, states = [], []
     for sink in (True, False):
-        trainer = AscendTrainer(train_request(), AscendOptions(device="cpu", sink=sink))
+        trainer = trainer_with(AscendOptions(device="cpu", sink=sink), train_request())
         losses.append(trainer.run_steps(batches(3), lr))
         states.append(trainer.state().tensors)
     np.testing.assert_array_equal(losses[0], losses[1])
@@ -309,6 +308,6 @@ def test_waiting_for_each_step_changes_no_bit() -> None:
 
 def test_the_test_mode_has_no_bfloat16() -> None:
     with pytest.raises(UsageError, match="cannot train in bfloat16 on CPU"):
-        AscendTrainer(
-            train_request(precision=PrecisionConfig(compute="bfloat16")), AscendOptions(device="cpu")
+        trainer_with(
+            AscendOptions(device="cpu"), train_request(precision=PrecisionConfig(compute="bfloat16"))
         )

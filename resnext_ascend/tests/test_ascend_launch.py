@@ -25,8 +25,9 @@ from resnext_ascend.watch import Watch
 from resnext_core.config import PrecisionConfig
 from resnext_core.errors import BackendUnavailable, DataError, UsageError
 from resnext_core.interfaces import LaunchRequest
-from resnext_core.reference.trainer import ReferenceTrainer
+from resnext_core.testing.cases import oracle_trainer
 from resnext_core.testing.kinks import exact_steps
+from resnext_core.training.trainer import Trainer
 
 pytest.importorskip("mindspore.nn")
 TESTS = Path(__file__).parent
@@ -59,9 +60,9 @@ def results(folder: Path, world: int) -> list[dict[str, np.ndarray]]:
     return [dict(np.load(folder / f"rank-{rank}.npz")) for rank in range(world)]
 
 
-def expected(world: int) -> ReferenceTrainer:
+def expected(world: int) -> Trainer:
     exact = PrecisionConfig(compute="float64")
-    trainer = ReferenceTrainer(train_request(accumulate=world, precision=exact))
+    trainer = oracle_trainer(train_request(accumulate=world, precision=exact))
     trainer.losses = exact_steps(trainer, batches(3), LR)  # type: ignore[attr-defined]
     return trainer
 

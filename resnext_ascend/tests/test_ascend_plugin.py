@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from resnext_ascend.device import device_of, meeting, prepare, visible_devices
+from resnext_ascend.engine import amp_level
 from resnext_ascend.options import AscendOptions
 from resnext_ascend.rank_table import make
-from resnext_ascend.trainer import amp_level
 
 from resnext_ascend import diagnose, plugin
 from resnext_core.cli.main import main

@@ -56,7 +56,7 @@ def _formats_missing(backend: Backend, here: Readiness) -> dict[str, str]:
 
 def _abilities(backend: Backend) -> list[str]:
     abilities = []
-    if backend.trainer is not None:
+    if backend.engine is not None:
         abilities.append("train")
     if backend.predictor is not None:
         abilities.append("serve " + " ".join(backend.formats))

@@ -19,7 +19,7 @@ from resnext_core.data.loader import Loader
 from resnext_core.data.opening import loader_workers
 from resnext_core.data.sampler import Task, epoch_permutation
 from resnext_core.errors import UsageError
-from resnext_core.interfaces import Backend, Batch, peak_bytes
+from resnext_core.interfaces import Backend, Batch
 from resnext_core.jobs.settings import resolve
 from resnext_core.jobs.training import train_request
 from resnext_core.model.weights import Weights
@@ -29,6 +29,7 @@ from resnext_core.ranks.info import RankInfo
 from resnext_core.serving.load import serve, serve_weights
 from resnext_core.serving.metrics import percentiles
 from resnext_core.training.initial import initial_weights
+from resnext_core.training.trainer import create_trainer
 
 EPILOG = """\
 examples:
@@ -75,7 +76,7 @@ def handle(args: argparse.Namespace) -> int:
     if args.what == "data":
         result = bench_data(config, args.steps, output.say)
     elif args.what == "train":
-        backend = plugins.choose(args.backend, "train", lambda b: b.trainer is not None)
+        backend = plugins.choose(args.backend, "train", lambda b: b.engine is not None)
         result = bench_train(config, backend, _fresh(config, args.classes), args.steps, args.warmup)
     else:
         result = bench_eval(args, config, sources, plugins)
@@ -91,9 +92,8 @@ def bench_train(
     config: Config, backend: Backend, weights: Weights, steps: int, warmup: int
 ) -> dict[str, Any]:
     """Time whole optimizer steps on random images; returns rates and percentiles (ms a step)."""
-    assert backend.trainer is not None
     size, n = weights.spec.image_size, config.train.batch_size
-    trainer = backend.trainer(train_request(config, weights, backend, RankInfo(), SingleProcess()))
+    trainer = create_trainer(backend, train_request(config, weights, backend, RankInfo(), SingleProcess()))
     batch = _random_batch(n, size, weights.spec.num_classes)
     chunk, times = backend.steps_per_call, []
     lr = np.full(chunk, 1e-3, np.float32)
@@ -102,7 +102,7 @@ def bench_train(
         trainer.run_steps([batch] * chunk, lr)
         if (call + 1) * chunk > warmup:
             times.append((time.perf_counter() - started) / chunk)
-    peak = peak_bytes(trainer)
+    peak = trainer.usage().peak_bytes
     trainer.close()
     found = _rates("train", backend.id, weights, n, times, passes=3)
     return found if peak is None else found | {"peak_device_mib": round(peak / 2**20)}

@@ -117,7 +117,7 @@ def _preflight(args: argparse.Namespace, plugins: PluginSet, output: Output) -> 
 def _trains(backend_id: str | None, plugins: PluginSet) -> tuple[Backend | None, Note]:
     """Return and note which backend would train; one that is not available here (None) may be elsewhere."""
     try:
-        backend = plugins.choose(backend_id, "train", lambda b: b.trainer is not None)
+        backend = plugins.choose(backend_id, "train", lambda b: b.engine is not None)
     except BackendUnavailable as error:
         return None, Note(topic="backend", level="warning", text=f"not on this machine: {error}")
     here = probe(backend)

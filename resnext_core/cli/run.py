@@ -77,7 +77,7 @@ def _handle(args: argparse.Namespace) -> int:
     if args.print_config:
         return print_config(resolved)
     config = resolved.config
-    backend = plugins.choose(args.backend or backend_of(resumed), "train", lambda b: b.trainer is not None)
+    backend = plugins.choose(args.backend or backend_of(resumed), "train", lambda b: b.engine is not None)
     output = Output(json_result=args.json)
     if config.data.dir is None:
         folder = Path(config.output.dir) / DEMO_DATA

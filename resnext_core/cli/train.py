@@ -73,7 +73,7 @@ def _handle(args: argparse.Namespace) -> int:
     if args.print_config:
         return print_config(resolved)
     config = resolved.config
-    backend = plugins.choose(args.backend or backend_of(resumed), "train", lambda b: b.trainer is not None)
+    backend = plugins.choose(args.backend or backend_of(resumed), "train", lambda b: b.engine is not None)
     output = Output(json_result=args.json, quiet=not rank.is_main)
     several = args.devices > 1 and rank.world == 1
     plan = plan_job(config, plugins, backend, world=args.devices if several else rank.world, resumed=resumed)

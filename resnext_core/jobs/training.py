@@ -22,6 +22,7 @@ from resnext_core.runs.records import Listener, Note
 from resnext_core.training.finetune import with_momentum
 from resnext_core.training.initial import initial_weights, per_rank
 from resnext_core.training.loop import fit
+from resnext_core.training.trainer import create_trainer
 from resnext_core.training.training import Training
 
 
@@ -74,7 +75,7 @@ def training_job(
 def train_request(
     config: Config, weights: Weights, backend: Backend, rank: RankInfo, collectives: Collectives
 ) -> TrainRequest:
-    """Return what the backend's trainer is made from."""
+    """Return what a trainer is made from."""
     return TrainRequest(
         weights=weights, optimizer=config.optimizer, loss=config.loss, precision=config.precision,
         batch_size=config.train.batch_size // rank.world, accumulate=config.train.accumulate,
@@ -88,10 +89,8 @@ def run_training(
     training: Training, backend: Backend, resume: Checkpoint | None, ready: Callable[[], None] = lambda: None
 ) -> RunProgress:
     """Build the trainer, run the loop, release the device; `ready` is called once the device is open."""
-    assert backend.trainer is not None
-    trainer = backend.trainer(
-        train_request(training.config, training.weights, backend, training.rank, training.collectives)
-    )
+    request = train_request(training.config, training.weights, backend, training.rank, training.collectives)
+    trainer = create_trainer(backend, request)
     try:
         if resume is None and training.config.model.pretrained_momentum:
             trainer.load_state(with_momentum(training.config, training.weights, trainer.state()))

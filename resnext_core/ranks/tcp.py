@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnext_core.errors import BackendUnavailable, UsageError, reason
+from resnext_core.errors import BackendUnavailable, reason
+from resnext_core.ranks.collectives import add_up, summand
 from resnext_core.ranks.info import RankInfo
 
 #: Seconds in which all ranks must have joined.
@@ -35,8 +36,8 @@ _HELLO = struct.Struct("<8s16sII")  # magic, digest of the job's name, rank, wor
 _HEADER = struct.Struct("<BBQ")  # kind, dtype, bytes of payload
 _SUM, _BARRIER, _RESULT, _ABORT, _LEAVE = range(1, 6)
 _NO_DTYPE = 0
-_DTYPES = {"int64": (1, "<i8"), "float64": (2, "<f8"), "float32": (3, "<f4")}
-_BY_CODE = dict(_DTYPES.values())
+_DTYPES = {1: "<i8", 2: "<f8", 3: "<f4"}
+_CODES = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,18 +84,14 @@ class TcpCollectives:
             raise
 
     def all_reduce_sum(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Return the sum of `values` (int64, float64 or float32, any shape) over all ranks.
+        """Return the sum of `values` over all ranks, see :class:`~resnext_core.ranks.collectives.Collectives`.
 
-        Raises UsageError for another dtype, BackendUnavailable when a rank is lost or sends another shape.
+        Raises UsageError on what is no number, BackendUnavailable when a rank is lost or sends another shape.
         """
-        if values.dtype.name not in _DTYPES:
-            raise UsageError(f"ranks add up {', '.join(_DTYPES)} arrays, not {values.dtype}")
-        code, dtype = _DTYPES[values.dtype.name]
-        data = np.ascontiguousarray(values, dtype=dtype).tobytes()
-        result = self._exchange(_Frame(kind=_SUM, dtype=code, payload=data))
-        return (
-            np.frombuffer(result.payload, dtype=dtype).astype(values.dtype, copy=False).reshape(values.shape)
-        )
+        own = summand(values)
+        frame = _Frame(kind=_SUM, dtype=_CODES[own.dtype], payload=own.view(np.uint8).data)
+        result = self._exchange(frame)
+        return np.frombuffer(result.payload, dtype=own.dtype).reshape(values.shape)
 
     def barrier(self) -> None:
         """Return once every rank has called; raises BackendUnavailable when a rank is lost."""
@@ -247,13 +244,10 @@ def _add(frames: dict[int, _Frame]) -> _Frame:
             raise _LostRank(f"rank {rank} and rank 0 called different collectives; a bug in the calling code")
     if first.kind == _BARRIER:
         return _Frame(kind=_RESULT)
-    if first.dtype not in _BY_CODE:
+    if first.dtype not in _DTYPES:
         raise _LostRank("rank 0 sent an unknown dtype; do all ranks run the same version?")
-    dtype = np.dtype(_BY_CODE[first.dtype])
-    total = np.frombuffer(first.payload, dtype=dtype).copy()
-    with np.errstate(all="ignore"):  # infinities are the caller's to notice
-        for rank in range(1, len(frames)):
-            total += np.frombuffer(frames[rank].payload, dtype=dtype)
+    dtype = np.dtype(_DTYPES[first.dtype])
+    total = add_up([np.frombuffer(frames[rank].payload, dtype=dtype) for rank in range(len(frames))])
     return _Frame(kind=_RESULT, dtype=first.dtype, payload=total.tobytes())
 
 

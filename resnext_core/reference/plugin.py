@@ -10,10 +10,10 @@ from resnext_core.hookspecs import hookimpl
 from resnext_core.interfaces import (
     READY,
     Backend,
+    Engine,
     Predictor,
     PredictRequest,
     Readiness,
-    Trainer,
     TrainRequest,
 )
 
@@ -33,7 +33,7 @@ def resnext_backends() -> Iterator[Backend]:
         summary="NumPy, float32 or float64: slow and obvious, the oracle of the others",
         priority=0,
         probe=_probe,
-        trainer=_trainer,
+        engine=_engine,
         predictor=_predictor,
         formats=(".safetensors",),
         options=ReferenceOptions,
@@ -45,10 +45,10 @@ def _probe() -> Readiness:
     return READY
 
 
-def _trainer(request: TrainRequest) -> Trainer:
-    from resnext_core.reference.trainer import ReferenceTrainer
+def _engine(request: TrainRequest) -> Engine:
+    from resnext_core.reference.engine import ReferenceEngine
 
-    return ReferenceTrainer(request)
+    return ReferenceEngine(request)
 
 
 def _predictor(request: PredictRequest) -> Predictor:

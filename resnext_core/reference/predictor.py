@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from resnext_core.errors import UsageError
-from resnext_core.interfaces import PredictRequest
+from resnext_core.interfaces import Predictor, PredictRequest
 from resnext_core.model.preprocess import PreprocessSpec
 from resnext_core.model.spec import ModelSpec
 from resnext_core.model.weights import Weights, load_weights
@@ -20,8 +20,11 @@ from resnext_core.reference.plugin import ReferenceOptions
 _CHUNK_PIXELS = 4 * 224 * 224
 
 
-class ReferencePredictor:
-    """A network in evaluation mode, in float32 or float64 arithmetic; logits are float32 in either case."""
+class ReferencePredictor(Predictor):
+    """A network in evaluation mode, in the arithmetic of its `tensors`, float32 or float64; logits are float32.
+
+    The tensors are shared, not copied: the predictor follows their changes.
+    """
 
     def __init__(
         self,
@@ -29,12 +32,11 @@ class ReferencePredictor:
         spec: ModelSpec,
         preprocess: PreprocessSpec,
         tensors: Mapping[str, Array],
-        compute: str = "float32",
     ) -> None:
         self._spec = spec
         self._preprocess = preprocess
-        self._dtype: np.dtype[Any] = np.dtype(compute)
-        self._tensors = {name: array.astype(self._dtype) for name, array in tensors.items()}
+        self._tensors = dict(tensors)
+        self._dtype: np.dtype[Any] = next(iter(tensors.values())).dtype
 
     def logits(self, images: Array) -> Array:
         """Map uint8 (N, H, W, 3) to float32 logits (N, classes); UsageError on other input."""
@@ -72,8 +74,7 @@ def create_predictor(request: PredictRequest) -> ReferencePredictor:
     return ReferencePredictor(
         spec=weights.spec,
         preprocess=weights.preprocess,
-        tensors=weights.tensors,
-        compute=options.compute,
+        tensors={name: array.astype(options.compute) for name, array in weights.tensors.items()},
     )
 
 

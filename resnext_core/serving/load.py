@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from resnext_core.config import Config
 from resnext_core.convert.containers import readable
@@ -229,9 +228,8 @@ def serve_weights(
 
 def artefact_manifest(path: Path, predictor: Predictor) -> Manifest:
     """Return what the artefact says of itself: its predictor's `manifest`, or the sidecar ``<path>.json``."""
-    inside: Any = getattr(predictor, "manifest", None)
-    if isinstance(inside, Manifest):
-        return inside
+    if predictor.manifest is not None:
+        return predictor.manifest
     manifest = read_sidecar(path)
     if manifest is None:
         raise DataError(f"{path} has no manifest: {sidecar_path(path).name} is missing beside it")

@@ -12,10 +12,11 @@ from typing import Any, ClassVar, NoReturn
 import pytest
 
 from resnext_core.errors import UsageError
-from resnext_core.interfaces import Backend, ExportRequest, Predictor, PredictRequest, Trainer, TrainRequest
+from resnext_core.interfaces import Backend, ExportRequest, Predictor, PredictRequest, TrainRequest
 from resnext_core.model.weights import Weights
 from resnext_core.plugins import get_backend, load_plugins, probe
 from resnext_core.testing import cases
+from resnext_core.training.trainer import Trainer, create_trainer
 
 #: Backend ids, separated by commas, whose absence is a failure and not a skip.
 REQUIRE = "RESNEXT_REQUIRE"
@@ -101,9 +102,8 @@ class ContractBase:
 
     def trainer(self, request: TrainRequest) -> Trainer:
         """Return a new trainer for `request`, with the options under test; the caller closes it."""
-        factory = self.require("trainer")
-        trainer: Trainer = factory(dataclasses.replace(request, options=self.backend_options))
-        return trainer
+        self.require("engine")
+        return create_trainer(self.record, dataclasses.replace(request, options=self.backend_options))
 
     def kept_predictor(self, name: str, weights: Weights, *, tensor_input: bool = False) -> Predictor:
         """Return a predictor of `weights`, kept under `name`.

@@ -15,7 +15,6 @@ from resnext_core.interfaces import (
     Batch,
     Predictor,
     PredictRequest,
-    Trainer,
     TrainRequest,
     TrainState,
 )
@@ -27,6 +26,7 @@ from resnext_core.ranks.collectives import Collectives, SingleProcess
 from resnext_core.ranks.info import RankInfo
 from resnext_core.reference import plugin as reference
 from resnext_core.testing.kinks import exact_steps
+from resnext_core.training.trainer import Trainer, create_trainer
 
 #: max |difference| over max |value|, in float32: logits, weights after a step, losses.
 TOLERANCE = 1e-5
@@ -241,9 +241,7 @@ def oracle_predictor(network: Weights) -> Predictor:
 
 def oracle_trainer(request: TrainRequest) -> Trainer:
     """Return the reference trainer of `request`; ask for float64 in its precision."""
-    make = oracle().trainer
-    assert make is not None
-    return make(request)
+    return create_trainer(oracle(), request)
 
 
 def oracle_precision(case: TrainCase) -> PrecisionConfig:

@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from resnext_core.interfaces import LaunchRequest, TrainState
+from resnext_core.ranks.collectives import Collectives, GatheringCollectives
 from resnext_core.ranks.info import RankInfo
 from resnext_core.ranks.launch import launch_local
 from resnext_core.testing import cases
@@ -114,8 +115,8 @@ class DistributedContract(ContractBase):
 
     def _needs_ranks(self) -> None:
         backend = self.record
-        if not (backend.trainer or backend.connect or backend.launch):
-            pytest.skip(f"{backend.id} offers no trainer, connect or launch")
+        if not (backend.engine or backend.connect or backend.launch):
+            pytest.skip(f"{backend.id} offers no engine, connect or launch")
         self.require("probe")
         if self.backend is not None and self.worker is None:
             pytest.skip("a record given directly needs `worker` to reach other processes")
@@ -144,7 +145,7 @@ class DistributedContract(ContractBase):
         return [_read(folder, rank) for rank in range(self.ranks)]
 
     def _trained(self) -> list[TrainState]:
-        self.require("trainer")
+        self.require("engine")
         states = [report.state for report in self._reports()]
         assert None not in states
         return [state for state in states if state is not None]
@@ -159,36 +160,36 @@ def _read(folder: Path, rank: int) -> RankReport:
     return RankReport(losses=data["losses"], sums=data["sums"], state=state, alone=data["alone"])
 
 
-class _Threads:
-    """Collectives between threads of this process, for the oracle's ranks."""
+class ThreadGroup:
+    """Ranks as threads of this process, for the oracle; `of` gives each rank its collectives."""
 
     def __init__(self, world: int) -> None:
         self._barrier = threading.Barrier(world, timeout=60)
-        self._parts: dict[int, NDArray[Any]] = {}
+        self._parts: dict[int, NDArray[np.uint8]] = {}
 
-    def of(self, rank: int) -> _ThreadRank:
-        return _ThreadRank(self, rank)
+    def of(self, rank: int) -> Collectives:
+        """Return the collectives of one rank."""
+        return GatheringCollectives(_ThreadRank(self, rank))
 
-    def add(self, rank: int, values: NDArray[Any]) -> NDArray[Any]:
-        self._parts[rank] = values
+    def gather(self, rank: int, own: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+        """Return what each rank gave, once all have called."""
+        self._parts[rank] = own
         self._barrier.wait()
-        total: NDArray[Any] = sum(self._parts[r] for r in sorted(self._parts))  # type: ignore[assignment]
+        parts = [self._parts[r] for r in sorted(self._parts)]
         self._barrier.wait()
-        return total
+        return parts
 
-    def wait(self) -> None:
-        self._barrier.wait()
+    def abort(self) -> None:
+        """Have the other ranks fail where they wait."""
+        self._barrier.abort()
 
 
 class _ThreadRank:
-    def __init__(self, group: _Threads, rank: int) -> None:
+    def __init__(self, group: ThreadGroup, rank: int) -> None:
         self._group, self._rank = group, rank
 
-    def all_reduce_sum(self, values: NDArray[Any]) -> NDArray[Any]:
-        return self._group.add(self._rank, values)
-
-    def barrier(self) -> None:
-        self._group.wait()
+    def gather(self, own: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+        return self._group.gather(self._rank, own)
 
     def close(self) -> None:
         pass
@@ -196,7 +197,7 @@ class _ThreadRank:
 
 def _oracle_ranks(world: int) -> list[TrainState]:
     """Return the final state of each of the oracle's ranks, run as threads in float64."""
-    case, group = TRAIN_CASES[CASE], _Threads(world)
+    case, group = TRAIN_CASES[CASE], ThreadGroup(world)
     states: dict[int, TrainState] = {}
 
     def work(info: RankInfo) -> None:

@@ -142,7 +142,7 @@ class ExportContract(ContractBase):
             return beside
         (path,) = self._served([path])
         predictor = self._open(path)
-        manifest = getattr(predictor, "manifest", None)
+        manifest = predictor.manifest
         predictor.close()
         assert isinstance(manifest, Manifest), f"{path.name} does not say what it is"
         return manifest

@@ -52,7 +52,7 @@ class IdentityContract(ContractBase):
         assert backend.steps_per_call >= 1
         assert all(re.fullmatch(r"\.[a-z0-9]+", suffix) for suffix in backend.formats)
         assert all(re.fullmatch(r"[a-z0-9]+", name) for name in backend.exporters)
-        assert backend.trainer or backend.predictor or backend.exporters, "the backend can do nothing"
+        assert backend.engine or backend.predictor or backend.exporters, "the backend can do nothing"
 
     def test_probe_answers_in_one_sentence(self) -> None:
         answer = self.record.probe()

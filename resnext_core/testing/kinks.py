@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnext_core.interfaces import Batch, Trainer
+from resnext_core.interfaces import Batch
 from resnext_core.reference import network
+from resnext_core.training.trainer import Trainer
 
 #: Distance that steps in float32 must keep: some roundings of a sum of a few hundred terms.
 DISTANCE = 4e-6

@@ -9,10 +9,11 @@ import pytest
 
 from resnext_core.config import PrecisionConfig
 from resnext_core.errors import BackendUnavailable, UsageError
-from resnext_core.interfaces import Trainer, TrainState
+from resnext_core.interfaces import TrainState
 from resnext_core.testing import cases
 from resnext_core.testing.base import ContractBase
 from resnext_core.testing.cases import TRAIN_CASES, StepResult, assert_tensors_close
+from resnext_core.training.trainer import Trainer
 
 every_case = pytest.mark.parametrize("case_name", TRAIN_CASES)
 

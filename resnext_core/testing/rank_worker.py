@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from resnext_core.errors import EXIT_DATA, ResnextError
-from resnext_core.interfaces import Backend, Batch, Trainer, TrainState
+from resnext_core.interfaces import Backend, Batch, TrainState
 from resnext_core.plugins import get_backend
 from resnext_core.ranks.collectives import Collectives
 from resnext_core.ranks.connect import connect_tcp
 from resnext_core.ranks.info import RankInfo, rank_info
 from resnext_core.testing.cases import TRAIN_CASES, on_the_verge, wrong_rows
+from resnext_core.training.trainer import Trainer, create_trainer
 
 #: The training set-up: accumulates six micro-batches, of which each rank takes its share.
 CASE = "everything"
@@ -125,10 +126,10 @@ def _work(backend: Backend, options: Any, info: RankInfo, collectives: Collectiv
         "scalars": None,
         "alone": {},
     }
-    if backend.trainer is not None:
+    if backend.engine is not None:
         case = TRAIN_CASES[CASE]
         request = case.request(rank=info, collectives=collectives)
-        trainer = backend.trainer(replace(request, options=options, skip_nonfinite=True))
+        trainer = create_trainer(backend, replace(request, options=options, skip_nonfinite=True))
         losses = trainer.run_steps(rank_batches(info), case.lr_array())
         state = trainer.state()
         report["losses"] = [float(loss) for loss in losses]

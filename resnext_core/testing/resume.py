@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from resnext_core.errors import DataError
-from resnext_core.interfaces import Trainer, TrainState
+from resnext_core.interfaces import TrainState
 from resnext_core.testing import cases
 from resnext_core.testing.cases import TRAIN_CASES, assert_states_identical
 from resnext_core.testing.optimizer import TrainingBase
+from resnext_core.training.trainer import Trainer
 
 SCALARS = {"step", "overflow_steps", "loss_scale", "good_steps"}
 resumed_case = pytest.mark.parametrize("case_name", ["everything", "bare"])

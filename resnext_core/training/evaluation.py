@@ -8,11 +8,11 @@ from functools import partial
 import numpy as np
 
 from resnext_core.errors import BackendUnavailable
-from resnext_core.interfaces import Trainer
 from resnext_core.runs.records import Eval, Progress
 from resnext_core.serving.evaluate import Evaluation, evaluate
 from resnext_core.training.news import end_run, exchange_news
 from resnext_core.training.session import Session
+from resnext_core.training.trainer import Trainer
 from resnext_core.training.training import Training
 
 

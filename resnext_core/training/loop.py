@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from contextlib import closing
 
-from resnext_core.interfaces import Trainer
 from resnext_core.runs.checkpoint import Checkpoint
 from resnext_core.runs.checkpoint_folder import RunProgress
 from resnext_core.training.evaluation import close_epoch
 from resnext_core.training.news import exchange_news, finish_run
 from resnext_core.training.session import Session
+from resnext_core.training.trainer import Trainer
 from resnext_core.training.training import Training
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.errors import DataError
-from resnext_core.interfaces import Batch, Trainer, copy_seconds
+from resnext_core.interfaces import Batch
 from resnext_core.ranks.exchange import exchange
 from resnext_core.ranks.signals import StopRequest
 from resnext_core.runs.checkpoint import Checkpoint, complete_checkpoint, save_checkpoint
@@ -25,6 +25,7 @@ from resnext_core.runs.unreadable import Unreadable
 from resnext_core.serving.golden import make_golden
 from resnext_core.training.meter import Meter
 from resnext_core.training.nonfinite import Diverged, LossWatch
+from resnext_core.training.trainer import Trainer
 from resnext_core.training.training import Epoch, Training
 
 T = TypeVar("T")
@@ -126,7 +127,7 @@ class Session:
             )  # fmt: skip
             if record is not None:
                 training.listen(record)
-        self.meter.add(steps.stop, losses, float(lrs[-1]), copy=copy_seconds(self.trainer))
+        self.meter.add(steps.stop, losses, float(lrs[-1]), copy=self.trainer.usage().copy_seconds)
         ends = steps.stop == epoch.steps.stop or training.saves_at(steps.stop)
         if ends or self.meter.steps >= training.config.train.log_every:
             self.meter.write(self.trainer.counters())

@@ -1,126 +1,148 @@
-"""What every trainer shares: loss scale, counters, the weights of a batch's rows, checks of batches and states."""
+"""The trainer: everything about training steps that does not depend on the device. A backend's engine does the rest."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnext_core.config import PrecisionConfig
 from resnext_core.errors import DataError, UsageError
-from resnext_core.interfaces import Batch, TrainRequest, TrainState
+from resnext_core.interfaces import (
+    Backend,
+    Batch,
+    DeviceUsage,
+    Engine,
+    Predictor,
+    TrainRequest,
+    TrainState,
+)
+from resnext_core.training.counter import SCALARS, StepCounter
+from resnext_core.training.inputs import check_split, step_inputs
+from resnext_core.training.together import check_same_step, with_first_weights
 
-#: The dynamic loss scale stops doubling here, the largest power of two of float32.
-MAX_LOSS_SCALE = 2.0**127
-#: Scalars of every TrainState.
-SCALARS = ("step", "overflow_steps", "loss_scale", "good_steps")
+
+def create_trainer(backend: Backend, request: TrainRequest) -> Trainer:
+    """Return a trainer on an engine of `backend`; with several ranks all start from the weights of rank 0.
+
+    Raises UsageError where the backend cannot train, or cannot train like this; BackendUnavailable without its device.
+    """
+    if backend.engine is None:
+        raise UsageError(f"the backend {backend.id} cannot train")
+    check_split(request)
+    request = with_first_weights(request)
+    return Trainer(request, backend.engine(request))
 
 
-class StepCounter:
-    """Counts optimizer steps and moves the loss scale; whether a step's gradients are finite, its trainer finds out.
+class Trainer:
+    """A network being trained. Driven by :mod:`resnext_core.training.loop`, a chunk of steps at a time.
 
-    `scale` is what the loss of the next step is multiplied by, and its gradients divided by. With `checks` a step
-    whose gradients are not finite must be skipped; with `dynamic` the scale of a step depends on the step before.
+    `request` is what `engine` was made from. Raises UsageError once it is closed.
     """
 
-    def __init__(self, precision: PrecisionConfig, *, skip_nonfinite: bool = False) -> None:
-        self._growth_interval = precision.growth_interval
-        self.checks = skip_nonfinite or precision.loss_scale != "none"
-        self.dynamic = precision.loss_scale == "dynamic"
-        self.scale = 1.0 if precision.loss_scale == "none" else float(precision.scale)
-        self.step = self.overflow_steps = self.good_steps = 0
+    def __init__(self, request: TrainRequest, engine: Engine) -> None:
+        self.engine = engine
+        self._request, self._closed = request, False
+        self._count = StepCounter(request.precision)
+        self._predictors: dict[bool, Predictor] = {}
+        self._met = False  # whether the ranks have compared their steps
 
-    def count(self, finite: bool = True) -> None:
-        """Count a step, taken or (not `finite`) skipped.
+    def run_steps(self, batches: Sequence[Batch], lrs: NDArray[Any]) -> NDArray[Any]:
+        """Take one optimizer step a batch with learning rate lrs[i] (float32).
 
-        A dynamic scale halves on overflow, down to 1, and doubles after `growth_interval` good steps, as in
-        Micikevicius et al., arXiv:1710.03740, section 3.2.
+        Returns float32 (len(batches),): the mean loss of each step over its valid rows on all ranks, 0 where
+        there are none, before that step's update and without the loss scale. A step whose gradients are not finite is
+        skipped and counted where a loss scale is in use or `skip_nonfinite` asks for it; its loss is returned
+        as computed.
+
+        Raises UsageError on batches that are not of the size asked for, DataError on labels that are no class, and,
+        at the first call, where ranks are at different steps; BackendUnavailable when another rank is lost.
         """
-        self.step += 1
-        self.overflow_steps += not finite
-        if not self.dynamic:
+        self._check_open()
+        request = self._request
+        if not self._met:
+            check_same_step(request, self._count.step)
+            self._met = True
+        steps = step_inputs(request, batches, lrs)
+        losses: list[NDArray[Any]] = [np.zeros(0)]
+        queued: list[Any] = []
+        for step in self.engine.queue(steps, lambda: self._count.scale):
+            queued.append(step)
+            if self._count.dynamic:  # the next step needs the scale that this one leaves: wait for it
+                losses.append(self._settle(queued))
+        losses.append(self._settle(queued))
+        means = np.concatenate(losses)
+        if request.rank.world > 1 and batches:
+            means = request.collectives.all_reduce_sum(means) / request.rank.world
+        mean_losses: NDArray[np.float32] = means.astype(np.float32)
+        return mean_losses
+
+    def predictor(self, *, ema: bool = False) -> Predictor:
+        """Return a predictor of the weights (of their EMA when asked) in the arithmetic of training; it follows them.
+
+        The trainer closes it. Raises UsageError where the run keeps no EMA.
+        """
+        self._check_open()
+        if ema and self._request.ema_decay is None:
+            raise UsageError("this run keeps no EMA; set train.ema_decay")
+        if ema not in self._predictors:
+            self._predictors[ema] = self.engine.predictor(ema=ema)
+        return self._predictors[ema]
+
+    def state(self) -> TrainState:
+        """Return a copy of the state after the last step; running statistics are those of this rank."""
+        self._check_open()
+        return TrainState(tensors=self.engine.read(), scalars=dict(self.counters()))
+
+    def load_state(self, state: TrainState) -> None:
+        """Continue from `state`; DataError when tensors or scalars are missing, misshapen or too many."""
+        self._check_open()
+        check_state(state, state_shapes(self._request), self._request.weights.spec.variant)
+        self.engine.write(state.tensors)
+        self._count.load(state.scalars)
+
+    def counters(self) -> Mapping[str, float | int]:
+        """Return the scalars of the state, for progress records (see TrainState.scalars)."""
+        return self._count.scalars()
+
+    def usage(self) -> DeviceUsage:
+        """Return what the engine measured since the last call."""
+        return self.engine.usage()
+
+    def close(self) -> None:
+        """Release predictors and engine; a second call does nothing."""
+        if self._closed:
             return
-        self.good_steps = self.good_steps + 1 if finite else 0
-        if not finite:
-            self.scale = max(self.scale / 2, 1.0)
-        elif self.good_steps >= self._growth_interval:
-            self.good_steps = 0
-            if self.scale < MAX_LOSS_SCALE:
-                self.scale *= 2
+        self._closed = True
+        for predictor in self._predictors.values():
+            predictor.close()
+        self._predictors = {}
+        self.engine.close()
 
-    def scalars(self) -> dict[str, float | int]:
-        """Return the scalars of a TrainState."""
-        return {
-            "step": self.step,
-            "overflow_steps": self.overflow_steps,
-            "loss_scale": self.scale,
-            "good_steps": self.good_steps,
-        }
+    def _settle(self, queued: list[Any]) -> NDArray[np.float64]:
+        """Count the queued steps, move a dynamic loss scale, and return their losses on this rank; empties `queued`."""
+        if not queued:
+            return np.zeros(0)
+        found = self.engine.settle(queued)
+        for skipped in found.skipped:
+            self._count.count(finite=not skipped)
+        queued.clear()
+        return found.losses
 
-    def load(self, scalars: Mapping[str, float | int]) -> None:
-        """Go on from the scalars of a state that :func:`check_state` has passed."""
-        self.step = int(scalars["step"])
-        self.overflow_steps = int(scalars["overflow_steps"])
-        self.good_steps = int(scalars["good_steps"])
-        self.scale = float(scalars["loss_scale"])
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("this trainer is closed")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Rows:
-    """What the loss of a training batch needs: `labels` int32 (N,), `weights` float64 (N,).
-
-    Labels of rows that are not valid are 0.
-    """
-
-    labels: NDArray[np.int32]
-    weights: NDArray[np.float64]
-
-
-def training_rows(request: TrainRequest, batches: Sequence[Batch], lrs: Sequence[float] | Any) -> list[Rows]:
-    """Check the arguments of :meth:`Trainer.run_steps` and return the labels and weights of every batch.
-
-    A row's weight is 0 where it is not valid, else rows / valid rows, both counted over the step's batch on all ranks;
-    0 everywhere where none is valid. The mean of weight x loss over equal micro-batches and ranks is then the mean loss
-    of the valid rows. All weights of a batch without invalid rows are 1. With several ranks the counts of all `batches`
-    are added in one message.
-
-    Raises UsageError on batches that are not what `request` says, DataError on labels that are no class.
-    """
-    if len(batches) != len(lrs):
-        raise UsageError(f"{len(batches)} batches need as many learning rates, not {len(lrs)}")
-    for batch in batches:
-        _check_batch(request, batch)
-    valid = [np.asarray(batch.valid, np.bool_) for batch in batches]
-    counts = np.array([np.count_nonzero(v) for v in valid], np.int64)
-    if request.rank.world > 1 and batches:
-        counts = request.collectives.all_reduce_sum(counts)
-    total = request.batch_size * request.rank.world
-    return [
-        Rows(
-            labels=np.where(v, batch.labels, 0).astype(np.int32),
-            weights=v * (total / int(count) if count else 0.0),
-        )
-        for batch, v, count in zip(batches, valid, counts, strict=True)
-    ]
-
-
-def _check_batch(request: TrainRequest, batch: Batch) -> None:
-    size, images, classes = request.batch_size, batch.images, request.weights.spec.num_classes
-    if len(batch.labels) != size or len(images) != size:
-        raise UsageError(f"a training step takes {size} images a rank, not {len(images)}")
-    if batch.valid.shape != (size,):
-        raise UsageError(f"valid must be bool ({size},), not {batch.valid.dtype} {batch.valid.shape}")
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise UsageError(f"images must be uint8 (N, H, W, 3), not {images.dtype} {images.shape}")
-    labels = batch.labels[batch.valid]
-    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-        raise DataError(
-            f"training labels must be 0 to {classes - 1}, not {labels.min()} to {labels.max()}; "
-            "train on labelled images of the classes of the model"
-        )
+def state_shapes(request: TrainRequest) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor in the state of a training, by key."""
+    spec = request.weights.spec
+    shapes = {f"weights/{t.name}": t.shape for t in spec.tensors}
+    shapes |= {f"momentum/{t.name}": t.shape for t in spec.tensors if t.trainable}
+    if request.ema_decay is not None:
+        shapes |= {f"ema/{t.name}": t.shape for t in spec.tensors}
+    return shapes
 
 
 def check_state(state: TrainState, shapes: Mapping[str, tuple[int, ...]], variant: str) -> None:

@@ -6,16 +6,18 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from resnext_gpu.options import GpuOptions
+from resnext_gpu.plugin import resnext_backends
 
 from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
-from resnext_core.interfaces import Batch, TrainRequest, TrainState
+from resnext_core.interfaces import Batch, StepInput, TrainRequest, TrainState
 from resnext_core.model.init import random_weights
 from resnext_core.model.preprocess import PreprocessSpec
 from resnext_core.model.spec import ModelSpec
 from resnext_core.model.weights import Weights
 from resnext_core.ranks.collectives import SingleProcess
 from resnext_core.ranks.info import RankInfo
-from resnext_core.training.trainer import Rows
+from resnext_core.training.trainer import Trainer, create_trainer
 
 CLASSES = 5
 
@@ -57,9 +59,12 @@ def with_bad_rows(given: list[Batch]) -> list[Batch]:
     return made
 
 
-def rows_of(given: list[Batch]) -> list[Rows]:
-    """Return the labels of batches and weights that are all different."""
-    return [Rows(labels=b.labels, weights=np.arange(len(b)) / 7 + i) for i, b in enumerate(given)]
+def inputs_of(given: list[Batch]) -> list[StepInput]:
+    """Return the inputs of steps on these batches, with row weights that are all different."""
+    return [
+        StepInput(images=b.images, labels=b.labels, weights=np.arange(len(b)) / 7 + i, lr=0.1)
+        for i, b in enumerate(given)
+    ]
 
 
 def part(batch: Batch, rank: RankInfo) -> Batch:
@@ -94,3 +99,9 @@ def differing(one: TrainState, other: TrainState) -> list[str]:
     """Return the names of the tensors that are not the same bits, and `scalars` where these differ."""
     names = [n for n, a in one.tensors.items() if a.tobytes() != other.tensors[n].tobytes()]
     return names + ([] if dict(one.scalars) == dict(other.scalars) else ["scalars"])
+
+
+def trainer_with(options: GpuOptions, request: TrainRequest) -> Trainer:
+    """Return the backend's trainer."""
+    (record,) = resnext_backends()
+    return create_trainer(record, replace(request, options=options))

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_cases import batches, relative, tiny_weights, train_request
+from gpu_cases import batches, relative, tiny_weights, train_request, trainer_with
 from resnext_gpu.options import GpuOptions
-from resnext_gpu.trainer import GpuTrainer
 
 from resnext_core.config import PrecisionConfig
 from resnext_core.model.spec import ModelSpec
+from resnext_core.training.trainer import Trainer
 
 HALF, BF16 = torch.float16, torch.bfloat16
 CPU = torch.device("cpu")
@@ -145,14 +145,14 @@ class Net:
     def steps(self) -> list[Any]:
         return batches(2, size=self.size)
 
-    def trainer(self, compute: str, **options: Any) -> GpuTrainer:
+    def trainer(self, compute: str, **options: Any) -> Trainer:
         """Return a trainer by our kernels, unless told otherwise."""
         weights = tiny_weights(self.size, groups=4, base_width=32, depths=self.depths)
         precision = PrecisionConfig()
         if compute != "float32":
             precision = PrecisionConfig(compute=compute, loss_scale="fixed", scale=16.0)
             options = {"grouped_conv": "triton"} | options
-        return GpuTrainer(train_request(weights, precision=precision), GpuOptions(**options))
+        return trainer_with(GpuOptions(**options), train_request(weights, precision=precision))
 
 
 NARROW, ALL_WIDTHS = Net((1, 1), 8), Net((1, 1, 1, 1), 16)
@@ -162,8 +162,8 @@ def check_training(net: Net, compute: str, **options: Any) -> None:
     """Two steps, and logits between them, by our kernels and by PyTorch's convolutions."""
     ours, plain = (net.trainer(compute, grouped_conv=way, **options) for way in ("triton", "cudnn"))
     exact = net.trainer("float32", **options)
-    assert ours._how.grouped is not None
-    assert plain._how.grouped is None
+    assert ours.engine._how.grouped is not None
+    assert plain.engine._how.grouped is None
     for step in range(2):
         given, lrs = net.steps[step : step + 1], LRS[step : step + 1]
         losses = [trainer.run_steps(given, lrs) for trainer in (ours, plain, exact)]

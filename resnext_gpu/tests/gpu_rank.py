@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gpu_cases import batches, part, tiny_weights, train_request
+from gpu_cases import batches, part, tiny_weights, train_request, trainer_with
 from resnext_gpu.collectives import connect
 from resnext_gpu.options import GpuOptions
-from resnext_gpu.trainer import GpuTrainer
 
 from resnext_core.config import OptimizerConfig
 from resnext_core.errors import ResnextError
@@ -52,7 +51,7 @@ def main(what: str, folder: Path) -> int:
             rank=rank,
             collectives=collectives,
         )
-        trainer = GpuTrainer(request, options)
+        trainer = trainer_with(options, request)
         steps = [part(b, rank) for b in batches(STEPS if what == "sync" else 4, images, **given)]
         if what == "die":
             while True:
@@ -65,7 +64,7 @@ def main(what: str, folder: Path) -> int:
             losses = trainer.run_steps(steps[:2], lrs[:2])
             middle = trainer.state()
             losses = np.concatenate([losses, trainer.run_steps(steps[2:], lrs[2:])])
-            other = GpuTrainer(request, options)
+            other = trainer_with(options, request)
             other.load_state(middle)
             other.run_steps(steps[2:], lrs[2:])
             for name, array in trainer.state().tensors.items():

@@ -13,7 +13,16 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-from gpu_cases import batches, differing, relative, rows_of, tiny_weights, train_request, with_bad_rows  # noqa: E402
+from gpu_cases import (  # noqa: E402
+    batches,
+    differing,
+    inputs_of,
+    relative,
+    tiny_weights,
+    train_request,
+    trainer_with,
+    with_bad_rows,
+)
 from gpu_convolutions import (  # noqa: E402
     ALL_WIDTHS,
     BF16,
@@ -28,15 +37,15 @@ from gpu_convolutions import (  # noqa: E402
 from resnext_gpu.feed import Feed  # noqa: E402
 from resnext_gpu.grouped_conv import op  # noqa: E402
 from resnext_gpu.options import GpuOptions  # noqa: E402
-from resnext_gpu.trainer import GpuTrainer  # noqa: E402
 
 from resnext_core.config import PrecisionConfig  # noqa: E402
 from resnext_core.errors import UsageError  # noqa: E402
 from resnext_core.interfaces import LaunchRequest  # noqa: E402
 from resnext_core.model.spec import model_spec  # noqa: E402
 from resnext_core.ranks.launch import launch_local  # noqa: E402
-from resnext_core.reference.trainer import ReferenceTrainer  # noqa: E402
+from resnext_core.testing.cases import oracle_trainer  # noqa: E402
 from resnext_core.testing.kinks import exact_steps  # noqa: E402
+from resnext_core.training.trainer import Trainer  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 LRS = np.array([0.05, 0.02, 0.01, 0.01, 0.01], np.float32)
@@ -45,8 +54,8 @@ SHAPES = shapes_of(model_spec("resnext152_64x4d"), model_spec("resnext50_32x4d")
 PLACE, EXACT, IMAGES = "cuda", HARDWARE, 2
 
 
-def trainer(options: dict[str, Any] | None = None, **changes: Any) -> GpuTrainer:
-    return GpuTrainer(train_request(**changes), GpuOptions(**{"deterministic": True, **(options or {})}))
+def trainer(options: dict[str, Any] | None = None, **changes: Any) -> Trainer:
+    return trainer_with(GpuOptions(**{"deterministic": True, **(options or {})}), train_request(**changes))
 
 
 def test_the_feed_delivers_while_the_gpu_is_busy() -> None:
@@ -55,11 +64,11 @@ def test_the_feed_delivers_while_the_gpu_is_busy() -> None:
     busy = torch.randn(2048, 2048, device=device)
     for _ in range(2):
         found = []
-        for tensors in feeding(given, rows_of(given)):
+        for tensors in feeding(inputs_of(given)):
             for _ in range(20):
                 busy = busy @ busy / 2048
             found.append([tensor.clone() for tensor in tensors])
-        for (images, labels, weights), batch, rows in zip(found, given, rows_of(given), strict=True):
+        for (images, labels, weights), batch, rows in zip(found, given, inputs_of(given), strict=True):
             np.testing.assert_array_equal(images.cpu().numpy(), batch.images)
             np.testing.assert_array_equal(labels.cpu().numpy(), batch.labels)
             np.testing.assert_array_equal(weights.cpu().numpy(), rows.weights.astype(np.float32))
@@ -84,7 +93,7 @@ def test_compiled_is_the_same_network(options: dict[str, Any], capfd: pytest.Cap
     weights, steps = tiny_weights(6), batches(2, size=6, seed=14)
     plain, compiled = trainer(weights=weights), trainer(options, weights=weights)
     exact = train_request(weights, precision=PrecisionConfig(compute="float64"))
-    exact_steps(ReferenceTrainer(exact), steps, LRS[:2])
+    exact_steps(oracle_trainer(exact), steps, LRS[:2])
     assert relative(compiled.run_steps(steps, LRS[:2]), plain.run_steps(steps, LRS[:2])) <= 1e-5
     for name, array in plain.state().tensors.items():
         assert relative(compiled.state().tensors[name], array) <= 1e-4, name
@@ -96,7 +105,7 @@ def test_compiled_is_the_same_network(options: dict[str, Any], capfd: pytest.Cap
 def test_a_step_equals_the_reference(options: dict[str, Any], stem: str) -> None:
     request = train_request(tiny_weights(32, stem=stem), ema_decay=0.9)
     exact = dataclasses.replace(request, precision=PrecisionConfig(compute="float64"))
-    ours, reference = GpuTrainer(request, GpuOptions(**options)), ReferenceTrainer(exact)
+    ours, reference = trainer_with(GpuOptions(**options), request), oracle_trainer(exact)
     steps = batches(1, size=32, seed=16)
     tolerance = 2e-2 if options.get("tf32") else 1e-5
     assert relative(ours.run_steps(steps, LRS[:1]), exact_steps(reference, steps, LRS[:1])) <= tolerance

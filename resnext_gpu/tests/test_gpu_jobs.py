@@ -162,7 +162,7 @@ def test_devices_are_counted(data: Path, recipe: Path, tmp_path: Path) -> None:
 
 def trainable() -> list[str]:
     """Return the other backends here that train without being asked for by name (or as a test mode)."""
-    found = [b for b in load_plugins().backends.values() if b.trainer and b.id != "gpu"]
+    found = [b for b in load_plugins().backends.values() if b.engine and b.id != "gpu"]
     return [b.id for b in found if b.probe().state == "ready"]
 
 

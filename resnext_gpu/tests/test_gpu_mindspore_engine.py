@@ -29,7 +29,7 @@ def calls() -> dict[str, Callable[[Backend], Any]]:
     predict = PredictRequest(weights=golden_weights("same"), rank=RankInfo(), options=OPTIONS)
     launch = LaunchRequest(module="m", argv=[], devices=2, log_dir=Path(), options=OPTIONS)
     return {
-        "trainer": lambda b: b.trainer(train),
+        "engine": lambda b: b.engine(train),
         "predictor": lambda b: b.predictor(predict),
         "connect": lambda b: b.connect(RankInfo(rank=1, world=2), OPTIONS),
         "launch": lambda b: b.launch(launch),
@@ -57,12 +57,12 @@ def test_everything_goes_to_the_engine_with_its_own_options(
         id="mindspore",
         summary="",
         probe=lambda: READY,
-        trainer=note,
+        engine=note,
         predictor=note,
         connect=note,
         launch=note,
     )
-    monkeypatch.setattr(mindspore_engine, "engine", lambda: record)
+    monkeypatch.setattr(mindspore_engine, "backend", lambda: record)
     assert calls()[name](backend) == "made"
     assert [o.device for o in got] == ["gpu"]
 

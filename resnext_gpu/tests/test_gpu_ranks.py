@@ -15,11 +15,10 @@ import pytest
 
 pytest.importorskip("torch.distributed", reason="PyTorch is not installed")
 
-from gpu_cases import batches, relative, tiny_weights, train_request
+from gpu_cases import batches, relative, tiny_weights, train_request, trainer_with
 from gpu_rank import IMAGES, OTHER, STEPS, SYNC, sync_lrs
 from resnext_gpu.collectives import connect, meeting_point
 from resnext_gpu.options import GpuOptions
-from resnext_gpu.trainer import GpuTrainer
 
 from resnext_core.config import OptimizerConfig, PrecisionConfig
 from resnext_core.errors import UsageError
@@ -27,8 +26,9 @@ from resnext_core.interfaces import LaunchRequest
 from resnext_core.ranks.collectives import SingleProcess
 from resnext_core.ranks.info import RankInfo
 from resnext_core.ranks.launch import launch_local
-from resnext_core.reference.trainer import ReferenceTrainer
+from resnext_core.testing.cases import oracle_trainer
 from resnext_core.testing.kinks import exact_steps
+from resnext_core.training.trainer import Trainer
 
 TESTS = Path(__file__).parent
 CPU = GpuOptions(device="cpu")
@@ -56,7 +56,7 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def accumulated() -> dict[int, ReferenceTrainer]:
+def accumulated() -> dict[int, Trainer]:
     """The reference in float64, after the steps of ``gpu_rank train``, by how many micro-batches it accumulated."""
     trainers = {}
     for world in (2, 3):
@@ -64,14 +64,14 @@ def accumulated() -> dict[int, ReferenceTrainer]:
             tiny_weights(OTHER["size"], depths=(2, 1)), accumulate=world, optimizer=OptimizerConfig(clip_norm=1.0),
             ema_decay=0.9, precision=PrecisionConfig(compute="float64"),
         )  # fmt: skip
-        trainers[world] = ReferenceTrainer(request)
+        trainers[world] = oracle_trainer(request)
         trainers[world].losses = exact_steps(
             trainers[world], batches(4, **OTHER), np.array([0.1, 0.05, 0.1, 0.05], np.float32)
         )
     return trainers
 
 
-def check_equal_accumulation(ranks: Ranks, reference: ReferenceTrainer) -> None:
+def check_equal_accumulation(ranks: Ranks, reference: Trainer) -> None:
     world = len(ranks)
     for found in ranks:
         assert relative(found["losses"], reference.losses) <= 1e-5
@@ -91,7 +91,7 @@ def check_equal_accumulation(ranks: Ranks, reference: ReferenceTrainer) -> None:
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_equal_one_that_accumulates(
-    world: int, tmp_path: Path, accumulated: dict[int, ReferenceTrainer]
+    world: int, tmp_path: Path, accumulated: dict[int, Trainer]
 ) -> None:
     """And a rank that resumes is, bit for bit, the one that went on: ``gpu_rank`` asserts that."""
     assert launch("train", tmp_path, world) == 0
@@ -109,7 +109,7 @@ def test_with_sync_bn_ranks_equal_one_with_the_whole_batch(world: int, tmp_path:
         ema_decay=0.9,
     )
     exact = dataclasses.replace(request, precision=PrecisionConfig(compute="float64"))
-    ours, reference = GpuTrainer(request, CPU), ReferenceTrainer(exact)
+    ours, reference = trainer_with(CPU, request), oracle_trainer(exact)
     steps = batches(STEPS, IMAGES, **SYNC)
     for whole, losses in (
         (ours, ours.run_steps(steps, sync_lrs())),
@@ -122,7 +122,7 @@ def test_with_sync_bn_ranks_equal_one_with_the_whole_batch(world: int, tmp_path:
                 assert relative(found[name], array) <= (1e-4 if name.startswith("momentum/") else 1e-5), name
 
 
-def test_two_nodes_under_torchrun(tmp_path: Path, accumulated: dict[int, ReferenceTrainer]) -> None:
+def test_two_nodes_under_torchrun(tmp_path: Path, accumulated: dict[int, Trainer]) -> None:
     """Two agents on one machine, as on two: the same flags, the same numbers."""
     port = free_port()
     flags = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
@@ -150,7 +150,7 @@ def test_two_nodes_under_torchrun(tmp_path: Path, accumulated: dict[int, Referen
     ],
 )
 def test_ranks_of_other_launchers(
-    launcher: str, names: tuple[str, str, str], tmp_path: Path, accumulated: dict[int, ReferenceTrainer]
+    launcher: str, names: tuple[str, str, str], tmp_path: Path, accumulated: dict[int, Trainer]
 ) -> None:
     """With the variables that these set (they themselves are not installed), and a meeting point from the user."""
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -226,4 +226,4 @@ def test_meeting_points() -> None:
 def test_a_single_process_needs_no_group() -> None:
     assert isinstance(connect(RankInfo(), CPU), SingleProcess)
     with pytest.raises(UsageError, match="call its connect first"):
-        GpuTrainer(train_request(rank=RankInfo(world=2)), CPU)
+        trainer_with(CPU, train_request(rank=RankInfo(world=2)))

@@ -14,18 +14,28 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-from gpu_cases import batches, differing, relative, rows_of, tiny_weights, train_request, with_bad_rows  # noqa: E402
+from gpu_cases import (  # noqa: E402
+    batches,
+    differing,
+    inputs_of,
+    relative,
+    tiny_weights,
+    train_request,
+    trainer_with,
+    with_bad_rows,
+)
+from resnext_gpu.engine import _check_card  # noqa: E402
 from resnext_gpu.network import Arithmetic, Network, max_pool  # noqa: E402
 from resnext_gpu.options import GpuOptions  # noqa: E402
 from resnext_gpu.step import Step, Table  # noqa: E402
-from resnext_gpu.trainer import GpuTrainer, _check_card  # noqa: E402
 
 from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig  # noqa: E402
 from resnext_core.errors import DataError, UsageError  # noqa: E402
 from resnext_core.model.spec import model_spec  # noqa: E402
 from resnext_core.reference import ops  # noqa: E402
-from resnext_core.reference.trainer import ReferenceTrainer  # noqa: E402
+from resnext_core.testing.cases import oracle_trainer  # noqa: E402
 from resnext_core.testing.kinks import exact_steps  # noqa: E402
+from resnext_core.training.trainer import Trainer  # noqa: E402
 from resnext_gpu import feed, graphs  # noqa: E402
 
 LRS = np.array([0.05, 0.02, 0.01], np.float32)
@@ -39,8 +49,8 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(count)
 
 
-def trainer(options: dict[str, Any] | None = None, **changes: Any) -> GpuTrainer:
-    return GpuTrainer(train_request(**changes), GpuOptions(**{"device": "cpu", **(options or {})}))
+def trainer(options: dict[str, Any] | None = None, **changes: Any) -> Trainer:
+    return trainer_with(GpuOptions(**{"device": "cpu", **(options or {})}), train_request(**changes))
 
 
 # -- against the reference -----------------------------------------------------------------------
@@ -61,7 +71,7 @@ def trainer(options: dict[str, Any] | None = None, **changes: Any) -> GpuTrainer
 def test_steps_equal_the_reference(changes: dict[str, Any]) -> None:
     request = train_request(tiny_weights(6), **changes)
     exact = dataclasses.replace(request, precision=dataclasses.replace(request.precision, compute="float64"))
-    ours, reference = GpuTrainer(request, GpuOptions(device="cpu")), ReferenceTrainer(exact)
+    ours, reference = trainer_with(GpuOptions(device="cpu"), request), oracle_trainer(exact)
     steps = batches(3, size=6, seed=36)
     assert relative(ours.run_steps(steps, LRS), exact_steps(reference, steps, LRS)) <= 1e-5
     found, wanted = ours.state(), reference.state()
@@ -76,8 +86,8 @@ def test_channels_last_is_the_same_step(stem: str, size: int, seed: int) -> None
     request = train_request(tiny_weights(size, stem=stem), ema_decay=0.9, accumulate=2)
     exact = dataclasses.replace(request, precision=PrecisionConfig(compute="float64"))
     ours, reference = (
-        GpuTrainer(request, GpuOptions(device="cpu", channels_last=True)),
-        ReferenceTrainer(exact),
+        trainer_with(GpuOptions(device="cpu", channels_last=True), request),
+        oracle_trainer(exact),
     )
     steps = batches(1, size=size, seed=seed)
     assert (
@@ -88,7 +98,7 @@ def test_channels_last_is_the_same_step(stem: str, size: int, seed: int) -> None
     found, wanted = ours.state(), reference.state()
     for name, array in wanted.tensors.items():
         assert relative(found.tensors[name], array) <= (1e-4 if name.startswith("momentum/") else 1e-5), name
-    resumed = GpuTrainer(request, GpuOptions(device="cpu", channels_last=True))
+    resumed = trainer_with(GpuOptions(device="cpu", channels_last=True), request)
     resumed.load_state(found)
     assert differing(resumed.state(), found) == []
 
@@ -106,7 +116,7 @@ def test_pools_equal_the_reference(padding: str, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("compute", ["float16", "bfloat16"])
 def test_low_precision_stays_near_and_keeps_float32_masters(compute: Any, bn_float32: bool) -> None:
     precision = PrecisionConfig(compute=compute, bn_float32=bn_float32, loss_scale="fixed")
-    low, full = trainer(precision=precision), ReferenceTrainer(train_request())
+    low, full = trainer(precision=precision), oracle_trainer(train_request())
     steps = batches(1)
     assert relative(low.run_steps(steps, LRS[:1]), full.run_steps(steps, LRS[:1])) <= 2e-2
     logits = low.predictor().logits(steps[0].images)
@@ -145,15 +155,15 @@ def test_compiled_is_the_same_network(by_block: bool, capfd: pytest.CaptureFixtu
     """With a C++ compiler; the whole network, and block by block as with several ranks."""
     request = train_request(tiny_weights(6))
     plain, compiled = (
-        GpuTrainer(request, GpuOptions(device="cpu", compile=compile)) for compile in (False, not by_block)
+        trainer_with(GpuOptions(device="cpu", compile=compile), request) for compile in (False, not by_block)
     )
     if by_block:
-        step = compiled._own_step
+        step = compiled.engine._own_step
         assert step is not None
         step.forward = graphs.Compiled(step.forward, by_block=True)
     steps = batches(3, size=6, seed=14)
     exact = dataclasses.replace(request, precision=PrecisionConfig(compute="float64"))
-    exact_steps(ReferenceTrainer(exact), steps, LRS)
+    exact_steps(oracle_trainer(exact), steps, LRS)
     assert relative(compiled.run_steps(steps, LRS), plain.run_steps(steps, LRS)) <= 1e-5
     for name, array in plain.state().tensors.items():
         tolerance = 1e-4 if name.startswith("momentum/") else 1e-5
@@ -203,9 +213,9 @@ def test_a_recorded_step_is_the_step(skip: bool) -> None:
         "precision": PrecisionConfig(loss_scale="dynamic", scale=2.0**120, growth_interval=2),
     }  # fmt: skip
     plain, recorded = trainer(**changes), trainer(**changes)
-    step = recorded._own_step
+    step = recorded.engine._own_step
     assert step is not None
-    recorded._step = graphs.Replayed(step, list(recorded._table.named().values()), Again())
+    recorded.engine._step = graphs.Replayed(step, list(recorded.engine._table.named().values()), Again())
     steps = with_bad_rows(batches(3))
     np.testing.assert_array_equal(recorded.run_steps(steps, LRS), plain.run_steps(steps, LRS))
     assert differing(plain.state(), recorded.state()) == []
@@ -218,8 +228,9 @@ def test_a_step_that_cannot_be_recorded_is_taken(capfd: pytest.CaptureFixture[st
             raise RuntimeError("operation not permitted when stream is capturing")
 
     plain, recorded = trainer(), trainer()
-    assert recorded._own_step is not None
-    recorded._step = graphs.Replayed(recorded._own_step, list(recorded._table.named().values()), Refuses())
+    engine = recorded.engine
+    assert engine._own_step is not None
+    engine._step = graphs.Replayed(engine._own_step, list(engine._table.named().values()), Refuses())
     steps = batches(2)
     np.testing.assert_array_equal(recorded.run_steps(steps, LRS[:2]), plain.run_steps(steps, LRS[:2]))
     assert differing(plain.state(), recorded.state()) == []
@@ -234,7 +245,7 @@ def test_a_step_that_cannot_be_recorded_is_taken(capfd: pytest.CaptureFixture[st
 )
 def test_out_of_memory_names_what_fits(monkeypatch: pytest.MonkeyPatch, fits: int, advice: str) -> None:
     ours = trainer()
-    step = ours._own_step
+    step = ours.engine._own_step
     assert step is not None
     forward = step.forward
 
@@ -255,7 +266,7 @@ def test_out_of_memory_where_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> No
     def never(images: Any) -> Any:
         raise torch.cuda.OutOfMemoryError
 
-    monkeypatch.setattr(ours._own_step, "forward", never)
+    monkeypatch.setattr(ours.engine._own_step, "forward", never)
     with pytest.raises(UsageError, match=r"smaller train\.batch_size, or gpu\.checkpointing=true"):
         ours.run_steps(batches(1), LRS[:1])
 
@@ -263,7 +274,7 @@ def test_out_of_memory_where_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> No
 def test_out_of_memory_lets_go_of_the_step_before_it_tries(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the failed step had allocated must be free by then, or nothing would fit."""
     ours = trainer()
-    step = ours._own_step
+    step = ours.engine._own_step
     assert step is not None
     forward, held = step.forward, []
 
@@ -295,8 +306,8 @@ def test_gradients_and_momentum_have_the_strides_of_their_weights(channels_last:
     """The fused update on a GPU insists, the one on the CPU does not look."""
     ours = trainer({"channels_last": channels_last})
     ours.run_steps(batches(1), LRS[:1])
-    for name, moment in ours._table.momentum.items():
-        weight = ours._table.weights[name]
+    for name, moment in ours.engine._table.momentum.items():
+        weight = ours.engine._table.weights[name]
         assert weight.grad is not None
         assert weight.stride() == weight.grad.stride() == moment.stride(), name
         assert weight.grad.storage_offset() % 64 == 0, "vector loads want it aligned"
@@ -350,10 +361,10 @@ def test_the_feed_fills_one_slot_while_the_other_is_used(monkeypatch: pytest.Mon
     feeding = feed.Feed(torch.device("cuda", 0))
     for _ in range(2):  # two calls of run_steps
         seen, slots = [], []
-        for tensors in feeding(given, rows_of(given)):
+        for tensors in feeding(inputs_of(given)):
             seen.append([tensor.clone().numpy() for tensor in tensors])
             slots.append(tensors[0].data_ptr())
-        for (images, labels, weights), batch, rows in zip(seen, given, rows_of(given), strict=True):
+        for (images, labels, weights), batch, rows in zip(seen, given, inputs_of(given), strict=True):
             np.testing.assert_array_equal(images, batch.images)
             np.testing.assert_array_equal(labels, batch.labels)
             np.testing.assert_array_equal(weights, rows.weights.astype(np.float32))
@@ -372,8 +383,8 @@ def test_the_time_of_copies_is_part_of_the_steps() -> None:
     ours = trainer({})
     started = time.perf_counter()
     ours.run_steps(batches(3), LRS[:3])
-    assert 0 < ours.take_copy_seconds() < time.perf_counter() - started
-    assert ours.take_copy_seconds() == 0.0
+    assert 0 < ours.usage().copy_seconds < time.perf_counter() - started
+    assert ours.usage().copy_seconds == 0.0
 
 
 # -- refusals ------------------------------------------------------------------------------------
@@ -420,7 +431,7 @@ def test_one_value_a_channel_is_refused() -> None:
 
 def test_layers_do_not_share_a_version() -> None:
     """Their statistics share memory; a layer that moves its own must not spoil what another saved for the way back."""
-    table = trainer()._table
+    table = trainer().engine._table
     mean, other = table.weights["bn1.running_mean"], table.weights["layer1.0.bn1.running_mean"]
     before = other._version
     mean.add_(1)
@@ -471,7 +482,7 @@ def test_a_step_stays_on_its_device(
     table = Table.create(request, device, channels_last=True)
     how = Arithmetic(compute=getattr(torch, compute), channels_last=True)
     network = Network(weights.spec, weights.preprocess, table.weights, how).train()
-    step = Step(request, table, network, checked=bool(changes), balanced=True, bucket_bytes=1 << 20)
+    step = Step(request, table, network, balanced=True, bucket_bytes=1 << 20)
     images = torch.empty((6, 32, 32, 3), dtype=torch.uint8, device=device)
     scalar = torch.full((), 1.0, device=device)
     labels, weights = torch.zeros(6, dtype=torch.int64, device=device), torch.ones(6, device=device)

@@ -211,7 +211,7 @@ def _test_mode(backend: Backend) -> list[str]:
     return [f"--set={backend.id}.device=cpu"] if "cpu" in typing.get_args(devices) else []
 
 
-@pytest.mark.parametrize("backend_id", sorted(b.id for b in load_plugins().backends.values() if b.trainer))
+@pytest.mark.parametrize("backend_id", sorted(b.id for b in load_plugins().backends.values() if b.engine))
 def test_the_whole_job_on_every_backend_that_trains(
     spawn: CommandLine, photos: Path, recipe: Path, tmp_path: Path, backend_id: str
 ) -> None:
@@ -223,7 +223,7 @@ def test_the_whole_job_on_every_backend_that_trains(
     backend = plugins.get(backend_id)
     if not (here := probe(backend)).usable:
         pytest.skip(here.reason)
-    others = [b for b in plugins.backends.values() if b.trainer is None and probe(b).usable]
+    others = [b for b in plugins.backends.values() if b.engine is None and probe(b).usable]
     formats = sorted(backend.exporters) or sorted({name for b in others for name in b.exporters})
     words = ["--backend", backend_id, "run", "--recipe", recipe, "--data", photos, "--name", "job", "--json"]
     words += ["--epochs", 1, "--set", f"export.formats=[{','.join(formats)}]", *_test_mode(backend)]

@@ -149,20 +149,20 @@ SLOW = """
 import signal, time
 from resnext_core.hookspecs import hookimpl
 from resnext_core.interfaces import READY, Backend
-from resnext_core.reference.trainer import ReferenceTrainer
+from resnext_core.reference.engine import ReferenceEngine
 
-class Slow(ReferenceTrainer):
-    def run_steps(self, batches, lrs):
+class Slow(ReferenceEngine):
+    def queue(self, steps, scale):
         print("IN STEP", flush=True)
         while not signal.getsignal(signal.SIGINT).__self__.requested:
             time.sleep(0.01)
         print("ASKED", flush=True)
         time.sleep(600)
-        return super().run_steps(batches, lrs)
+        return super().queue(steps, scale)
 
 @hookimpl
 def resnext_backends():
-    yield Backend(id="slow", summary="sleeps ten minutes a step", probe=lambda: READY, trainer=Slow)
+    yield Backend(id="slow", summary="sleeps ten minutes a step", probe=lambda: READY, engine=Slow)
 """
 
 
@@ -546,12 +546,12 @@ from resnext_core.errors import BackendUnavailable
 from resnext_core.hookspecs import hookimpl
 from resnext_core.interfaces import READY, Backend
 
-def trainer(request):
+def engine(request):
     raise BackendUnavailable("there is no card in this machine: put one in")
 
 @hookimpl
 def resnext_backends():
-    yield Backend(id="absent", summary="no device", probe=lambda: READY, trainer=trainer, predictor=print)
+    yield Backend(id="absent", summary="no device", probe=lambda: READY, engine=engine, predictor=print)
 """
 
 

@@ -10,16 +10,19 @@ import pytest
 
 from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
 from resnext_core.errors import DataError, UsageError
-from resnext_core.interfaces import Batch, Trainer, TrainRequest, TrainState
+from resnext_core.interfaces import Batch, TrainRequest, TrainState
 from resnext_core.model.init import random_weights
 from resnext_core.model.preprocess import PreprocessSpec
 from resnext_core.model.spec import ModelSpec
 from resnext_core.model.weights import Weights
 from resnext_core.ranks.collectives import SingleProcess
 from resnext_core.ranks.info import RankInfo
+from resnext_core.reference.engine import clip_factor
 from resnext_core.reference.network import normalize, train_pass
-from resnext_core.reference.trainer import ReferenceTrainer, clip_factor
+from resnext_core.testing.cases import oracle_trainer
+from resnext_core.testing.distributed import ThreadGroup
 from resnext_core.testing.kinks import exact_steps
+from resnext_core.training.trainer import Trainer
 
 Array = np.ndarray[Any, Any]
 
@@ -44,7 +47,7 @@ WEIGHTS = Weights(
 )
 
 
-def trainer(**changes: Any) -> ReferenceTrainer:
+def trainer(**changes: Any) -> Trainer:
     fields: dict[str, Any] = {
         "weights": WEIGHTS,
         "optimizer": OptimizerConfig(weight_decay=0.01),
@@ -54,7 +57,7 @@ def trainer(**changes: Any) -> ReferenceTrainer:
         "rank": RankInfo(),
         "collectives": SingleProcess(),
     }
-    return ReferenceTrainer(TrainRequest(**(fields | changes)))
+    return oracle_trainer(TrainRequest(**(fields | changes)))
 
 
 def batch(seed: int, size: int = 4) -> Batch:
@@ -288,7 +291,7 @@ def test_an_overflowed_step_is_skipped_and_counted(kind: str) -> None:
         np.testing.assert_allclose(state.tensors[f"ema/{name}"], mean, rtol=1e-6)
 
 
-def powers_of_scale(start: float, steps: int) -> tuple[ReferenceTrainer, list[float]]:
+def powers_of_scale(start: float, steps: int) -> tuple[Trainer, list[float]]:
     """Return log2 of the dynamic loss scale after each step, growing after 3 good ones."""
     precision = PrecisionConfig(loss_scale="dynamic", scale=start, growth_interval=3)
     made, powers = trainer(precision=precision), []
@@ -334,13 +337,32 @@ def test_ema_follows_weights_and_statistics() -> None:
     assert not np.allclose(made.predictor(ema=True).logits(images), made.predictor().logits(images))
 
 
-def test_a_predictor_is_a_snapshot() -> None:
+def test_a_predictor_follows_the_weights() -> None:
     made, images = trainer(), batch(9).images
     server = made.predictor()
     before = server.logits(images)
     made.run_steps([batch(0)], lrs(0.5))
+    assert not np.allclose(server.logits(images), before)
+    assert np.array_equal(made.predictor().logits(images), server.logits(images))
+    state = made.state()
+    made.load_state(trainer().state())
     assert np.array_equal(server.logits(images), before)
-    assert not np.allclose(made.predictor().logits(images), before)
+    made.load_state(state)
+    assert not np.allclose(server.logits(images), before)
+
+
+def test_a_closed_trainer_does_nothing_more() -> None:
+    made = trainer()
+    server, state = made.predictor(), made.state()
+    made.close()
+    made.close()
+    for call in (
+        lambda: made.run_steps([batch(0)], lrs(0.1)), made.predictor, made.state, lambda: made.load_state(state)
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match="trainer is closed"):
+            call()
+    with pytest.raises(UsageError, match="predictor is closed"):
+        server.logits(batch(0).images)
 
 
 def test_resume_is_exact_to_the_bit_and_chunks_do_not_matter() -> None:
@@ -397,37 +419,8 @@ def test_requests_and_batches_that_cannot_be() -> None:
     assert made.counters()["step"] == 0
 
 
-class Threads:
-    """Collectives of `world` threads of this process."""
-
-    def __init__(self, world: int) -> None:
-        self.gate = threading.Barrier(world, timeout=30)
-        self.parts: dict[int, Array] = {}
-
-    def of(self, rank: int) -> Threads.Member:
-        return Threads.Member(self, rank)
-
-    class Member:
-        def __init__(self, group: Threads, rank: int) -> None:
-            self.group, self.rank = group, rank
-
-        def all_reduce_sum(self, values: Array) -> Array:
-            assert values.dtype in (np.float64, np.int64)
-            self.group.parts[self.rank] = values
-            self.group.gate.wait()
-            total: Array = sum(self.group.parts[r] for r in sorted(self.group.parts))  # type: ignore[assignment]
-            self.group.gate.wait()
-            return total
-
-        def barrier(self) -> None:
-            self.group.gate.wait()
-
-        def close(self) -> None:
-            pass
-
-
 def test_two_ranks_equal_one_that_accumulates() -> None:
-    group, done, failures = Threads(2), {}, []
+    group, done, failures = ThreadGroup(2), {}, []
     optimizer = OptimizerConfig(weight_decay=0.01, clip_norm=0.5)
     wholes, rates = [batch(i) for i in range(3)], lrs(0.1, 0.1, 0.05)
 
@@ -447,7 +440,7 @@ def test_two_ranks_equal_one_that_accumulates() -> None:
             done[rank] = (made.run_steps(own, rates), made.state().tensors)
         except Exception as error:
             failures.append(error)
-            group.gate.abort()
+            group.abort()
 
     threads = [threading.Thread(target=run, args=(r,)) for r in range(2)]
     for thread in threads:

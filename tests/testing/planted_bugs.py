@@ -1,13 +1,12 @@
 """The reference backend with one mistake each: what the contract kit must catch.
 
-A mistake is either a subclass of the trainer or a patch that is in place only while the backend itself is
-called, so that the kit's oracle, which is the same code, stays right.
+A mistake is a subclass of the engine, a subclass of core's trainer, or a patch that is in place only while the
+backend itself is called. So the kit's oracle, which is the same code, stays right.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import json
 import os
@@ -25,8 +24,10 @@ from resnext_core.interfaces import (
     Backend,
     Batch,
     ExportRequest,
+    Predictor,
     PredictRequest,
     Readiness,
+    StepInput,
     TrainRequest,
     TrainState,
 )
@@ -37,15 +38,18 @@ from resnext_core.ranks.connect import master_address
 from resnext_core.ranks.info import RankInfo
 from resnext_core.ranks.launch import launch_local
 from resnext_core.ranks.tcp import TcpCollectives
-from resnext_core.reference import network, ops, plugin, predictor, trainer
-from resnext_core.reference.trainer import ReferenceTrainer
+from resnext_core.reference import engine, network, ops, plugin, predictor
+from resnext_core.reference.engine import ReferenceEngine
+from resnext_core.reference.predictor import ReferencePredictor
+from resnext_core.training.inputs import step_inputs
+from resnext_core.training.trainer import Trainer
 
 Patch = Callable[[], Any]
 REFERENCE = next(iter(plugin.resnext_backends()))
 
 
 class Within:
-    """Calls every method of `inner` inside a patch; its predictors too."""
+    """Calls every method of `inner` inside a patch; its predictors and its steps too."""
 
     def __init__(self, inner: Any, patch: Patch, **extra: Any) -> None:
         self._inner, self._patch = inner, patch
@@ -57,26 +61,51 @@ class Within:
         def call(*arguments: Any, **keywords: Any) -> Any:
             with self._patch():
                 result = method(*arguments, **keywords)
-            return Within(result, self._patch) if name == "predictor" else result
+            return Within(result, self._patch, manifest=None) if name == "predictor" else result
 
-        return call
+        def steps(*arguments: Any) -> Iterator[Any]:
+            queued = method(*arguments)
+            while True:
+                with self._patch():
+                    try:
+                        step = next(queued)
+                    except StopIteration:
+                        return
+                yield step
+
+        return steps if name == "queue" else call
+
+
+_init = Trainer.__init__
+
+
+def _init_planted(self: Trainer, request: TrainRequest, engine: Any) -> None:
+    _init(self, request, engine)
+    planted = vars(engine).get("trainer_class")
+    if planted is not None:
+        self.__class__ = planted
+
+
+Trainer.__init__ = _init_planted  # type: ignore[method-assign]
 
 
 def backend(
     *,
     patch: Patch = contextlib.nullcontext,
-    trainer_class: type[ReferenceTrainer] = ReferenceTrainer,
+    mistake: type[ReferenceEngine] | type[Trainer] = Trainer,
     exporter: Callable[[Weights, Path, ExportRequest], None] | None = None,
     **changes: Any,
 ) -> Backend:
-    """Return the reference backend with a patch around it, another trainer, or another exporter.
+    """Return the reference backend with a patch around it, another engine or trainer, or another exporter.
 
     It can export too: a ``.copy`` is the neutral weights file under another name.
     """
 
-    def make_trainer(request: TrainRequest) -> Any:
+    def make_engine(request: TrainRequest) -> Any:
         with patch():
-            return Within(trainer_class(request), patch)
+            if issubclass(mistake, Trainer):
+                return Within(ReferenceEngine(request), patch, trainer_class=mistake)
+            return Within(mistake(request), patch)
 
     def make_predictor(request: PredictRequest) -> Any:
         manifest = None
@@ -90,7 +119,7 @@ def backend(
     values: dict[str, Any] = {
         "id": "planted",
         "probe": _probe,
-        "trainer": make_trainer,
+        "engine": make_engine,
         "predictor": make_predictor,
         "formats": (".safetensors", ".copy"),
         "exporters": {"copy": exporter or copy_exporter},
@@ -181,9 +210,9 @@ def _over_other_classes(labels: Any, classes: int, smoothing: float, form: str) 
     return _targets(labels, classes, smoothing, "others")
 
 
-BGR = backend(patch=patching((predictor, "normalize", _bgr), (trainer, "normalize", _bgr)))
+BGR = backend(patch=patching((predictor, "normalize", _bgr), (engine, "normalize", _bgr)))
 CONSTANTS = backend(
-    patch=patching((predictor, "normalize", _imagenet_constants), (trainer, "normalize", _imagenet_constants))
+    patch=patching((predictor, "normalize", _imagenet_constants), (engine, "normalize", _imagenet_constants))
 )
 EPS = backend(patch=patching((network, "BN_EPS", 1e-3)))
 STRIDE = backend(patch=patching((ops, "conv", _stride_on_the_1x1)))
@@ -199,33 +228,35 @@ SMOOTHING_OTHERS = backend(patch=patching((ops, "smoothed_targets", _over_other_
 # -- mistakes of the optimizer -------------------------------------------------------------------
 
 
-class DecayOnAll(ReferenceTrainer):
+class DecayOnAll(ReferenceEngine):
     def __init__(self, request: TrainRequest) -> None:
         super().__init__(request)
         self._decay = set(self._momentum)
 
 
-class NeverDivided(ReferenceTrainer):
+class NeverDivided(ReferenceEngine):
     """The loss is multiplied by the scale, the gradient is not divided by it."""
 
-    def _average_ranks(self, loss: float, gradients: Any) -> Any:
-        return loss, {name: gradient * self._count.scale for name, gradient in gradients.items()}
+    def _accumulate(self, step: StepInput, scale: float) -> Any:
+        loss, gradients = super()._accumulate(step, scale)
+        return loss, {name: gradient * scale for name, gradient in gradients.items()}
 
 
-class NeverMultiplied(ReferenceTrainer):
+class NeverMultiplied(ReferenceEngine):
     """The gradient is divided by a scale that nothing multiplied in: the ModelZoo on GPU."""
 
-    def _average_ranks(self, loss: float, gradients: Any) -> Any:
-        return loss, {name: gradient / self._count.scale for name, gradient in gradients.items()}
+    def _accumulate(self, step: StepInput, scale: float) -> Any:
+        loss, gradients = super()._accumulate(step, scale)
+        return loss, {name: gradient / scale for name, gradient in gradients.items()}
 
 
-class Dampened(ReferenceTrainer):
+class Dampened(ReferenceEngine):
     def _update(self, gradients: Any, lr: float) -> None:
         dampening = 1 - self._request.optimizer.momentum
         super()._update({name: gradient * dampening for name, gradient in gradients.items()}, lr)
 
 
-class Nesterov(ReferenceTrainer):
+class Nesterov(ReferenceEngine):
     def _update(self, gradients: Any, lr: float) -> None:
         before = {name: array.copy() for name, array in self._weights.items()}
         super()._update(gradients, lr)
@@ -235,74 +266,79 @@ class Nesterov(ReferenceTrainer):
             self._weights[name][...] = before[name] - lr * look
 
 
-class NoClip(ReferenceTrainer):
+class NoClip(ReferenceEngine):
     def __init__(self, request: TrainRequest) -> None:
         super().__init__(
             dataclasses.replace(request, optimizer=dataclasses.replace(request.optimizer, clip_norm=None))
         )
 
 
-class ClipsScaled(ReferenceTrainer):
+class ClipsScaled(ReferenceEngine):
     """Clips the gradient of the scaled loss."""
 
     def _average_ranks(self, loss: float, gradients: Any) -> Any:
-        factor = trainer.clip_factor(gradients, self._request.optimizer.clip_norm)
+        factor = engine.clip_factor(gradients, self._request.optimizer.clip_norm)
         return loss, {name: gradient * factor for name, gradient in gradients.items()}
 
 
-class SumsMicroBatches(ReferenceTrainer):
+class SumsMicroBatches(ReferenceEngine):
     def _average_ranks(self, loss: float, gradients: Any) -> Any:
         count = self._request.accumulate
         return super()._average_ranks(loss, {name: g * count for name, g in gradients.items()})
 
 
-class OneBatchOfStatistics(ReferenceTrainer):
+class OneBatchOfStatistics(ReferenceEngine):
     """Micro-batches are put together before the network: statistics over all of them."""
 
     def __init__(self, request: TrainRequest) -> None:
         super().__init__(dataclasses.replace(request, accumulate=1))
 
 
-class PreviousRate(ReferenceTrainer):
+class PreviousRate(Trainer):
     def run_steps(self, batches: Sequence[Batch], lrs: Any) -> Any:
         late = np.concatenate([[getattr(self, "_late", lrs[0])], lrs[:-1]]).astype(np.float32)
         self._late = lrs[-1]
         return super().run_steps(batches, late)
 
 
-class LossAfterTheStep(ReferenceTrainer):
-    def _run_step(self, batch: Batch, rows: Any, lr: float) -> float:
-        super()._run_step(batch, rows, lr)
+class LossAfterTheStep(ReferenceEngine):
+    def _run_step(self, step: StepInput, scale: float) -> tuple[float, bool]:
+        _, taken = super()._run_step(step, scale)
         kept = {name: array.copy() for name, array in self._weights.items()}
-        loss, _ = self._accumulate(batch, rows)
-        self._weights.update(kept)
-        return float(loss)
+        loss, _ = self._accumulate(step, scale)
+        for name, array in kept.items():
+            self._weights[name][...] = array
+        return float(loss), taken
 
 
-class AppliesOverflow(ReferenceTrainer):
+class AppliesOverflow(ReferenceEngine):
+    def _run_step(self, step: StepInput, scale: float) -> tuple[float, bool]:
+        return super()._run_step(step, scale)[0], self._finite
+
     def _take(self, loss: float, gradients: Mapping[str, Any]) -> bool:
-        super()._take(loss, gradients)
+        self._finite = super()._take(loss, gradients)
         return True
 
 
-class ResetsOnGood(ReferenceTrainer):
+class ResetsOnGood(Trainer):
     """The dynamic scale grows after every good step."""
 
-    def _take(self, loss: float, gradients: Mapping[str, Any]) -> bool:
-        self._count.good_steps = 1000
-        return super()._take(loss, gradients)
+    def _settle(self, queued: list[Any]) -> Any:
+        self._count.good_steps = 1000 if queued else self._count.good_steps
+        return super()._settle(queued)
 
 
-class StatisticsStopOnOverflow(ReferenceTrainer):
-    def _run_step(self, batch: Batch, rows: Any, lr: float) -> float:
-        kept, count = dict(self._weights), self._count.overflow_steps
-        loss = super()._run_step(batch, rows, lr)
-        if self._count.overflow_steps > count:
-            self._weights.update(kept)
-        return loss
+class StatisticsStopOnOverflow(ReferenceEngine):
+    def _run_step(self, step: StepInput, scale: float) -> tuple[float, bool]:
+        kept = {name: array.copy() for name, array in self._weights.items()}
+        loss, taken = super()._run_step(step, scale)
+        if not taken:
+            for name, array in kept.items():
+                self._weights[name][...] = array
+        return loss, taken
 
 
-class ForgetsMomentumOnOverflow(ReferenceTrainer):
+class ForgetsMomentumOnOverflow(ReferenceEngine):
     def _take(self, loss: float, gradients: Mapping[str, Any]) -> bool:
         taken = super()._take(loss, gradients)
         if not taken:
@@ -311,21 +347,21 @@ class ForgetsMomentumOnOverflow(ReferenceTrainer):
         return taken
 
 
-class AppliesNonfinite(ReferenceTrainer):
+class AppliesNonfinite(ReferenceEngine):
     """What is no number is skipped where a loss scale is in use, and nowhere else."""
 
     def _take(self, loss: float, gradients: Mapping[str, Any]) -> bool:
         return super()._take(loss, gradients) or self._request.precision.loss_scale == "none"
 
 
-class PoisonsStatistics(ReferenceTrainer):
+class PoisonsStatistics(ReferenceEngine):
     """A skipped step leaves its running statistics behind."""
 
     def _running(self) -> dict[str, Any]:
         return {}
 
 
-class WithoutAverageWhenSkipping(ReferenceTrainer):
+class WithoutAverageWhenSkipping(ReferenceEngine):
     """The EMA stays where steps may be skipped."""
 
     def _update_ema(self) -> None:
@@ -333,17 +369,18 @@ class WithoutAverageWhenSkipping(ReferenceTrainer):
             super()._update_ema()
 
 
-class HalvesFixedScale(ReferenceTrainer):
+class HalvesFixedScale(Trainer):
     """A fixed scale is halved on overflow as a dynamic one is."""
 
-    def _take(self, loss: float, gradients: Mapping[str, Any]) -> bool:
-        taken = super()._take(loss, gradients)
-        if not taken and self._request.precision.loss_scale == "fixed":
+    def _settle(self, queued: list[Any]) -> Any:
+        before = self._count.overflow_steps
+        losses = super()._settle(queued)
+        if self._count.overflow_steps > before and self._request.precision.loss_scale == "fixed":
             self._count.scale /= 2
-        return taken
+        return losses
 
 
-class KeepsHalves(ReferenceTrainer):
+class KeepsHalves(ReferenceEngine):
     """Takes float16 and keeps the weights in it."""
 
     def __init__(self, request: TrainRequest) -> None:
@@ -360,12 +397,12 @@ class KeepsHalves(ReferenceTrainer):
                 array[...] = array.astype(np.float16)
 
 
-class Ascends(ReferenceTrainer):
+class Ascends(ReferenceEngine):
     def _update(self, gradients: Any, lr: float) -> None:
         super()._update(gradients, -lr)
 
 
-class StartsAnew(ReferenceTrainer):
+class StartsAnew(ReferenceEngine):
     """Ignores the weights it was given: the ModelZoo's missing checkpoint."""
 
     def __init__(self, request: TrainRequest) -> None:
@@ -373,91 +410,90 @@ class StartsAnew(ReferenceTrainer):
         super().__init__(dataclasses.replace(request, weights=fresh))
 
 
-class CountsMicroBatches(ReferenceTrainer):
+class CountsMicroBatches(Trainer):
     def counters(self) -> Mapping[str, float | int]:
         counters = dict(super().counters())
         counters["step"] *= self._request.accumulate
         return counters
 
 
-class EmaOfOldWeights(ReferenceTrainer):
+class EmaOfOldWeights(ReferenceEngine):
     """The average is taken before the step."""
 
-    def _accumulate(self, batch: Batch, rows: Any) -> Any:
+    def _accumulate(self, step: StepInput, scale: float) -> Any:
         super()._update_ema()
-        return super()._accumulate(batch, rows)
+        return super()._accumulate(step, scale)
 
     def _update_ema(self) -> None:
         pass
 
 
-class EmaWithoutStatistics(ReferenceTrainer):
+class EmaWithoutStatistics(ReferenceEngine):
     def _update_ema(self) -> None:
-        assert self._ema is None or self._request.ema_decay is not None
-        kept = {n: a.copy() for n, a in (self._ema or {}).items() if n.endswith(("_mean", "_var"))}
+        kept = {n: a.copy() for n, a in self._ema.items() if n.endswith(("_mean", "_var"))}
         super()._update_ema()
         for name, array in kept.items():
-            assert self._ema is not None
             self._ema[name][...] = array
 
 
-class Unrepeatable(ReferenceTrainer):
+class Unrepeatable(ReferenceEngine):
     """A little noise in the images, from a generator that every trainer continues."""
 
     noise = np.random.default_rng()
 
-    def _run_step(self, batch: Batch, rows: Any, lr: float) -> float:
-        images = batch.images.copy()
+    def _run_step(self, step: StepInput, scale: float) -> tuple[float, bool]:
+        images = step.images.copy()
         images[0, 0, 0, 0] = self.noise.integers(0, 256)
-        return super()._run_step(dataclasses.replace(batch, images=images), rows, lr)
+        return super()._run_step(dataclasses.replace(step, images=images), scale)
 
 
 # -- mistakes about rows that are not valid --------------------------------------------------------
 
 
-class EveryRowCounts(ReferenceTrainer):
+class EveryRowCounts(ReferenceEngine):
     """Whatever a row's `valid` says: the rule of before."""
 
-    def _run_step(self, batch: Batch, rows: Any, lr: float) -> float:
-        rows = dataclasses.replace(rows, weights=np.ones(len(batch)))
-        return super()._run_step(batch, rows, lr)
+    def _run_step(self, step: StepInput, scale: float) -> tuple[float, bool]:
+        return super()._run_step(dataclasses.replace(step, weights=np.ones(len(step.labels))), scale)
 
 
-class DividesByAllRows(ReferenceTrainer):
+class DividesByAllRows(ReferenceEngine):
     """What is not valid is left out, and the sum is divided by all rows."""
 
-    def _run_step(self, batch: Batch, rows: Any, lr: float) -> float:
-        rows = dataclasses.replace(rows, weights=batch.valid.astype(np.float64))
-        return super()._run_step(batch, rows, lr)
+    def _run_step(self, step: StepInput, scale: float) -> tuple[float, bool]:
+        return super()._run_step(
+            dataclasses.replace(step, weights=(step.weights > 0).astype(np.float64)), scale
+        )
 
 
-class MeansOfMicroBatches(ReferenceTrainer):
+class MeansOfMicroBatches(ReferenceEngine):
     """Each micro-batch has the mean over its own valid rows, and these are averaged."""
 
-    def _run_step(self, batch: Batch, rows: Any, lr: float) -> float:
-        valid = batch.valid.reshape(self._request.accumulate, -1)
+    def _run_step(self, step: StepInput, scale: float) -> tuple[float, bool]:
+        valid = (step.weights > 0).reshape(self._request.accumulate, -1)
         weights = valid * (valid.shape[1] / np.maximum(valid.sum(axis=1, keepdims=True), 1))
-        return super()._run_step(batch, dataclasses.replace(rows, weights=weights.ravel()), lr)
+        return super()._run_step(dataclasses.replace(step, weights=weights.ravel()), scale)
 
 
-class MeansOfRanks(ReferenceTrainer):
+class MeansOfRanks(ReferenceEngine):
     """Each rank has the mean over its own valid rows."""
 
-    def _run_step(self, batch: Batch, rows: Any, lr: float) -> float:
-        weights = batch.valid * (len(batch) / max(int(batch.valid.sum()), 1))
-        return super()._run_step(batch, dataclasses.replace(rows, weights=weights), lr)
+    def _run_step(self, step: StepInput, scale: float) -> tuple[float, bool]:
+        valid = step.weights > 0
+        weights = valid * (len(valid) / max(int(valid.sum()), 1))
+        return super()._run_step(dataclasses.replace(step, weights=weights), scale)
 
 
-class NothingOverNothing(ReferenceTrainer):
+class NothingOverNothing(ReferenceEngine):
     """The mean over no valid row is 0 / 0."""
 
-    def _run_step(self, batch: Batch, rows: Any, lr: float) -> float:
-        if not batch.valid.any():
-            rows = dataclasses.replace(rows, weights=np.full(len(batch), np.nan))
-        return super()._run_step(batch, rows, lr)
+    def _run_step(self, step: StepInput, scale: float) -> tuple[float, bool]:
+        if not step.weights.any():
+            step = dataclasses.replace(step, weights=np.full(len(step.labels), np.nan))
+        return super()._run_step(step, scale)
 
 
-class LeavesOutEmptySteps(ReferenceTrainer):
+class LeavesOutEmptySteps(ReferenceEngine):
     """A step without a valid row is not taken: no momentum, no decay."""
 
     def _update(self, gradients: Any, lr: float) -> None:
@@ -465,28 +501,31 @@ class LeavesOutEmptySteps(ReferenceTrainer):
             super()._update(gradients, lr)
 
 
-class StatisticsOfValidRows(ReferenceTrainer):
+class StatisticsOfValidRows(ReferenceEngine):
     """Batch statistics leave out rows that are not valid: here they repeat one that is."""
 
-    def _accumulate(self, batch: Batch, rows: Any) -> Any:
-        valid = np.flatnonzero(batch.valid)
+    def _accumulate(self, step: StepInput, scale: float) -> Any:
+        valid = np.flatnonzero(step.weights)
         if len(valid):
-            source = np.where(batch.valid, np.arange(len(batch)), valid[0])
-            batch = dataclasses.replace(batch, images=batch.images[source])
-        return super()._accumulate(batch, rows)
+            source = np.where(step.weights > 0, np.arange(len(step.labels)), valid[0])
+            step = dataclasses.replace(step, images=step.images[source])
+        return super()._accumulate(step, scale)
 
 
-class LabelsOfAllRows(ReferenceTrainer):
+class LabelsOfAllRows(Trainer):
     """Looks at the label of a row that has none."""
 
-    def _run_step(self, batch: Batch, rows: Any, lr: float) -> float:
-        return super()._run_step(batch, dataclasses.replace(rows, labels=batch.labels), lr)
+    def run_steps(self, batches: Sequence[Batch], lrs: Any) -> Any:
+        step_inputs(
+            self._request, [dataclasses.replace(b, valid=np.ones(len(b), bool)) for b in batches], lrs
+        )
+        return super().run_steps(batches, lrs)
 
 
 # -- mistakes of sizes, rates and counters ---------------------------------------------------------
 
 
-class TwoMicroBatches(ReferenceTrainer):
+class TwoMicroBatches(ReferenceEngine):
     """Gradients of accumulated micro-batches are divided by a fixed 2."""
 
     def _average_ranks(self, loss: float, gradients: Any) -> Any:
@@ -494,28 +533,28 @@ class TwoMicroBatches(ReferenceTrainer):
         return super()._average_ranks(loss, {n: g * factor for n, g in gradients.items()})
 
 
-class ClampedRate(ReferenceTrainer):
+class ClampedRate(ReferenceEngine):
     """No rate is below 1e-5."""
 
     def _update(self, gradients: Any, lr: float) -> None:
         super()._update(gradients, max(lr, 1e-5))
 
 
-class RateInHalf(ReferenceTrainer):
+class RateInHalf(ReferenceEngine):
     """The rate travels in float16."""
 
     def _update(self, gradients: Any, lr: float) -> None:
         super()._update(gradients, float(np.float16(lr)))
 
 
-class RateOfTheChunk(ReferenceTrainer):
+class RateOfTheChunk(Trainer):
     """All steps of a call have the first one's rate."""
 
     def run_steps(self, batches: Sequence[Batch], lrs: Any) -> Any:
         return super().run_steps(batches, np.full_like(lrs, lrs[0]))
 
 
-class _Defaults(ReferenceTrainer):
+class _Defaults(ReferenceEngine):
     """What is 0 is taken for not given."""
 
     optimizer: Mapping[str, float] = {}
@@ -549,7 +588,7 @@ class DefaultSmoothing(_Defaults):
     loss = {"smoothing": 1e-3}  # noqa: RUF012
 
 
-class LastMicroBatchDecides(ReferenceTrainer):
+class LastMicroBatchDecides(ReferenceEngine):
     """Whether a step overflowed is seen in its last micro-batch; what is no number in others is left out."""
 
     def _average_ranks(self, loss: float, gradients: Any) -> Any:
@@ -558,19 +597,19 @@ class LastMicroBatchDecides(ReferenceTrainer):
         return super()._average_ranks(loss, gradients)
 
 
-class ClipsWhatOverflowed(ReferenceTrainer):
+class ClipsWhatOverflowed(ReferenceEngine):
     """Clips what is no number into the momentum before it leaves the step out."""
 
     def _take(self, loss: float, gradients: Mapping[str, Any]) -> bool:
         taken = super()._take(loss, gradients)
         if not taken and self._request.optimizer.clip_norm is not None:
-            factor = trainer.clip_factor(gradients, self._request.optimizer.clip_norm)
+            factor = engine.clip_factor(gradients, self._request.optimizer.clip_norm)
             for name, gradient in gradients.items():
                 self._momentum[name] += gradient * factor
         return taken
 
 
-class EmaStopsOnOverflow(ReferenceTrainer):
+class EmaStopsOnOverflow(ReferenceEngine):
     def _update_ema(self) -> None:
         if getattr(self, "_taken", True):
             super()._update_ema()
@@ -580,14 +619,14 @@ class EmaStopsOnOverflow(ReferenceTrainer):
         return self._taken
 
 
-class NoisyPredictor(ReferenceTrainer):
+class NoisyPredictor(ReferenceEngine):
     """Its own predictor adds in no fixed order: noise of 2e-6."""
 
     def predictor(self, *, ema: bool = False) -> Any:
         return Noisy(super().predictor(ema=ema))
 
 
-class Noisy:
+class Noisy(Predictor):
     noise = np.random.default_rng()
 
     def __init__(self, inner: Any) -> None:
@@ -601,39 +640,33 @@ class Noisy:
         pass
 
 
-class StaleAfterLoading(ReferenceTrainer):
+class StaleAfterLoading(ReferenceEngine):
     """The predictor follows training, and not the state that is loaded."""
 
-    _ready: dict[bool, Any] = {}  # noqa: RUF012
-
-    def run_steps(self, batches: Sequence[Batch], lrs: Any) -> Any:
-        self._ready = {}
-        return super().run_steps(batches, lrs)
-
-    def predictor(self, *, ema: bool = False) -> Any:
-        if ema not in self._ready:
-            self._ready = {**self._ready, ema: super().predictor(ema=ema)}
-        return self._ready[ema]
+    def write(self, tensors: Mapping[str, Any]) -> None:
+        for group in (self._weights, self._momentum, self._ema):
+            group.update({name: array.copy() for name, array in group.items()})
+        super().write(tensors)
 
 
 # -- mistakes of the state -----------------------------------------------------------------------
 
 
-class StateWithoutMomentum(ReferenceTrainer):
-    def load_state(self, state: TrainState) -> None:
-        super().load_state(state)
+class StateWithoutMomentum(ReferenceEngine):
+    def write(self, tensors: Mapping[str, Any]) -> None:
+        super().write(tensors)
         for array in self._momentum.values():
             array[...] = 0
 
 
-class StateWithoutScale(ReferenceTrainer):
+class StateWithoutScale(Trainer):
     def load_state(self, state: TrainState) -> None:
         scale, good = self._count.scale, self._count.good_steps
         super().load_state(state)
         self._count.scale, self._count.good_steps = scale, good
 
 
-class StateWithoutOverflows(ReferenceTrainer):
+class StateWithoutOverflows(Trainer):
     """Overflows are counted from 0 after a restart."""
 
     def load_state(self, state: TrainState) -> None:
@@ -641,7 +674,7 @@ class StateWithoutOverflows(ReferenceTrainer):
         self._count.overflow_steps = 0
 
 
-class ShortCounters(ReferenceTrainer):
+class ShortCounters(Trainer):
     """Counters are kept in float32 on the device."""
 
     def load_state(self, state: TrainState) -> None:
@@ -649,7 +682,7 @@ class ShortCounters(ReferenceTrainer):
         self._count.step = int(np.float32(state.scalars["step"]))
 
 
-class StateWithoutGoodSteps(ReferenceTrainer):
+class StateWithoutGoodSteps(Trainer):
     """A dynamic scale starts to count its good steps anew."""
 
     def run_steps(self, batches: Sequence[Batch], lrs: Any) -> Any:
@@ -662,24 +695,21 @@ class StateWithoutGoodSteps(ReferenceTrainer):
         self._loaded = True
 
 
-class DoubleState(ReferenceTrainer):
-    def state(self) -> TrainState:
-        state = super().state()
-        tensors = {name: array.astype(np.float64) for name, array in state.tensors.items()}
-        return dataclasses.replace(state, tensors=tensors)
+class DoubleState(ReferenceEngine):
+    def read(self) -> dict[str, Any]:
+        return {name: array.astype(np.float64) for name, array in super().read().items()}
 
 
-class LateStep(ReferenceTrainer):
+class LateStep(Trainer):
     """Queues a step with the caller's memory, and takes it when its outcome is asked for."""
 
     _queue: tuple[Any, ...] = ()
 
     def run_steps(self, batches: Sequence[Batch], lrs: Any) -> Any:
         self._flush()
-        names = ("_weights", "_momentum", "_ema", "_count")
-        before = copy.deepcopy({name: getattr(self, name) for name in names})
+        before = super().state()
         losses = super().run_steps(batches, lrs)
-        vars(self).update(before)
+        super().load_state(before)
         self._queue = (batches, lrs)
         return losses
 
@@ -701,15 +731,14 @@ class LateStep(ReferenceTrainer):
             super().run_steps(*queue)
 
 
-class LiveState(ReferenceTrainer):
-    """The state shares its memory with the trainer."""
+class LiveState(ReferenceEngine):
+    """The state shares its memory with the engine."""
 
-    def state(self) -> TrainState:
-        tensors = {f"{g}/{n}": a for g, arrays in self._groups().items() for n, a in arrays.items()}
-        return TrainState(tensors=tensors, scalars=dict(self.counters()))
+    def read(self) -> dict[str, Any]:
+        return self._named()
 
 
-class LenientState(ReferenceTrainer):
+class LenientState(Trainer):
     """What is missing keeps its value, what is too much is ignored: the ModelZoo's loading."""
 
     def load_state(self, state: TrainState) -> None:
@@ -720,40 +749,52 @@ class LenientState(ReferenceTrainer):
         super().load_state(TrainState(tensors={**own.tensors, **fits}, scalars=state.scalars))
 
 
-class WritesIntoTheRequest(ReferenceTrainer):
+class WritesIntoTheRequest(ReferenceEngine):
     def __init__(self, request: TrainRequest) -> None:
         super().__init__(request)
         self._weights = dict(request.weights.tensors)
 
 
-class StalePredictor(ReferenceTrainer):
+class StalePredictor(ReferenceEngine):
     """The predictor is made once, with the weights of then."""
 
     def predictor(self, *, ema: bool = False) -> Any:
-        if not hasattr(self, "_first"):
-            self._first = super().predictor(ema=ema)
-        return self._first
+        tensors = {name: array.copy() for name, array in (self._ema if ema else self._weights).items()}
+        return ReferencePredictor(
+            spec=self._spec, preprocess=self._request.weights.preprocess, tensors=tensors
+        )
 
 
-class EvaluatesInTrainingMode(ReferenceTrainer):
+class EvaluatesInTrainingMode(ReferenceEngine):
     """Evaluation moves the running statistics."""
 
     def predictor(self, *, ema: bool = False) -> Any:
-        for name in self._weights:
+        return InTrainingMode(super().predictor(ema=ema), self._weights)
+
+
+class InTrainingMode(Predictor):
+    def __init__(self, inner: Any, weights: dict[str, Any]) -> None:
+        self._inner, self._weights = inner, weights
+
+    def logits(self, images: Any) -> Any:
+        for name, array in self._weights.items():
             if name.endswith("running_mean"):
-                self._weights[name] = self._weights[name] * 0.9
-        return super().predictor(ema=ema)
+                array *= 0.9
+        return self._inner.logits(images)
+
+    def close(self) -> None:
+        pass
 
 
 # -- mistakes between ranks ----------------------------------------------------------------------
 
 
-class RanksOnTheirOwn(ReferenceTrainer):
+class RanksOnTheirOwn(ReferenceEngine):
     def _average_ranks(self, loss: float, gradients: Any) -> Any:
         return loss, gradients
 
 
-class RanksSummed(ReferenceTrainer):
+class RanksSummed(ReferenceEngine):
     """Gradients are added up over ranks and not divided."""
 
     def _average_ranks(self, loss: float, gradients: Any) -> Any:
@@ -761,7 +802,7 @@ class RanksSummed(ReferenceTrainer):
         return loss, {name: g * self._request.rank.world for name, g in gradients.items()}
 
 
-class RanksByTwo(ReferenceTrainer):
+class RanksByTwo(ReferenceEngine):
     """The sum over ranks is divided by a fixed 2."""
 
     def _average_ranks(self, loss: float, gradients: Any) -> Any:
@@ -770,7 +811,7 @@ class RanksByTwo(ReferenceTrainer):
         return loss, {name: g * factor for name, g in gradients.items()}
 
 
-class OwnOverflow(ReferenceTrainer):
+class OwnOverflow(ReferenceEngine):
     """Every rank decides by its own gradients whether the step is taken."""
 
     def _average_ranks(self, loss: float, gradients: Any) -> Any:
@@ -781,7 +822,7 @@ class OwnOverflow(ReferenceTrainer):
         return super()._take(loss, self._own)
 
 
-class OwnFiniteLoss(ReferenceTrainer):
+class OwnFiniteLoss(ReferenceEngine):
     """Every rank decides by its own loss whether the step is taken."""
 
     def _average_ranks(self, loss: float, gradients: Any) -> Any:
@@ -792,17 +833,14 @@ class OwnFiniteLoss(ReferenceTrainer):
         return super()._take(self._own_loss, gradients)
 
 
-class RanksShareStatistics(ReferenceTrainer):
+class RanksShareStatistics(ReferenceEngine):
     """Running statistics are averaged over ranks when the state is read."""
 
-    def state(self) -> TrainState:
-        state, world = super().state(), self._request.rank.world
-        if world == 1:
-            return state
-        shared = dict(state.tensors)
-        for name in sorted(n for n in shared if n.endswith(("running_mean", "running_var"))):
+    def read(self) -> dict[str, Any]:
+        shared, world = super().read(), self._request.rank.world
+        for name in sorted(n for n in shared if world > 1 and n.endswith(("running_mean", "running_var"))):
             shared[name] = self._request.collectives.all_reduce_sum(shared[name]) / np.float32(world)
-        return dataclasses.replace(state, tensors=shared)
+        return shared
 
 
 class Float32Sums(TcpCollectives):
@@ -827,12 +865,20 @@ def _launch_without_logs(request: Any) -> int:
         return launch_local(dataclasses.replace(request, log_dir=Path(folder)))
 
 
-class OwnLoss(ReferenceTrainer):
+class OwnLoss(Trainer):
     """Every rank returns its own loss."""
 
-    def _average_ranks(self, loss: float, gradients: Any) -> Any:
-        _, averaged = super()._average_ranks(loss, gradients)
-        return loss, averaged
+    _own: tuple[float, ...] = ()
+
+    def run_steps(self, batches: Sequence[Batch], lrs: Any) -> Any:
+        self._own = ()
+        super().run_steps(batches, lrs)
+        return np.array(self._own, np.float32)
+
+    def _settle(self, queued: list[Any]) -> Any:
+        losses = super()._settle(queued)
+        self._own += tuple(losses)
+        return losses
 
 
 SANE = backend()
@@ -842,15 +888,15 @@ def resnext_backends() -> Iterator[Backend]:
     yield SANE
 
 
-OWN_LOSS = backend(trainer_class=OwnLoss)
+OWN_LOSS = backend(mistake=OwnLoss)
 NO_LOGS = backend(launch=_launch_without_logs)
-UNAVERAGED = backend(trainer_class=RanksOnTheirOwn)
-SUMMED = backend(trainer_class=RanksSummed)
-SHARED = backend(trainer_class=RanksShareStatistics)
-BY_TWO = backend(trainer_class=RanksByTwo)
-OWN_OVERFLOW = backend(trainer_class=OwnOverflow)
-OWN_FINITE_LOSS = backend(trainer_class=OwnFiniteLoss)
-MEANS_OF_RANKS = backend(trainer_class=MeansOfRanks)
+UNAVERAGED = backend(mistake=RanksOnTheirOwn)
+SUMMED = backend(mistake=RanksSummed)
+SHARED = backend(mistake=RanksShareStatistics)
+BY_TWO = backend(mistake=RanksByTwo)
+OWN_OVERFLOW = backend(mistake=OwnOverflow)
+OWN_FINITE_LOSS = backend(mistake=OwnFiniteLoss)
+MEANS_OF_RANKS = backend(mistake=MeansOfRanks)
 FLOAT32_SUMS = backend(connect=_connect_float32)
 FORGETFUL = backend(launch=_launch_and_forget)
 
@@ -858,7 +904,7 @@ FORGETFUL = backend(launch=_launch_and_forget)
 # -- mistakes of predictor and exporter ----------------------------------------------------------
 
 
-class ReusedBuffer:
+class ReusedBuffer(Predictor):
     """Every result is a view of one array."""
 
     def __init__(self, request: PredictRequest) -> None:
@@ -966,13 +1012,13 @@ def serving(**mistakes: Any) -> Backend:
 
     return dataclasses.replace(
         backend(exporter=export),
-        trainer=None,
+        engine=None,
         predictor=lambda request: Served(request, **mistakes),
         formats=(".copy",),
     )
 
 
-class Served:
+class Served(Predictor):
     """A backend's predictor of an artefact, which is made for images or tensors, and for a batch or any."""
 
     def __init__(

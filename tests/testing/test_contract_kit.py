@@ -74,7 +74,7 @@ def contract_of(record: Backend, worker: str | None = None) -> type[BackendContr
 
 
 def _of_trainer(trainer: Any) -> Backend:
-    return bugs.backend(trainer_class=trainer)
+    return bugs.backend(mistake=trainer)
 
 
 def _of_predictor(predictor: Any) -> Backend:
@@ -576,8 +576,8 @@ def test_what_is_not_here_is_skipped_or_required(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv(REQUIRE, "other, planted")
     with pytest.raises(pytest.fail.Exception, match="required here"):
         absent().test_loss_falls()
-    incapable = contract_of(dataclasses.replace(bugs.SANE, trainer=None))
-    with pytest.raises(pytest.skip.Exception, match="offers no trainer"):
+    incapable = contract_of(dataclasses.replace(bugs.SANE, engine=None))
+    with pytest.raises(pytest.skip.Exception, match="offers no engine"):
         incapable().test_loss_falls()
 
 

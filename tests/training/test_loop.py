@@ -21,7 +21,7 @@ from resnext_core.data.index import open_index
 from resnext_core.data.loader import Loader
 from resnext_core.data.sampler import epoch_permutation
 from resnext_core.errors import DataError, Interrupted
-from resnext_core.interfaces import Batch, Predictor, TrainState
+from resnext_core.interfaces import Batch, DeviceUsage, Predictor, TrainState
 from resnext_core.model.weights import Weights
 from resnext_core.ranks.collectives import SingleProcess
 from resnext_core.ranks.info import RankInfo
@@ -68,11 +68,14 @@ class Recorder:
     def counters(self) -> Mapping[str, float | int]:
         return {"step": self.step, "overflow_steps": 0, "loss_scale": 1.0, "good_steps": 0}
 
+    def usage(self) -> DeviceUsage:
+        return DeviceUsage()
+
     def close(self) -> None:
         pass
 
 
-class Constant:
+class Constant(Predictor):
     """Predicts one class, which depends on the step, for every image."""
 
     def __init__(self, classes: int, step: int) -> None:

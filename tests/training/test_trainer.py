@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,10 @@ from resnext_core.config import PrecisionConfig
 from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import Batch, TrainState
 from resnext_core.ranks.info import RankInfo
-from resnext_core.training.trainer import MAX_LOSS_SCALE, SCALARS, StepCounter, check_state, training_rows
+from resnext_core.testing.cases import TRAIN_CASES
+from resnext_core.training.counter import MAX_LOSS_SCALE, SCALARS, StepCounter
+from resnext_core.training.inputs import step_inputs
+from resnext_core.training.trainer import check_state
 
 DYNAMIC = PrecisionConfig(loss_scale="dynamic", scale=8.0, growth_interval=2)
 SHAPES = {"weights/a": (2, 3), "momentum/a": (2, 3)}
@@ -47,10 +51,10 @@ def test_other_scales_stay(kind: str, scale: float) -> None:
 
 
 def test_gradients_are_looked_at_where_a_step_may_be_skipped() -> None:
-    plain = PrecisionConfig()
-    assert not StepCounter(plain).checks
-    assert StepCounter(plain, skip_nonfinite=True).checks
-    assert StepCounter(PrecisionConfig(loss_scale="fixed")).checks
+    plain = TRAIN_CASES["plain"].request(precision=PrecisionConfig())
+    assert not plain.checked
+    assert replace(plain, skip_nonfinite=True).checked
+    assert replace(plain, precision=PrecisionConfig(loss_scale="fixed")).checked
 
 
 def test_a_loaded_counter_goes_on() -> None:
@@ -114,7 +118,7 @@ class Adds:
 
 
 def request(world: int = 1, collectives: Any = None) -> Any:
-    """Return what `training_rows` reads of a request for batches of 4 of 3 classes."""
+    """Return what `step_inputs` reads of a request for batches of 4 of 3 classes."""
     weights = SimpleNamespace(spec=SimpleNamespace(num_classes=3))
     return SimpleNamespace(
         weights=weights, batch_size=4, rank=RankInfo(rank=0, world=world), collectives=collectives
@@ -132,26 +136,26 @@ def rows_batch(*valid: int, labels: tuple[int, ...] = (0, 1, 2, 0), images: int 
 
 def test_weights_are_rows_over_valid_rows() -> None:
     batches = [rows_batch(1, 1, 1, 1), rows_batch(1, 0, 1, 0), rows_batch(0, 0, 0, 0), rows_batch(1, 1, 0, 1)]
-    rows = training_rows(request(), batches, [0.1] * 4)
+    rows = step_inputs(request(), batches, [0.1] * 4)
     assert [r.weights.tolist() for r in rows] == [
         [1, 1, 1, 1], [2, 0, 2, 0], [0, 0, 0, 0], [4 / 3, 4 / 3, 0, 4 / 3],
     ]  # fmt: skip
-    assert training_rows(request(), [], []) == []
+    assert step_inputs(request(), [], []) == []
 
 
 def test_weights_count_the_rows_of_all_ranks_in_one_message() -> None:
     adds = Adds([8, 6, 0, 1])
     batches = [rows_batch(1, 1, 1, 1), rows_batch(1, 0, 1, 0), rows_batch(0, 0, 0, 0), rows_batch(0, 0, 0, 0)]
-    rows = training_rows(request(3, adds), batches, [0.1] * 4)
+    rows = step_inputs(request(3, adds), batches, [0.1] * 4)
     assert [r.weights.tolist() for r in rows] == [[1, 1, 1, 1], [1.5, 0, 1.5, 0], [0] * 4, [0] * 4]
     assert adds.messages == 1
 
 
 def test_labels_of_rows_that_are_not_valid_are_not_looked_at() -> None:
-    (rows,) = training_rows(request(), [rows_batch(1, 0, 1, 0, labels=(2, -1, 1, 99))], [0.1])
+    (rows,) = step_inputs(request(), [rows_batch(1, 0, 1, 0, labels=(2, -1, 1, 99))], [0.1])
     assert (rows.labels.tolist(), rows.labels.dtype) == ([2, 0, 1, 0], np.int32)
     with pytest.raises(DataError, match="labels must be 0 to 2, not 0 to 3"):
-        training_rows(request(), [rows_batch(1, 1, 1, 1, labels=(0, 1, 2, 3))], [0.1])
+        step_inputs(request(), [rows_batch(1, 1, 1, 1, labels=(0, 1, 2, 3))], [0.1])
 
 
 def test_batches_that_are_not_what_was_asked_for_are_refused() -> None:
@@ -161,4 +165,4 @@ def test_batches_that_are_not_what_was_asked_for_are_refused() -> None:
         (rows_batch(1, 1, 1), [0.1], r"valid must be bool \(4,\)"),
     ):
         with pytest.raises(UsageError, match=says):
-            training_rows(request(), [batch], lrs)
+            step_inputs(request(), [batch], lrs)

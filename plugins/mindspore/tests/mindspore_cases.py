@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from resnext_mindspore.device import Device
+from resnext_mindspore.plugin import resnext_backends
 
 from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
 from resnext_core.interfaces import Batch, TrainRequest
@@ -14,6 +17,7 @@ from resnext_core.model.spec import ModelSpec
 from resnext_core.model.weights import Weights
 from resnext_core.ranks.collectives import SingleProcess
 from resnext_core.ranks.info import RankInfo
+from resnext_core.training.trainer import Trainer, create_trainer
 
 CLASSES = 5
 
@@ -56,6 +60,14 @@ def train_request(weights: Weights | None = None, **changes: Any) -> TrainReques
         "collectives": SingleProcess(),
     }
     return TrainRequest(**(fields | changes))
+
+
+def trainer_on(device: Device, request: TrainRequest) -> Trainer:
+    """Return core's trainer on an engine of `device`."""
+    from resnext_mindspore.engine import MindsporeEngine
+
+    (record,) = resnext_backends()
+    return create_trainer(replace(record, engine=lambda given: MindsporeEngine(given, device)), request)
 
 
 def relative(found: np.ndarray, wanted: np.ndarray) -> float:

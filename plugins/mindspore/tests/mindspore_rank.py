@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from mindspore_cases import batches, train_request
+from mindspore_cases import batches, train_request, trainer_on
 from resnext_mindspore.collectives import connect
 from resnext_mindspore.device import Device, device_of
 from resnext_mindspore.options import MindsporeOptions
@@ -36,8 +36,6 @@ def main(what: str, folder: Path) -> int:
         time.sleep(rank.rank)  # the other rank is still saving when the first has exited
         (folder / f"saved-{rank.rank}").touch()
         return 75
-    from resnext_mindspore.trainer import MindsporeTrainer
-
     print("a line of rank", rank.rank)
     half = slice(2 * rank.rank, 2 * rank.rank + 2)
     parts = [
@@ -47,7 +45,7 @@ def main(what: str, folder: Path) -> int:
     request = train_request(
         batch_size=2, optimizer=OptimizerConfig(clip_norm=1.0), rank=rank, collectives=collectives
     )
-    trainer = MindsporeTrainer(request, device)
+    trainer = trainer_on(device, request)
     losses = trainer.run_steps(parts, np.array([0.1, 0.05], np.float32))
     np.savez(
         folder / f"rank-{rank.rank}.npz",

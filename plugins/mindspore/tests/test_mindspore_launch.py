@@ -18,7 +18,7 @@ from resnext_core.errors import UsageError
 from resnext_core.interfaces import LaunchRequest
 from resnext_core.ranks.collectives import SingleProcess
 from resnext_core.ranks.info import RankInfo
-from resnext_core.reference.trainer import ReferenceTrainer
+from resnext_core.testing.cases import oracle_trainer
 from resnext_core.testing.kinks import exact_steps
 
 pytest.importorskip("mindspore.nn")
@@ -48,7 +48,7 @@ def test_two_ranks_equal_one_that_accumulates(
     ranks = [np.load(tmp_path / f"rank-{r}.npz") for r in (0, 1)]
     exact = PrecisionConfig(compute="float64")
     request = train_request(optimizer=OptimizerConfig(clip_norm=1.0), accumulate=2, precision=exact)
-    reference = ReferenceTrainer(request)
+    reference = oracle_trainer(request)
     losses = exact_steps(reference, batches(2), np.array([0.1, 0.05], np.float32))
     for found in ranks:
         np.testing.assert_allclose(found["losses"], losses, rtol=1e-5)

@@ -7,23 +7,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mindspore_cases import batches, relative, tiny_weights, train_request
+from mindspore_cases import batches, relative, tiny_weights, train_request, trainer_on
 from resnext_mindspore.device import Device
 
 from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
 from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import TrainState
-from resnext_core.reference.trainer import ReferenceTrainer
+from resnext_core.testing.cases import oracle_trainer
 from resnext_core.testing.kinks import exact_steps
+from resnext_core.training.trainer import Trainer
 
 pytest.importorskip("mindspore.nn")
-from resnext_mindspore.trainer import MindsporeTrainer
 
 LRS = np.array([0.1, 0.05, 0.02], np.float32)
 
 
-def _trainer(**changes: Any) -> MindsporeTrainer:
-    return MindsporeTrainer(train_request(**changes), Device())
+def _trainer(**changes: Any) -> Trainer:
+    return trainer_on(Device(), train_request(**changes))
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_steps_equal_the_reference(changes: dict[str, Any]) -> None:
     # of the first layers are small differences of large sums: float32 leaves them fewer digits.
     request = train_request(**changes)
     exact = dataclasses.replace(request, precision=dataclasses.replace(request.precision, compute="float64"))
-    ours, reference = MindsporeTrainer(request, Device()), ReferenceTrainer(exact)
+    ours, reference = trainer_on(Device(), request), oracle_trainer(exact)
     batch = batches(1)
     np.testing.assert_allclose(
         ours.run_steps(batch, LRS[:1]), exact_steps(reference, batch, LRS[:1]), rtol=1e-5
@@ -61,7 +61,7 @@ def test_steps_equal_the_reference(changes: dict[str, Any]) -> None:
 def test_pool_paddings(padding: str, size: int) -> None:
     request = train_request(tiny_weights(size, stem="imagenet", pool_padding=padding))
     exact = dataclasses.replace(request, precision=PrecisionConfig(compute="float64"))
-    ours, reference = MindsporeTrainer(request, Device()), ReferenceTrainer(exact)
+    ours, reference = trainer_on(Device(), request), oracle_trainer(exact)
     batch = batches(1, size)
     ours.run_steps(batch, LRS[:1])
     exact_steps(reference, batch, LRS[:1])
@@ -108,7 +108,7 @@ def test_overflow_is_skipped_counted_and_recovered_from() -> None:
 @pytest.mark.parametrize("bn_float32", [True, False], ids=["bn-float32", "bn-float16"])
 def test_float16_stays_near_float32(bn_float32: bool) -> None:
     precision = PrecisionConfig(compute="float16", bn_float32=bn_float32, loss_scale="fixed")
-    half, full = _trainer(precision=precision), ReferenceTrainer(train_request())
+    half, full = _trainer(precision=precision), oracle_trainer(train_request())
     (batch,) = batches(1)
     assert relative(half.run_steps([batch], LRS[:1]), full.run_steps([batch], LRS[:1])) <= 2e-2
     logits = half.predictor().logits(batch.images)

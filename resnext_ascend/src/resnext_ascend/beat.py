@@ -10,12 +10,18 @@ VARIABLE = "RESNEXT_ASCEND_BEAT"
 #: What a rank writes before it looks for the others, and once it has found them.
 JOINING, JOINED = "joining", "joined"
 
-_count = 0
+_count, _last = 0, ""
+
+
+def last() -> str:
+    """Return what was counted last, '' before the first."""
+    return _last
 
 
 def beat(what: str) -> None:
-    """Count one more thing done and say what it is; does nothing where no launcher looks."""
-    global _count
+    """Count one more thing done and say what it is; writes nothing where no launcher looks."""
+    global _count, _last
+    _last = what
     path = os.environ.get(VARIABLE)
     if not path:
         return

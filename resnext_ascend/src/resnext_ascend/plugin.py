@@ -13,13 +13,13 @@ from resnext_core.interfaces import (
     READY,
     Backend,
     Command,
+    Engine,
     ExportRequest,
     LaunchRequest,
     Predictor,
     PredictRequest,
     Readiness,
     Recipe,
-    Trainer,
     TrainRequest,
 )
 
@@ -37,7 +37,7 @@ def resnext_backends() -> Iterator[Backend]:
         summary="Ascend 910 over HCCL, on MindSpore",
         priority=60,
         probe=probe,
-        trainer=_trainer,
+        engine=_engine,
         predictor=_predictor,
         formats=(".safetensors", ".mindir"),
         exporters={"mindir": _export_mindir},
@@ -78,14 +78,14 @@ def probe() -> Readiness:
     return READY
 
 
-def _trainer(request: TrainRequest) -> Trainer:
-    from resnext_ascend.trainer import AscendTrainer
+def _engine(request: TrainRequest) -> Engine:
+    from resnext_ascend.engine import AscendEngine
 
-    return AscendTrainer(request, _options(request.options))
+    return AscendEngine(request, _options(request.options))
 
 
 def _predictor(request: PredictRequest) -> Predictor:
-    from resnext_ascend.trainer import predictor_of
+    from resnext_ascend.engine import predictor_of
 
     return predictor_of(request, _options(request.options))
 

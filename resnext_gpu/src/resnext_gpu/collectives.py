@@ -1,21 +1,20 @@
-"""Joining the ranks over torch.distributed, and exact sums over them."""
+"""Joining the ranks over torch.distributed, and gathering bytes from them."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import distributed
 
-from resnext_core.errors import BackendUnavailable, UsageError, one_line
-from resnext_core.ranks.collectives import Collectives, SingleProcess
+from resnext_core.errors import BackendUnavailable, one_line
+from resnext_core.ranks.collectives import Collectives, GatheringCollectives, SingleProcess
 from resnext_core.ranks.connect import master_address
 from resnext_core.ranks.info import RankInfo
 from resnext_gpu.device import device_of, open_device
@@ -24,40 +23,23 @@ from resnext_gpu.options import GpuOptions
 
 #: Seconds before a group is left.
 _SETTLE_S = 0.2
-_KINDS = {"i": np.int64, "u": np.int64, "b": np.int64, "f": np.float64}
 
 
-class TorchCollectives:
-    """Collectives over gloo, from memory to memory: counting does not wait for the GPU."""
+class TorchGroup:
+    """Gathers over gloo, from memory to memory: counting does not wait for the GPU."""
 
     def __init__(self, world: int) -> None:
         self._world = world
 
-    def all_reduce_sum(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Return the sum over ranks, added in the order of the ranks, so the same bits on every rank.
-
-        float32 and float64 stay what they are, integers become int64. Raises UsageError on what is no number,
-        BackendUnavailable when a rank is lost.
-        """
-        values = np.asarray(values)
-        if values.dtype.kind not in _KINDS:
-            raise UsageError(f"only integers and floats can be summed over ranks, not {values.dtype}")
-        own_type = values.dtype if values.dtype == np.float32 else np.dtype(_KINDS[values.dtype.kind])
-        own = torch.from_numpy(np.array(values, dtype=own_type, order="C").reshape(-1))
-        parts = [torch.empty_like(own) for _ in range(self._world)]
+    def gather(self, own: NDArray[np.uint8]) -> Sequence[NDArray[np.uint8]]:
+        """Return the bytes of every rank; raises BackendUnavailable when a rank is lost."""
+        given = torch.from_numpy(own)
+        parts = [torch.empty_like(given) for _ in range(self._world)]
         try:
-            distributed.all_gather(parts, own)
+            distributed.all_gather(parts, given)
         except RuntimeError as error:
             raise lost(error) from error
-        total = parts[0]
-        for part in parts[1:]:
-            total += part
-        summed: NDArray[Any] = total.numpy().reshape(values.shape)
-        return summed
-
-    def barrier(self) -> None:
-        """Return once every rank has called."""
-        self.all_reduce_sum(np.zeros(1, np.int64))
+        return [part.numpy() for part in parts]
 
     def close(self) -> None:
         """Leave the group; its threads have ended then."""
@@ -89,7 +71,7 @@ def connect(rank: RankInfo, options: GpuOptions) -> Collectives:
             world_size=rank.world,
             timeout=timedelta(seconds=options.timeout),
         )
-        collectives = TorchCollectives(rank.world)
+        collectives = GatheringCollectives(TorchGroup(rank.world))
         collectives.barrier()
     except (RuntimeError, ValueError) as error:
         raise BackendUnavailable(

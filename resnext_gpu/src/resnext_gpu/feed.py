@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resnext_core.interfaces import Batch
-from resnext_core.training.trainer import Rows
+from resnext_core.interfaces import StepInput
 
 
 class Feed:
@@ -37,27 +36,25 @@ class Feed:
         seconds, self._copied = self._copied, 0.0
         return seconds
 
-    def __call__(
-        self, batches: Sequence[Batch], rows: Sequence[Rows]
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield each batch as uint8 (N, H, W, 3), int64 (N,) and float32 (N,)."""
+    def __call__(self, steps: Sequence[StepInput]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield the batch of each step as uint8 (N, H, W, 3), int64 (N,) and float32 (N,)."""
         if self._stream is None:
-            for batch, row in zip(batches, rows, strict=True):
+            for step in steps:
                 started = time.perf_counter()
                 # A copy: PyTorch would take read-only memory, and the loader's is used again.
-                images = torch.from_numpy(np.array(batch.images))
-                labels = torch.from_numpy(row.labels.astype(np.int64))
-                weights = torch.from_numpy(row.weights.astype(np.float32))
+                images = torch.from_numpy(np.array(step.images))
+                labels = torch.from_numpy(step.labels.astype(np.int64))
+                weights = torch.from_numpy(step.weights.astype(np.float32))
                 self._copied += time.perf_counter() - started
                 yield images, labels, weights
             return
-        if not self._slots or self._slots[0].shape != batches[0].images.shape:
-            self._slots = [_Slot(batches[0], self._device) for _ in range(2)]
-        self._slots[0].fill(batches[0], rows[0], self._stream)
-        for i in range(len(batches)):
+        if not self._slots or self._slots[0].shape != steps[0].images.shape:
+            self._slots = [_Slot(steps[0], self._device) for _ in range(2)]
+        self._slots[0].fill(steps[0], self._stream)
+        for i in range(len(steps)):
             slot = self._slots[i % 2]
-            if i + 1 < len(batches):
-                self._slots[(i + 1) % 2].fill(batches[i + 1], rows[i + 1], self._stream)
+            if i + 1 < len(steps):
+                self._slots[(i + 1) % 2].fill(steps[i + 1], self._stream)
             current = torch.cuda.current_stream(self._device)
             wait = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             wait[0].record(current)
@@ -71,24 +68,24 @@ class Feed:
 class _Slot:
     """Room for one batch on both sides of the bus."""
 
-    def __init__(self, batch: Batch, device: torch.device) -> None:
-        self.shape = batch.images.shape
+    def __init__(self, step: StepInput, device: torch.device) -> None:
+        self.shape = step.images.shape
         self._images = torch.empty(self.shape, dtype=torch.uint8, pin_memory=True)
-        self._labels = torch.empty(len(batch.labels), dtype=torch.int64, pin_memory=True)
-        self._weights = torch.empty(len(batch.labels), dtype=torch.float32, pin_memory=True)
+        self._labels = torch.empty(len(step.labels), dtype=torch.int64, pin_memory=True)
+        self._weights = torch.empty(len(step.labels), dtype=torch.float32, pin_memory=True)
         self.images = torch.empty(self.shape, dtype=torch.uint8, device=device)
-        self.labels = torch.empty(len(batch.labels), dtype=torch.int64, device=device)
-        self.weights = torch.empty(len(batch.labels), dtype=torch.float32, device=device)
+        self.labels = torch.empty(len(step.labels), dtype=torch.int64, device=device)
+        self.weights = torch.empty(len(step.labels), dtype=torch.float32, device=device)
         self.filled, self.used = torch.cuda.Event(), torch.cuda.Event()
         # The buffers come from the stream of the computation: what was freed there must be done with.
         self.used.record(torch.cuda.current_stream(device))
 
-    def fill(self, batch: Batch, rows: Rows, stream: Any) -> None:
-        """Start the copy of `batch`; it waits for the last step that used the slot."""
+    def fill(self, step: StepInput, stream: Any) -> None:
+        """Start the copy of a batch; it waits for the last step that used the slot."""
         self.filled.synchronize()  # the page-locked buffer has been read
-        np.copyto(self._images.numpy(), batch.images)
-        np.copyto(self._labels.numpy(), rows.labels, casting="safe")
-        np.copyto(self._weights.numpy(), rows.weights, casting="same_kind")
+        np.copyto(self._images.numpy(), step.images)
+        np.copyto(self._labels.numpy(), step.labels, casting="safe")
+        np.copyto(self._weights.numpy(), step.weights, casting="same_kind")
         with torch.cuda.stream(stream):
             stream.wait_event(self.used)
             self.images.copy_(self._images, non_blocking=True)

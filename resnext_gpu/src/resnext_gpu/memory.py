@@ -6,19 +6,19 @@ import numpy as np
 import torch
 
 from resnext_core.errors import UsageError
-from resnext_core.interfaces import Batch, TrainRequest
+from resnext_core.interfaces import StepInput, TrainRequest
 from resnext_gpu.step import Step
 
 
 def out_of_memory(
-    step: Step, request: TrainRequest, batch: Batch, device: torch.device, *, alone: bool
+    step: Step, request: TrainRequest, given: StepInput, device: torch.device, *, alone: bool
 ) -> UsageError:
     """Return the error for a step that ran out of memory; tries equal parts of the micro-batch until one fits.
 
     The trainer cannot go on afterwards. Nothing is tried where a rank cannot compute `alone` (with sync-BN).
     """
     micro = request.batch_size // request.accumulate
-    parts = _parts_that_fit(step, batch, micro, device) if alone else 0
+    parts = _parts_that_fit(step, given, micro, device) if alone else 0
     if parts:
         advice = f"{micro // parts} do: set train.accumulate={request.accumulate * parts}"
     else:
@@ -26,7 +26,7 @@ def out_of_memory(
     return UsageError(f"a micro-batch of {micro} images does not fit into the GPU's memory; {advice}")
 
 
-def _parts_that_fit(step: Step, batch: Batch, micro: int, device: torch.device) -> int:
+def _parts_that_fit(step: Step, given: StepInput, micro: int, device: torch.device) -> int:
     """Return into how few equal parts `micro` must be split for the gradients of one to be computed; 0 if none fits."""
     parts = 2
     while parts <= micro:
@@ -36,10 +36,8 @@ def _parts_that_fit(step: Step, batch: Batch, micro: int, device: torch.device) 
                 if device.type == "cuda":
                     torch.cuda.empty_cache()
                 step.try_backward(
-                    torch.from_numpy(batch.images[:size].copy()).to(device),
-                    torch.from_numpy(np.where(batch.valid, batch.labels, 0)[:size].astype(np.int64)).to(
-                        device
-                    ),
+                    torch.from_numpy(given.images[:size].copy()).to(device),
+                    torch.from_numpy(given.labels[:size].astype(np.int64)).to(device),
                 )
                 return parts
             except torch.cuda.OutOfMemoryError:

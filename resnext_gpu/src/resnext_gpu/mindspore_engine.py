@@ -7,42 +7,42 @@ from importlib import util
 from typing import TYPE_CHECKING
 
 from resnext_core.errors import BackendUnavailable
-from resnext_core.interfaces import Backend, LaunchRequest, Predictor, PredictRequest, Trainer, TrainRequest
+from resnext_core.interfaces import Backend, Engine, LaunchRequest, Predictor, PredictRequest, TrainRequest
 
 if TYPE_CHECKING:
     from resnext_core.ranks.collectives import Collectives
     from resnext_core.ranks.info import RankInfo
 
 
-def create_trainer(request: TrainRequest) -> Trainer:
-    """Return MindSpore's trainer on this rank's GPU."""
-    make = engine().trainer
+def create_engine(request: TrainRequest) -> Engine:
+    """Return MindSpore's engine on this rank's GPU."""
+    make = backend().engine
     assert make is not None
     return make(replace(request, options=_options()))
 
 
 def create_predictor(request: PredictRequest) -> Predictor:
     """Return MindSpore's predictor on this rank's GPU."""
-    make = engine().predictor
+    make = backend().predictor
     assert make is not None
     return make(replace(request, options=_options()))
 
 
 def connect(rank: RankInfo) -> Collectives:
     """Join the other ranks over MindSpore's NCCL."""
-    join = engine().connect
+    join = backend().connect
     assert join is not None
     return join(rank, _options())
 
 
 def launch(request: LaunchRequest) -> int:
     """Start the ranks as a cluster of MindSpore."""
-    start = engine().launch
+    start = backend().launch
     assert start is not None
     return start(replace(request, options=_options()))
 
 
-def engine() -> Backend:
+def backend() -> Backend:
     """Return the record of the MindSpore engine; BackendUnavailable where it is not installed or cannot run."""
     if util.find_spec("resnext_mindspore") is None:
         raise BackendUnavailable(
@@ -50,11 +50,11 @@ def engine() -> Backend:
         )
     from resnext_mindspore.plugin import resnext_backends
 
-    (backend,) = resnext_backends()
-    here = backend.probe()
+    (record,) = resnext_backends()
+    here = record.probe()
     if not here.usable:
         raise BackendUnavailable(f"gpu.engine=mindspore: {here.reason}")
-    return backend
+    return record
 
 
 def _options() -> object:

@@ -12,13 +12,13 @@ from resnext_core.hookspecs import hookimpl
 from resnext_core.interfaces import (
     READY,
     Backend,
+    Engine,
     LaunchRequest,
     Predictor,
     PredictRequest,
     Readiness,
     Recipe,
     StoredTensors,
-    Trainer,
     TrainRequest,
     WeightFile,
 )
@@ -41,7 +41,7 @@ def resnext_backends() -> Iterator[Backend]:
         summary="NVIDIA GPUs on PyTorch",
         priority=40,
         probe=probe,
-        trainer=_trainer,
+        engine=_engine,
         predictor=_predictor,
         formats=(".safetensors",),
         packages=("torch",),
@@ -104,15 +104,15 @@ def _torch() -> Readiness:
     return Readiness(state="missing", reason=_MISSING) if util.find_spec("torch") is None else READY
 
 
-def _trainer(request: TrainRequest) -> Trainer:
+def _engine(request: TrainRequest) -> Engine:
     options = _options(request.options)
     if options.engine == "mindspore":
         from resnext_gpu import mindspore_engine
 
-        return mindspore_engine.create_trainer(request)
-    from resnext_gpu.trainer import GpuTrainer
+        return mindspore_engine.create_engine(request)
+    from resnext_gpu.engine import GpuEngine
 
-    return GpuTrainer(request, options)
+    return GpuEngine(request, options)
 
 
 def _predictor(request: PredictRequest) -> Predictor:

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resnext_core.errors import UsageError
-from resnext_core.interfaces import PredictRequest
+from resnext_core.interfaces import Predictor, PredictRequest
 from resnext_core.model.weights import Weights, load_weights
 from resnext_gpu.device import channels_last, device_of, open_device
 from resnext_gpu.network import Arithmetic, Network, make_tensors
 from resnext_gpu.options import GpuOptions
 
 
-class GpuPredictor:
+class GpuPredictor(Predictor):
     """Serves `tensors` of the network that `weights` describe, where they lie; it follows their changes."""
 
     def __init__(self, weights: Weights, tensors: Mapping[str, Tensor], how: Arithmetic) -> None:

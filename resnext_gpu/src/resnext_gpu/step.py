@@ -13,13 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnext_core.config import LossConfig
-from resnext_core.interfaces import TrainRequest
+from resnext_core.interfaces import CLIP_EPS, TrainRequest
 from resnext_core.model.spec import ModelSpec
 from resnext_gpu.gradients import Gradients
 from resnext_gpu.network import make_tensors
-
-#: Added to the norm that clips, as in torch.nn.utils.clip_grad_norm_.
-_CLIP_EPS = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,17 +76,17 @@ def smoothed_loss(config: LossConfig, classes: int) -> Callable[[Tensor, Tensor,
 class Step:
     """Takes optimizer steps on `table` through `forward`, the network in training mode.
 
-    `checked` steps whose gradients are not finite leave weights and momentum alone. With the request's `skip_nonfinite`
-    a loss that is not finite counts too, and the running statistics come back; the EMA is then the caller's. Gradients
-    are divided by the loss scale; not `balanced`, the loss was not multiplied by it.
+    Where `request.checked`, a step whose gradients are not finite leaves weights and momentum alone. With
+    `skip_nonfinite` a loss that is not finite counts too, and the running statistics come back; the EMA is then the
+    caller's. Gradients are divided by the loss scale; not `balanced`, the loss was not multiplied by it.
     """
 
     def __init__(
-        self, request: TrainRequest, table: Table, forward: Callable[[Tensor], Tensor], *, checked: bool,
-        balanced: bool, bucket_bytes: int,
+        self, request: TrainRequest, table: Table, forward: Callable[[Tensor], Tensor], *, balanced: bool,
+        bucket_bytes: int,
     ) -> None:  # fmt: skip
         spec = request.weights.spec
-        self._request, self._table, self._checked = request, table, checked
+        self._request, self._table = request, table
         self.forward, self._balanced = forward, balanced
         self._loss = smoothed_loss(request.loss, spec.num_classes)
         parameters = [p for p in table.weights.values() if isinstance(p, nn.Parameter)]
@@ -160,7 +157,7 @@ class Step:
         found = torch.zeros_like(self._one)
         divisor: Tensor | None = None
         shares = self._request.accumulate * self._request.rank.world
-        if self._checked:  # in float64, as the reciprocal of a large scale is denormal
+        if self._request.checked:  # in float64, as the reciprocal of a large scale is denormal
             inverse = (scale.double() * shares).reciprocal().float()
             torch._amp_foreach_non_finite_check_and_unscale_(flats, found, inverse)
         elif shares > 1:
@@ -169,7 +166,7 @@ class Step:
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(flats)))
             if divisor is not None:
                 norm = norm / divisor
-            factor = (optimizer.clip_norm / (norm + _CLIP_EPS)).clamp(max=1.0)
+            factor = (optimizer.clip_norm / (norm + CLIP_EPS)).clamp(max=1.0)
             divisor = (self._one if divisor is None else divisor) / factor
         for weights, grads, moments, decay in self._groups:
             if weights:
@@ -177,6 +174,6 @@ class Step:
                     weights, grads, moments, weight_decay=decay, momentum=optimizer.momentum or 1.0, lr=lr,
                     dampening=0.0, nesterov=False, maximize=False,
                     is_first_step=optimizer.momentum == 0,  # then v = g, which is what no momentum is
-                    grad_scale=divisor, found_inf=found if self._checked else None,
+                    grad_scale=divisor, found_inf=found if self._request.checked else None,
                 )  # fmt: skip
         return found

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from resnext_core.errors import UsageError
-from resnext_core.interfaces import PredictRequest
+from resnext_core.interfaces import Predictor, PredictRequest
 from resnext_core.model.weights import Manifest, Weights, load_weights
 from resnext_example.artefact import read_npz
 from resnext_example.network import Array, constants, forward
 from resnext_example.plugin import ExampleOptions
 
 
-class ExamplePredictor:
+class ExamplePredictor(Predictor):
     """A network in evaluation mode; `model` says which and how its images are normalised."""
 
     def __init__(self, model: Weights | Manifest, constants: Mapping[str, Array], chunk: int) -> None:

@@ -1,55 +1,38 @@
-"""Joining the ranks of a MindSpore cluster, and exact sums over them."""
+"""Joining the ranks of a MindSpore cluster, and gathering bytes from them."""
 
 from __future__ import annotations
 
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 
 from resnext_core.errors import BackendUnavailable, UsageError, one_line
-from resnext_core.ranks.collectives import Collectives, SingleProcess
+from resnext_core.ranks.collectives import Collectives, GatheringCollectives, SingleProcess
 from resnext_core.ranks.info import RankInfo
 from resnext_mindspore.device import Device, open_device
 
 
-class MindsporeCollectives:
-    """Collectives over MindSpore's own group (mccl on CPU, nccl on GPU, hccl on Ascend)."""
+class MindsporeGroup:
+    """MindSpore's own group (mccl on CPU, nccl on GPU, hccl on Ascend)."""
 
     def __init__(self, rank: RankInfo, ms: Any) -> None:
         self._world = rank.world
         self._tensor = ms.Tensor
         self._gather = ms.ops.AllGather()
 
-    def all_reduce_sum(self, values: np.ndarray) -> np.ndarray:
-        """Return the int64, float64 or float32 sum over ranks, in rank order, so the same bits on every rank.
+    def gather(self, own: np.ndarray) -> Sequence[np.ndarray]:
+        """Return the bytes of every rank.
 
-        The ranks exchange the bits as int32, the one integer type that mccl gathers rightly: of int64 it
-        copies half the bytes without an error, and it reduces float32 alone. Raises UsageError on values
-        that are neither integers nor floats.
+        They travel as int32, the one integer type that mccl gathers rightly: of int64 it copies half the bytes without
+        an error.
         """
-        values = np.asarray(values)
-        if values.dtype.kind not in "iubf":
-            raise UsageError(f"only integers and floats can be summed over ranks, not {values.dtype}")
-        kind = np.float64 if values.dtype.kind == "f" else np.int64
-        wide = np.ascontiguousarray(values, dtype=np.float32 if values.dtype == np.float32 else kind)
-        if wide.size == 0:
-            return wide.copy()
-        bits = wide.reshape(-1).view(np.int32)
-        gathered = np.ascontiguousarray(self._gather(self._tensor(bits.copy())).asnumpy())
-        parts = gathered.reshape(self._world, -1).view(wide.dtype)
-        total = parts[0].copy()
-        for part in parts[1:]:
-            total += part
-        return total.reshape(wide.shape)
-
-    def barrier(self) -> None:
-        """Return once every rank has called."""
-        self.all_reduce_sum(np.zeros(1, np.int64))
+        gathered = self._gather(self._tensor(own.view(np.int32))).asnumpy()
+        return list(np.ascontiguousarray(gathered).view(np.uint8).reshape(self._world, -1))
 
     def close(self) -> None:
         """Nothing to do: MindSpore leaves the group when the process ends."""
@@ -79,7 +62,7 @@ def connect(rank: RankInfo, device: Device) -> Collectives:
         raise BackendUnavailable(f"rank {rank.rank} could not join {rank.world} ranks: {reason}") from error
     if os.environ.get("MS_ROLE") == "MS_SCHED":
         sys.exit(0)
-    return MindsporeCollectives(rank, ms)
+    return GatheringCollectives(MindsporeGroup(rank, ms))
 
 
 @contextmanager

@@ -11,12 +11,12 @@ from resnext_core.hookspecs import hookimpl
 from resnext_core.interfaces import (
     READY,
     Backend,
+    Engine,
     ExportRequest,
     LaunchRequest,
     Predictor,
     PredictRequest,
     Readiness,
-    Trainer,
     TrainRequest,
 )
 from resnext_mindspore.options import MindsporeOptions
@@ -37,7 +37,7 @@ def resnext_backends() -> Iterator[Backend]:
         summary="MindSpore on CPU: what a laptop trains with",
         priority=20,
         probe=probe,
-        trainer=_trainer,
+        engine=_engine,
         predictor=_predictor,
         formats=(".safetensors", ".mindir"),
         exporters={"mindir": _export_mindir},
@@ -70,11 +70,11 @@ def lacking(install: str) -> str | None:
     return None
 
 
-def _trainer(request: TrainRequest) -> Trainer:
+def _engine(request: TrainRequest) -> Engine:
     from resnext_mindspore.device import device_of
-    from resnext_mindspore.trainer import MindsporeTrainer
+    from resnext_mindspore.engine import MindsporeEngine
 
-    return MindsporeTrainer(request, device_of(_options(request.options), request.rank))
+    return MindsporeEngine(request, device_of(_options(request.options), request.rank))
 
 
 def _predictor(request: PredictRequest) -> Predictor:

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from resnext_core.errors import DataError, UsageError, one_line
-from resnext_core.interfaces import PredictRequest
+from resnext_core.interfaces import Predictor, PredictRequest
 from resnext_core.model.preprocess import PreprocessSpec
 from resnext_core.model.sidecar import read_artefact
 from resnext_core.model.weights import Manifest, Weights, load_weights
 from resnext_mindspore.device import Device, open_device
 
 
-class NetworkPredictor:
+class NetworkPredictor(Predictor):
     """A network in evaluation mode over given Parameters, which it shares; the device must be open.
 
     MindSpore compiles a graph for each batch size, so batches are padded to a power of two, at most
@@ -35,7 +35,7 @@ class NetworkPredictor:
         compute: Any,
         bn_float32: bool = True,
     ) -> None:
-        self.manifest = manifest_of(weights)
+        self.manifest: Manifest = manifest_of(weights)
         self._parameters = parameters
         self._arithmetic = {"compute": compute, "bn_float32": bn_float32}
         self._usual = batch_size
@@ -80,7 +80,7 @@ class NetworkPredictor:
         return in_batches(data, size, lambda part: network(Tensor(part)).asnumpy())
 
 
-class MindirPredictor:
+class MindirPredictor(Predictor):
     """A MINDIR artefact with its sidecar manifest; the device must be open.
 
     Raises DataError where the artefact or its sidecar is missing, damaged or does not fit the other.

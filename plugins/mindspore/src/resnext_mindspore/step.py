@@ -10,12 +10,9 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, amp, nn, ops
 
 from resnext_core.config import LossConfig
-from resnext_core.interfaces import TrainRequest
+from resnext_core.interfaces import CLIP_EPS, TrainRequest
 from resnext_core.model.spec import ModelSpec
 from resnext_mindspore.network import Network, make_parameters
-
-#: Added to the norm that clips, as in torch.nn.utils.clip_grad_norm_.
-_CLIP_EPS = 1e-6
 
 _divide = ops.MultitypeFuncGraph("divide")
 _multiply = ops.MultitypeFuncGraph("multiply")
@@ -178,10 +175,10 @@ class Update(nn.Cell):
     """Apply gradients: average over ranks, unscale, check, clip, decay, momentum, EMA. Returns `finite`.
 
     v = momentum·v + g + weight_decay·p; p −= lr·v. Where a gradient is not finite and steps may be skipped
-    (`checked`), parameters and momenta keep their values to the bit.
+    (`request.checked`), parameters and momenta keep their values to the bit.
     """
 
-    def __init__(self, request: TrainRequest, table: Parameters, *, checked: bool) -> None:
+    def __init__(self, request: TrainRequest, table: Parameters) -> None:
         super().__init__(auto_prefix=False)
         config = request.optimizer
         self.weights, self.momenta = table.trainable, table.momenta
@@ -189,7 +186,7 @@ class Update(nn.Cell):
         self.decay, self.decayed = Tensor(config.weight_decay, ms.float32), table.decayed
         self.use_decay = config.weight_decay > 0
         self.momentum, self.one = Tensor(config.momentum, ms.float32), Tensor(1.0, ms.float32)
-        self.checked = checked
+        self.checked = request.checked
         self.clipped = config.clip_norm is not None
         self.clip_norm = config.clip_norm or 0.0
         self.reduce = gradient_mean(table.trainable, request.rank.world)
@@ -212,7 +209,7 @@ class Update(nn.Cell):
             lr = ops.select(finite, lr, ops.zeros_like(lr))
         if self.clipped:
             norm = ops.sqrt(ops.addn(self.map(_sum_of_squares, gradients)))
-            factor = ops.minimum(self.clip_norm / (norm + _CLIP_EPS), self.one)
+            factor = ops.minimum(self.clip_norm / (norm + CLIP_EPS), self.one)
             gradients = self.map(ops.partial(_multiply, factor), gradients)
         if self.use_decay:
             decay = ops.select(finite, self.decay, ops.zeros_like(self.decay)) if self.checked else self.decay

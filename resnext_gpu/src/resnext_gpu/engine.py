@@ -1,0 +1,171 @@
+"""Engine of PyTorch: steps queued from Python, its tensors by neutral name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from resnext_core.errors import UsageError
+from resnext_core.interfaces import DeviceUsage, Engine, Outcomes, StepInput, TrainRequest
+from resnext_gpu.device import channels_last, device_of, note, open_device
+from resnext_gpu.feed import Feed
+from resnext_gpu.graphs import Compiled, Replayed, StepFunction
+from resnext_gpu.grouped_conv.op import grouped_conv
+from resnext_gpu.memory import out_of_memory
+from resnext_gpu.network import Arithmetic, Network
+from resnext_gpu.options import GpuOptions
+from resnext_gpu.predictor import GpuPredictor
+from resnext_gpu.step import Step, Table
+from resnext_gpu.sync_bn import sync_batch_norm
+
+_COMPUTE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class GpuEngine(Engine):
+    """Optimizer steps on the device of a rank.
+
+    Batch statistics are over all rows, those that are not valid too. Running statistics are those of this rank, and
+    they move on every micro-batch, also on a step that is skipped for its overflow; the EMA follows there too.
+
+    Raises UsageError on an arithmetic or a group of ranks that it does not have, BackendUnavailable without the device.
+    """
+
+    def __init__(self, request: TrainRequest, options: GpuOptions) -> None:
+        _check(request)
+        if request.rank.world > 1 and not torch.distributed.is_initialized():
+            raise UsageError("the ranks of the backend gpu are not connected: call its connect first")
+        self._request, self._spec = request, request.weights.spec
+        self._device = open_device(device_of(options, request.rank))
+        _check_card(request, self._device)
+        layout = channels_last(options, self._device)
+        self._table = Table.create(request, self._device, channels_last=layout)
+        compute = _COMPUTE[request.precision.compute]
+        self._how = Arithmetic(
+            compute=compute,
+            bn_float32=request.precision.bn_float32,
+            channels_last=layout,
+            checkpointing=options.checkpointing,
+            sync=sync_batch_norm if options.sync_bn and request.rank.world > 1 else None,
+            grouped=grouped_conv(
+                options.grouped_conv, self._spec, compute, self._device, deterministic=options.deterministic
+            ),
+        )
+        network = Network(self._spec, request.weights.preprocess, self._table.weights, self._how).train()
+        forward = Compiled(network, by_block=request.rank.world > 1) if options.compile else network
+        self._own_step: Step | None = Step(
+            request,
+            self._table,
+            forward,
+            balanced=options.balanced_loss_scale,
+            bucket_bytes=options.bucket_mib << 20,
+        )
+        self._step: StepFunction = self._own_step
+        if options.cuda_graphs:
+            self._step = self._graphed(self._own_step)
+        self._feed = Feed(self._device)
+
+    def queue(
+        self, steps: Sequence[StepInput], scale: Callable[[], float]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Queue the steps; yields the loss of each and whether it was skipped, as float32 scalars.
+
+        Nothing waits for the device, but for a skipped step that the EMA must not follow. Raises UsageError on batches
+        that do not fit into the GPU's memory, BackendUnavailable when another rank is lost.
+        """
+        assert self._own_step is not None
+        waits = self._request.skip_nonfinite and self._request.ema_decay is not None
+        exhausted = False
+        try:
+            for step, given in zip(steps, self._feed(steps), strict=True):
+                loss, found = self._step(*given, self._scalar(step.lr), self._scalar(scale()))
+                if waits:
+                    loss, found = torch.stack([loss, found]).cpu()
+                    if not found:
+                        self._own_step.average()
+                yield loss, found
+        except torch.cuda.OutOfMemoryError:
+            exhausted = True
+        if exhausted:  # not above: as long as the error lives, so does what the step had allocated
+            alone = self._how.sync is None
+            raise out_of_memory(self._own_step, self._request, steps[0], self._device, alone=alone)
+
+    def settle(self, queued: Sequence[tuple[Tensor, Tensor]]) -> Outcomes:
+        """Wait for the steps, once for all of them."""
+        losses, flags = zip(*queued, strict=True)
+        if not self._request.checked:
+            return Outcomes(losses=_fetch(losses), skipped=np.zeros(len(queued), np.bool_))
+        found = _fetch((*losses, *flags))
+        return Outcomes(losses=found[: len(queued)], skipped=found[len(queued) :] > 0)
+
+    def read(self) -> dict[str, NDArray[Any]]:
+        """Return float32 copies of weights, momentum and EMA."""
+        return {name: np.array(t.cpu().numpy(), order="C") for name, t in self._table.named().items()}
+
+    def write(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from these values."""
+        for name, tensor in self._table.named().items():
+            tensor.copy_(torch.from_numpy(np.array(tensors[name])))
+
+    def predictor(self, *, ema: bool) -> GpuPredictor:
+        """Return a predictor that shares the weights or their EMA, in the arithmetic of training."""
+        tensors = self._table.ema if ema else self._table.weights
+        return GpuPredictor(self._request.weights, tensors, self._how)
+
+    def usage(self) -> DeviceUsage:
+        """Return how long steps waited for their images, and on a GPU the most memory that tensors took."""
+        cuda = self._device.type == "cuda"
+        return DeviceUsage(
+            copy_seconds=self._feed.take_copy_seconds(),
+            peak_bytes=torch.cuda.max_memory_allocated(self._device) if cuda else None,
+        )
+
+    def close(self) -> None:
+        """Drop the network and its memory; the device stays open for the rest of the process."""
+        self._own_step, self._step = None, _closed
+
+    def _graphed(self, step: Step) -> StepFunction:
+        """Return `step` for replay where that is possible."""
+        if self._device.type != "cuda":
+            note("no CUDA graphs without a GPU; going on without, as with gpu.cuda_graphs=false")
+            return step
+        if self._request.rank.world > 1:
+            note("no CUDA graphs with several ranks; going on without, as with gpu.cuda_graphs=false")
+            return step
+        return Replayed(step, list(self._table.named().values()))
+
+    def _scalar(self, value: float) -> Tensor:
+        """Return a float32 scalar on the device, without waiting for it."""
+        return torch.full((), float(value), device=self._device)
+
+
+def _fetch(scalars: Sequence[Tensor]) -> NDArray[np.float64]:
+    """Return scalars of the device as float64 (n,), in one copy."""
+    return torch.stack(list(scalars)).cpu().numpy().astype(np.float64)
+
+
+def _closed(*_: Tensor) -> tuple[Tensor, Tensor]:
+    raise UsageError("this trainer is closed")
+
+
+def _check_card(request: TrainRequest, device: torch.device) -> None:
+    """Refuse bfloat16 where a GPU has none: it would be emulated, slowly."""
+    if device.type != "cuda" or request.precision.compute != "bfloat16":
+        return
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        raise UsageError(
+            f"{torch.cuda.get_device_name(device)} has no bfloat16; set precision.compute=float16 and "
+            "precision.loss_scale=dynamic"
+        )
+
+
+def _check(request: TrainRequest) -> None:
+    compute = request.precision.compute
+    if compute not in _COMPUTE:
+        raise UsageError(
+            f"the backend gpu cannot train in {compute}; set precision.compute to {', '.join(sorted(_COMPUTE))}"
+        )
