@@ -65,7 +65,7 @@ def test_broken_links_would_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_python_on_pages_runs(page: Path) -> None:
     for block in blocks(page.read_text()):
         if block.language == "python":
-            exec(compile(block.text, page_id(page), "exec"), {"__name__": "page"})
+            exec(compile(block.text, page_id(page), "exec"), {"__name__": "page", "__file__": "page.py"})
 
 
 def test_pages_are_plain() -> None:
