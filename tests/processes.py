@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 
@@ -25,6 +28,27 @@ def alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def data_workers() -> list[int]:
+    """Return the ids of the worker processes of :mod:`resnext_core.data.pool` that this process has."""
+    children = psutil.Process().children()
+    return [child.pid for child in children if "resnext_core.data.worker" in " ".join(_words(child))]
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        words: list[str] = process.cmdline()
+    except psutil.Error:
+        return []
+    return words
+
+
+def holds(pid: int, target: Path) -> bool:
+    """True while a process has the file `target` open."""
+    with contextlib.suppress(OSError):
+        return any(os.readlink(link) == str(target) for link in Path(f"/proc/{pid}/fd").iterdir())
+    return False
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str]:

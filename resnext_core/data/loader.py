@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from types import TracebackType
@@ -13,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.config import AugmentConfig
+from resnext_core.data.batch_pool import BatchPool
+from resnext_core.data.batch_worker import Transform
 from resnext_core.data.decode import BadImage
 from resnext_core.data.faults import blame
 from resnext_core.data.index import Index
-from resnext_core.data.pool import Pool, WorkerDied
+from resnext_core.data.pool import WorkerDied
 from resnext_core.data.quarantine import Quarantine
 from resnext_core.data.sampler import Task as Task
-from resnext_core.data.worker import Recipe
 from resnext_core.errors import DataError, shown
 from resnext_core.interfaces import Batch as Batch
 from resnext_core.model.preprocess import PreprocessSpec
@@ -75,7 +75,6 @@ class Loader:
         self.index = index
         self.workers = default_workers() if workers is None else workers
         self.failures: dict[int, str] = {}
-        self.waited_s = 0.0
         self._notes: list[str] = []
         self._remarked: set[str] = set()
         self._new_failures: list[tuple[int, str]] = []
@@ -83,34 +82,28 @@ class Loader:
         self._listed = quarantine.indices(index) if quarantine is not None else set()
         #: Images of the index on the quarantine list from the start.
         self.listed = frozenset(self._listed)
-        self._recipe = Recipe(preprocess=preprocess, augment=augment, seed=seed)
+        self._transform = Transform(preprocess=preprocess, augment=augment, seed=seed)
         self._root = os.path.abspath(index.root)  # a later chdir of this process must not matter
         self._prefetch = max(prefetch, 1)
         self._bad_images = bad_images
         self._watch_folders = watch_folders
-        self._pool: Pool | None = None
+        self._pool: BatchPool | None = None
         self._running = False
 
     def batches(self, tasks: Iterable[Task]) -> Generator[Batch, None, None]:
         """Yield a batch for each task, in order; the arrays are the caller's to keep.
 
         `tasks` is read ahead. Rows with `valid` False are padding and are not decoded. Left early, the
-        iterator may be followed by another; two at a time raise RuntimeError. Seconds that the caller
-        waited add up in :attr:`waited_s`. Raises BadImage (policy ``fail``), and DataError when the folder of a file
-        is lost, or when workers die again and again, naming the file that the last one was reading.
+        iterator may be followed by another; two at a time raise RuntimeError. Raises BadImage (policy ``fail``),
+        and DataError when the folder of a file is lost, or when workers die again and again, naming the file that the
+        last one was reading.
         """
         source = self._in_process(tasks) if self.workers == 0 else self._in_workers(tasks)
         if self._running:
             raise RuntimeError("this loader is already giving out batches")
         self._running = True
         try:
-            while True:
-                started = time.perf_counter()
-                batch = next(source, None)
-                self.waited_s += time.perf_counter() - started
-                if batch is None:
-                    return
-                yield batch
+            yield from source
         finally:
             self._running = False
 
@@ -141,17 +134,9 @@ class Loader:
     ) -> None:
         self.close()
 
-    def worker_pids(self) -> list[int]:
-        """Return the ids of the running decoding processes."""
-        return self._pool.pids if self._pool is not None else []
-
-    def reading(self) -> list[int]:
-        """Return the index of the image that each decoding process reads now, -1 for one that is idle."""
-        return self._pool.reading() if self._pool is not None else []
-
-    def _named(self, note: str, pool: Pool) -> str:
+    def _named(self, note: str, pool: BatchPool) -> str:
         """Return a note about a dead worker with the files that are left out from now on."""
-        left_out = [str(self.index.path(sample)) for sample in pool.killers()]
+        left_out = [str(self.index.path(sample)) for sample in pool.left_out()]
         return f"{note}; left out: {', '.join(left_out)}" if left_out else note
 
     def _remark(self, remarks: Iterable[tuple[int, str]]) -> None:
@@ -163,14 +148,14 @@ class Loader:
                 self._notes.append(f"{path}: {remark}; resnext-run data scan names all such files")
 
     def _in_process(self, tasks: Iterable[Task]) -> Iterator[Batch]:
-        size = self._recipe.preprocess.size
+        size = self._transform.preprocess.size
         for task in tasks:
             images = np.zeros((len(task), size, size, 3), np.uint8)
             bad = []
             for row, sample, path in self._rows(task):
                 remarks: list[str] = []
                 try:
-                    images[row] = self._recipe.pixels(path, task.epoch, sample, remarks)
+                    images[row] = self._transform.pixels(path, task.epoch, sample, remarks)
                 except BadImage as error:
                     bad.append((row, error.reason, error.errno))
                 self._remark((sample, remark) for remark in remarks)
@@ -181,12 +166,12 @@ class Loader:
             yield from self._through(self._ready_pool(), tasks)
         except WorkerDied as error:
             self.close()
-            reading = f" while reading {self.index.path(error.sample)}" if error.sample >= 0 else ""
+            reading = f" while reading {self.index.path(error.item)}" if error.item >= 0 else ""
             raise DataError(
                 f"{error}{reading}; look at that file and at the machine's free memory, or set data.workers=0"
             ) from error
 
-    def _through(self, pool: Pool, tasks: Iterable[Task]) -> Iterator[Batch]:
+    def _through(self, pool: BatchPool, tasks: Iterable[Task]) -> Iterator[Batch]:
         source, waiting = iter(tasks), deque[tuple[int, Task]]()
         upcoming = next(source, None)
         while upcoming is not None or waiting:
@@ -198,15 +183,14 @@ class Loader:
                 upcoming = next(source, None)
             ticket, task = waiting.popleft()
             images, done = pool.result(ticket, len(task))
-            self._notes += [self._named(note, pool) for note in pool.notes]
-            pool.notes.clear()
+            self._notes += [self._named(note, pool) for note in pool.take_notes()]
             self._remark(done.remarks)
             if upcoming is not None:  # the slot is free again: fill it before the caller computes
                 ticket = pool.submit(upcoming.epoch, len(upcoming), self._rows(upcoming))
                 if ticket is not None:
                     waiting.append((ticket, upcoming))
                     upcoming = next(source, None)
-            killers = set(pool.killers())
+            killers = set(pool.left_out())
             killed = (
                 [(row, _KILLS, None) for row, sample, _ in self._rows(task) if sample in killers]
                 if killers
@@ -214,9 +198,9 @@ class Loader:
             )
             yield self._batch(task, images, [*done.bad, *killed])
 
-    def _ready_pool(self) -> Pool:
+    def _ready_pool(self) -> BatchPool:
         if self._pool is None:
-            self._pool = Pool(self._recipe, self.workers, self.workers + self._prefetch)
+            self._pool = BatchPool(self._transform, self.workers, self.workers + self._prefetch)
         else:
             self._pool.discard()  # what an iterator left early had asked for
         return self._pool

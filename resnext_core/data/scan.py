@@ -1,58 +1,31 @@
-"""Look at every image file once: what it holds, or why it cannot be decoded; in parallel, and remembered."""
+"""Examine every image file once: what it holds, or why it cannot be decoded; in parallel, and remembered."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import multiprocessing
 import os
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, replace
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
 
-import PIL
 from PIL import Image
 
 from resnext_core.data.decode import BadImage, decode, not_regular, opened
+from resnext_core.data.pool import Limits, Pool, WorkerDied
+from resnext_core.data.scan_cache import Facts as Facts
+from resnext_core.data.scan_cache import ScanCache as ScanCache
 from resnext_core.errors import DataError, reason
-from resnext_core.files import file_digest, make_folder, write_atomic
+from resnext_core.files import file_digest
 
-#: Format of the memory; another one, or another Pillow, begins anew.
-_FORMAT = 2
+#: Its name before; gone once nothing uses it.
+Memory = ScanCache
 #: Files that a process gets at a time, and how many such portions wait for each process.
 _PORTION, _WAITING = 8, 2
-#: Seconds between two looks at the parent process.
-_LOOK_S = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What is known of a file. `pixels` is the digest of size and RGB pixels, None where `error` says why not.
-
-    `sha256` is of the bytes; `width` and `height` are in pixels, 0 where unknown; `format` is Pillow's name.
-    `remark` says what is probably wrong with a file that can be read.
-    """
-
-    size: int
-    mtime_ns: int
-    sha256: str = ""
-    pixels: str | None = None
-    width: int = 0
-    height: int = 0
-    format: str | None = None
-    error: str | None = None
-    remark: str | None = None
-
-    @property
-    def lasting(self) -> bool:
-        """True where the same bytes would give the same again: not for a file that could not be opened."""
-        return self.sha256 != ""
+#: A file at which a process died is examined again, alone. Any number of files may end their processes; processes that
+#: end though they read none are the machine's fault.
+_LIMITS = Limits(tries=1, deaths=None, idle=3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,36 +39,36 @@ class Scan:
 
 def scan_files(
     paths: Sequence[str],
-    memory: Memory,
+    cache: ScanCache,
     *,
     workers: int,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Scan | None:
-    """Return the facts of `paths` (absolute), reading what `memory` lacks with `workers` processes.
+    """Return the facts of `paths` (absolute), reading what `cache` lacks with `workers` processes.
 
-    Each fact is in the memory as soon as it is known, so a scan that was killed continues where it was. A file that
+    Each fact is in the cache as soon as it is known, so a scan that was killed continues where it was. A file that
     kills the process that reads it is a bad file. None when `stop` said so. `on_progress` gets files done and in
     all. Raises DataError where no process can be started.
     """
     unique = list(dict.fromkeys(paths))
-    facts = {path: known for path in unique if (known := memory.recall(path)) is not None}
+    facts = {path: known for path in unique if (known := cache.recall(path)) is not None}
     missing = [path for path in unique if path not in facts]
     remembered = len(facts)
     on_progress(remembered, len(unique))
-    with _Readers(workers, memory.orphans(unique)) as readers:
-        for found in readers.look(missing):
+    with closing(_examine_all(missing, cache.orphans(unique), workers)) as portions:
+        for found in portions:
             for path, fact in found:
                 facts[path] = fact
-                memory.add(path, fact)
+                cache.add(path, fact)
             on_progress(len(facts), len(unique))
             if stop():
                 return None
-    memory.close(keep=unique)
+    cache.close(keep=unique)
     return Scan(facts={p: facts[p] for p in unique}, read=len(missing), remembered=remembered)
 
 
-def look(path: str, known: Mapping[str, Facts]) -> Facts:
+def examine(path: str, known: Mapping[str, Facts]) -> Facts:
     """Return the facts of one file; with the bytes of a `known` one (by digest) it is not decoded."""
     try:
         status = os.stat(path)
@@ -129,177 +102,75 @@ def _pixel_digest(image: Image.Image) -> str:
     return digest.hexdigest()
 
 
-class Memory:
-    """Facts of earlier scans of a data folder, a JSON line each, in ``<folder>/scan-<digest of root>.jsonl``.
+@dataclass(frozen=True, kw_only=True)
+class _Portion:
+    """Some files, each with its number."""
 
-    A file whose size and time of change are those of its line is not read again. Where `folder` is None, or cannot be
-    written, nothing is remembered; :attr:`trouble` then says why.
-    """
+    files: Sequence[tuple[int, str]]
 
-    def __init__(self, folder: Path | None, root: Path) -> None:
-        self.trouble: str | None = None
-        self._stream: IO[str] | None = None
-        self._path: Path | None = None
-        self._facts: dict[str, Facts] = {}
-        if folder is None:
-            return
-        name = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:16]
-        self._path = folder / f"scan-{name}.jsonl"
-        self._head = {"format": _FORMAT, "pillow": PIL.__version__, "root": os.path.abspath(root)}
-        try:
-            make_folder(folder)
-            self._facts = self._read()
-            if not self._facts:
-                self._path.write_text(self._line(self._head), encoding="utf-8")
-            self._stream = self._path.open("a", encoding="utf-8", buffering=1)
-            self._stream.write("\n")  # the last line may be torn
-        except OSError as error:
-            self.trouble = f"nothing is remembered: cannot write {self._path}: {reason(error)}"
+    @property
+    def items(self) -> Sequence[int]:
+        return [number for number, _ in self.files]
 
-    def recall(self, path: str) -> Facts | None:
-        """Return the facts of a file that has not changed since, None of any other."""
-        known = self._facts.get(path)
-        if known is None:
-            return None
-        try:
-            status = os.stat(path)
-        except OSError:
-            return None
-        return known if (status.st_size, status.st_mtime_ns) == (known.size, known.mtime_ns) else None
+    def without(self, items: Collection[int]) -> _Portion:
+        return _Portion(files=[file for file in self.files if file[0] not in items]) if items else self
 
-    def orphans(self, paths: Sequence[str]) -> dict[str, Facts]:
-        """Return by digest what is known of files that are not among `paths`: they may have moved."""
-        present = set(paths)
-        return {f.sha256: f for path, f in self._facts.items() if path not in present}
 
-    def add(self, path: str, facts: Facts) -> None:
-        """Remember the facts of a file."""
-        if self._stream is None or not facts.lasting:
-            return
-        try:
-            self._stream.write(self._line({"path": path, **asdict(facts)}))
-        except OSError as error:
-            self.trouble = f"no more is remembered: cannot write {self._path}: {reason(error)}"
-            self._stream = None
-        self._facts[path] = facts
+_Found = list[tuple[str, Facts]]
 
-    def close(self, keep: Sequence[str]) -> None:
-        """Write the file anew with one line for each of `keep`."""
-        if self._stream is None or self._path is None:
-            return
-        self._stream.close()
-        kept = [self._line({"path": p, **asdict(f)}) for p in keep if (f := self._facts.get(p)) is not None]
-        try:
-            write_atomic(self._path, self._line(self._head) + "".join(kept))
-        except DataError as error:
-            self.trouble = str(error)
 
-    def _read(self) -> dict[str, Facts]:
-        assert self._path is not None
-        if not self._path.exists():
-            return {}
-        found: dict[str, Facts] = {}
-        with self._path.open(encoding="utf-8", errors="replace") as stream:
-            head = _parse(stream.readline())
-            if head != self._head:
-                return {}
-            for line in stream:
-                value = _parse(line)
-                if value is None or "path" not in value:  # torn by the end of a process
-                    continue
-                path = value.pop("path")
-                with suppress(TypeError):
-                    found[path] = Facts(**value)
+@dataclass(frozen=True, kw_only=True)
+class _Examine:
+    """The duty of the processes; `known` are facts by the digest of a file's bytes."""
+
+    known: Mapping[str, Facts]
+
+    def do(self, job: _Portion, at: Callable[[int], None], memory: int) -> _Found:
+        found = []
+        for number, path in job.files:
+            at(number)
+            found.append((path, examine(path, self.known)))
         return found
 
-    @staticmethod
-    def _line(value: Mapping[str, Any]) -> str:
-        return json.dumps(value, ensure_ascii=True) + "\n"
 
-
-def _parse(line: str) -> dict[str, Any] | None:
+def _examine_all(
+    paths: Sequence[str], known: Mapping[str, Facts], workers: int
+) -> Generator[_Found, None, None]:
+    """Yield the facts of `paths`, some at a time, in any order."""
+    duty, files = _Examine(known=known), list(enumerate(paths))
+    portions = deque(_Portion(files=files[i : i + _PORTION]) for i in range(0, len(files), _PORTION))
     try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
+        if portions:
+            with _pool(duty, min(workers, len(portions))) as pool:
+                waiting = 0
+                while portions or waiting:
+                    while portions and waiting < _WAITING * workers:
+                        pool.submit(portions.popleft())
+                        waiting += 1
+                    yield pool.result(pool.wait())
+                    waiting -= 1
+                suspects = pool.left_out()
+            for number in suspects:
+                yield [(paths[number], _examine_alone(number, paths[number], duty))]
+    except WorkerDied as error:
+        raise DataError("processes that read images die at once; is there memory left?") from error
 
 
-class _Readers:
-    """Processes that look at files; one that dies is found out and replaced."""
-
-    def __init__(self, workers: int, known: Mapping[str, Facts]) -> None:
-        self._workers, self._known = workers, known
-        self._single: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> _Readers:
-        self._stack = ExitStack()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    def look(self, paths: Sequence[str]) -> Iterator[list[tuple[str, Facts]]]:
-        """Yield the facts of `paths`, some at a time, in any order."""
-        portions = [paths[i : i + _PORTION] for i in range(0, len(paths), _PORTION)]
-        while portions:
-            pool = self._pool(min(self._workers, len(portions)))
-            flying: dict[Future[list[Facts]], Sequence[str]] = {}
-            try:
-                while portions or flying:
-                    while portions and len(flying) < _WAITING * self._workers:
-                        portion = portions.pop()
-                        flying[pool.submit(_look_all, portion)] = portion
-                    for done in wait(flying, return_when=FIRST_COMPLETED).done:
-                        yield list(zip(flying[done], done.result(), strict=True))
-                        del flying[done]
-            except BrokenProcessPool:
-                for portion in flying.values():
-                    for path in portion:
-                        yield [(path, self._alone(path))]
-
-    def _alone(self, path: str) -> Facts:
-        """Look at a file in a process that has nothing else to do, so that it is known who killed it."""
-        if self._single is None:
-            self._single = self._pool(1)
-        try:
-            return self._single.submit(_look_all, [path]).result()[0]
-        except BrokenProcessPool:
-            self._single = self._pool(1)
-        try:
-            self._single.submit(_look_all, []).result()
-        except BrokenProcessPool:
-            raise DataError("processes that read images die at once; is there memory left?") from None
-        with suppress(OSError, DataError):
-            status = os.stat(path)
-            return Facts(
-                size=status.st_size, mtime_ns=status.st_mtime_ns, error="the process that decoded it died",
-                sha256=file_digest(Path(path)).removeprefix("sha256:"),
-            )  # fmt: skip
-        return Facts(size=-1, mtime_ns=-1, error="it is gone")
-
-    def _pool(self, workers: int) -> ProcessPoolExecutor:
-        pool = ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), _initialise, (dict(self._known), os.getpid())
-        )
-        self._stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-        return pool
+def _examine_alone(number: int, path: str, duty: _Examine) -> Facts:
+    """Return the facts of a file at which a process died, by one that has nothing else to do."""
+    with _pool(duty, 1) as pool:
+        found = pool.result(pool.submit(_Portion(files=[(number, path)])))
+        if found:
+            return found[0][1]
+        pool.result(pool.submit(_Portion(files=[])))  # another process works: it was not the machine
+    with suppress(OSError, DataError):
+        status = os.stat(path)
+        return Facts(
+            size=status.st_size, mtime_ns=status.st_mtime_ns, error="the process that decoded it died",
+            sha256=file_digest(Path(path)).removeprefix("sha256:"),
+        )  # fmt: skip
+    return Facts(size=-1, mtime_ns=-1, error="it is gone")
 
 
-_known: dict[str, Facts] = {}
-
-
-def _initialise(known: dict[str, Facts], parent: int) -> None:
-    """Begin a process; it ends with its parent, however that ends."""
-    _known.update(known)
-    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
-
-
-def _follow(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_LOOK_S)
-    os._exit(1)
-
-
-def _look_all(paths: Sequence[str]) -> list[Facts]:
-    return [look(path, _known) for path in paths]
+def _pool(duty: _Examine, workers: int) -> Pool[_Portion, _Found]:
+    return Pool(duty, workers, _LIMITS, setting="--workers")

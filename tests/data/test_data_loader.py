@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,16 @@ import psutil
 import pytest
 from images import bad_images, class_tree, endless_image, picture, pixels
 from PIL import Image
-from processes import alive, eventually
+from processes import alive, data_workers, eventually, holds
 
 from resnext_core.config import AugmentConfig
 from resnext_core.data.augment import load_eval
+from resnext_core.data.batch_pool import LIMITS
 from resnext_core.data.decode import BadImage
 from resnext_core.data.depth import DARK_16_BITS
 from resnext_core.data.index import Index, image_folder, open_index
 from resnext_core.data.loader import Loader, default_workers
-from resnext_core.data.pool import MAX_RESTARTS
+from resnext_core.data.pool import Limits
 from resnext_core.data.quarantine import Quarantine, read_list, write_list
 from resnext_core.data.sampler import Task, epoch_permutation, eval_tasks, rank_slice
 from resnext_core.errors import DataError, UsageError
@@ -72,7 +72,7 @@ def test_batches_do_not_depend_on_workers(index: Index) -> None:
     for workers, prefetch in [(0, 4), (1, 1), (2, 4), (3, 2)]:
         with Loader(index, SPEC, AugmentConfig(), seed=3, workers=workers, prefetch=prefetch) as loader:
             results.append(collect(loader.batches(tasks)))
-            assert len(loader.worker_pids()) == workers
+            assert len(data_workers()) == workers
     assert len(results[0]) == len(tasks)
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
@@ -185,7 +185,7 @@ def test_close_leaves_nothing(index: Index) -> None:
     loader = Loader(index, SPEC, workers=2)
     batches = loader.batches(train_tasks(index, 0, batch=2))
     next(batches)
-    pids = loader.worker_pids()
+    pids = data_workers()
     assert all(alive(pid) for pid in pids)
     batches.close()
     loader.close()
@@ -208,12 +208,11 @@ def slow(index: Index) -> Iterator[Index]:
     endless.unlink()
 
 
-def killing_twice(loader: Loader, sample: int, number: signal.Signals) -> threading.Thread:
-    """Start a thread that kills the reader of `sample`, and the one that takes its place."""
+def killing_twice(path: Path, number: signal.Signals) -> threading.Thread:
+    """Start a thread that kills the reader of `path`, and the one that takes its place."""
 
     def reader() -> int | None:
-        reading = loader.reading()
-        return loader.worker_pids()[reading.index(sample)] if sample in reading else None
+        return next((pid for pid in data_workers() if holds(pid, path)), None)
 
     def kill() -> None:
         killed: set[int | None] = {None}
@@ -237,7 +236,7 @@ def test_a_file_that_kills_its_reader_twice_is_left_out_and_named(
     with Loader(slow, SPEC, workers=2) as loader:
         batches = loader.batches([Task.of(0, np.array([0, 1])), Task.of(0, np.array([2, last]))])
         first = next(batches)
-        killing = killing_twice(loader, last, number)
+        killing = killing_twice(slow.path(last), number)
         second = next(batches)
         killing.join()
         assert (first.valid.tolist(), second.valid.tolist()) == ([True, True], [True, False])
@@ -255,7 +254,7 @@ def test_such_a_file_ends_a_run_that_wants_no_bad_images(slow: Index) -> None:
     last = len(slow) - 1
     with Loader(slow, SPEC, workers=1, bad_images="fail") as loader:
         batches = loader.batches([Task.of(0, np.array([0, last]))])
-        killing = killing_twice(loader, last, signal.SIGKILL)
+        killing = killing_twice(slow.path(last), signal.SIGKILL)
         with pytest.raises(BadImage, match=r"slow\.jpg: reading it ended two decoding processes"):
             next(batches)
         killing.join()
@@ -272,21 +271,22 @@ def test_workers_that_die_change_no_bit(index: Index) -> None:
             assert np.array_equal(batch.images, expected[number]), number
             assert batch.valid.all()
             if number % 25 == 0:
-                os.kill(int(rng.choice(loader.worker_pids())), signal.SIGKILL)
+                os.kill(int(rng.choice(data_workers())), signal.SIGKILL)
                 kills += 1
-        assert 5 <= kills < MAX_RESTARTS
+        assert LIMITS.deaths is not None
+        assert 5 <= kills < LIMITS.deaths
         assert len(loader.take_notes()) >= kills - 1  # of the last one it may not have heard
 
 
 def test_a_machine_that_kills_every_worker_is_said(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resnext_core.data.pool.MAX_RESTARTS", 3)
+    monkeypatch.setattr("resnext_core.data.batch_pool.LIMITS", Limits(tries=2, deaths=3, idle=20))
     monkeypatch.setattr("resnext_core.data.pool._START", "import sys; sys.exit(9)")
     with Loader(index, SPEC, workers=2) as loader:
         with pytest.raises(
             DataError, match=r"died \(exit code 9\); look at .* free memory, or set data.workers=0"
         ):
             next(loader.batches(train_tasks(index, 0)))
-        assert loader.worker_pids() == []
+        assert data_workers() == []
 
 
 # -- the quarantine list ---------------------------------------------------------------------------
@@ -341,7 +341,7 @@ def test_an_interrupt_is_the_parents_to_handle(index: Index) -> None:
     with Loader(index, SPEC, workers=2) as loader:
         batches = loader.batches(train_tasks(index, 0, batch=1))
         next(batches)
-        for pid in loader.worker_pids():
+        for pid in data_workers():
             os.kill(pid, signal.SIGINT)
             assert os.getsid(pid) != os.getsid(0)  # Ctrl-C of the terminal does not reach it
         assert len(list(batches)) == len(index) - 1
@@ -349,6 +349,7 @@ def test_an_interrupt_is_the_parents_to_handle(index: Index) -> None:
 
 PARENT = """
 import os, signal, sys, time
+import psutil
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
 import numpy as np
 from resnext_core.data.index import open_index
@@ -359,7 +360,7 @@ index = open_index(sys.argv[1])
 loader = Loader(index, PreprocessSpec(size=8, resize=8), workers=2, prefetch=1)
 batches = loader.batches(Task.of(0, np.arange(4)) for _ in range(1000))
 next(batches)
-print(*loader.worker_pids(), flush=True)
+print(*(child.pid for child in psutil.Process().children()), flush=True)
 {then}
 """
 
@@ -441,7 +442,7 @@ def test_a_bug_in_a_worker_is_not_a_bad_image(index: Index) -> None:
 
 def test_workers_import_no_more_than_they_need() -> None:
     code = (
-        "import sys, time; t = time.perf_counter(); import resnext_core.data.worker; "
+        "import sys, time; t = time.perf_counter(); import resnext_core.data.batch_worker, resnext_core.data.worker; "
         "print(time.process_time(), sorted(m for m in sys.modules if m.startswith('resnext_core')))"
         "; print(sorted({'torch', 'mindspore', 'scipy', 'rich', 'pluggy', 'safetensors'} & set(sys.modules)))"
     )
@@ -453,19 +454,6 @@ def test_workers_import_no_more_than_they_need() -> None:
     assert "interfaces" not in modules
     assert done.stdout.splitlines()[1] == "[]"
     assert float(seconds) < 1.0  # of CPU time; 0.2 on an idle machine
-
-
-def test_waiting_is_counted(index: Index) -> None:
-    with Loader(index, SPEC, workers=0) as loader:
-        batches = loader.batches(train_tasks(index, 0))
-        assert loader.waited_s == 0
-        next(batches)
-        waited = loader.waited_s
-        assert waited > 0
-        time.sleep(0.2)  # the caller's own time
-        started = time.perf_counter()
-        next(batches)
-        assert loader.waited_s - waited <= time.perf_counter() - started
 
 
 def test_unlabelled_images(tmp_path: Path) -> None:

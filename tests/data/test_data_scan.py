@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -20,12 +19,13 @@ import pytest
 from command_line import CommandLine, environment
 from images import bad_images, class_tree, endless_image, good_odd_images, picture
 from PIL import Image, PngImagePlugin
+from processes import data_workers, holds
 
 from resnext_core.data.depth import DARK_16_BITS
 from resnext_core.data.index import open_index
 from resnext_core.data.loader import Loader
 from resnext_core.data.quarantine import Quarantine, read_list
-from resnext_core.data.scan import Facts, Memory, scan_files
+from resnext_core.data.scan import Facts, ScanCache, scan_files
 from resnext_core.errors import EXIT_DATA, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, DataError
 from resnext_core.model.preprocess import PreprocessSpec
 
@@ -140,7 +140,7 @@ def test_images_that_may_hold_12_bits_are_named(cli: CommandLine, data: Path) ->
 
 def test_what_is_no_regular_file_is_corrupt_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    scan = scan_files([str(tmp_path / "pipe.png")], Memory(None, tmp_path), workers=1)
+    scan = scan_files([str(tmp_path / "pipe.png")], ScanCache(None, tmp_path), workers=1)
     assert scan is not None
     assert scan.facts[str(tmp_path / "pipe.png")].error == "a pipe, not a regular file"
 
@@ -185,12 +185,12 @@ def test_only_what_changed_is_read_again(cli: CommandLine, data: Path) -> None:
 def test_a_file_that_moved_is_not_decoded_again(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     picture(20, 30).save(path)
-    assert scan_files([str(path)], Memory(tmp_path / "cache", tmp_path), workers=1) is not None
+    assert scan_files([str(path)], ScanCache(tmp_path / "cache", tmp_path), workers=1) is not None
     memory = tmp_path / "cache" / os.listdir(tmp_path / "cache")[0]
     # what was remembered of these bytes is recognisable
     memory.write_text(memory.read_text().replace('"width": 30', '"width": 31'))
     moved = path.rename(tmp_path / "b.png")
-    scan = scan_files([str(moved)], Memory(tmp_path / "cache", tmp_path), workers=1)
+    scan = scan_files([str(moved)], ScanCache(tmp_path / "cache", tmp_path), workers=1)
     assert scan is not None
     assert scan.read == 1
     assert scan.facts[str(moved)].width == 31
@@ -226,7 +226,7 @@ def test_a_memory_that_cannot_be_written_is_said_and_ends_nothing(cli: CommandLi
 
 
 def test_a_full_disk_ends_the_memory_and_not_the_scan(data: Path, tmp_path: Path) -> None:
-    memory = Memory(tmp_path / "cache", data)
+    memory = ScanCache(tmp_path / "cache", data)
     memory._stream = open("/dev/full", "a", buffering=1)  # noqa: SIM115
     paths = sorted(map(str, data.rglob("*.*g")))
     scan = scan_files(paths, memory, workers=1)
@@ -295,7 +295,7 @@ def test_a_file_that_kills_its_reader_is_a_bad_file(tmp_path: Path) -> None:
 
     def kill_readers() -> None:
         for _ in range(2):
-            while not (found := [pid for pid in _children() if pid not in killed and _holds(pid, endless)]):
+            while not (found := [pid for pid in data_workers() if pid not in killed and holds(pid, endless)]):
                 time.sleep(0.01)
             os.kill(found[0], signal.SIGSTOP)
             killed.append(found[0])
@@ -308,7 +308,7 @@ def test_a_file_that_kills_its_reader_is_a_bad_file(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=kill_readers, daemon=True)
     thread.start()
-    scan = scan_files([*paths, str(endless)], Memory(None, tmp_path), workers=2)
+    scan = scan_files([*paths, str(endless)], ScanCache(None, tmp_path), workers=2)
     thread.join()
     assert len(set(killed)) == 2
     assert scan is not None
@@ -316,26 +316,32 @@ def test_a_file_that_kills_its_reader_is_a_bad_file(tmp_path: Path) -> None:
     assert [scan.facts[p].error for p in paths] == [None] * 12
 
 
-def _children() -> list[int]:
-    return [child.pid for child in psutil.Process().children(recursive=True)]
-
-
-def _holds(pid: int, target: Path) -> bool:
-    with contextlib.suppress(OSError):
-        return any(os.readlink(link) == str(target) for link in Path(f"/proc/{pid}/fd").iterdir())
-    return False
+def test_any_main_module_will_do(data: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom resnext_core.data.scan import ScanCache, scan_files\n"
+        "print('main module runs once')\n"  # no guard: a worker must not import this module
+        "paths = [str(p) for p in Path(sys.argv[1]).rglob('*.jpg')]\n"
+        "scan = scan_files(paths, ScanCache(None, Path(sys.argv[1])), workers=2)\n"
+        "print(sum(fact.pixels is not None for fact in scan.facts.values()))\n"
+    )
+    script = data.parent / "script.py"
+    script.write_text(code)
+    done = subprocess.run(
+        [sys.executable, str(script), str(data)], capture_output=True, text=True, timeout=120
+    )
+    assert (done.stdout.split("\n"), done.stderr) == (["main module runs once", "9", ""], "")
 
 
 def test_processes_that_cannot_start_blame_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.png"
     picture(20, 30).save(path)
-    monkeypatch.setattr("resnext_core.data.scan._initialise", os._exit)  # with two arguments: it fails
+    monkeypatch.setattr("resnext_core.data.pool._START", "import sys; sys.exit(9)")
     with pytest.raises(DataError, match="die at once"):
-        scan_files([str(path)], Memory(None, tmp_path), workers=1)
+        scan_files([str(path)], ScanCache(None, tmp_path), workers=1)
 
 
 def test_a_file_that_is_gone_is_not_remembered(tmp_path: Path) -> None:
-    memory = Memory(tmp_path / "cache", tmp_path)
+    memory = ScanCache(tmp_path / "cache", tmp_path)
     scan = scan_files([str(tmp_path / "gone.png")], memory, workers=1)
     assert scan is not None
     assert scan.facts[str(tmp_path / "gone.png")] == Facts(

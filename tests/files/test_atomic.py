@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from resnext_core.data.scan import Memory
+from resnext_core.data.scan_cache import ScanCache
 from resnext_core.errors import DataError
 from resnext_core.files import atomic_path, make_folder, replace_file, write_atomic
 from resnext_core.runs.folder import RunFolder
@@ -231,7 +231,7 @@ def test_what_belongs_to_someone_else_stays() -> None:
             ):
                 with pytest.raises(DataError, match="Permission denied"):
                     write()
-            trouble = Memory(folder / "cache", folder).trouble
+            trouble = ScanCache(folder / "cache", folder).trouble
         finally:
             os.seteuid(0)
         assert trouble is not None
