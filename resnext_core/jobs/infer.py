@@ -1,0 +1,191 @@
+"""Predict image files with a trained model, or compute the logits of ready tensors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnext_core.config import Config
+from resnext_core.data.index import Index, image_folder, remarks
+from resnext_core.data.opening import eval_loader
+from resnext_core.data.sampler import eval_tasks
+from resnext_core.errors import DataError, UsageError, one_line
+from resnext_core.files import check_target, local_path
+from resnext_core.files.npy import npy_rows
+from resnext_core.jobs.settings import Settings, resolve
+from resnext_core.plugins import load_plugins
+from resnext_core.runs.records import Listener, Note, Progress
+from resnext_core.serving.load import LoadedModel, serve
+from resnext_core.serving.metrics import softmax
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferJob:
+    """What to predict: `weights` is a run folder, a weights file or an artefact.
+
+    Either `images`, files and folders, or `tensor`, a ``.npy`` file of float32 (N, 3, H, W), is given. A prediction has
+    the `top` most probable classes. `logits` is a ``.npy`` file to write: float32 (N, classes) in the order of the
+    images, NaN for one that cannot be read.
+    """
+
+    weights: Path
+    images: Iterable[Path] | None = None
+    tensor: Path | None = None
+    logits: Path | None = None
+    top: int = 5
+    settings: Settings = field(default_factory=Settings)
+    backend: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guess:
+    """One class of a prediction, with its probability (0..1)."""
+
+    id: int
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What an image shows, most probable class first; or the `error` why its file could not be read."""
+
+    path: str
+    top: tuple[Guess, ...] = ()
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types, probabilities to six decimals."""
+        if self.error is not None:
+            return {"path": self.path, "error": self.error}
+        top = [{"id": g.id, "name": g.name, "probability": round(g.probability, 6)} for g in self.top]
+        return {"path": self.path, "top": top}
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferResult:
+    """How many images (or tensors) there were, and how many of them could not be read."""
+
+    images: int
+    failed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types."""
+        return {"images": self.images, "failed": self.failed}
+
+
+def infer(
+    job: InferJob,
+    take: Callable[[Prediction], None] = lambda prediction: None,
+    listen: Listener = lambda record: None,
+) -> InferResult:
+    """Predict; `take` gets each prediction as it is made, in the order of the images, and none is kept here.
+
+    Raises UsageError, DataError or BackendUnavailable.
+    """
+    if (job.images is None) == (job.tensor is None):
+        raise UsageError("give images, or --tensor FILE.npy, and not both")
+    if job.tensor is not None and job.logits is None:
+        raise UsageError("--tensor needs --logits FILE.npy to write to")
+    if job.top < 1:
+        raise UsageError("--top must be 1 or more")
+    plugins = load_plugins()
+    resolved = resolve(job.settings, plugins)
+    if job.logits is not None:
+        check_target(job.logits)  # before the work
+    tensor = _read_tensor(job.tensor) if job.tensor is not None else None
+    model = serve(
+        job.weights, resolved.config, resolved.sources, plugins, backend_id=job.backend,
+        batch_size=resolved.config.eval.batch_size, tensor_input=tensor is not None,
+    )  # fmt: skip
+    try:
+        if tensor is not None and job.logits is not None:
+            return _infer_tensor(model, tensor, job.logits, resolved.config.eval.batch_size)
+        return _infer_images(model, job, resolved.config, take, listen)
+    finally:
+        model.predictor.close()
+
+
+def _infer_tensor(model: LoadedModel, tensor: NDArray[Any], path: Path, batch: int) -> InferResult:
+    size = model.spec.image_size
+    if tensor.shape[1:] != (3, size, size):
+        raise DataError(f"--tensor is {tensor.shape}, the model takes (N, 3, {size}, {size})")
+    with npy_rows(path, (len(tensor), model.spec.num_classes)) as write:
+        for i in range(0, len(tensor), batch):
+            write(model.predictor.logits_from_tensor(tensor[i : i + batch]))
+    return InferResult(images=len(tensor))
+
+
+def _infer_images(
+    model: LoadedModel, job: InferJob, config: Config, take: Callable[[Prediction], None], listen: Listener
+) -> InferResult:
+    index = _index(job.images or (), model.classes, listen)
+    tasks = list(eval_tasks(len(index), config.eval.batch_size))
+    done = failed = 0
+    with ExitStack() as stack:
+        loader = stack.enter_context(eval_loader(index, model.preprocess, config, watch_folders=False))
+        write = None
+        if job.logits is not None:
+            write = stack.enter_context(npy_rows(job.logits, (len(index), len(model.classes))))
+        for task, batch in zip(tasks, loader.batches(tasks), strict=True):
+            logits = model.predictor.logits(batch.images)[task.valid]
+            positions, readable = batch.index[task.valid], batch.valid[task.valid]
+            for row, position, is_readable in zip(logits, positions.tolist(), readable.tolist(), strict=True):
+                path = index.paths[position]
+                if is_readable:
+                    take(predicted(path, row, model.classes, job.top))
+                else:
+                    take(Prediction(path=path, error=loader.failures[position]))
+            if write is not None:
+                write(np.where(readable[:, None], logits, np.float32(np.nan)))
+            done, failed = done + len(logits), failed + int((~readable).sum())
+            listen(Progress(what="infer", done=done, total=len(index)))
+    return InferResult(images=len(index), failed=failed)
+
+
+def predicted(path: str, logits: NDArray[Any], classes: Sequence[str], top: int) -> Prediction:
+    """Return the prediction of one image from its `logits`, float32 (classes,)."""
+    probabilities = softmax(logits)
+    best = np.argsort(-logits, kind="stable")[:top].tolist()
+    guesses = (Guess(id=i, name=classes[i], probability=float(probabilities[i])) for i in best)
+    return Prediction(path=path, top=tuple(guesses))
+
+
+def _index(images: Iterable[Path], classes: Sequence[str], listen: Listener) -> Index:
+    opened: list[Index] = []
+    paths = tuple(map(str, _expand(images, opened)))
+    for line in remarks(opened):
+        listen(Note(text=line))
+    if not paths:
+        raise DataError("no images found in what was given")
+    labels = np.full(len(paths), -1, np.int32)
+    return Index(paths=paths, labels=labels, classes=tuple(classes), root=Path())
+
+
+def _expand(images: Iterable[Path], opened: list[Index]) -> Iterator[Path]:
+    """Yield files as they are, and the images of folders, whose indices are added to `opened`."""
+    for path in images:
+        if os.path.isdir(path):
+            found = image_folder(path)
+            opened.append(found)
+            yield from (found.path(i) for i in range(len(found)))
+        else:
+            yield local_path(path)
+
+
+def _read_tensor(path: Path) -> NDArray[Any]:
+    try:
+        tensor: Any = np.load(path, allow_pickle=False)
+    except Exception as error:  # NumPy raises many kinds for a file in another format
+        raise DataError(f"cannot read tensor {path}: {one_line(error)}") from error
+    is_tensor = isinstance(tensor, np.ndarray) and tensor.dtype == np.float32 and tensor.ndim == 4
+    if not is_tensor or not len(tensor):
+        raise DataError(f"{path} must hold one float32 array (N, 3, H, W)")
+    return np.asarray(tensor)
