@@ -28,21 +28,23 @@ def test_the_file_is_what_numpy_saves(tmp_path: Path) -> None:
 )
 def test_what_fails_in_the_block_is_raised_as_it_is(tmp_path: Path, error: BaseException) -> None:
     (tmp_path / "a.npy").write_bytes(b"old")
-    with pytest.raises(type(error)) as caught, npy_rows(tmp_path / "a.npy", (2, 3)) as write:
-        write(np.zeros((1, 3), np.float32))
-        raise error
+
+    def failing() -> None:
+        with npy_rows(tmp_path / "a.npy", (2, 3)) as write:
+            write(np.zeros((1, 3), np.float32))
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        failing()
     assert caught.value is error
     assert [p.name for p in tmp_path.iterdir()] == ["a.npy"]
     assert (tmp_path / "a.npy").read_bytes() == b"old"
 
 
-def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot write /proc/nowhere/a.npy"):
-        with npy_rows(Path("/proc/nowhere/a.npy"), (1, 1)):
-            raise AssertionError("the block must not begin")
-    with pytest.raises(DataError, match="cannot write /dev/full: No space left on device"):
-        with npy_rows(Path("/dev/full"), (1, 1)) as write:
-            write(np.zeros((1, 1), np.float32))
+@pytest.mark.parametrize("path", ["/proc/nowhere/a.npy", "/dev/full"])
+def test_a_file_that_cannot_be_written_is_named(path: str) -> None:
+    with pytest.raises(DataError, match=f"cannot write {path}: "), npy_rows(Path(path), (1, 1)) as write:
+        write(np.zeros((1, 1), np.float32))
 
 
 def test_rows_must_be_as_announced(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ class Counting:
 
 
 @pytest.fixture
-def counting(monkeypatch: pytest.MonkeyPatch, core_only: None) -> Iterator[list[Counting]]:
+def counting(monkeypatch: pytest.MonkeyPatch, core_only: None) -> list[Counting]:
     """The predictors that are opened by jobs."""
     opened: list[Counting] = []
     serve = module.serve
@@ -62,7 +61,7 @@ def counting(monkeypatch: pytest.MonkeyPatch, core_only: None) -> Iterator[list[
 
     Tracked.made = []
     monkeypatch.setattr(module, "serve", opening)
-    yield opened
+    return opened
 
 
 @pytest.mark.parametrize("with_logits", [False, True])
