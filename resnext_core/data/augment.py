@@ -1,4 +1,4 @@
-"""From a file to uint8 pixels: for evaluation as the spec says, for training a random view of it.
+"""From a file to uint8 pixels: by the preprocessing spec for evaluation, a random crop for training.
 
 Sources: the random resized crop is that of Szegedy et al. (arXiv:1409.4842, section 6) in torchvision's
 form; the colour operations are Pillow's ImageEnhance.
@@ -32,7 +32,7 @@ class Box:
 
 
 def load_eval(path: str | Path, spec: PreprocessSpec, remarks: list[str] | None = None) -> NDArray[np.uint8]:
-    """Read `path` as evaluation does: uint8 (size, size, 3). Raises BadImage. `remarks` as for read_image."""
+    """Read `path` for evaluation: uint8 (size, size, 3). Raises BadImage. `remarks` as for read_image."""
     minimum = spec.resize if spec.scaled_decode else None
     return eval_pixels(read_image(path, minimum=minimum, remarks=remarks), spec)
 
@@ -44,10 +44,10 @@ def load_train(
     rng: np.random.Generator,
     remarks: list[str] | None = None,
 ) -> NDArray[np.uint8]:
-    """Read `path` as training does: uint8 (size, size, 3). Raises BadImage. `remarks` as for read_image.
+    """Read `path` for training: uint8 (size, size, 3). Raises BadImage. `remarks` as for read_image.
 
-    The crop is drawn from the header. With `augment.scaled_decode` a JPEG is then decoded at 1/2, 1/4 or 1/8
-    where that leaves the crop at least `spec.size` on both sides.
+    The crop is drawn from the size in the header. With `augment.scaled_decode` a JPEG is then decoded at 1/2, 1/4 or
+    1/8 if that leaves the crop at least `spec.size` on both sides.
     """
     with opened(path) as source:
         width, height = source.size
@@ -60,14 +60,14 @@ def load_train(
 def train_pixels(
     image: Image.Image, spec: PreprocessSpec, augment: AugmentConfig, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """Return a random view of an RGB image: uint8 (size, size, 3); only ``rng.random`` is used."""
+    """Return a random crop of an RGB image: uint8 (size, size, 3); only ``rng.random`` is used."""
     return _finish(image, random_box(image.width, image.height, augment, rng), spec, augment, rng)
 
 
 def random_box(width: int, height: int, augment: AugmentConfig, rng: np.random.Generator) -> Box:
     """Draw the crop: its area share uniform in `scale`, its aspect ratio log-uniform in `ratio`.
 
-    After ten that do not fit, the largest centred crop whose aspect ratio is in `ratio`.
+    After ten draws that do not fit, the largest centred crop with an aspect ratio in `ratio`.
     """
     low, high = (math.log(r) for r in augment.ratio)
     for _ in range(_TRIES):
@@ -92,7 +92,7 @@ def color_jitter(
 ) -> Image.Image:
     """Change brightness, contrast and saturation in random order, each by a factor in [1 − s, 1 + s].
 
-    Six numbers are drawn whatever the strengths, so turning one off does not change the others.
+    Six numbers are always drawn, so that turning one off does not change the others.
     """
     draws = rng.random(6)
     for op in np.argsort(draws[:3], kind="stable"):
@@ -116,7 +116,7 @@ def _gray(image: Image.Image) -> Image.Image:
     return image.convert("L").convert("RGB")
 
 
-#: What factor 0 gives, for brightness, contrast and saturation.
+#: The image at factor 0, for brightness, contrast and saturation.
 _DEGENERATE = (_black, _mean_gray, _gray)
 
 

@@ -1,4 +1,4 @@
-"""Which class a folder or a label means: by name, by number, or by position where neither is there."""
+"""The class of a folder or a label: by name, by number, or by position if there is neither."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from resnext_core.errors import DataError, quoted, shown, suggest
 
 #: How to give names to weights that have none.
 GIVE_NAMES = "give the classes names: resnext-run convert SOURCE TARGET --classes FILE"
-#: Endings that are named where files are passed over.
+#: Most endings that are listed when files are ignored.
 _MOST_ENDINGS = 10
 
 
 def is_number(text: str) -> bool:
-    """Return whether `text` is an integer from 0, in digits alone."""
+    """Return whether `text` is an integer from 0, written only in digits."""
     return text.isascii() and text.isdigit()
 
 
 def number(text: str) -> int:
-    """Return the value of an :func:`is_number`; whatever is beyond nine digits is 10**9."""
+    """Return the value of a text for which :func:`is_number` is True; 10**9 for more than nine digits."""
     digits = text.lstrip("0")
     return int(digits or "0") if len(digits) < 10 else 10**9
 
@@ -29,11 +29,11 @@ def number(text: str) -> int:
 def by_folder(
     root: Path, folders: Sequence[str], classes: Sequence[str], *, named: bool
 ) -> tuple[dict[str, int], tuple[str, ...], str | None]:
-    """Return the label of each of the sorted `folders`, the classes to use, and what should be said about it.
+    """Return the label of each of the sorted `folders`, the classes to use, and messages for the user.
 
-    `classes` are those of a network. Where they are names (`named`), a folder means the class of its name.
-    Otherwise folders that are all numbers mean the class of that number, and as many others as there are classes
-    mean them in sorted order, which is what other programs do. DataError for everything else.
+    `classes` are those of a network. If they are names (`named`), a folder belongs to the class of its name.
+    Otherwise, folders that are all numbers belong to the class of that number, and as many other folders as there are
+    classes are assigned in sorted order, as in other programs. DataError for everything else.
     """
     classes = tuple(classes)
     position = {name: label for label, name in enumerate(classes)}
@@ -76,7 +76,7 @@ def _by_number(root: Path, folders: Sequence[str], classes: int) -> dict[str, in
 
 
 def alike(names: Iterable[str]) -> tuple[str, str] | None:
-    """Return the first two names that differ only in case or in Unicode normalisation, None where none do."""
+    """Return the first two names that differ only in case or in Unicode normalisation, None if there are none."""
     seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault(_folded(name), name)
@@ -86,7 +86,7 @@ def alike(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def order_remark(names: Sequence[str]) -> str | None:
-    """Return what to say where the sorted class `names` are numbers in another order than that of their values."""
+    """Return a message if the sorted class `names` are numbers that are not in the order of their values."""
     if not all(is_number(name) for name in names):
         return None
     for label, (one, other) in enumerate(itertools.pairwise(names)):
@@ -96,7 +96,7 @@ def order_remark(names: Sequence[str]) -> str | None:
 
 
 def folder_remarks(names: Sequence[str]) -> tuple[str, ...]:
-    """Return what should be said of class folders that define the classes."""
+    """Return messages about class folders that define the classes."""
     said = []
     if (remark := order_remark(names)) is not None:
         said.append(remark)
@@ -108,7 +108,7 @@ def folder_remarks(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _alike(name: str, known: Sequence[str]) -> str:
-    """Return the end of a message about an unknown class."""
+    """Return a hint for a message about an unknown class."""
     for other in known:
         if _same_letters(name, other):
             return (
@@ -127,7 +127,7 @@ def _same_letters(one: str, other: str) -> bool:
 
 
 def ignored_remark(ignored: Mapping[str, int]) -> str | None:
-    """Return a line on files that were passed over, None without any; `ignored` counts them by ending."""
+    """Return a message about ignored files, None if there are none; `ignored` counts them by ending."""
     total = sum(ignored.values())
     if not total:
         return None

@@ -1,27 +1,27 @@
-"""Reading an image file into 8-bit RGB: one policy for every odd file, and one line for every bad one.
+"""Reading an image file into 8-bit RGB: one policy for every unusual file, and a one-line error for every bad one.
 
 The policy, complete. The C++ program (resnext_cpp_infer) follows it for JPEG and PNG, and reads no other format.
 
-- JPEG, PNG, BMP, GIF, WebP, TIFF and PPM, told by content, never by suffix. Nothing else is tried, so no file
+- JPEG, PNG, BMP, GIF, WebP, TIFF and PPM, recognised by content, never by suffix. Nothing else is tried, so no file
   can start an external program. Pipes, sockets, devices and directories are refused without being opened.
 - Animations and multi-page files: the first frame.
-- EXIF orientation is ignored. (TIFF's own orientation tag is part of that format's decoding and is honoured.)
-- Alpha is dropped, not blended; the colour under a transparent pixel counts. Palettes are looked up; an index beyond
-  a PNG's palette is black.
-- Grayscale is repeated over the three colours. CMYK becomes RGB as Pillow does, with Adobe's inversion.
-- Samples of 16 bits keep the upper 8 (v >> 8). Where the file says that fewer of them are used and no value is
-  larger, those are scaled up: 12 bits by 16. A PNG says so with sBIT, whose values of n bits are stored scaled; they
-  count as unscaled where all are below 2^n and one has a bit below the upper n. A TIFF says so with 9 to 15
-  BitsPerSample, or with a MaxSampleValue of 2^n - 1 for these n. Values of 16 bits that all stay below 4096 in a file
-  that says nothing are left as they are, and remarked upon.
-- Values outside 16 bits and floating point have no defined white and are refused.
-- Metadata never matters. Of a PNG only IHDR, PLTE and IDAT count; their checksums must be right, other critical chunks
-  are refused, ancillary chunks are passed over without being inflated, and nothing after the last IDAT is looked at.
-  Of a JPEG, APPn and comments are passed over, except JFIF's and Adobe's, which say what the colours are. JPEG and PNG
-  files above 2 GiB are refused.
-- A JPEG has no checksum: damaged data that libjpeg decodes to the last row is read. Data that ends before that is cut
-  short; a missing end marker after it is not.
-- Files cut short, broken, empty or not images, and images above 178,956,970 pixels, raise :class:`BadImage`.
+- EXIF orientation is ignored. (TIFF's own orientation tag is part of that format's decoding and is applied.)
+- Alpha is dropped, not blended; the colour under a transparent pixel is used. Palettes are converted to RGB; an index
+  beyond a PNG's palette is black.
+- Grayscale is repeated over the three colours. CMYK is converted to RGB as in Pillow, with Adobe's inversion.
+- Samples of 16 bits keep the upper 8 (v >> 8). If the file states that fewer of them are used and no value is
+  larger, those are scaled up: 12 bits by 16. A PNG states this with sBIT, where values of n bits are stored scaled;
+  they count as unscaled if all are below 2^n and one has a bit below the upper n. A TIFF states it with 9 to 15
+  BitsPerSample, or with a MaxSampleValue of 2^n - 1 for these n. 16-bit values that are all below 4096 in a file
+  without such a statement are not changed, and a remark is added.
+- Values outside 16 bits and floating point are not supported.
+- Metadata is ignored. In a PNG only IHDR, PLTE and IDAT are used; their checksums must match, other critical chunks
+  are an error, ancillary chunks are skipped without decompressing them, and nothing after the last IDAT is read.
+  In a JPEG, APPn and comments are skipped, except JFIF's and Adobe's, which define the colours. JPEG and PNG
+  files above 2 GiB are an error.
+- A JPEG has no checksum: damaged data that libjpeg decodes to the last row is read. Data that ends before that is
+  truncated and an error; a missing end marker after it is not.
+- Files that are truncated, broken, empty or not images, and images above 178,956,970 pixels, raise :class:`BadImage`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from resnext_core.errors import DataError, reason
 MAX_PIXELS = 178_956_970
 #: JPEG and PNG files above this are refused, since they are read whole: more than any image of MAX_PIXELS needs.
 MAX_BYTES = 1 << 31
-#: How the text begins that Git has in place of a large file until that is fetched.
+#: Start of a Git LFS pointer, which stands for a large file until that is fetched.
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 _KINDS = (
@@ -64,7 +64,7 @@ _KINDS = (
 
 
 class BadImage(DataError):
-    """An image file that cannot be decoded; the message is one line, `reason` is it without the path."""
+    """An image file that cannot be decoded; the message is one line, `reason` is the message without the path."""
 
     def __init__(self, path: str | Path, reason: str) -> None:
         super().__init__(f"cannot read image {path}: {reason}")
@@ -72,13 +72,13 @@ class BadImage(DataError):
 
     @property
     def errno(self) -> int | None:
-        """The number of the operating system's error where that is the cause, None where the image itself is bad."""
+        """The operating system's error number if that is the cause, None if the image itself is bad."""
         return self.__cause__.errno if isinstance(self.__cause__, OSError) else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """An image whose header is read; `png` is what the pixels of a PNG need, None of other formats."""
+    """An image with its header read; `png` is the pixel data of a PNG, None for other formats."""
 
     image: ImageFile.ImageFile
     stream: IO[bytes]
@@ -101,7 +101,7 @@ def read_image(
     """Return the decoded image in mode RGB, by the policy of this module; raises BadImage.
 
     With `minimum` a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, while both of its sides stay at
-    least `minimum` pixels. A remark about an image that is probably not read as it was meant is added to `remarks`.
+    least `minimum` pixels. A remark about an image that is probably not read as intended is added to `remarks`.
     """
     with opened(path) as source:
         return decode(source, path, None if minimum is None else (minimum, minimum), remarks)[0]
@@ -123,7 +123,9 @@ def opened(path: str | Path) -> Iterator[Source]:
             if head.startswith((SIGNATURE, b"\xff\xd8\xff")):
                 size = os.fstat(stream.fileno()).st_size
                 if size > MAX_BYTES:
-                    raise BadImage(path, f"a file of {size} bytes; JPEG and PNG are read up to {MAX_BYTES}")
+                    raise BadImage(
+                        path, f"the file has {size} bytes; the limit for JPEG and PNG is {MAX_BYTES}"
+                    )
                 content = stream.read()
                 png = read_png(content) if head.startswith(SIGNATURE) else None
                 if png is not None:
@@ -140,7 +142,7 @@ def opened(path: str | Path) -> Iterator[Source]:
 def decode(
     source: Source, path: str | Path, sides: tuple[int, int] | None = None, remarks: list[str] | None = None
 ) -> tuple[Image.Image, float]:
-    """Decode what :func:`opened` gave: the image in mode RGB and its scale. Raises BadImage.
+    """Decode an image from :func:`opened`: the image in mode RGB and its scale. Raises BadImage.
 
     With `sides` (width, height) the decoder may reduce to 1/2, 1/4 or 1/8 while it keeps at least those;
     the decoded sides are then the original ones times the scale, rounded up. `remarks` are as for :func:`read_image`.
@@ -152,21 +154,21 @@ def decode(
             scale = drafted[1][2] / width if drafted is not None else 1.0
         try:
             return _to_rgb(source, remarks if remarks is not None else []), scale
-        except OSError as error:  # libtiff and others give a number alone
+        except OSError as error:  # libtiff and others give only a number
             if str(error).startswith("decoder error"):
                 raise ValueError(f"broken {source.format} data ({error})") from error
             raise
 
 
 def not_regular(mode: int) -> str | None:
-    """Return what a file of this `st_mode` is in place of a regular one, as a reason; None of a regular file."""
+    """Return what kind of file `st_mode` is, as a reason, if it is not a regular file; otherwise None."""
     if stat.S_ISREG(mode):
         return None
     return f"{next((name for test, name in _KINDS if test(mode)), 'something else')}, not a regular file"
 
 
 def _open_regular(path: str | Path) -> io.FileIO:
-    """Open a regular file; nothing else is waited for, and most else is not even opened."""
+    """Open a regular file without ever blocking; most other kinds are not opened at all."""
     reason = not_regular(os.stat(path).st_mode)
     if reason is None:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -183,7 +185,7 @@ def _check_size(path: str | Path, width: int, height: int) -> None:
 
 
 def _identified(stream: IO[bytes]) -> ImageFile.ImageFile:
-    """Open `stream` with Pillow. A file that is of a format by its first bytes, but broken, is told as that."""
+    """Open `stream` with Pillow. A broken file that has a format's first bytes is reported as that format."""
     try:
         return Image.open(stream, formats=_formats())
     except Exception as error:
@@ -199,28 +201,28 @@ def _identified(stream: IO[bytes]) -> ImageFile.ImageFile:
 
 
 def _why(factory: Callable[[IO[bytes], str], ImageFile.ImageFile], stream: IO[bytes]) -> str:
-    """Return what the decoder of a format has against `stream`: Pillow tells it to nobody."""
+    """Return the error of a format's decoder on `stream`, which Pillow does not report."""
     stream.seek(0)
     try:
         factory(stream, "")
     except Exception as error:
         text = str(error)
-        return f": {text}" if text and not text.isdecimal() else ""  # a number is the key that was looked for
+        return f": {text}" if text and not text.isdecimal() else ""  # a number is the missing key
     return ""
 
 
 @contextmanager
 def _guarded(path: str | Path) -> Iterator[None]:
-    """Turn whatever goes wrong inside into BadImage, and let nothing be printed."""
+    """Turn any exception inside into BadImage, and suppress warnings."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of metadata and size; what matters is raised
+        warnings.simplefilter("ignore")  # about metadata and size; errors are raised
         try:
             yield
         except (BadImage, MemoryError):
             raise
         except UnidentifiedImageError:
             raise BadImage(path, f"not an image of a known format ({', '.join(_formats())})") from None
-        except Exception as error:  # decoders raise anything at all on hostile bytes
+        except Exception as error:  # decoders may raise anything on malicious data
             raise BadImage(path, reason(error)[:300]) from error
 
 
@@ -230,13 +232,13 @@ def _to_rgb(source: Source, remarks: list[str]) -> Image.Image:
     image.load()
     if source.png is not None:
         _check_rows(image, source.png)
-    image.info.pop("transparency", None)  # else Pillow makes a conversion depend on it
+    image.info.pop("transparency", None)  # otherwise a conversion in Pillow depends on it
     if image.mode == "RGB" and rawmode is None:
         return image
     if image.mode.startswith("I"):
         return eight_bits(np.asarray(image), declared_bits(image, source.png), remarks).convert("RGB")
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no defined white; save the image with 8 or 16 bits")
+        raise ValueError("floating-point pixels are unsupported; convert to 8 or 16 bits")
     if rawmode is not None and image.mode in ("RGB", "RGBA"):
         again = partial(Image.open, source.stream, formats=_formats())
         return eight_bit_colour(image, again, rawmode, declared_bits(image, source.png), remarks)
@@ -246,11 +248,11 @@ def _to_rgb(source: Source, remarks: list[str]) -> Image.Image:
 
 
 def _check_rows(image: Image.Image, png: Png) -> None:
-    """Raise ValueError where the image data ended early: Pillow leaves rows at 0 and says nothing."""
+    """Raise ValueError if the image data ended early: Pillow leaves rows at 0 without an error."""
     if not png.interlaced:
         corner = image.getpixel((image.width - 1, image.height - 1))
         if any(corner) if isinstance(corner, tuple) else corner:
-            return  # the quick way, for nearly every photograph
+            return  # the fast path, for nearly every photograph
         last = image.crop((0, image.height - 1, image.width, image.height)).tobytes()
         if last.strip(b"\0"):
             return
@@ -263,7 +265,7 @@ def _check_rows(image: Image.Image, png: Png) -> None:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Return the formats of the policy that this Pillow can decode, having loaded and silenced their decoders."""
+    """Return the formats of the policy that this Pillow can decode, after loading and silencing their decoders."""
     from PIL import (  # noqa: F401
         BmpImagePlugin,
         GifImagePlugin,
@@ -280,16 +282,16 @@ def _formats() -> tuple[str, ...]:
 
 
 def _silence() -> None:
-    """Keep decoders from writing lines on standard error that name no file; what matters is raised.
+    """Keep decoders from printing messages that name no file on standard error; errors are raised.
 
-    libtiff prints its errors. Its handler is one for the process, so it is turned off once, in the very library that
-    Pillow has loaded; where a Pillow hides it, the lines stay. Pillow's log goes where the user has said, or nowhere.
+    libtiff prints its errors. It has one handler per process, which is turned off once, in the library that
+    Pillow has loaded; if Pillow hides it, the messages stay. Pillow's log is only written if the user has set it up.
     """
     logging.getLogger("PIL").addHandler(logging.NullHandler())
     from PIL import _imaging
 
     with suppress(OSError, AttributeError):
-        library = ctypes.CDLL(_imaging.__file__)  # a name is looked up in what the library depends on, too
+        library = ctypes.CDLL(_imaging.__file__)  # a name is also looked up in the library's dependencies
         for name in ("TIFFSetErrorHandler", "TIFFSetErrorHandlerExt", "TIFFSetWarningHandler"):
             function = getattr(library, name)
             function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_void_p

@@ -15,7 +15,7 @@ from resnext_core.errors import DataError, UsageError, reason
 from resnext_core.files import make_folder
 from resnext_core.files.scratch import Scratch
 
-#: Shares of the test and validation splits in each class; the rest trains.
+#: Fractions of the test and validation splits in each class; the rest is for training.
 _TEST, _VAL = 0.2, 0.1
 _SEED = 1797
 _COUNT = 1797
@@ -40,7 +40,7 @@ def write_digits(folder: str | Path, size: int = 32) -> Path:
     folder = Path(folder)
     if _is_complete(folder, size):
         return folder
-    if folder.is_symlink():  # to an empty folder: that is filled, and the link stays
+    if folder.is_symlink():  # a link to an empty folder: that folder is filled, and the link stays
         write_digits(Path(os.path.realpath(folder)), size)
         return folder
     digits = _load_digits()
@@ -81,10 +81,8 @@ def _is_complete(folder: Path, size: int) -> bool:
             images = sum(1 for _ in folder.glob("*/*/*.png"))
             if images == _COUNT:
                 return True
-            raise UsageError(
-                f"{folder} has {images} of the {_COUNT} digits; remove that folder to have it written again"
-            )
-    raise UsageError(f"{folder} holds something else than {size} x {size} digits; choose another folder")
+            raise UsageError(f"{folder} has {images} of the {_COUNT} digits; remove it to write it again")
+    raise UsageError(f"{folder} holds something other than {size} x {size} digits; choose another folder")
 
 
 def _write(folder: Path, images: NDArray[Any], labels: NDArray[Any], size: int) -> None:

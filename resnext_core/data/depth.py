@@ -1,4 +1,4 @@
-"""Samples of 16 bits as 8: which of them are used, and what is probably not meant (policy: :mod:`.decode`)."""
+"""16-bit samples as 8 bits: which bits are used, and which images are suspicious (policy: :mod:`.decode`)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from PIL import Image, ImageFile
 
 from resnext_core.data.png import Png
 
-#: What is remarked about an image that is read, and probably not as it was meant.
+#: Remark about an image that was read, but probably not as intended.
 DARK_16_BITS = "16-bit image whose values stay below 4096: it may hold 12-bit data"
 
 
 def declared_bits(image: Image.Image, png: Png | None) -> tuple[int, bool] | None:
-    """Return how many of its 16 bits a file says to use, and whether they are stored unscaled for certain."""
+    """Return how many of 16 bits are used according to the file, and whether they are certainly stored unscaled."""
     if png is not None:
         bits = png.significant
         return (bits, False) if bits is not None and bits < 16 else None
@@ -30,10 +30,10 @@ def declared_bits(image: Image.Image, png: Png | None) -> tuple[int, bool] | Non
 
 
 def eight_bits(values: NDArray[Any], declared: tuple[int, bool] | None, remarks: list[str]) -> Image.Image:
-    """Return 8 bits of (H, W) or (H, W, 3) values of 16."""
+    """Convert (H, W) or (H, W, 3) values of 16 bits to 8 bits."""
     most = int(values.max(initial=0))
     if values.size and not 0 <= values.min() <= most <= 0xFFFF:
-        raise ValueError("pixels outside 16 bits have no defined white; save the image with 8 or 16 bits")
+        raise ValueError("pixels with more than 16 bits are unsupported; convert to 8 or 16 bits")
     values = values.astype(np.uint16)
     if declared is not None and most < 1 << declared[0]:
         bits, unscaled = declared
@@ -45,7 +45,7 @@ def eight_bits(values: NDArray[Any], declared: tuple[int, bool] | None, remarks:
 
 
 def rawmode_16(image: ImageFile.ImageFile) -> str | None:
-    """Return how Pillow's decoder will read samples of 16 bits, for instance ``RGB;16B``; None of all others."""
+    """Return the raw mode in which Pillow reads 16-bit samples, for instance ``RGB;16B``; otherwise None."""
     modes = {str(tile[3][0] if isinstance(tile[3], tuple) and tile[3] else tile[3]) for tile in image.tile}
     mode = modes.pop() if len(modes) == 1 else ""
     return (
@@ -60,9 +60,9 @@ def eight_bit_colour(
     declared: tuple[int, bool] | None,
     remarks: list[str],
 ) -> Image.Image:
-    """Return 8 bits of colours of 16, in mode RGB.
+    """Convert 16-bit colours to 8 bits, in mode RGB.
 
-    Of these Pillow gives the upper bytes, in `image`. The lower ones are read where they matter: `again` opens the
+    Pillow gives only the upper bytes, in `image`. The lower ones are read if they are needed: `again` opens the
     file once more.
     """
     upper = image.convert("RGB")
@@ -74,9 +74,9 @@ def eight_bit_colour(
 
 
 def _lower_bytes(again: Callable[[], ImageFile.ImageFile], rawmode: str) -> NDArray[np.uint8]:
-    """Decode with the two bytes of each sample exchanged: uint8 (H, W, 3)."""
+    """Decode with the two bytes of each sample swapped: uint8 (H, W, 3)."""
     other = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[rawmode[-1]]
-    # LA;16B has no twin; its four bytes a pixel are read as four channels: upper, lower, and alpha's.
+    # LA;16B has no swapped form; its four bytes per pixel are read as four channels: upper, lower, and alpha's.
     exchanged = "RGBA" if rawmode == "LA;16B" else rawmode[:-1] + other
     with again() as image:
         image.tile = [_with_rawmode(tile, exchanged) for tile in image.tile]

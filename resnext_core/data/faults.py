@@ -1,4 +1,4 @@
-"""Whose fault it is that a file cannot be read: its own, that of the folder it is in, or the machine's."""
+"""Why a file cannot be read: because of the file itself, its folder, or the machine."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 
 def blame(index: Index, sample: int, number: int) -> None:
-    """Raise DataError where error `number` of the operating system on image `sample` is not about that file alone.
+    """Raise DataError if the operating system's error `number` on image `sample` is not about that file alone.
 
-    That is a folder that is gone, cannot be listed any more, or has lost all its files (as where a file system was
-    unmounted), and file descriptors that ran out. Returns where one file is gone or unreadable in a healthy folder.
+    This covers a missing folder, a folder that can no longer be listed or has lost all its files (as when a file
+    system is unmounted), and running out of file descriptors. Returns if only one file is missing or unreadable.
     """
     path = Path(os.path.abspath(index.path(sample)))
     if number in _DESCRIPTORS:
@@ -30,13 +30,13 @@ def blame(index: Index, sample: int, number: int) -> None:
         lost = path.parent, "it is empty now"
     if lost is not None:
         raise DataError(
-            f"the data folder {shown(lost[0], None)} cannot be read any more: {lost[1]}; bring it back, "
-            "look at its rights and at what is mounted"
+            f"the data folder {shown(lost[0], None)} can no longer be read: {lost[1]}; "
+            "check its permissions and whether it is mounted"
         )
 
 
 def _lost(folder: Path) -> tuple[Path, str] | None:
-    """Return the uppermost folder of `folder` and those above it that is lost, and why; None where it is well."""
+    """Return the topmost of `folder` and its parents that is lost, and why; None if there is none."""
     try:
         with os.scandir(folder):
             return None
@@ -60,7 +60,7 @@ def _empty(folder: Path) -> bool:
 
 
 def _alone(index: Index, path: Path) -> bool:
-    """True where the index has no other image in the folder of `path`."""
+    """True if the index has no other image in the folder of `path`."""
     return not any(
         other.parent == path.parent and other != path
         for other in (Path(os.path.abspath(index.path(i))) for i in range(len(index)))

@@ -1,4 +1,4 @@
-"""What a scan tells about a data set: files that cannot be read, the same picture twice, balance, sizes."""
+"""Results of a scan of a data set: files that cannot be read, duplicate pictures, balance, sizes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIDES = (0, 32, 64, 128, 224, 256, 384, 512, 1024, 2048)
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """A file of a data set: its part, its name from the data folder on, its class (None: it has none)."""
+    """A file of a data set: its split, its name relative to the data folder, its class (None if it has none)."""
 
     part: str
     name: str
@@ -29,7 +29,7 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class Bad:
-    """A file that cannot be decoded, and why."""
+    """A file that cannot be decoded, with the reason."""
 
     file: File
     reason: str
@@ -37,7 +37,7 @@ class Bad:
 
 @dataclass(frozen=True, kw_only=True)
 class Remarked:
-    """Files that can be read, and probably not as they were meant, for one reason."""
+    """Files that can be read, but probably not as intended, for one reason."""
 
     remark: str
     files: Sequence[File]
@@ -45,10 +45,10 @@ class Remarked:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """Groups of files hold one picture, pixel for pixel.
+    """Groups are files with the same picture, pixel for pixel.
 
-    `contradictions` are those with more than one class, `leaks` those in more than one part, `duplicates` all others.
-    A group may be a contradiction and a leak. `classes` counts images by part, then by class. `sides` counts images by
+    `contradictions` have more than one class, `leaks` are in more than one split, `duplicates` are all others.
+    A group may be a contradiction and a leak. `classes` counts images by split, then by class. `sides` counts images by
     the lower end of their class of :data:`SIDES`; `widths` and `heights` are (least, median, largest) in pixels.
     """
 
@@ -68,7 +68,7 @@ class Findings:
 
     @property
     def wrong(self) -> bool:
-        """True where something spoils a training or an accuracy."""
+        """True if something would make training or accuracy wrong."""
         return bool(self.bad or self.contradictions or self.leaks)
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,12 +114,12 @@ def find(parts: Mapping[str, Index], facts: Mapping[str, Facts], names: Quaranti
 
 
 def absolute(index: Index, i: int) -> str:
-    """Return the absolute path of an image, links on the way to it kept."""
+    """Return the absolute path of an image without resolving links."""
     return os.path.abspath(index.path(i))
 
 
 def class_counts(index: Index) -> dict[str, int]:
-    """Return how many images of an index each class has."""
+    """Return the number of images of each class in an index."""
     counts = np.bincount(index.labels[index.labels >= 0], minlength=len(index.classes))
     return dict(zip(index.classes, counts.tolist(), strict=True))
 

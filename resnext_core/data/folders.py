@@ -1,4 +1,4 @@
-"""Walking a folder of images: in one order on every machine, into every link once, and counting what is no image."""
+"""Walking a folder of images: the same order on every machine, links followed, other files counted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".gif", ".webp", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
-#: What stands for the ending of a file without one, and of what is no file at all.
+#: What is counted in place of an ending, for a file without one and for what is not a file.
 NO_ENDING, SPECIAL = "without an ending", "pipe, socket or device"
 
 
@@ -26,7 +26,7 @@ def is_image(name: str) -> bool:
 
 
 def entries(folder: Path | str) -> list[os.DirEntry[str]]:
-    """Return what a folder holds but for hidden files, in any order; DataError when it cannot be listed."""
+    """Return the entries of a folder without hidden files, in any order; DataError when it cannot be listed."""
     try:
         with os.scandir(folder) as found:
             return [entry for entry in found if not entry.name.startswith(".")]
@@ -35,7 +35,7 @@ def entries(folder: Path | str) -> list[os.DirEntry[str]]:
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a folder, or a link to one. A link that leads nowhere, or to itself, is none."""
+    """Return whether an entry is a folder or a link to one; False for a broken link or a link to itself."""
     try:
         return entry.is_dir()
     except OSError:
@@ -43,15 +43,15 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def is_image_file(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry that is no folder is an image by its name.
+    """Return whether an entry that is not a folder is an image by its name.
 
-    So is a broken link: an image that cannot be read. A pipe is none, since reading it could take for ever.
+    A broken link counts as an image that cannot be read. A pipe does not count, since reading it could block.
     """
     return is_image(entry.name) and not _is_special(entry)
 
 
 def ending(entry: os.DirEntry[str]) -> str:
-    """Return under what a file that is not an image is counted: its ending in lower case, with its dot."""
+    """Return the key under which a file that is not an image is counted: its ending in lower case, with the dot."""
     if _is_special(entry):
         return SPECIAL
     return os.path.splitext(entry.name)[1].lower() or NO_ENDING
@@ -86,7 +86,7 @@ def walk(folder: Path, prefix: str, paths: Paths, ignored: Counter[str]) -> None
 
 
 def _children(folder: Path | str, ignored: Counter[str]) -> Iterator[str]:
-    """Return the images and, with a ``/`` behind, the folders of a folder in the order of the paths that they begin."""
+    """Return the images of a folder and, with a trailing ``/``, its folders, in the order of the resulting paths."""
     names = []
     for entry in entries(folder):
         if is_folder(entry):
@@ -114,4 +114,4 @@ def _identity(folder: Path | str) -> tuple[int, int]:
 
 
 def _cannot_list(folder: Path | str, error: OSError) -> DataError:
-    return DataError(f"cannot list {shown(folder, 300)}: {reason(error)}; check the path and its rights")
+    return DataError(f"cannot list {shown(folder, 300)}: {reason(error)}; check the path and its permissions")

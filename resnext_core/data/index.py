@@ -1,4 +1,4 @@
-"""Index: which images a data set has, their labels and classes, in an order that no machine changes."""
+"""Index: the images of a data set, their labels and classes, in the same order on every machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from resnext_core.errors import DataError, UsageError
 
 #: The usual names of each split.
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-#: What leaves a split out, in the place of its path; a folder of that name is ``./none``.
+#: Leaves a split out when given as its path; for a folder of that name use ``./none``.
 NO_SPLIT = "none"
 
 
@@ -32,8 +32,8 @@ class Index:
 
     `paths` are relative to `root`, with ``/`` (absolute where a list says so); `labels` int32 (N,) are
     positions in `classes`, or -1 for images without label (`classes` is then empty unless given). `named` is False
-    where the classes are mere numbers, from a list of integers. `ignored` counts files that are not images by their
-    name, by ending; hidden files are not counted. `remarks` are lines that someone should read, see :func:`remarks`.
+    if the classes are only numbers, from a list of integers. `ignored` counts files that are not images by their
+    name, by ending; hidden files are not counted. `remarks` are messages for the user, see :func:`remarks`.
     """
 
     root: Path
@@ -48,7 +48,7 @@ class Index:
         return len(self.paths)
 
     def path(self, i: int) -> Path:
-        """Return where image `i` is."""
+        """Return the path of image `i`."""
         return self.root / self.paths[i]
 
     @property
@@ -60,7 +60,7 @@ class Index:
     def dataset_digest(self) -> str:
         """``sha256:<hex>`` over the path, label and size in bytes of each image (-1 for a file that is gone).
 
-        It tells data sets apart without reading their pixels; it does not depend on where they lie.
+        It distinguishes data sets without reading pixels, and does not depend on their location.
         """
         digest = hashlib.sha256()
         root = encoded(str(self.root))
@@ -77,10 +77,10 @@ class Index:
 def open_index(path: str | Path, classes: Sequence[str] | None = None, *, named: bool = True) -> Index:
     """Return the index of `path`: a text list, a folder of class folders, or a folder of unlabelled images.
 
-    A folder with folders in it is one of class folders. With `classes` (those of the training) labels are
-    positions in them; a class that they lack is a DataError naming it, one without images is fine. `named` False
-    says that these classes are mere numbers: see :func:`resnext_core.data.classes.by_folder`. Raises
-    DataError for what is missing, empty or ambiguous.
+    A folder that contains folders is a folder of class folders. With `classes` (those of the training) labels are
+    positions in them; an unknown class is a DataError that names it, a class without images is allowed. `named` is
+    False if these classes are only numbers: see :func:`resnext_core.data.classes.by_folder`. Raises
+    DataError if the data is missing, empty or ambiguous.
     """
     path = Path(path)
     if os.path.isfile(path):
@@ -95,7 +95,7 @@ def open_index(path: str | Path, classes: Sequence[str] | None = None, *, named:
     if folders and images:
         raise DataError(
             f"{path} holds both images ({min(images)}) and folders ({min(folders)}); "
-            "put every image into a class folder, or move the folders away"
+            "put every image into a class folder, or remove the folders"
         )
     return class_folders(path, classes, named=named) if folders else image_folder(path, classes)
 
@@ -143,9 +143,9 @@ def image_folder(root: Path, classes: Sequence[str] | None = None) -> Index:
 def text_list(path: Path, classes: Sequence[str] | None = None, *, named: bool = True) -> Index:
     """Return the index of a UTF-8 text file of ``path label`` lines, paths relative to its folder.
 
-    The label is what follows the last tab, or the last blank in a line without tabs; it is an integer from 0
-    or a class name, of one kind in the whole file (names, where every one is among `classes`). Empty
-    lines and lines that begin with # are skipped. Raises DataError naming file and line, also for
+    The label follows the last tab, or the last blank in a line without tabs; it is an integer from 0
+    or a class name, the same kind in the whole file (names, if all of them are among `classes`). Empty
+    lines and lines that begin with # are skipped. Raises DataError with file and line, also for
     files that do not exist and for a path listed with two labels.
     """
     paths, labels, known, by_name = read_list(path, classes, named=named)
@@ -154,10 +154,10 @@ def text_list(path: Path, classes: Sequence[str] | None = None, *, named: bool =
 
 
 def find_splits(folder: str | Path, config: DataConfig, need: Sequence[str] = ()) -> dict[str, Path]:
-    """Return where the splits ``train``, ``val`` and ``test`` are; splits that are not there are left out.
+    """Return the paths of the splits ``train``, ``val`` and ``test``; missing splits are left out.
 
-    `config.train`, `.val` and `.test` are relative to `folder`; where one is None, the usual names are looked
-    for, as a folder or as a list ``<name>.txt``; ``none`` leaves the split out. Raises UsageError for a missing
+    `config.train`, `.val` and `.test` are relative to `folder`; for None the usual names are
+    tried, as a folder or as a list ``<name>.txt``; ``none`` leaves the split out. Raises UsageError for a missing
     folder, a configured path that does not exist, two candidates for one split, no split at all, or one of `need`
     missing.
     """
@@ -175,14 +175,14 @@ def find_splits(folder: str | Path, config: DataConfig, need: Sequence[str] = ()
             continue
         if given is not None:
             if not os.path.exists(folder / given):
-                raise UsageError(f"data.{split}: there is no {folder / given}; correct it or leave it out")
+                raise UsageError(f"data.{split}: {folder / given} does not exist; correct it or leave it out")
             splits[split] = folder / given
             continue
         found = [name for name in names if os.path.isdir(folder / name)]
         found += [f"{name}.txt" for name in names if os.path.isfile(folder / f"{name}.txt")]
         if len(found) > 1:
             raise UsageError(
-                f"{folder} has {' and '.join(found)}; say which one with --set data.{split}={found[0]}"
+                f"{folder} has {' and '.join(found)}; choose one with --set data.{split}={found[0]}"
             )
         if found:
             splits[split] = folder / found[0]
@@ -191,13 +191,13 @@ def find_splits(folder: str | Path, config: DataConfig, need: Sequence[str] = ()
         wanted = ", ".join("/".join(SPLITS[split]) for split in missing or SPLITS)
         raise UsageError(
             f"{folder} has no {wanted} (a folder of class folders, or <name>.txt); "
-            f"add it or say where it is with --set data.{(missing or ['train'])[0]}=PATH{_below(folder, missing)}"
+            f"add it or set its path with --set data.{(missing or ['train'])[0]}=PATH{_below(folder, missing)}"
         )
     return splits
 
 
 def _below(folder: Path, missing: Sequence[str]) -> str:
-    """Return a hint at the folder below `folder` that has the parts: an archive often brings one of its own."""
+    """Return a hint at a folder inside `folder` that has the splits: archives often contain a top folder."""
     names = [name for split in missing or SPLITS for name in SPLITS[split]]
     for entry in sorted(os.listdir(folder)):
         if any(os.path.isdir(folder / entry / name) for name in names):
@@ -206,7 +206,7 @@ def _below(folder: Path, missing: Sequence[str]) -> str:
 
 
 def remarks(parts: Iterable[Index]) -> Iterator[str]:
-    """Yield what should be said once of the indices that a command opened: files passed over, classes by position."""
+    """Yield messages about the indices that a command opened, each once: ignored files, classes by position."""
     ignored: Counter[str] = Counter()
     said: dict[str, None] = {}
     for index in parts:
@@ -228,7 +228,7 @@ def _index(
     if not len(paths):
         line = ignored_remark(ignored)
         raise DataError(
-            f"{root} has no images ({', '.join(SUFFIXES)}){'; ' + line if line else ''}; put some there or give "
+            f"{root} has no images ({', '.join(SUFFIXES)}){'; ' + line if line else ''}; add some or give "
             "another folder"
         )
     return Index(root=root, paths=paths, labels=labels, classes=classes, ignored=ignored, remarks=said)

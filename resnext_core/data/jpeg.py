@@ -1,22 +1,22 @@
-"""A JPEG without its metadata: what Pillow would parse, and may refuse a file for, and libjpeg passes over."""
+"""Remove the metadata of a JPEG, which libjpeg ignores, but which Pillow parses and may reject the file for."""
 
 from __future__ import annotations
 
-#: Markers without a segment that libjpeg passes over before the first scan: TEM and restarts.
+#: Markers without a segment that libjpeg skips before the first scan: TEM and restarts.
 _BARE = frozenset({0x01, *range(0xD0, 0xD8)})
 #: APP0 to APP15 and the comment.
 _METADATA = frozenset({*range(0xE0, 0xF0), 0xFE})
-#: Frames, tables and restart interval: all from SOF0 to EXP that has a segment, but for the scan.
+#: Frames, tables and restart interval: all markers with a segment from SOF0 to EXP, except the scan.
 _NEEDED = frozenset({*range(0xC0, 0xE0)} - {0xD8, 0xD9, 0xDA} - _BARE)
-#: Segments whose content says what the colours are; shorter ones say nothing (libjpeg's rule).
+#: Segments that define the colours; shorter ones are ignored (libjpeg's rule).
 _COLOURS = {0xE0: (b"JFIF", 14), 0xEE: (b"Adobe", 12)}
 
 
 def without_metadata(data: bytes) -> bytes:
     """Return a JPEG file without its EXIF, profiles, previews and comments.
 
-    The segments before the first scan are walked as libjpeg does, bytes that belong to none left out; from the first
-    segment on that it would refuse, everything stays.
+    The segments before the first scan are read as by libjpeg, without bytes outside of segments; from the first
+    segment that it would reject, everything is kept.
     """
     view, parts = memoryview(data), []
     at, kept_from = 2, 0
@@ -24,7 +24,7 @@ def without_metadata(data: bytes) -> bytes:
         start = _next_marker(data, at)
         end = _segment_end(data, start)
         keep = end == 0 or _needed(data[start + 1], view[start + 4 : end])
-        if start > at or not keep:  # what is kept so far ends here
+        if start > at or not keep:  # the part kept so far ends here
             parts.append(view[kept_from:at])
             kept_from = start if keep else end
         if end == 0:
@@ -34,7 +34,7 @@ def without_metadata(data: bytes) -> bytes:
 
 
 def _next_marker(data: bytes, at: int) -> int:
-    """Return where the next marker's 0xFF is; the end of the file where there is none."""
+    """Return the position of the next marker's 0xFF, or the end of the file."""
     while (at := data.find(b"\xff", at)) >= 0:
         after = data[at + 1 : at + 2]
         if after == b"\xff":  # padding
@@ -47,7 +47,7 @@ def _next_marker(data: bytes, at: int) -> int:
 
 
 def _segment_end(data: bytes, start: int) -> int:
-    """Return where the segment that starts there ends; 0 for a scan, and for what libjpeg would refuse."""
+    """Return the end of the segment that starts there; 0 for a scan and for what libjpeg would reject."""
     marker = data[start + 1] if start + 1 < len(data) else 0
     if marker in _BARE:
         return start + 2

@@ -1,4 +1,4 @@
-"""Lines of text files that people write: one reader for lists of images, class names and quarantined files."""
+"""Lines of text files written by hand: one reader for lists of images, class names and quarantined files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from resnext_core.errors import DataError, ResnextError, UsageError, quoted, rea
 
 #: Bytes that are read at a time; a line may not be longer.
 _BLOCK = 1 << 20
-#: Line breaks and other control characters, which no class name has.
+#: Line breaks and other control characters, which are not allowed in class names.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -21,10 +21,10 @@ def has_control(text: str) -> bool:
 
 
 def blocks(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
-    """Yield the number (from 1) of a first line, and that line with others behind it, each ended by ``\\n``.
+    """Yield blocks: the number (from 1) of the first line, and that line and the following ones, each ended by ``\\n``.
 
-    A byte-order mark at the start and the ``\\r`` of Windows line ends are left out. Raises DataError, which calls
-    the stream `name`, for a line of more than 1 MiB.
+    A byte-order mark at the start and the ``\\r`` of Windows line ends are removed. Raises DataError, with `name` for
+    the stream, for a line of more than 1 MiB.
     """
     number, rest = 1, b""
     while block := stream.read(_BLOCK):
@@ -46,9 +46,9 @@ def blocks(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
 
 
 def text_blocks(path: Path, kind: str, error: type[ResnextError] = DataError) -> Iterator[tuple[int, bytes]]:
-    """Yield the :func:`blocks` of a UTF-8 file; `error` names the file, and the line where it is not UTF-8.
+    """Yield the :func:`blocks` of a UTF-8 file; errors of class `error` name the file and the line that is not UTF-8.
 
-    `kind` says what the file should be.
+    `kind` describes the file in the message.
     """
     try:
         with path.open("rb") as stream:
@@ -82,7 +82,7 @@ def byte_lines(stream: BinaryIO, name: str) -> Iterator[bytes]:
 def class_names(path: Path) -> tuple[str, ...]:
     """Return the class names of a UTF-8 file, one a line; blanks around them and empty lines are left out.
 
-    Raises UsageError or DataError for what cannot be read, and for a name that comes twice, naming both lines.
+    Raises UsageError or DataError if it cannot be read, and for a duplicate name, with both lines.
     """
     seen: dict[str, int] = {}
     for number, line in text_lines(path, "list of class names", UsageError):
@@ -93,8 +93,8 @@ def class_names(path: Path) -> tuple[str, ...]:
             raise DataError(f"{path}:{number}: the class name has a control character; remove it")
         if name in seen:
             raise DataError(
-                f"{path}:{number}: the class name {quoted(name)} is on line {seen[name]} already; give each "
-                "class a name of its own"
+                f"{path}:{number}: the class name {quoted(name)} is already on line {seen[name]}; class "
+                "names must be unique"
             )
         seen[name] = number
     return tuple(seen)

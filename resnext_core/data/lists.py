@@ -1,4 +1,4 @@
-"""Text lists of images and labels: read in blocks, so that ten million lines need neither gigabytes nor minutes."""
+"""Text lists of images and labels, read in blocks: ten million lines need neither gigabytes nor minutes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from resnext_core.errors import DataError, quoted, shown, suggest
 
 _KIND = "text list of 'path label' lines"
 _MAX_CLASSES = 1_000_000
-#: Characters that a line may have which is read the quick way.
+#: Characters allowed in a line for the fast path.
 _PLAIN = bytes(range(0x20, 0x7F)) + b"\n\t"
-#: Files of a folder up to which each is looked up; of more, the folder is listed once.
+#: Up to this many files of a folder are checked one by one; for more, the folder is listed once.
 _FEW = 8
-#: Paths that are wrong, after which no more are looked for.
+#: Number of wrong paths after which the check stops.
 _ENOUGH = 1000
 
 #: Names of the files of each folder in order of the list, each ended by a line break, and their labels.
@@ -35,7 +35,7 @@ _Folders = dict[bytes, tuple[bytearray, "array[int]"]]
 def read_list(
     path: Path, classes: Sequence[str] | None, *, named: bool
 ) -> tuple[Paths, NDArray[np.int32], tuple[str, ...], bool]:
-    """Return paths, labels, classes, and whether those are names, of a text list.
+    """Return paths, labels, classes, and whether the classes are names, of a text list.
 
     See :func:`resnext_core.data.index.text_list`.
     """
@@ -64,7 +64,7 @@ def read_list(
 
 
 def _read(path: Path, texts: dict[bytes, int]) -> _Folders:
-    """Return the files by folder; `texts` gets a number for the text of each label, in order of their first lines."""
+    """Return the files by folder; in `texts` the text of each label is numbered in order of first appearance."""
     folders: _Folders = {}
     for number, block in text_blocks(path, _KIND):
         here: dict[bytes, tuple[list[bytes], list[bytes]]] = {}
@@ -89,7 +89,7 @@ def _read(path: Path, texts: dict[bytes, int]) -> _Folders:
 
 
 def _separator(block: bytes) -> bytes | None:
-    """Return what stands between path and label where lines are plain, or None where they need a careful look."""
+    """Return the separator of path and label if the lines are simple, or None if they need the careful parser."""
     separator = b"\t" if b"\t" in block else b" "
     text = b"\n" + block
     if text.translate(None, _PLAIN) or b" " + separator in text or separator + b" " in text:
@@ -108,7 +108,7 @@ def _separator(block: bytes) -> bytes | None:
 
 
 def _quick(block: bytes, separator: bytes, here: dict[bytes, tuple[list[bytes], list[bytes]]]) -> bool:
-    """Sort the lines of a plain block into `here`; False where one of them is not plain after all."""
+    """Sort the lines of a simple block into `here`; False if one of them is not simple after all."""
     get = here.get
     for line in block[:-1].split(b"\n"):
         path, _, label = line.rpartition(separator)
@@ -143,7 +143,7 @@ def _careful(path: Path, number: int, block: bytes) -> Iterator[tuple[int, bytes
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes, bytes, bytes]]:
-    """Yield what :func:`_careful` does for the whole list, to find the line of something wrong."""
+    """Yield the results of :func:`_careful` for the whole list, to find the line of an error."""
     for number, block in text_blocks(path, _KIND):
         yield from _careful(path, number, block)
 
@@ -156,7 +156,7 @@ def _labels(
 ) -> tuple[list[int], tuple[str, ...], bool]:
     """Return the label of each text, the classes, and whether they are names.
 
-    DataError naming the first line whose label is none.
+    DataError with the first line that has an invalid label.
     """
     names = {name: label for label, name in enumerate(classes or ())}
     if classes is not None and all(text in names for text in texts):
@@ -197,7 +197,7 @@ def _labels(
 def _in_order(folders: _Folders) -> Iterator[tuple[bytes, list[bytes], Sequence[int]]]:
     """Empty `folders`: yield folder (``""`` or with ``/``), names and labels such that the paths are sorted.
 
-    A folder comes in several parts where others lie in it: ``a/1``, ``a/b/1``, ``a/c``.
+    A folder comes in several parts if other folders sort between its files: ``a/1``, ``a/b/1``, ``a/c``.
     """
     key_of = {_prefix(folder): folder for folder in folders}
     around: list[_Part] = []  # the folders around the current one, and how far they are yielded
@@ -213,7 +213,7 @@ def _in_order(folders: _Folders) -> Iterator[tuple[bytes, list[bytes], Sequence[
 
 @dataclass
 class _Part:
-    """A folder's sorted names and their labels, of which those before `done` are yielded."""
+    """A folder's sorted names and their labels; those before `done` have been yielded."""
 
     prefix: bytes
     names: list[bytes]
@@ -241,7 +241,7 @@ def _sorted(kept: bytearray, labels: Sequence[int]) -> tuple[list[bytes], Sequen
 
 
 def _missing(root: Path, prefix: bytes, names: Sequence[bytes]) -> set[bytes]:
-    """Return the paths of `names` that are no files."""
+    """Return the paths of `names` that are not files."""
     where = os.path.join(os.fsencode(root), prefix)
     lacking = set(names)
     if len(lacking) > _FEW:
@@ -268,14 +268,14 @@ def _explain(path: Path, wrong: set[bytes], label_of: Mapping[bytes, int]) -> No
             continue
         if seen.setdefault(full, label_of[label]) != label_of[label]:
             raise DataError(
-                f"{path}:{number}: {shown(full, 300)} was listed before with another label; keep one of them"
+                f"{path}:{number}: {shown(full, 300)} is already listed with another label; keep one of them"
             )
         file = path.parent / full.decode()
         if not os.path.isfile(file):
             there = os.path.exists(file)
             what = (
-                f"{shown(file, 300)} is no regular file" if there else f"there is no file {shown(file, 300)}"
+                f"{shown(file, 300)} is not a regular file" if there else f"no such file: {shown(file, 300)}"
             )
-            hint = "" if there or "\\" not in str(file) else "; separate folders by /, not by \\"
+            hint = "" if there or "\\" not in str(file) else "; separate folders with /, not \\"
             raise DataError(f"{path}:{number}: {what}; correct or remove the line{hint}")
-    raise DataError(f"{path} or the files of it changed while it was read; try again")
+    raise DataError(f"{path} or its files changed while it was read; try again")

@@ -1,4 +1,4 @@
-"""Paths of many files in little memory: the names of a folder in one piece, and the folder kept once."""
+"""Paths of many files in little memory: the names of a folder in one block, and each folder stored once."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _ENCODING, _ERRORS = "utf-8", "surrogateescape"  # as os.fsencode does
 
 
 def encoded(text: str) -> bytes:
-    """Return the bytes of a path, which need not be UTF-8: :func:`os.fsencode`, the same under every locale."""
+    """Return the bytes of a path, which need not be UTF-8: :func:`os.fsencode`, independent of the locale."""
     return text.encode(_ENCODING, _ERRORS)
 
 
 def decoded(name: bytes) -> str:
-    """Return the text of a path's bytes: :func:`os.fsdecode`, the same under every locale."""
+    """Return the text of a path's bytes: :func:`os.fsdecode`, independent of the locale."""
     return name.decode(_ENCODING, _ERRORS)
 
 

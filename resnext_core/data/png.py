@@ -1,7 +1,7 @@
-"""The chunks of a PNG that make its pixels, with their checksums verified; metadata is not looked at.
+"""The chunks of a PNG that define its pixels, with their checksums verified; metadata is ignored.
 
-Pillow reads every chunk before the image data, and refuses a file for its metadata; libpng has other limits. Both are
-given the same PNG (cpp/src/png_chunks.cpp does it for the C++ program): IHDR, PLTE of a palette image, IDAT, IEND.
+Pillow reads every chunk before the image data and may reject a file for its metadata; libpng has other limits. Both
+get the same PNG (cpp/src/png_chunks.cpp does this for the C++ program): IHDR, PLTE of a palette image, IDAT, IEND.
 Reference: PNG, third edition (W3C, 2025), sections 5 and 11.
 """
 
@@ -19,19 +19,19 @@ _TYPES = {0: (1, (1, 2, 4, 8, 16)), 2: (3, (8, 16)), 3: (1, (1, 2, 4, 8)), 4: (2
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _PALETTE_BYTES = 768
 _BLOCK = 1 << 20
-#: Where IHDR ends, and IEND whole.
+#: The end of IHDR, and a complete IEND chunk.
 _HEADER_END, _END = 33, b"\0\0\0\0IEND\xaeB`\x82"
-#: Pillow's decoder gets one chunk, but so many bytes, at a time. Where the last such piece is so small that it may be
-#: nothing but the end of the compressed stream, Pillow has the last row before, and would not look at it.
+#: Pillow's decoder gets one chunk, but at most this many bytes, at a time. If the last piece is so small that it may be
+#: only the end of the compressed stream, Pillow already has the last row and would not read it.
 _PIECE, _TAIL = 65536, 64
 _LENGTH_AND_TYPE, _NUMBER = struct.Struct(">I4s"), struct.Struct(">I")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Png:
-    """What the pixels need: the size, the kind, and `stream`, a PNG file without anything else.
+    """The pixel data of a PNG: size, kind, and `stream`, a PNG file without anything else.
 
-    `significant` is the largest number of significant bits of the colours, where the file says so (sBIT).
+    `significant` is the largest number of significant bits of the colours, if the file states it (sBIT).
     `parts` are the contents of the IDAT chunks.
     """
 
@@ -45,7 +45,7 @@ class Png:
     parts: Sequence[memoryview]
 
     def whole(self) -> bool:
-        """True where the image data has every row. It is inflated for that, a block at a time."""
+        """True if the image data has every row. It is decompressed for this, a block at a time."""
         inflater, have, need = zlib.decompressobj(), 0, self._row_bytes
         try:
             for part in self.parts:
@@ -70,9 +70,9 @@ class Png:
 
 
 def read_png(data: bytes) -> Png:
-    """Return what the pixels of a PNG file need; ValueError with the reason where they cannot be trusted.
+    """Return the pixel data of a PNG file; ValueError with the reason if it is damaged.
 
-    Chunks that are not critical (profiles, EXIF, text, transparency, animation) are passed over whatever is in them.
+    Chunks that are not critical (profiles, EXIF, text, transparency, animation) are skipped, whatever they contain.
     """
     header = palette = significant = None
     parts: list[memoryview] = []
@@ -106,7 +106,7 @@ def read_png(data: bytes) -> Png:
         else:
             raise ValueError(f"unknown critical chunk {kind.decode()}")
     if header is None or not parts:
-        raise ValueError("the file is cut short")
+        raise ValueError("the file is truncated")
     width, height, depth, colour, interlaced = header
     if colour != 3:
         plain, palette = plain and palette is None, None  # it is a suggestion there
@@ -126,7 +126,7 @@ def read_png(data: bytes) -> Png:
 def _stream(
     data: bytes, parts: Sequence[memoryview], first: int, palette: bytes | None, plain: bool
 ) -> bytes:
-    """Return a PNG of the header, `palette` and the image data: the file itself where it has nothing else."""
+    """Return a PNG of the header, `palette` and the image data: the file itself if it has nothing else."""
     end = first + sum(12 + len(part) for part in parts)
     merge = len(parts[-1]) % _PIECE < _TAIL and sum(map(len, parts)) > _TAIL
     if plain and not merge and data[end:] == _END:
@@ -137,9 +137,9 @@ def _stream(
 
 
 def _chunks(data: bytes) -> Iterator[tuple[int, bytes, memoryview, int]]:
-    """Yield place, type, content and checksum of each chunk, up to the last IDAT of the first run of them.
+    """Yield position, type, content and checksum of each chunk, up to the last IDAT of the first consecutive ones.
 
-    The end of the file between two chunks ends it, too.
+    Stops also at the end of the file, if that is between two chunks.
     """
     view, at, size = memoryview(data), len(SIGNATURE), len(data)
     images = False
@@ -152,7 +152,7 @@ def _chunks(data: bytes) -> Iterator[tuple[int, bytes, memoryview, int]]:
             raise ValueError(f"no chunk at byte {at}")
         end = at + 8 + length
         if end + 4 > size:
-            raise ValueError(f"the file is cut short in chunk {kind.decode()}")
+            raise ValueError(f"the file is truncated in chunk {kind.decode()}")
         yield at, kind, view[at + 8 : end], _NUMBER.unpack_from(data, end)[0]
         at = end + 4
 
@@ -173,7 +173,7 @@ def _header(content: memoryview) -> tuple[int, int, int, int, bool]:
 
 
 def _bits(significant: bytes | None, colour: int, depth: int) -> int | None:
-    """Return the largest number of an sBIT chunk, without that of alpha; None where it is not a sound one."""
+    """Return the largest number of an sBIT chunk, without that of alpha; None if the chunk is invalid."""
     colours = 1 if colour in (0, 4) else 3
     if significant is None or len(significant) != (3 if colour == 3 else _TYPES[colour][0]):
         return None

@@ -1,8 +1,8 @@
-"""Lists of image files that cannot be read, so that nobody tries them again.
+"""Lists of image files that cannot be read, so that they are not tried again.
 
-A UTF-8 text file (but a name that is not UTF-8 is there as its bytes): a path a line, with forward slashes, relative to
-the data folder (absolute where it lies outside); empty lines and lines that begin with # say nothing.
-``resnext-run data scan --list`` writes one, and a run with ``data.bad_images: quarantine`` keeps one of its own.
+A UTF-8 text file (a name that is not UTF-8 is stored as its bytes) with one path per line, with forward slashes,
+relative to the data folder (absolute if outside); empty lines and lines that begin with # are ignored.
+``resnext-run data scan --list`` writes one, and a run with ``data.bad_images: quarantine`` keeps its own.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def write_list(path: Path, names: Iterable[str], header: str = "") -> None:
 
 
 class Quarantine:
-    """The unreadable files of the data in `folder`: those of the list `known`, and those that this run meets.
+    """The unreadable files of the data in `folder`: those of the list `known`, and those that this run finds.
 
-    With `own` the latter are added to that file at once, a line each, and read back by whoever resumes the run.
+    With `own` the latter are added to that file at once, one line each, and read back when the run is resumed.
     """
 
     def __init__(self, folder: Path, *, known: Path | None = None, own: Path | None = None) -> None:
@@ -50,7 +50,7 @@ class Quarantine:
         """Return which images of `index` are listed."""
         if not self._names:
             return set()
-        files = {name.rpartition("/")[2] for name in self._names}  # a quick look at millions
+        files = {name.rpartition("/")[2] for name in self._names}  # a fast filter for millions of names
         alike = (i for i, path in enumerate(index.paths) if path.rpartition("/")[2] in files)
         return {i for i in alike if self.name(index, i) in self._names}
 
@@ -63,13 +63,13 @@ class Quarantine:
         if self._own is None or "\n" in name:
             return
         try:
-            with self._own.open("ab") as stream:  # one short write, whole also beside those of other ranks
+            with self._own.open("ab") as stream:  # one short write is atomic beside those of other ranks
                 stream.write(os.fsencode(f"{name}\n"))
         except OSError as error:
             raise DataError(f"cannot write {self._own}: {reason(error)}") from error
 
     def name(self, index: Index, sample: int) -> str:
-        """Return how an image is called in a list."""
+        """Return the name of an image in a list."""
         path = os.path.abspath(index.path(sample))
         relative = os.path.relpath(path, self._folder)
         return Path(path if relative.startswith("..") else relative).as_posix()

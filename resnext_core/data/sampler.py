@@ -1,4 +1,4 @@
-"""Which images come when: pure functions of seed, epoch, step and rank, the same on every machine for ever.
+"""The order of images: pure functions of seed, epoch, step and rank, the same on every machine and in every release.
 
 Everything random comes from Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011),
 a counter-based generator: a stream is its key and counter, so the stream of a sample needs no history.
@@ -30,7 +30,7 @@ def epoch_permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def steps_per_epoch(n: int, global_batch: int) -> int:
-    """Return n // global_batch: whole batches only, the rest comes in other epochs. UsageError when 0."""
+    """Return n // global_batch: whole batches only, other images are dropped in each epoch. UsageError when 0."""
     steps = n // global_batch
     if steps == 0:
         raise UsageError(
@@ -43,7 +43,7 @@ def steps_per_epoch(n: int, global_batch: int) -> int:
 def rank_slice(
     permutation: NDArray[np.int64], step: int, global_batch: int, rank: int, world: int
 ) -> NDArray[np.int64]:
-    """Return what `rank` of `world` takes in `step` (from 0) of an epoch: int64 (global_batch / world,).
+    """Return the images of `rank` of `world` in `step` (from 0) of an epoch: int64 (global_batch / world,).
 
     The step takes permutation[step·B : (step + 1)·B]; ranks take equal neighbouring parts of it in order,
     so one rank that accumulates `world` micro-batches sees the same micro-batches. Raises UsageError when
@@ -76,7 +76,7 @@ def eval_tasks(n: int, batch_size: int, rank: int = 0, world: int = 1) -> Iterat
 
 
 def sample_rng(seed: int, epoch: int, sample: int) -> np.random.Generator:
-    """Return the generator of everything random about `sample` in `epoch`; take only ``random()`` from it."""
+    """Return the random generator of `sample` in `epoch`; use only its ``random()``."""
     return np.random.Generator(_philox(seed, _SAMPLE, epoch, sample))
 
 
@@ -88,9 +88,9 @@ def _philox(seed: int, purpose: int, epoch: int, sample: int) -> Any:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Task:
-    """What one batch is made of: `indices` int64 (N,) into the index; `valid` bool (N,), False on padding.
+    """The samples of one batch: `indices` int64 (N,) into the index; `valid` bool (N,), False on padding.
 
-    `epoch` counts from 0 and only matters to augmentation.
+    `epoch` counts from 0 and is used only by augmentation.
     """
 
     epoch: int

@@ -163,7 +163,7 @@ def test_labels_that_contradict_each_other_are_refused(infer: Infer, tmp_path: P
     (tmp_path / "labels.json").write_text('{"x/a.png": "cat", "y/a.png": "dog"}')
     words = ["--model", tmp_path / "model.bin", "--engine", "null", "--quiet", "--data", tmp_path / "flat"]
     done = infer(*words, "--labels", tmp_path / "labels.json")
-    assert (done.code, "a.png was listed before with another label" in done.err) == (3, True), done
+    assert (done.code, "a.png is already listed with another label" in done.err) == (3, True), done
     (tmp_path / "labels.json").write_text('{"x/a.png": "1"}')
     assert json.loads(infer(*words, "--labels", tmp_path / "labels.json").out)["label"] == 1
 

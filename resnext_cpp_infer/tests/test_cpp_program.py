@@ -99,7 +99,7 @@ def test_lines_are_in_order_and_say_what_is_asked(
     errors = {Path(row["path"]).parent.name: row["error"] for row in rows if "error" in row}
     assert errors == {
         "ant": "the file is empty", "bee": "neither JPEG nor PNG; this program reads no other format",
-        "fox": "the file is cut short",
+        "fox": "the file is truncated",
     }  # fmt: skip
 
 

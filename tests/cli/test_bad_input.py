@@ -211,7 +211,7 @@ def no_images(root: Path) -> None:
         (empty_class, EXIT_DATA, "train/gnu has no images"),
         (stray_class_in_val, EXIT_DATA, "val has the class 'gnu', which the training data lacks"),
         (images_beside_classes, EXIT_DATA, "holds both images (00.jpg) and folders (ant)"),
-        (two_vals, EXIT_USAGE, "has val and valid; say which one with --set data.val=val"),
+        (two_vals, EXIT_USAGE, "has val and valid; choose one with --set data.val=val"),
         (no_images, EXIT_DATA, "train/ant has no images"),
         (shutil.rmtree, EXIT_USAGE, "there is no data folder"),
     ],

@@ -405,7 +405,7 @@ def test_data_that_vanishes_stops_the_run_which_goes_on_when_it_is_back(
     run = RunFolder.open(tmp_path / "run")
     step = load_latest(run.checkpoints, pytest.fail).progress.step
     assert 8 <= step < STEPS
-    assert f"the data folder {data} cannot be read any more: No such file or directory" in err
+    assert f"the data folder {data} can no longer be read: No such file or directory" in err
     assert f"saved after step {step}, continue with --resume {run.path}" in err
     assert rows(run, "bad_image", "path") == []
     assert all(scored == 23 for (scored,) in rows(run, "eval", "scored"))

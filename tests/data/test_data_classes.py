@@ -105,7 +105,7 @@ def test_class_names_are_read_from_any_editors_file(tmp_path: Path) -> None:
     path.write_bytes("\ufeffa b\r\n \r\ncaf\u00e9 \r\nlast".encode())
     assert class_names(path) == ("a b", "caf\u00e9", "last")
     path.write_text("crane\nb\n\ncrane\n")
-    with pytest.raises(DataError, match=r"names\.txt:4: the class name 'crane' is on line 1 already"):
+    with pytest.raises(DataError, match=r"names\.txt:4: the class name 'crane' is already on line 1"):
         class_names(path)
     path.write_text("a\nb\x07\n")
     with pytest.raises(DataError, match=r"names\.txt:2: the class name has a control character"):

@@ -58,15 +58,15 @@ def test_a_complete_folder_is_kept(digits: Path) -> None:
 
 
 def test_other_content_is_refused(digits: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="holds something else than 16 x 16 digits; choose another folder"):
+    with pytest.raises(UsageError, match="holds something other than 16 x 16 digits; choose another folder"):
         write_digits(digits, size=16)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
-    with pytest.raises(UsageError, match="holds something else"):
+    with pytest.raises(UsageError, match="holds something other"):
         write_digits(tmp_path / "mine")
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UsageError, match="holds something else"):
+    with pytest.raises(UsageError, match="holds something other"):
         write_digits(tmp_path / "file")
 
 
@@ -75,7 +75,7 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
     folder.mkdir()  # an empty folder may be filled
     write_digits(folder, size=8)
     next(folder.glob("val/3/*.png")).unlink()
-    with pytest.raises(UsageError, match="has 1796 of the 1797 digits; remove that folder"):
+    with pytest.raises(UsageError, match="has 1796 of the 1797 digits; remove it"):
         write_digits(folder, size=8)
 
 

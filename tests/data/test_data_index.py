@@ -143,8 +143,8 @@ def test_text_list_of_integers(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("a.jpg 0\nb.jpg\n", r"l\.txt:2: expected 'path label', got 'b\.jpg'"),
-        ("a.jpg 0\n\nmissing.jpg 1\n", r"l\.txt:3: there is no file .*missing\.jpg"),
-        ("a.jpg 0\na.jpg 1\n", r"l\.txt:2: a\.jpg was listed before with another label"),
+        ("a.jpg 0\n\nmissing.jpg 1\n", r"l\.txt:3: no such file: .*missing\.jpg"),
+        ("a.jpg 0\na.jpg 1\n", r"l\.txt:2: a\.jpg is already listed with another label"),
         ("# nothing\n", "lists no images"),
         ("a.jpg 1000000\n", r"l\.txt:1: the label 1000000 is not below 1000000"),
         ("b.jpg cat\na.jpg 5\n", None),  # 5 is then a name
@@ -184,10 +184,10 @@ def test_splits(tmp_path: Path) -> None:
         "test": tmp_path / "test.txt",
     }
     assert find_splits(tmp_path, DataConfig(test="lists/test.txt"))["test"] == tmp_path / "lists" / "test.txt"
-    with pytest.raises(UsageError, match=r"data\.val: there is no .*typo"):
+    with pytest.raises(UsageError, match=r"data\.val: .*typo does not exist"):
         find_splits(tmp_path, DataConfig(val="typo"))
     (tmp_path / "val").mkdir()
-    with pytest.raises(UsageError, match=r"has val and validation; say which one with --set data\.val=val"):
+    with pytest.raises(UsageError, match=r"has val and validation; choose one with --set data\.val=val"):
         find_splits(tmp_path, DataConfig())
     assert find_splits(tmp_path, DataConfig(val="validation"))["val"] == tmp_path / "validation"
     with pytest.raises(UsageError, match="there is no data folder"):
@@ -235,7 +235,7 @@ def test_what_is_ignored_is_counted_by_ending(tmp_path: Path) -> None:
     (said,) = remarks([open_index(tmp_path / "many")])
     assert said.endswith(", and 4 other endings")
     assert said.isprintable()
-    with pytest.raises(DataError, match=r"has no images .*; ignored 1 file .*: 1 \.heic; put some there"):
+    with pytest.raises(DataError, match=r"has no images .*; ignored 1 file .*: 1 \.heic; add some"):
         open_index(touch(tmp_path / "none", "x.heic"))
 
 
@@ -380,15 +380,15 @@ def test_what_is_wrong_in_a_long_list_is_named_with_its_line(tmp_path: Path) -> 
     gone, twice = 2900, 1700
     name = lines[gone].split(" ")[0]
     path.write_text("\n".join(lines).replace(name, name.replace(".JPEG", ".gone")))
-    with pytest.raises(DataError, match=rf"train\.txt:{gone + 1}: there is no file .*\.gone; correct"):
+    with pytest.raises(DataError, match=rf"train\.txt:{gone + 1}: no such file: .*\.gone; correct"):
         open_index(path)
     first, again = lines[twice].split(" ")[0], lines[-2].split(" ")[0]
     changed = [*lines[:-2], f"{first} 7"]
     path.write_text("\n".join(changed))
-    with pytest.raises(DataError, match=rf"train\.txt:{len(changed)}: {first} was listed before"):
+    with pytest.raises(DataError, match=rf"train\.txt:{len(changed)}: {first} is already listed"):
         open_index(path)
     path.write_text("\n".join([*lines[:40], "train/n00000001 1", *lines[40:]]))
-    with pytest.raises(DataError, match=r"train\.txt:41: .*n00000001 is no regular file"):
+    with pytest.raises(DataError, match=r"train\.txt:41: .*n00000001 is not a regular file"):
         open_index(path)
     path.write_text("".join(f"{line} 1\n" for line in sorted({again, *(x.split(" ")[0] for x in lines[:9])})))
     assert len(open_index(path)) in (9, 10)  # few files of a large folder
@@ -407,7 +407,7 @@ def test_what_is_wrong_in_a_long_list_is_named_with_its_line(tmp_path: Path) -> 
         ),
         ("a.jpg cat\n".encode("utf-16"), r"not a UTF-8 text list.*\(it is UTF-16\)"),
         (b"x" * (3 << 20), r"l\.txt:1: the line is longer than 1 MiB"),
-        ("a\0.jpg cat\n", r"l\.txt:1: there is no file"),
+        ("a\0.jpg cat\n", r"l\.txt:1: no such file:"),
     ],
 )
 def test_labels_and_files_that_are_none(tmp_path: Path, text: str | bytes, message: str) -> None:

@@ -552,7 +552,7 @@ def test_a_folder_that_vanishes_is_no_bad_image(
         with pytest.raises(DataError) as caught:
             read_all(index, workers, bad_images=policy, quarantine=quarantine)
         assert not isinstance(caught.value, BadImage)
-        assert f"the data folder {lost} cannot be read any more: " in str(caught.value)
+        assert f"the data folder {lost} can no longer be read: " in str(caught.value)
         assert "\n" not in str(caught.value)
     assert not own.exists()
     assert len(read_all(index, workers, watch_folders=False).failures) >= 2, (
@@ -566,7 +566,7 @@ def test_a_folder_that_may_not_be_read_any_more_is_named(tmp_path: Path) -> None
     (tmp_path / "train" / "bee").chmod(0)
     try:
         with pytest.raises(
-            DataError, match=r"the data folder .*bee cannot be read any more: Permission denied"
+            DataError, match=r"the data folder .*bee can no longer be read: Permission denied"
         ):
             read_all(index, 0)
     finally:

@@ -109,7 +109,7 @@ def test_lists_take_blanks_in_names_and_point_out_backslashes(
         finished_run,
         "--data",
         listed,
-        says="separate folders by /, not by \\",
+        says="separate folders with /, not \\",
     )
 
 

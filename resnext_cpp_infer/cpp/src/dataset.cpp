@@ -299,7 +299,7 @@ std::vector<int> list_labels(const std::vector<Line>& lines, const Classes& clas
 void add_label(std::unordered_map<std::string, int>& seen, const std::string& key, int label,
                const std::string& where) {
   if (seen.emplace(key, label).first->second != label)
-    throw Error(kData, where + ": " + key + " was listed before with another label; keep one of them");
+    throw Error(kData, where + ": " + key + " is already listed with another label; keep one of them");
 }
 
 std::vector<Sample> from_list(const std::string& file, const Classes& classes) {
@@ -314,8 +314,8 @@ std::vector<Sample> from_list(const std::string& file, const Classes& classes) {
     const fs::path path = folder / lines[i].path;
     std::error_code none;
     if (!fs::is_regular_file(path, none))
-      throw Error(kData, where + (fs::exists(path, none) ? ": " + path.string() + " is no regular file"
-                                                         : ": there is no file " + path.string()) +
+      throw Error(kData, where + (fs::exists(path, none) ? ": " + path.string() + " is not a regular file"
+                                                         : ": no such file: " + path.string()) +
                              "; correct or remove the line");
     samples.push_back({path.string(), labels[i]});
   }

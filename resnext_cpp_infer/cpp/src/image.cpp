@@ -110,7 +110,7 @@ struct JpegGuard {
 };
 
 [[noreturn]] void fail(const JpegReader& r) {
-  throw BadImage(r.cut_short ? "the file is cut short" : r.message[0] != '\0' ? r.message : "broken JPEG");
+  throw BadImage(r.cut_short ? "the file is truncated" : r.message[0] != '\0' ? r.message : "broken JPEG");
 }
 
 // The largest of 1, 2, 4, 8 by which both sides may be divided and stay at least `minimum`.
@@ -181,7 +181,7 @@ void png_on_warning(png_structp, png_const_charp) {}
 
 void png_take(png_structp png, png_bytep target, size_t count) {
   auto* r = static_cast<PngReader*>(png_get_io_ptr(png));
-  if (count > r->bytes->size() - r->at) png_error(png, "the file is cut short");
+  if (count > r->bytes->size() - r->at) png_error(png, "the file is truncated");
   std::memcpy(target, r->bytes->data() + r->at, count);
   r->at += count;
 }

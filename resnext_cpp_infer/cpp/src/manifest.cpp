@@ -195,7 +195,7 @@ std::string sidecar(const std::string& artefact) {
   std::error_code error;
   const auto status = std::filesystem::status(path, error);
   if (!std::filesystem::exists(status)) return "";
-  if (!std::filesystem::is_regular_file(status)) throw Error(kData, path.string() + " is no regular file");
+  if (!std::filesystem::is_regular_file(status)) throw Error(kData, path.string() + " is not a regular file");
   if (std::filesystem::file_size(path, error) > kMaxManifest) throw Error(kData, path.string() + " is too large");
   return read_file(path.string());
 }

@@ -98,7 +98,7 @@ PngChunks png_chunks(const std::string& bytes) {
     const size_t length = number(&bytes[at]), room = bytes.size() - at - 8;
     if (!std::all_of(type, type + 4, letter)) throw BadImage("no chunk at byte " + std::to_string(at));
     const std::string name(type, 4);
-    if (length + 4 > room) throw BadImage("the file is cut short in chunk " + name);
+    if (length + 4 > room) throw BadImage("the file is truncated in chunk " + name);
     const Piece content{type + 4, length};
     const auto sound = [&] { return checksum(type, length) == number(content.at + length); };
     at += 12 + length;
@@ -121,7 +121,7 @@ PngChunks png_chunks(const std::string& bytes) {
       throw BadImage(name == "IEND" ? "no image data before IEND" : "unknown critical chunk " + name);
     }
   }
-  if (parts.empty()) throw BadImage("the file is cut short");
+  if (parts.empty()) throw BadImage("the file is truncated");
   if (header.colour == 3 &&
       (palette.at == nullptr || palette.size == 0 || palette.size % 3 != 0 || palette.size > kPalette))
     throw BadImage("a palette image without a sound palette");
