@@ -27,7 +27,7 @@ class Bound(Protocol):
         """The bound in words, to follow ``must be``."""
 
     def allows(self, value: Any) -> bool:
-        """Return whether `value`, a number, or the pair of an :class:`Ascending`, keeps the bound; NaN never does."""
+        """Return whether `value`, or the pair of an :class:`Ascending`, keeps the bound; NaN never does."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,20 @@ class Ascending:
     def allows(self, value: Any) -> bool:
         low, high = value
         return bool(0 < low <= high <= self.most)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of the texts `names`."""
+
+    names: tuple[str, ...]
+
+    @property
+    def rule(self) -> str:
+        return f"one of {', '.join(self.names)}"
+
+    def allows(self, value: Any) -> bool:
+        return value in self.names
 
 
 def check_bounds(section: str, values: Any) -> None:

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from resnext_core.bounds import Above, Ascending, AtLeast, Between, Bits
+from resnext_core.bounds import Above, Ascending, AtLeast, Between, Bits, OneOf
+from resnext_core.metrics import METRICS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +151,7 @@ class TrainConfig:
     checkpoint_steps: Annotated[int | None, Above(0)] = None
     background_saving: bool = True
     keep: Annotated[int, Above(0)] = 3
-    best: Literal["top1", "top5"] = "top1"
+    best: Annotated[str, OneOf(tuple(METRICS))] = "top1"
     nonfinite: Literal["stop", "skip"] = "stop"
     log_every: Annotated[int, Above(0)] = 20
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from resnext_core.errors import DataError
 from resnext_core.files import write_atomic
+from resnext_core.metrics import METRICS
 from resnext_core.report import text
 from resnext_core.report.charts import heat_map
 from resnext_core.report.curves import training_figures
@@ -37,8 +38,8 @@ PAIRS = (8, 25)
 THUMBNAIL = 192
 
 _CARDS = {"parameters", "macs", "images_per_s", "wall_s", "backend", "device"}
-_EVALUATION = {
-    "top1", "top5", "top1_interval", "top5_interval", "correct1", "correct5", "expected", "scored", "failed",
+_EVALUATION = {*METRICS, *(f"{name}_interval" for name in METRICS)} | {
+    "correct1", "correct5", "expected", "scored", "failed",
     "failures", "confusion", "classes",
 }  # fmt: skip
 _VALIDATION = {
@@ -97,14 +98,17 @@ def render_report(data: ReportData) -> str:
 def _cards(data: ReportData, history: History) -> list[dict[str, str]]:
     """Return the headline numbers that are known: label, value and a line below it."""
     cards = []
-    for key, label in (("top1", "Top-1 accuracy"), ("top5", "Top-5 accuracy")):
-        if math.isfinite(text.number(data.evaluation.get(key))):
+    for key, metric in METRICS.items():
+        if not math.isfinite(text.number(data.evaluation.get(key))):
+            continue
+        card = {"label": metric.title, "value": text.percent(data.evaluation[key]), "key": key}
+        if metric.interval:
             low, high = _interval(data.evaluation, key)
-            known = low <= high
-            note = f"95\u202f% interval {low * 100:.2f} to {high * 100:.2f}" if known else ""
-            card = {"label": label, "value": text.percent(data.evaluation[key]), "note": note, "key": key}
+            card["note"] = f"95\u202f% interval {low * 100:.2f} to {high * 100:.2f}" if low <= high else ""
             card["low"], card["width"] = f"{low * 100:.2f}", f"{max(high - low, 0.0) * 100:.2f}"
-            cards.append(card)
+        else:
+            card["note"] = metric.meaning
+        cards.append(card)
     summary = data.summary
     rate, wall = text.number(summary.get("images_per_s")), text.number(summary.get("wall_s"))
     rate = rate if math.isfinite(rate) else history.images_per_s

@@ -19,7 +19,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 14.0, 12.0, 26.0
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """A curve: `style` is a class line-1 .. line-3 of style.css; `faint` ones lie behind the others."""
+    """A curve: `style` is a class line-1 .. line-4 of style.css; `faint` ones lie behind the others."""
 
     name: str
     style: str

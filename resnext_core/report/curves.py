@@ -9,10 +9,14 @@ from typing import Any
 
 from markupsafe import Markup
 
+from resnext_core.metrics import METRICS
 from resnext_core.report import text
 from resnext_core.report.charts import Series, line_chart, time_chart
 from resnext_core.report.series import History, column, smooth, time_slices
 from resnext_core.runs.records import Eval, Train
+
+#: Styles line-1, line-2, ... that style.css has.
+LINE_STYLES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +33,7 @@ def training_figures(history: History) -> list[Figure]:
     """Return the figures that `history` has data for."""
     made = (
         _loss(history),
-        _accuracy(history),
+        _metrics(history),
         _lr(history),
         _throughput(history),
         _time(history),
@@ -69,34 +73,39 @@ def _loss(history: History) -> Figure | None:
     )
 
 
-def _accuracy(history: History) -> Figure | None:
-    x, top1, top5 = (column(history.evals, key) for key in ("step", "top1", "top5"))
-    known = [(v, -k) for k, v in enumerate(top1) if math.isfinite(v)]
-    if not known:
+def _metrics(history: History) -> Figure | None:
+    x = column(history.evals, "step")
+    found = {name: column(history.evals, name) for name in METRICS}
+    found = {name: values for name, values in found.items() if any(map(math.isfinite, values))}
+    if not found:
         return None
-    curves = [Series(name="top-1", style="line-1", x=x, y=top1, dots=True)]
-    legend = [("line-1", "top-1")]
-    shares = [v for v in (*top1, *top5) if math.isfinite(v)]
-    if any(map(math.isfinite, top5)):
-        curves.append(Series(name="top-5", style="line-2", x=x, y=top5, dots=True))
-        legend.append(("line-2", "top-5"))
-    value, index = max(known)
+    headline, values = next(iter(found.items()))
+    label = METRICS[headline].label
+    value, index = max((v, -k) for k, v in enumerate(values) if math.isfinite(v))
     best = history.evals[-index]
-    legend.append(("best", "best top-1"))
-    hover = [
-        (s, f"{_where(r)}\ntop-1 {text.percent(a)}\ntop-5 {text.percent(b)}")
-        for r, s, a, b in zip(history.evals, x, top1, top5, strict=True)
+    styles = {name: f"line-{k % LINE_STYLES + 1}" for k, name in enumerate(METRICS)}
+    curves = [
+        Series(name=METRICS[name].label, style=styles[name], x=x, y=y, dots=True) for name, y in found.items()
     ]
+    hover = [
+        (s, "\n".join([_where(r), *(f"{METRICS[n].label} {text.percent(y[k])}" for n, y in found.items())]))
+        for k, (r, s) in enumerate(zip(history.evals, x, strict=True))
+    ]
+    highest = max(v for y in found.values() for v in y if math.isfinite(v))
     return Figure(
         title="Validation accuracy",
-        legend=[*legend, *_resumed(history)],
+        legend=[
+            *((styles[n], METRICS[n].label) for n in found),
+            ("best", f"best {label}"),
+            *_resumed(history),
+        ],
         note=f"best {text.percent(value)}",
         chart=_lines(
             history,
             curves,
-            label=f"Validation accuracy over steps; best top-1 {text.percent(value)}, at {_where(best)}.",
+            label=f"Validation accuracy over steps; best {label} {text.percent(value)}, at {_where(best)}.",
             format_y=lambda y: f"{y * 100:.3g}\u202f%",
-            y_range=(None, 1.0 if max(shares) > 0.9 else None),
+            y_range=(None, 1.0 if highest > 0.9 else None),
             best=(x[-index], value),
             hover=hover,
         ),

@@ -16,6 +16,7 @@ from resnext_core.data.loader import Loader
 from resnext_core.data.sampler import eval_tasks
 from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import Batch, Predictor
+from resnext_core.metrics import metric_lines
 from resnext_core.ranks.collectives import Collectives
 from resnext_core.ranks.info import RankInfo
 from resnext_core.serving.metrics import Counts, wilson_interval
@@ -26,8 +27,8 @@ class Evaluation:
     """The result of an evaluation over all ranks.
 
     `expected` images are in the index, `scored` went through the network, `failed` could not be decoded;
-    they count as wrong, so `top1` and `top5` are shares of `expected`. `top1_interval` is Wilson's 95 %.
-    `confusion` is int64 (true class, predicted class) over the scored.
+    they count as wrong, so `top1` and `top5` are shares of `expected`. `metrics` has the value of each of
+    :data:`resnext_core.metrics.METRICS` by name. `confusion` is int64 (true class, predicted class) over the scored.
     """
 
     expected: int
@@ -35,6 +36,7 @@ class Evaluation:
     failed: int
     correct1: int
     correct5: int
+    metrics: Mapping[str, float]
     dataset_digest: str
     confusion: NDArray[Any]
     classes: tuple[str, ...]
@@ -43,14 +45,15 @@ class Evaluation:
 
     @property
     def top1(self) -> float:
-        return self.correct1 / self.expected
+        return self.metrics["top1"]
 
     @property
     def top5(self) -> float:
-        return self.correct5 / self.expected
+        return self.metrics["top5"]
 
     @property
     def top1_interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of `top1`: low, high."""
         return wilson_interval(self.correct1, self.expected)
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,8 +64,7 @@ class Evaluation:
             "failed": self.failed,
             "correct1": self.correct1,
             "correct5": self.correct5,
-            "top1": self.top1,
-            "top5": self.top5,
+            **self.metrics,
             "top1_interval": list(self.top1_interval),
             "dataset_digest": self.dataset_digest,
             "images_per_s": self.expected / self.seconds if self.seconds > 0 else None,
@@ -75,11 +77,13 @@ class Evaluation:
     def line(self) -> str:
         """Return the result in one line for people."""
         low, high = self.top1_interval
+        headline, *others = metric_lines(self.metrics)
         failed = f", {self.failed} could not be read" if self.failed else ""
-        return (
-            f"top-1 {100 * self.top1:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f}), "
-            f"top-5 {100 * self.top5:.2f} %, {self.scored} of {self.expected} images{failed}"
-        )
+        words = [
+            f"{headline} (95 % interval {100 * low:.2f} to {100 * high:.2f})", *others,
+            f"{self.scored} of {self.expected} images",
+        ]  # fmt: skip
+        return ", ".join(words) + failed
 
 
 def evaluate(
@@ -111,7 +115,7 @@ def evaluate(
         for task, batch in zip(tasks, batches, strict=True):
             logits = predictor.logits(batch.images)
             counts.add(logits, batch.labels, batch.valid)
-            counts.failed += int((task.valid & ~batch.valid).sum())
+            counts.add_failed(index.labels[task.indices[task.valid & ~batch.valid]])
             done += int(task.valid.sum())
             if on_batch is not None:
                 on_batch(batch, logits)
@@ -129,6 +133,7 @@ def evaluate(
         failed=summed.failed,
         correct1=summed.correct1,
         correct5=summed.correct5,
+        metrics=summed.metrics(),
         dataset_digest=index.dataset_digest,
         confusion=summed.confusion,
         classes=index.classes,

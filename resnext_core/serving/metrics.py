@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.errors import DataError
+from resnext_core.metrics import METRICS
 
 #: Integers in front of the confusion matrix in :meth:`Counts.to_array`.
 _HEAD = ("correct1", "correct5", "scored", "failed", "nan_rows")
@@ -44,10 +45,12 @@ class Counts:
     classes with a strictly greater logit plus those of equal logit and lower index. `scored` samples had
     logits, `failed` ones could not be decoded. A row with a NaN logit is scored and wrong; it has no
     prediction, so it is counted in `nan_rows` and not in `confusion`, int64 (classes, classes) indexed
-    [true, predicted]. Always: confusion.sum() + nan_rows == scored and confusion.trace() == correct1.
+    [true, predicted]. `support` int64 (classes,) counts the samples of each class, scored or failed. Always:
+    confusion.sum() + nan_rows == scored, confusion.trace() == correct1 and support.sum() == expected.
     """
 
     confusion: NDArray[np.int64]
+    support: NDArray[np.int64]
     correct1: int = 0
     correct5: int = 0
     scored: int = 0
@@ -57,7 +60,9 @@ class Counts:
     @classmethod
     def zeros(cls, num_classes: int) -> Counts:
         """Return empty counts for `num_classes` classes."""
-        return cls(confusion=np.zeros((num_classes, num_classes), dtype=np.int64))
+        return cls(
+            confusion=np.zeros((num_classes, num_classes), np.int64), support=np.zeros(num_classes, np.int64)
+        )
 
     @property
     def num_classes(self) -> int:
@@ -69,25 +74,9 @@ class Counts:
         """Samples that were to be scored: the denominator, which failures never shrink."""
         return self.scored + self.failed
 
-    @property
-    def top1(self) -> float:
-        """Share of all expected samples whose best class is right; NaN without samples."""
-        return self.correct1 / self.expected if self.expected else math.nan
-
-    @property
-    def top5(self) -> float:
-        """Share of all expected samples whose true class is among the best five; NaN without samples."""
-        return self.correct5 / self.expected if self.expected else math.nan
-
-    @property
-    def top1_interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of :attr:`top1`."""
-        return wilson_interval(self.correct1, self.expected)
-
-    @property
-    def top5_interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of :attr:`top5`."""
-        return wilson_interval(self.correct5, self.expected)
+    def metrics(self) -> dict[str, float]:
+        """Return every metric by name; NaN where there is nothing to count."""
+        return {name: float(metric.compute(self)) for name, metric in METRICS.items()}
 
     def add(
         self, logits: NDArray[Any], labels: NDArray[Any], valid: NDArray[np.bool_] | None = None
@@ -117,6 +106,7 @@ class Counts:
         bad = np.isnan(logits).any(axis=1)
         rank = true_rank(logits, labels)
         self.scored += len(labels)
+        np.add.at(self.support, labels, 1)
         self.nan_rows += int(bad.sum())
         self.correct1 += int((rank < 1).sum())
         self.correct5 += int((rank < 5).sum())
@@ -124,26 +114,26 @@ class Counts:
         np.add.at(self.confusion, (labels[~bad], predicted), 1)
         return self
 
-    def add_failed(self, count: int = 1) -> Counts:
-        """Count samples that could not be decoded, in place, and return self."""
-        if count < 0:
-            raise ValueError(f"{count} failed samples")
-        self.failed += count
+    def add_failed(self, labels: NDArray[Any]) -> Counts:
+        """Count samples of classes `labels`, integers (N,), that could not be decoded, in place; return self."""
+        np.add.at(self.support, labels, 1)
+        self.failed += len(labels)
         return self
 
     def to_array(self) -> NDArray[np.int64]:
-        """Return int64 (5 + classes²,), fit for an all-reduce sum; :meth:`from_array` takes it back."""
+        """Return int64 (5 + classes + classes²,), fit for an all-reduce sum; :meth:`from_array` takes it back."""
         head = np.array([getattr(self, name) for name in _HEAD], dtype=np.int64)
-        return np.concatenate([head, self.confusion.ravel()])
+        return np.concatenate([head, self.support, self.confusion.ravel()])
 
     @classmethod
     def from_array(cls, array: NDArray[np.int64]) -> Counts:
         """Build from :meth:`to_array`'s form; ValueError when the size or type does not fit."""
-        classes = math.isqrt(max(len(array) - len(_HEAD), 0))
-        if array.dtype != np.int64 or array.shape != (len(_HEAD) + classes * classes,):
+        classes = math.isqrt(max(len(array) - len(_HEAD), 0))  # the largest whose square fits
+        if array.dtype != np.int64 or array.shape != (len(_HEAD) + classes + classes * classes,):
             raise ValueError(f"not an array of counts: {array.dtype} {array.shape}")
-        head = {name: int(value) for name, value in zip(_HEAD, array[: len(_HEAD)], strict=True)}
-        return cls(confusion=array[len(_HEAD) :].reshape(classes, classes).copy(), **head)
+        head, support, confusion = np.split(array, [len(_HEAD), len(_HEAD) + classes])
+        counts = dict(zip(_HEAD, head.tolist(), strict=True))
+        return cls(confusion=confusion.reshape(classes, classes).copy(), support=support.copy(), **counts)
 
 
 def true_rank(logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.int64]:

@@ -36,18 +36,17 @@ def close_epoch(session: Session) -> None:
     result = _evaluate(session)
     if session.progress.best is None:
         session.attempt(partial(_warn_at_chance, session, result))
-    score, step = getattr(result, training.config.train.best), session.progress.step
+    score, step = result.metrics[training.config.train.best], session.progress.step
     is_best = session.progress.best is None or score > session.progress.best
     if is_best:
         session.progress = replace(session.progress, best=score, best_step=step)
-    metrics = {"top1": result.top1, "top5": result.top5}
     record = Eval(
-        step=step, epoch=epoch, split="val", metrics=metrics, expected=result.expected, scored=result.scored,
+        step=step, epoch=epoch, split="val", metrics=result.metrics, expected=result.expected, scored=result.scored,
         failed=result.failed, seconds=round(result.seconds, 3), best=is_best,
     )  # fmt: skip
     session.attempt(partial(training.listen, record))
     session.progress = replace(session.progress, epoch_closed=True)
-    session.attempt(partial(session.save_metrics, {"split": "val", **metrics}))
+    session.attempt(partial(session.save_metrics, {"split": "val", **result.metrics}))
 
 
 def _evaluate(session: Session) -> Evaluation:

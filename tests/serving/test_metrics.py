@@ -80,7 +80,7 @@ def test_counts_do_not_depend_on_batches_or_ranks() -> None:
     rng = np.random.default_rng(7)
     logits = rng.standard_normal((103, 11)).astype(np.float16)
     labels = rng.integers(0, 11, 103)
-    whole = Counts.zeros(11).add(logits, labels).add_failed(2)
+    whole = Counts.zeros(11).add(logits, labels).add_failed(np.array([3, 10]))
     ranks = [Counts.zeros(11) for _ in range(4)]
     for start in range(0, 103, 16):  # the last batch is padded to 16 and masked
         part = slice(start, start + 16)
@@ -88,14 +88,18 @@ def test_counts_do_not_depend_on_batches_or_ranks() -> None:
         padded = np.concatenate([logits[part], np.full((pad, 11), np.nan, np.float16)])
         padded_labels = np.concatenate([labels[part], np.full(pad, -1)])
         ranks[start // 16 % 4].add(padded, padded_labels, np.arange(16) < 16 - pad)
-    ranks[1].add_failed()
-    ranks[3].add_failed()
+    ranks[1].add_failed(np.array([10]))
+    ranks[3].add_failed(np.array([3]))
     summed = Counts.from_array(np.sum([r.to_array() for r in ranks], axis=0))
     assert summed.to_array().tolist() == whole.to_array().tolist()
     assert (summed.scored, summed.failed, summed.expected, summed.nan_rows) == (103, 2, 105, 0)
-    assert summed.top1 == whole.correct1 / 105
-    assert summed.top1_interval == wilson_interval(whole.correct1, 105)
-    assert summed.top5_interval == wilson_interval(whole.correct5, 105)
+    assert (
+        summed.support.tolist()
+        == (np.bincount(labels, minlength=11) + np.eye(11, dtype=int)[[3, 10]].sum(0)).tolist()
+    )
+    assert summed.metrics() == whole.metrics()
+    assert summed.metrics()["top1"] == whole.correct1 / 105
+    assert summed.metrics()["top5"] == whole.correct5 / 105
 
 
 def test_nan_rows_are_scored_wrong_and_predict_nothing() -> None:
@@ -107,8 +111,7 @@ def test_nan_rows_are_scored_wrong_and_predict_nothing() -> None:
 
 def test_empty_counts() -> None:
     counts = Counts.zeros(3)
-    assert np.isnan(counts.top1)
-    assert np.isnan(counts.top5)
+    assert all(map(np.isnan, counts.metrics().values()))
     assert counts.add(np.zeros((0, 3)), np.zeros(0, int)).scored == 0
 
 
@@ -166,3 +169,40 @@ def test_softmax() -> None:
     logits = np.array([[1.0, 2.0, 3.0], [1e4, -1e4, 1e4]], dtype=np.float32)
     np.testing.assert_allclose(softmax(logits), scipy.softmax(logits.astype(np.float64), axis=1))
     np.testing.assert_allclose(softmax(logits[1]), [0.5, 0, 0.5])
+
+
+def one_hot(predicted: np.ndarray, classes: int) -> np.ndarray:
+    return np.eye(classes, dtype=np.float32)[predicted]
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+@pytest.mark.filterwarnings("ignore:A single label was found")
+@pytest.mark.parametrize("classes", [1, 2, 6, 40])  # with 40 some have no image, and some no prediction
+def test_metrics_agree_with_scikit_learn(classes: int) -> None:
+    sklearn = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(classes)
+    true = rng.integers(0, classes, 60)
+    predicted = np.where(rng.random(60) < 0.5, true, rng.integers(0, classes, 60))
+    found = Counts.zeros(classes).add(one_hot(predicted, classes), true).metrics()
+    assert found["top1"] == sklearn.accuracy_score(true, predicted)
+    assert found["balanced_accuracy"] == pytest.approx(
+        sklearn.balanced_accuracy_score(true, predicted), abs=1e-12
+    )
+    assert found["macro_f1"] == pytest.approx(sklearn.f1_score(true, predicted, average="macro"), abs=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+def test_an_image_without_a_prediction_is_wrong_in_every_metric() -> None:
+    """As if a class of its own had been predicted for it, over which macro-F1 does not average."""
+    sklearn = pytest.importorskip("sklearn.metrics")
+    true, predicted = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, -1, 1, 0, -1])
+    read = predicted >= 0
+    logits = one_hot(predicted, 3)
+    logits[2] = np.nan
+    counts = Counts.zeros(3).add(logits, true, read | (np.arange(6) == 2)).add_failed(true[5:])
+    assert (counts.nan_rows, counts.failed, counts.support.tolist()) == (1, 1, [3, 2, 1])
+    found = counts.metrics()
+    assert found["top1"] == sklearn.accuracy_score(true, predicted)
+    assert found["balanced_accuracy"] == pytest.approx(sklearn.balanced_accuracy_score(true, predicted))
+    expected = sklearn.f1_score(true, predicted, labels=[0, 1, 2], average="macro")
+    assert found["macro_f1"] == pytest.approx(expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -16,19 +17,23 @@ import pytest
 from numpy.typing import NDArray
 from run_records import stored
 
+from resnext_core.cli.output import describe
 from resnext_core.config import Config, load_config, parse_set
 from resnext_core.data.index import open_index
 from resnext_core.data.loader import Loader
 from resnext_core.data.sampler import epoch_permutation
 from resnext_core.errors import DataError, Interrupted
 from resnext_core.interfaces import Batch, DeviceUsage, Predictor, TrainState
+from resnext_core.metrics import METRICS, Metric
 from resnext_core.model.weights import Weights
 from resnext_core.ranks.collectives import SingleProcess
 from resnext_core.ranks.info import RankInfo
 from resnext_core.ranks.signals import StopRequest
+from resnext_core.report import ReportData, render_report
 from resnext_core.runs.checkpoint import load_checkpoint, load_latest
 from resnext_core.runs.checkpoint_folder import checkpoint_names
 from resnext_core.runs.folder import RunFolder
+from resnext_core.runs.records import Eval
 from resnext_core.training.loop import fit
 from resnext_core.training.schedule import lrs, scaled_lr
 from resnext_core.training.training import Training
@@ -179,8 +184,33 @@ def test_evaluation_checkpoints_and_best_come_when_asked(
     assert (progress.best, progress.best_step) == (4 / 23, 12)
     assert (made.run.checkpoints / "best").read_text() == "step-00000012"
     saved = load_checkpoint(made.run.checkpoints / "step-00000012").weights
-    assert saved.metrics == {"split": "val", "top1": 4 / 23, "top5": pytest.approx(20 / 23)}
+    assert saved.metrics == {
+        "split": "val", "top1": 4 / 23, "top5": pytest.approx(20 / 23), "balanced_accuracy": pytest.approx(1 / 6),
+        "macro_f1": pytest.approx(2 * 4 / (4 + 23) / 6),
+    }  # fmt: skip
     assert np.array_equal(saved.tensors["fc.bias"], tiny_weights.tensors["fc.bias"] + np.float32(12))
+
+
+def test_a_metric_is_added_in_one_place(
+    job: Callable[..., Training], tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new row of the table is in records, lines, checkpoints and reports, and may say which checkpoint is best."""
+    metric = Metric(
+        label="bees", title="Share of bees", meaning="", compute=lambda c: c.confusion[:, 1].sum() / 23
+    )
+    monkeypatch.setitem(METRICS, "bees", metric)  # type: ignore[index]
+    made = job("train.epochs=2")
+    train = dataclasses.replace(made.config.train, best="bees")
+    made = dataclasses.replace(made, config=dataclasses.replace(made.config, train=train))
+    progress = fit(Recorder(tiny_weights), made)  # predicts class 1 after epoch 1, class 2 after epoch 2
+    assert records(made, "eval", "epoch", "bees", "best") == [(1, 1.0, True), (2, 0.0, False)]
+    assert (progress.best, progress.best_step) == (1.0, 6)
+    assert load_checkpoint(made.run.checkpoints / "step-00000006").weights.metrics["bees"] == 1.0
+    evals = [r for r in made.run.read_records() if isinstance(r, Eval)]
+    assert "bees 100.00 %" in str(describe(evals[0]))
+    page = render_report(ReportData(title="t", records=evals, evaluation=evals[0].metrics))
+    assert "Share of bees" in page
+    assert "</i>bees</li>" in page, "it has a curve"
 
 
 def test_without_val_it_only_saves(job: Callable[..., Training], tiny_weights: Weights) -> None:
