@@ -1,13 +1,8 @@
-"""``resnext-run doctor``: versions, machine, every backend's probe, and a forward pass against golden logits.
-
-With ``--run`` it looks at a training before it is started instead.
-"""
+"""``resnext-run doctor``: this machine and its backends; with ``--run`` a training before it is started."""
 
 from __future__ import annotations
 
 import argparse
-import shutil
-from pathlib import Path
 
 from resnext_core.cli.common import (
     add_config_flags,
@@ -16,22 +11,23 @@ from resnext_core.cli.common import (
     print_config,
     settings_of,
 )
-from resnext_core.cli.output import Output, table
-from resnext_core.errors import BackendUnavailable, DataError, UsageError
-from resnext_core.extras import install_hint, plugin_extras
-from resnext_core.interfaces import Backend
-from resnext_core.jobs.backend_check import FAILED, WRONG, check
-from resnext_core.jobs.environment import environment
-from resnext_core.jobs.plan import faults, plan_job
-from resnext_core.jobs.preflight import Note, machine_memory, preflight
-from resnext_core.jobs.settings import resolve, stored_layer
-from resnext_core.plugins import PluginSet, load_plugins, probe
-from resnext_core.runs.folder import RunFolder
+from resnext_core.cli.output import Output, ProgressBar, table
+from resnext_core.errors import UsageError
+from resnext_core.extras import install_hint
+from resnext_core.jobs.doctor import (
+    CheckTrainingJob,
+    DoctorJob,
+    DoctorResult,
+    check_training,
+    doctor,
+    resolve_check,
+)
+from resnext_core.plugins import load_plugins
 
 EPILOG = """\
-Every format that a backend serves is tried where an exporter for it is installed. Exit code 3 when a backend that is
-available gives wrong numbers or fails; what is not here is no error, unless it is the backend named by --backend.
-With --run: exit code 3 when the training could not work, 4 when only something that could be installed is missing.
+Every format that a backend serves is tried where an exporter for it is installed. Exit code 3 when an available
+backend gives wrong numbers or fails; a missing one is no error, unless --backend names it.
+With --run: exit code 3 when the training cannot work, 4 when only something that can be installed is missing.
 
 examples:
   resnext-run doctor
@@ -50,81 +46,37 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def handle(args: argparse.Namespace) -> int:
-    plugins = load_plugins()
     output = Output(json_result=args.json)
-    args.recipe = None
     if args.run is not None:
-        return _preflight(args, plugins, output)
+        return _check_training(args, output)
     if settings_of(args).to_flags() or args.devices > 1 or args.print_config:
         raise UsageError(
             "these flags describe a training: add --run CONFIG, a recipe, YAML file or run folder"
         )
-    facts = environment() | {
-        "memory": f"{memory / 2**30:.1f} GiB" if (memory := machine_memory()) else "unknown",
-        "disk_free_here": f"{shutil.disk_usage('.').free / 1e9:.0f} GB",
-    }
-    del facts["command"]
-    output.say("\n".join(f"{k:<15} {v}" for k, v in facts.items()))
-    found = [plugins.available(args.backend)] if args.backend else plugins.ranked()
-    results = [check(b, plugins) for b in found]
-    rows = [[r["id"], r["state"], r["detail"]] for r in results]
-    text = "\n" + table(rows, ["backend", "state", "detail"])
-    missing = _missing_extras(plugins)
-    if missing:
-        text += "\n\nnot installed: " + ", ".join(f"{m} ({install_hint(m)})" for m in missing)
-    text += "".join(f"\nproblem: {p}" for p in plugins.problems)
-    value = {
-        "environment": facts,
-        "backends": results,
-        "not_installed": missing,
-        "problems": list(plugins.problems),
-    }
-    output.result(value, text)
-    wrong, failed = ([r["id"] for r in results if r["state"] == state] for state in (WRONG, FAILED))
-    if wrong:
-        raise DataError(
-            f"wrong numbers from {', '.join(wrong)}: do not use it on this machine before that is mended"
-        )
-    if failed:
-        raise DataError(f"{', '.join(failed)} cannot compute here: the table says why")
+    result = doctor(DoctorJob(backend=args.backend), ProgressBar(output))
+    output.result(result.to_dict(), _text(result))
+    if (error := result.error()) is not None:
+        raise error
     return 0
 
 
-def _preflight(args: argparse.Namespace, plugins: PluginSet, output: Output) -> int:
-    base, run = None, None
-    if (Path(args.run) / "config.yaml").is_file():
-        run = RunFolder.open(Path(args.run))
-        base = stored_layer(run, plugins)
-    else:
-        args.recipe = args.run
-    resolved = resolve(settings_of(args), plugins, base=base)
+def _text(result: DoctorResult) -> str:
+    text = "\n" + table([[b.id, b.state, b.detail] for b in result.backends], ["backend", "state", "detail"])
+    if result.not_installed:
+        hints = ", ".join(f"{extra} ({install_hint(extra)})" for extra in result.not_installed)
+        text += f"\n\nnot installed: {hints}"
+    return text + "".join(f"\nproblem: {problem}" for problem in result.problems)
+
+
+def _check_training(args: argparse.Namespace, output: Output) -> int:
+    job = CheckTrainingJob(
+        training=args.run, settings=settings_of(args), backend=args.backend, devices=args.devices
+    )
     if args.print_config:
-        return print_config(resolved)
-    backend, first = _trains(args.backend, plugins)
-    plan = plan_job(resolved.config, plugins, backend, world=args.devices, resumed=run, whole=True)
-    found = list(faults(plan))
-    notes = [first, *preflight(plan, found)]
-    rows = [[n.topic, "" if n.level == "ok" else n.level, n.text] for n in notes]
-    value = {"run": args.run, "devices": args.devices, "notes": [vars(n) for n in notes]}
-    output.result(value, table(rows, ["topic", "", "what"]))
-    wrong = [error for _, error in found if backend or not isinstance(error, BackendUnavailable)]
-    if wrong:
-        kind = BackendUnavailable if all(isinstance(e, BackendUnavailable) for e in wrong) else DataError
-        raise kind(f"this training cannot work: {wrong[0]}")
+        return print_config(resolve_check(job, load_plugins())[0])
+    result = check_training(job)
+    rows = [[f.topic, "" if f.level == "ok" else f.level, f.text] for f in result.findings]
+    output.result(result.to_dict(), table(rows, ["topic", "", "finding"]))
+    if (error := result.error()) is not None:
+        raise error
     return 0
-
-
-def _trains(backend_id: str | None, plugins: PluginSet) -> tuple[Backend | None, Note]:
-    """Return and note which backend would train; one that is not available here (None) may be elsewhere."""
-    try:
-        backend = plugins.choose(backend_id, "train", lambda b: b.engine is not None)
-    except BackendUnavailable as error:
-        return None, Note(topic="backend", level="warning", text=f"not on this machine: {error}")
-    here = probe(backend)
-    text = f"{backend.id}, {backend.summary if here.state == 'ready' else here}"
-    return backend, Note(topic="backend", level="ok", text=text)
-
-
-def _missing_extras(plugins: PluginSet) -> list[str]:
-    """Return the extras of resnext-core that are backends nobody has installed."""
-    return sorted(plugin_extras() - set(plugins.backends))

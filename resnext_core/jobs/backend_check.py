@@ -1,15 +1,16 @@
-"""What ``resnext-run doctor`` says of a backend: whether it computes the golden logits, for each format it serves."""
+"""Whether a backend computes the golden logits on this machine, for each format that it serves."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from resnext_core.config import load_config
-from resnext_core.errors import BackendUnavailable, ResnextError
+from resnext_core.errors import BackendUnavailable, ResnextError, one_line
 from resnext_core.files.scratch import Scratch
 from resnext_core.interfaces import Backend, ExportRequest, PredictRequest
 from resnext_core.plugins import PluginSet, probe, probe_format
@@ -22,40 +23,72 @@ TOLERANCE = 1e-5
 
 READY, NOT_HERE, NOT_CHECKED, FAILED, WRONG = "ready", "not here", "not checked", "FAILED", "WRONG"
 TEST_MODE = "test mode"
+_NO_EXPORTER = "no exporter for it is installed"
 
 
-def check(backend: Backend, plugins: PluginSet) -> dict[str, Any]:
-    """Return what was found of `backend`: its `state`, a `detail` in words, and one entry a format.
+@dataclass(frozen=True, kw_only=True)
+class FormatCheck:
+    """What was found of one format (a file suffix); states as in :class:`BackendCheck`.
 
-    The states: ``ready`` (its numbers are right), ``WRONG`` (they are not), ``FAILED`` (it is here and breaks),
-    ``not here`` (something that it needs is missing), ``not checked`` (nothing to check it with is installed),
+    `difference` is the largest one of the logits, relative to the largest golden logit; None where none were computed.
+    """
+
+    format: str
+    state: str
+    detail: str
+    difference: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendCheck:
+    """What was found of the backend `id`, in one word and in a line, and of each format that it serves.
+
+    The states: ``ready`` (its numbers are right), ``WRONG`` (they are not), ``FAILED`` (it is installed and breaks),
+    ``not here`` (something that it needs is missing), ``not checked`` (no exporter for its formats is installed),
     ``test mode`` (the device that it is made for is missing, so it is not checked either).
     """
-    result: dict[str, Any] = {"id": backend.id, "difference": None, "formats": []}
+
+    id: str
+    state: str
+    detail: str
+    difference: float | None = None
+    formats: tuple[FormatCheck, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types."""
+        return asdict(self) | {"formats": [found.to_dict() for found in self.formats]}
+
+
+def check(backend: Backend, plugins: PluginSet) -> BackendCheck:
+    """Compute the golden logits with `backend` in every format, written by whichever of `plugins` can."""
     answer = probe(backend)
     if answer.state != "ready":
-        return result | {
-            "state": NOT_HERE if answer.state == "missing" else TEST_MODE,
-            "detail": answer.reason,
-        }
+        state = NOT_HERE if answer.state == "missing" else TEST_MODE
+        return BackendCheck(id=backend.id, state=state, detail=answer.reason)
     if backend.predictor is None:
-        return result | {"state": READY, "detail": "no self-check: it serves nothing"}
-    formats = [_format(backend, suffix, plugins) for suffix in backend.formats]
-    differences = [f["difference"] for f in formats if f["difference"] is not None]
-    states = {f["state"] for f in formats}
-    return result | {
-        "state": next((s for s in (WRONG, FAILED, READY, NOT_HERE) if s in states), NOT_CHECKED),
-        "detail": _words(formats),
-        "difference": max(differences, default=None),
-        "formats": formats,
-    }
+        return BackendCheck(id=backend.id, state=READY, detail="no self-check: it serves nothing")
+    formats = tuple(_check_format(backend, suffix, plugins) for suffix in backend.formats)
+    states = {found.state for found in formats}
+    return BackendCheck(
+        id=backend.id,
+        state=next((s for s in (WRONG, FAILED, READY, NOT_HERE) if s in states), NOT_CHECKED),
+        detail=_summary(formats),
+        difference=max((f.difference for f in formats if f.difference is not None), default=None),
+        formats=formats,
+    )
 
 
-def _format(backend: Backend, suffix: str, plugins: PluginSet) -> dict[str, Any]:
-    result: dict[str, Any] = {"format": suffix, "difference": None}
+def _check_format(backend: Backend, suffix: str, plugins: PluginSet) -> FormatCheck:
+    def found(state: str, detail: str, difference: float | None = None) -> FormatCheck:
+        return FormatCheck(format=suffix, state=state, detail=detail, difference=difference)
+
     answer = probe_format(backend, suffix)
     if not answer.usable:
-        return result | {"state": NOT_HERE, "detail": answer.reason}
+        return found(NOT_HERE, answer.reason)
     options = load_config([], plugins.option_types())[0].backends
     try:
         if suffix == WEIGHTS_SUFFIX:
@@ -64,24 +97,22 @@ def _format(backend: Backend, suffix: str, plugins: PluginSet) -> dict[str, Any]
             with Scratch("doctor") as folder:
                 made, why_not = _artefacts(folder, suffix, plugins, options)
                 if why_not is not None:
-                    return result | {"state": NOT_CHECKED, "detail": why_not}
+                    return found(NOT_CHECKED, why_not)
                 difference = _served_difference(backend, made, options.get(backend.id))
-    except BackendUnavailable as error:  # what only opening the device or the file could tell
-        return result | {"state": NOT_HERE, "detail": str(error)}
+    except BackendUnavailable as error:  # known only once the device or the file is opened
+        return found(NOT_HERE, str(error))
     except ResnextError as error:
-        return result | {"state": FAILED, "detail": str(error)}
-    except Exception as error:  # a plugin's or framework's own: the other backends are still to be looked at
-        return result | {"state": FAILED, "detail": f"{type(error).__name__}: {' '.join(str(error).split())}"}
-    return result | {
-        "state": READY if difference <= TOLERANCE else WRONG, "difference": difference,
-        "detail": f"golden logits within {difference:.1e} of the largest (allowed {TOLERANCE:.0e})",
-    }  # fmt: skip
+        return found(FAILED, str(error))
+    except Exception as error:  # of a plugin or framework: the other backends are still checked
+        return found(FAILED, f"{type(error).__name__}: {one_line(error)}")
+    detail = f"golden logits within {difference:.1e} of the largest (allowed {TOLERANCE:.0e})"
+    return found(READY if difference <= TOLERANCE else WRONG, detail, difference)
 
 
 def _artefacts(
     folder: Path, suffix: str, plugins: PluginSet, options: Mapping[str, Any]
 ) -> tuple[dict[str, Path], str | None]:
-    """Write the golden networks in the format of `suffix`; return them by pool padding, or why nobody here can."""
+    """Write the golden networks in the format of `suffix`; return them by pool padding, or why no backend can."""
     reasons = []
     for maker in plugins.ranked():
         exporter = maker.exporters.get(suffix.removeprefix("."))
@@ -99,7 +130,7 @@ def _artefacts(
             except ResnextError as error:
                 reason = str(error)
         reasons.append(f"{maker.id} cannot write one here: {reason}")
-    return {}, "; ".join(reasons) or "no exporter for it is installed"
+    return {}, "; ".join(reasons) or _NO_EXPORTER
 
 
 def _served_difference(backend: Backend, made: Mapping[str, Path], options: Any) -> float:
@@ -118,15 +149,15 @@ def _served_difference(backend: Backend, made: Mapping[str, Path], options: Any)
     return worst
 
 
-def _words(formats: list[dict[str, Any]]) -> str:
-    """Return what is said of all formats, on one line."""
-    if all(f["detail"] == "no exporter for it is installed" for f in formats):
-        return f"no exporter for its formats ({', '.join(f['format'] for f in formats)}) is installed"
+def _summary(formats: Sequence[FormatCheck]) -> str:
+    """Return the details of all formats in one line; formats with the same one together."""
+    if all(f.detail == _NO_EXPORTER for f in formats):
+        return f"no exporter for its formats ({', '.join(f.format for f in formats)}) is installed"
     groups: dict[tuple[str, str], list[str]] = {}
     for f in formats:
-        groups.setdefault((f["state"], f["detail"]), []).append(f["format"])
+        groups.setdefault((f.state, f.detail), []).append(f.format)
     if len(groups) == 1:
-        return str(formats[0]["detail"])
+        return formats[0].detail
     return "; ".join(
         f"{' '.join(suffixes)}: {'' if state == READY else state + ': '}{detail}"
         for (state, detail), suffixes in groups.items()

@@ -29,7 +29,7 @@ Level = Literal["ok", "warning", "error"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Note:
+class Finding:
     """One thing about a training: an ``error`` would end it, or spoil it, for sure."""
 
     topic: str
@@ -63,7 +63,7 @@ def training_memory(spec: ModelSpec, config: Config, micro_batch: int) -> Memory
     return Memory(state=every + 2 * trainable + ema, activations=2 * width * micro_batch * spec.activations)
 
 
-def preflight(plan: Plan, found: Iterable[tuple[str, ResnextError]]) -> Iterator[Note]:
+def preflight(plan: Plan, found: Iterable[tuple[str, ResnextError]]) -> Iterator[Finding]:
     """Yield notes on a job; `found` is what :func:`resnext_core.jobs.plan.faults` yields, and each is an error.
 
     What only this machine lacks is a warning where the backend that would train is not here either.
@@ -73,7 +73,7 @@ def preflight(plan: Plan, found: Iterable[tuple[str, ResnextError]]) -> Iterator
     fits = plan.splits is not None
     for topic, error in found:
         elsewhere = plan.backend is None and isinstance(error, BackendUnavailable)
-        yield Note(topic=topic, level="warning" if elsewhere else "error", text=str(error))
+        yield Finding(topic=topic, level="warning" if elsewhere else "error", text=str(error))
         fits = fits and topic not in ("fit", "disk")
     if not fits:
         return
@@ -82,7 +82,7 @@ def preflight(plan: Plan, found: Iterable[tuple[str, ResnextError]]) -> Iterator
     rank_batch = per_rank(config, plan.world, len(splits.train))
     steps = steps_per_epoch(len(splits.train), train.batch_size)
     left = len(splits.train) - steps * train.batch_size
-    yield Note(
+    yield Finding(
         topic="steps", level="ok",
         text=f"{train.epochs} epochs of {steps} steps, {train.batch_size} images a step"
         + (f", {rank_batch} of them on each of {plan.world} ranks" if plan.world > 1 else "")
@@ -91,23 +91,23 @@ def preflight(plan: Plan, found: Iterable[tuple[str, ResnextError]]) -> Iterator
     yield from _lr(config, steps)
     yield from _batch(rank_batch // train.accumulate)
     yield from _memory(spec, config, rank_batch // train.accumulate, plan.world)
-    yield Note(topic="disk", level="ok", text=checkpoint_room(plan)[0])
+    yield Finding(topic="disk", level="ok", text=checkpoint_room(plan)[0])
     if plan.whole and plan.backend is not None and plan.formats:
         made = ", ".join(f"{name} by {backend.id}" for name, backend in plan.formats.items())
-        yield Note(topic="export", level="ok", text=made)
+        yield Finding(topic="export", level="ok", text=made)
 
 
-def _data(splits: Splits, unusable: Sequence[ResnextError]) -> Iterator[Note]:
+def _data(splits: Splits, unusable: Sequence[ResnextError]) -> Iterator[Finding]:
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
     found = ", ".join(f"{name} {len(index)}" for name, index in parts.items() if index is not None)
-    yield Note(topic="data", level="ok", text=f"{found} images, {len(splits.train.classes)} classes")
+    yield Finding(topic="data", level="ok", text=f"{found} images, {len(splits.train.classes)} classes")
     for line in remarks(splits.parts.values()):
-        yield Note(topic="data", level="ok", text=line)
+        yield Finding(topic="data", level="ok", text=line)
     for text in splits.notes:
-        yield Note(topic="data", level="warning", text=text)
+        yield Finding(topic="data", level="warning", text=text)
     for name, index in parts.items():
         if index is not None and (empty := _empty(index)):
-            yield Note(
+            yield Finding(
                 topic="data", level="warning",
                 text=f"{name} has no image of {len(empty)} classes, e.g. {', '.join(empty[:3])}",
             )  # fmt: skip
@@ -118,14 +118,14 @@ def _empty(index: Index) -> list[str]:
     return [name for label, name in enumerate(index.classes) if label not in present]
 
 
-def _lr(config: Config, steps: int) -> Iterator[Note]:
+def _lr(config: Config, steps: int) -> Iterator[Finding]:
     optimizer, schedule, train = config.optimizer, config.schedule, config.train
     lr = scaled_lr(optimizer, train.batch_size)
     last = lr_at(
         train.epochs * steps - 1, config=schedule, base_lr=lr, steps_per_epoch=steps, epochs=train.epochs
     )
     rule = f"{optimizer.lr:g} per {optimizer.lr_batch} images" if optimizer.lr_batch else "as it is"
-    yield Note(
+    yield Finding(
         topic="lr", level="ok",
         text=f"{lr:g} at a batch of {train.batch_size} ({rule}); {schedule.warmup_epochs:g} epochs of warm-up, then "
         f"{schedule.kind} down to {last:.3g}",
@@ -151,23 +151,23 @@ def _lr(config: Config, steps: int) -> Iterator[Note]:
     ]
     for true, text in warnings:
         if true:
-            yield Note(topic="lr", level="warning", text=text)
+            yield Finding(topic="lr", level="warning", text=text)
 
 
-def _batch(micro_batch: int) -> Iterator[Note]:
+def _batch(micro_batch: int) -> Iterator[Finding]:
     if micro_batch < BN_FROM:
-        yield Note(
+        yield Finding(
             topic="batch", level="warning",
             text=f"batch statistics are of {micro_batch} images at a time, which costs accuracy below {BN_FROM} "
             "(arXiv:1803.08494): use fewer ranks or a larger train.batch_size",
         )  # fmt: skip
 
 
-def _memory(spec: ModelSpec, config: Config, micro_batch: int, world: int) -> Iterator[Note]:
+def _memory(spec: ModelSpec, config: Config, micro_batch: int, world: int) -> Iterator[Finding]:
     need = training_memory(spec, config, micro_batch)
     images = config.data.prefetch * micro_batch * config.train.accumulate * spec.image_size**2 * 3
     host = (need.state if config.train.background_saving else 0) + images
-    yield Note(
+    yield Finding(
         topic="memory", level="ok",
         text=f"about {size(need.total)} on each device, beside the framework's own: {size(need.state)} weights, "
         f"gradients and momentum, {size(need.activations)} activations of {micro_batch} images in "
@@ -175,7 +175,7 @@ def _memory(spec: ModelSpec, config: Config, micro_batch: int, world: int) -> It
     )  # fmt: skip
     here = machine_memory()
     if here is not None and world * need.total > here:
-        yield Note(
+        yield Finding(
             topic="memory", level="warning",
             text=f"more than the {size(here)} of this machine: on a backend that computes on its CPU it cannot work",
         )  # fmt: skip

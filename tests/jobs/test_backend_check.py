@@ -116,7 +116,7 @@ def server(formats: tuple[str, ...], **by_suffix: Callable[[PredictRequest], Pre
 def test_every_format_is_tried_and_each_outcome_has_its_word(
     backend: Backend, state: str, formats: dict[str, str]
 ) -> None:
-    result = check(backend, plugins(backend))
+    result = check(backend, plugins(backend)).to_dict()
     assert {f["format"]: f["state"] for f in result["formats"]} == formats
     assert result["state"] == state
     assert "\n" not in result["detail"]
@@ -125,13 +125,13 @@ def test_every_format_is_tried_and_each_outcome_has_its_word(
 def test_in_test_mode_nothing_is_computed() -> None:
     cpu = Readiness(state="test mode", reason="no device; --set one.device=cpu")
     backend = replace(server((".aa",), aa=crashes), probe=lambda: cpu)
-    result = check(backend, plugins(backend))
+    result = check(backend, plugins(backend)).to_dict()
     assert (result["state"], result["detail"], result["formats"]) == ("test mode", cpu.reason, [])
 
 
 def test_the_details_say_why() -> None:
     def detail(backend: Backend) -> str:
-        return str(check(backend, plugins(backend))["detail"])
+        return check(backend, plugins(backend)).detail
 
     assert detail(server((".xx",))) == "no exporter for its formats (.xx) is installed"
     assert detail(server((".bb", ".aa"), bb=missing, aa=serve)).startswith(
