@@ -44,11 +44,6 @@ class _Broken(ValueError):
     """The bytes are not in this format; the message says where."""
 
 
-def read_ckpt(path: Path) -> dict[str, NDArray[Any]]:
-    """Return only the tensors of :func:`read_stored`."""
-    return dict(read_stored(path).tensors)
-
-
 def read_stored(path: Path) -> StoredTensors:
     """Return the tensors by tag, in file order; DataError when the file is missing, truncated or in another format."""
     try:

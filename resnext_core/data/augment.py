@@ -57,13 +57,6 @@ def load_train(
     return _finish(image, _scaled(box, scale), spec, augment, rng)
 
 
-def train_pixels(
-    image: Image.Image, spec: PreprocessSpec, augment: AugmentConfig, rng: np.random.Generator
-) -> NDArray[np.uint8]:
-    """Return a random crop of an RGB image: uint8 (size, size, 3); only ``rng.random`` is used."""
-    return _finish(image, random_box(image.width, image.height, augment, rng), spec, augment, rng)
-
-
 def random_box(width: int, height: int, augment: AugmentConfig, rng: np.random.Generator) -> Box:
     """Draw the crop: its area share uniform in `scale`, its aspect ratio log-uniform in `ratio`.
 

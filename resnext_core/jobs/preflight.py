@@ -38,7 +38,7 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
+class MemoryEstimate:
     """Bytes that one rank needs in training, beside those of its framework.
 
     `state`: weights, gradients, momentum, EMA, in float32. `activations`: what the backward pass needs of one
@@ -54,13 +54,15 @@ class Memory:
         return self.state + self.activations
 
 
-def training_memory(spec: ModelSpec, config: Config, micro_batch: int) -> Memory:
+def training_memory(spec: ModelSpec, config: Config, micro_batch: int) -> MemoryEstimate:
     """Return what a rank needs that computes `micro_batch` images at a time."""
     trainable = 4 * spec.parameters
     every = 4 * sum(t.size for t in spec.tensors)
     ema = every if config.train.ema_decay is not None else 0
     width = 4 if config.precision.compute == "float32" else 2
-    return Memory(state=every + 2 * trainable + ema, activations=2 * width * micro_batch * spec.activations)
+    return MemoryEstimate(
+        state=every + 2 * trainable + ema, activations=2 * width * micro_batch * spec.activations
+    )
 
 
 def preflight(plan: Plan, found: Iterable[tuple[str, ResnextError]]) -> Iterator[Finding]:

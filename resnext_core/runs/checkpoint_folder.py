@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resnext_core.errors import DataError
+from resnext_core.errors import DataError, one_line
 from resnext_core.files import file_digest
+from resnext_core.files.plain import MOST_JSON, read_text
 
 FORMAT_VERSION = 2
 STATE, WEIGHTS, TENSORS = "state.json", "weights.safetensors", "training.safetensors"
@@ -69,7 +70,11 @@ def step_name(step: int) -> str:
 
 def read_record(path: Path) -> dict[str, Any]:
     """Return ``state.json`` of a checkpoint in the present format, its seal checked."""
-    record = json.loads((path / STATE).read_text())
+    try:
+        text = read_text(path / STATE, MOST_JSON)
+    except DataError as error:
+        raise DataError(f"{path} is not a readable checkpoint: {STATE}: {error}") from error
+    record = json.loads(text)
     version = record["format"]
     if version != FORMAT_VERSION:
         raise DataError(f"{path} has checkpoint format {version}, this resnext reads {FORMAT_VERSION}")
@@ -103,7 +108,7 @@ def readable(path: Path) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:  # a damaged record can be any JSON at all
-        raise DataError(f"{path} is not a readable checkpoint: {' '.join(str(error).split())}") from error
+        raise DataError(f"{path} is not a readable checkpoint: {one_line(error)}") from error
 
 
 def seal(record: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from resnext_core.errors import DataError, UsageError, quoted, reason, shown, suggest
 from resnext_core.files import check_folder, make_folder, write_atomic
+from resnext_core.files.plain import MOST_JSON, read_text
 from resnext_core.runs.records import Record, decode, encode
 
 
@@ -197,8 +198,8 @@ class RunFolder:
     def read_result(self, name: str) -> Any:
         """Return the content of ``<name>.json``, or None when there is none."""
         try:
-            return json.loads((self.path / f"{name}.json").read_text())
-        except (OSError, ValueError):
+            return json.loads(read_text(self.path / f"{name}.json", MOST_JSON))
+        except (DataError, ValueError):
             return None
 
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from resnext_core.convert.ckpt import read_ckpt, write_ckpt
+from resnext_core.convert.ckpt import read_stored, write_ckpt
 from resnext_core.convert.containers import BUILTIN
 from resnext_core.convert.names import NAMINGS, detect
 from resnext_core.convert.reading import ModelDescription, from_tensors
@@ -158,7 +158,7 @@ def test_a_checkpoint_of_the_modelzoo_is_told_apart(
 ) -> None:
     path = tmp_path / "old.ckpt"
     write_ckpt(path, modelzoo_tensors(small, naming, prefix))
-    found = from_tensors(read_ckpt(path), path)
+    found = from_tensors(read_stored(path), path)
     assert found.naming.id == naming
     assert found.weights.digest == small.digest
     assert found.weights.spec.pool_padding == "same"
@@ -166,15 +166,15 @@ def test_a_checkpoint_of_the_modelzoo_is_told_apart(
     dropped = {n: c.reason for c in found.changes if c.kind == "dropped" for n in c.source}
     assert "optimizer" in dropped["global_step"]
     assert all("--moments keep" in reason for n, reason in dropped.items() if n.startswith("moments."))
-    assert set(dropped) == {n for n in read_ckpt(path) if "backbone" not in n and "head" not in n} | {
-        n for n in read_ckpt(path) if n.startswith("moments.")
-    }
+    assert set(dropped) == {
+        n for n in read_stored(path).tensors if "backbone" not in n and "head" not in n
+    } | {n for n in read_stored(path).tensors if n.startswith("moments.")}
 
 
 def test_moments_are_kept_on_request(small: Weights, tmp_path: Path) -> None:
     path = tmp_path / "old.ckpt"
     write_ckpt(path, modelzoo_tensors(small, "modelzoo-split"))
-    found = from_tensors(read_ckpt(path), path, moments=True)
+    found = from_tensors(read_stored(path), path, moments=True)
     assert found.step == 77
     assert set(found.momentum) == {t.name for t in small.spec.tensors if t.trainable}
     for name, array in found.momentum.items():
@@ -232,7 +232,7 @@ def test_ckpt_keeps_shapes_types_and_order(tmp_path: Path) -> None:
     tensors = {f"t.{k}": rng.integers(0, 2, (2, 3)).astype(k) for k in kinds}
     tensors |= {"scalar": np.array(3, np.int32), "empty dims": np.zeros((4, 1, 1), np.float32)}
     write_ckpt(tmp_path / "t.ckpt", tensors)
-    found = read_ckpt(tmp_path / "t.ckpt")
+    found = read_stored(tmp_path / "t.ckpt").tensors
     assert list(found) == list(tensors)
     for name, array in tensors.items():
         assert found[name].dtype == array.dtype
@@ -245,7 +245,7 @@ def test_large_tensors_lie_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyP
     tensors = {"a": np.arange(77, dtype=np.float32).reshape(7, 11), "b": np.arange(3, dtype=np.float32)}
     write_ckpt(tmp_path / "t.ckpt", tensors)
     assert (tmp_path / "t.ckpt").read_bytes().count(b"Float32") == 5
-    found = read_ckpt(tmp_path / "t.ckpt")
+    found = read_stored(tmp_path / "t.ckpt").tensors
     assert np.array_equal(found["a"], tensors["a"])
 
 
@@ -258,7 +258,7 @@ def test_a_ckpt_cut_anywhere_is_noticed(tmp_path: Path) -> None:
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         try:
-            found = read_ckpt(path)
+            found = read_stored(path).tensors
         except DataError:
             continue
         complete += 1
@@ -282,7 +282,7 @@ def test_a_ckpt_cut_anywhere_is_noticed(tmp_path: Path) -> None:
 def test_what_is_no_ckpt_is_one_line(tmp_path: Path, data: bytes, says: str) -> None:
     (tmp_path / "t.ckpt").write_bytes(data)
     with pytest.raises(DataError, match=says) as caught:
-        read_ckpt(tmp_path / "t.ckpt")
+        read_stored(tmp_path / "t.ckpt")
     assert "\n" not in str(caught.value)
 
 
@@ -294,7 +294,7 @@ def test_millions_of_tensors_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
     record = b"\x0a\x10\x0a\x01a\x12\x0b\x08\x00\x12\x07Float32"
     (tmp_path / "t.ckpt").write_bytes(record * count)
     with pytest.raises(DataError, match="it has more than 1000 tensors"):
-        read_ckpt(tmp_path / "t.ckpt")
+        read_stored(tmp_path / "t.ckpt")
     entry = '{"dtype":"BF16","shape":[0],"data_offsets":[0,0]}'
     header = ("{" + ",".join(f'"{i}":{entry}' for i in range(count)) + "}").encode()
     (tmp_path / "t.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
@@ -508,7 +508,7 @@ def test_moments_go_into_a_checkpoint_and_out_of_it(cli: CommandLine, small: Wei
     assert state.scalars["step"] == 77
     assert np.array_equal(state.tensors["momentum/fc.bias"], old["moments.head.fc.bias"])
     cli.ok("convert", folder, tmp_path / "new.ckpt", "--to", "modelzoo", "--moments", "keep")
-    new = read_ckpt(tmp_path / "new.ckpt")
+    new = read_stored(tmp_path / "new.ckpt").tensors
     assert set(new) == {n for n in old if "backbone" in n or "head" in n}
     for name, array in new.items():
         assert array.tobytes() == old[name].tobytes(), name

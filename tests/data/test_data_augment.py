@@ -12,7 +12,7 @@ from images import picture, pixels
 from PIL import Image, ImageEnhance
 
 from resnext_core.config import AugmentConfig
-from resnext_core.data.augment import Box, color_jitter, load_train, random_box, train_pixels
+from resnext_core.data.augment import Box, color_jitter, load_train, random_box
 from resnext_core.data.sampler import sample_rng
 from resnext_core.model.preprocess import PreprocessSpec
 
@@ -77,13 +77,12 @@ def test_crop_arithmetic() -> None:
 
 
 @pytest.mark.parametrize("kind", ["antialias", "plain"])
-def test_flip_and_resize(kind: str) -> None:
+def test_flip_and_resize(tmp_path: Path, kind: str) -> None:
     spec = PreprocessSpec(size=20, resize=20, filter=kind)  # type: ignore[arg-type]
-    image = picture(40, 40)
-    straight = train_pixels(image, spec, PLAIN_VIEW, sample_rng(0, 0, 0))
-    flipped = train_pixels(
-        image, spec, AugmentConfig(**{**vars(PLAIN_VIEW), "flip": 1.0}), sample_rng(0, 0, 0)
-    )
+    image, path = picture(40, 40), tmp_path / "x.png"
+    image.save(path)
+    straight = load_train(path, spec, PLAIN_VIEW, sample_rng(0, 0, 0))
+    flipped = load_train(path, spec, AugmentConfig(**{**vars(PLAIN_VIEW), "flip": 1.0}), sample_rng(0, 0, 0))
     assert straight.shape == (20, 20, 3)
     assert np.array_equal(straight[:, ::-1], flipped)
     assert not np.array_equal(straight, flipped)
@@ -91,11 +90,12 @@ def test_flip_and_resize(kind: str) -> None:
         assert np.array_equal(straight, np.asarray(image.resize((20, 20), Image.Resampling.BILINEAR)))
 
 
-def test_half_of_the_images_are_flipped() -> None:
-    spec, image = PreprocessSpec(size=8, resize=8), picture(8, 8)
+def test_half_of_the_images_are_flipped(tmp_path: Path) -> None:
+    spec, path = PreprocessSpec(size=8, resize=8), tmp_path / "x.png"
+    picture(8, 8).save(path)
     augment = AugmentConfig(**{**vars(PLAIN_VIEW), "flip": 0.5})
     flips = [
-        np.array_equal(train_pixels(image, spec, augment, sample_rng(0, 0, i)), pixels(8, 8)[:, ::-1])
+        np.array_equal(load_train(path, spec, augment, sample_rng(0, 0, i)), pixels(8, 8)[:, ::-1])
         for i in range(400)
     ]
     assert 0.42 < np.mean(flips) < 0.58

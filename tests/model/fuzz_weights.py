@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from resnext_core.cli.main import main as command_line
-from resnext_core.convert.ckpt import read_ckpt, write_ckpt
+from resnext_core.convert.ckpt import read_stored, write_ckpt
 from resnext_core.convert.containers import BUILTIN
 from resnext_core.convert.names import NAMINGS
 from resnext_core.convert.pth import read_pth
@@ -188,7 +188,7 @@ class Fuzz:
     def ckpt(self, data: bytes) -> None:
         path = self.folder / "m.ckpt"
         path.write_bytes(data)
-        found = from_tensors(read_ckpt(path), path)
+        found = from_tensors(read_stored(path), path)
         assert found.weights.spec.tensors
 
     def convert(

@@ -10,7 +10,7 @@ import pytest
 
 ms = pytest.importorskip("mindspore")
 
-from resnext_core.convert.ckpt import read_ckpt, write_ckpt  # noqa: E402
+from resnext_core.convert.ckpt import read_stored, write_ckpt  # noqa: E402
 from resnext_core.convert.names import NAMINGS  # noqa: E402
 from resnext_core.convert.reading import from_tensors  # noqa: E402
 from resnext_core.errors import DataError  # noqa: E402
@@ -158,7 +158,7 @@ def test_a_resnext50_saved_by_the_old_network_gives_its_logits(
     image = np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
     expected = computing(ms.Tensor(image)).asnumpy()
 
-    found = from_tensors(read_ckpt(path), path, moments=True)
+    found = from_tensors(read_stored(path), path, moments=True)
     assert found.naming.id == naming
     assert set(found.momentum) == {t.name for t in spec.tensors if t.trainable}
     for name, array in ours.items():
@@ -183,7 +183,7 @@ def test_files_of_mindspore_are_read_to_the_bit(crc: bool, tmp_path: Path) -> No
     items = [{"name": n, "data": ms.Tensor(a)} for n, a in arrays.items()]
     extra = {} if crc else {"append_dict": {"epoch_num": 3, "note": "text", "flag": True}}
     ms.save_checkpoint(items, str(path), crc_check=crc, **extra)
-    found = read_ckpt(path)
+    found = read_stored(path).tensors
     for name, array in arrays.items():
         assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
         assert found[name].tobytes() == array.tobytes()
@@ -193,7 +193,7 @@ def test_files_of_mindspore_are_read_to_the_bit(crc: bool, tmp_path: Path) -> No
         whole[30] ^= 1
         (tmp_path / "bad.ckpt").write_bytes(whole)
         with pytest.raises(DataError, match="not a readable MindSpore checkpoint"):
-            read_ckpt(tmp_path / "bad.ckpt")
+            read_stored(tmp_path / "bad.ckpt")
 
 
 def test_bfloat16_is_read_as_the_float32_it_means(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_bfloat16_is_read_as_the_float32_it_means(tmp_path: Path) -> None:
     ms.save_checkpoint(
         [{"name": "b", "data": ms.Tensor(values).astype(ms.bfloat16)}], str(tmp_path / "b.ckpt")
     )
-    assert np.array_equal(read_ckpt(tmp_path / "b.ckpt")["b"], values)
+    assert np.array_equal(read_stored(tmp_path / "b.ckpt").tensors["b"], values)
 
 
 def test_mindspore_reads_our_files_to_the_bit(tmp_path: Path) -> None:

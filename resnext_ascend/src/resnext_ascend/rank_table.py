@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from resnext_core.errors import DataError, UsageError
+from resnext_core.errors import DataError, UsageError, one_line
+from resnext_core.files.plain import MOST_JSON, read_text
 
 #: Numbers of devices of a server that HCCL takes.
 DEVICES = (1, 2, 4, 8, 16)
@@ -59,10 +60,9 @@ def read_hccn(path: Path) -> dict[int, str]:
     Raises DataError on a file that cannot be read or holds no address, two of a device, or no IP address.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise DataError(f"cannot read {path}: {reason}; hccn_tool writes /etc/hccn.conf") from error
+        lines = read_text(path).splitlines()
+    except DataError as error:
+        raise DataError(f"cannot read {path}: {error}; hccn_tool writes /etc/hccn.conf") from error
     found: dict[int, str] = {}
     for number, line in enumerate(lines, 1):
         match = _ADDRESS.fullmatch(line)
@@ -105,10 +105,9 @@ def make(servers: Mapping[str, Mapping[int, str]]) -> str:
 def load(path: Path) -> RankTable:
     """Read and check the rank table at `path`; DataError naming the line of what is wrong."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise DataError(f"cannot read the rank table {path}: {reason}") from error
+        text = read_text(path, MOST_JSON)
+    except DataError as error:
+        raise DataError(f"cannot read the rank table {path}: {error}") from error
     return check(text, str(path))
 
 
@@ -120,7 +119,7 @@ def check(text: str, where: str = "rank table") -> RankTable:
     except json.JSONDecodeError as error:
         raise DataError(f"{where}:{error.lineno}: not valid JSON: {error.msg}") from error
     except (yaml.YAMLError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON that can be read: {' '.join(str(error).split())}") from error
+        raise DataError(f"{where}: not JSON that can be read: {one_line(error)}") from error
     reader = _Reader(where)
     table = reader.mapping(root, "the rank table")
     version = reader.text(table["version"], "version") if "version" in table else "0.1"

@@ -14,7 +14,7 @@ import triton
 import triton.testing
 from torch import Tensor
 
-from resnext_core.errors import BackendUnavailable, DataError
+from resnext_core.errors import BackendUnavailable, DataError, one_line
 from resnext_core.files import cache_folder, write_atomic
 from resnext_gpu.device import note
 from resnext_gpu.grouped_conv.launch import Plan
@@ -158,7 +158,7 @@ def measure(
         except torch.cuda.OutOfMemoryError:
             raise  # it says nothing about the plan
         except (RuntimeError, triton.TritonError) as error:  # more shared memory than this card has, for one
-            note(f"grouped 3x3, {what}: {plan} left out: {' '.join(str(error).split())[:160]}")
+            note(f"grouped 3x3, {what}: {plan} left out: {one_line(error, 160)}")
             continue
         if not apart <= _AGREEMENT * most:
             note(
