@@ -90,6 +90,19 @@ def test_tutorial_backend_infers_evaluates_and_exports(
         assert len({json.dumps(r[key]) for r in results}) == 1, key
 
 
+def test_tutorial_backend_trains(site: Path, tmp_path: Path, photos: Path, recipe: Path) -> None:
+    """An epoch on the example's engine gives the losses of the reference's."""
+    losses = []
+    for backend in ("reference", "example"):
+        words = ["--backend", backend, "train", "--recipe", recipe, "--data", photos, "--name", backend]
+        resnext_run(site, tmp_path, *words, "--epochs", 1, "--output", tmp_path / "runs")
+        lines = (tmp_path / "runs" / backend / "records.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        losses.append([r["loss"] for r in records if r["kind"] == "train"])
+    assert len(losses[0]) > 0
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+
+
 def test_tutorial_tests_pass(site: Path, tmp_path: Path) -> None:
     """The contract kit and the plugin's own tests, as the tutorial prints them, against what it installs."""
     for name, text in tutorial_files().items():

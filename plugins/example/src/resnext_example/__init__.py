@@ -1,1 +1,1 @@
-"""The template of a resnext backend: weights served in NumPy, with batch normalisation folded."""
+"""The template of a resnext backend: training in NumPy, and serving with batch normalisation folded."""

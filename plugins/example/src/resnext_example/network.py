@@ -73,7 +73,7 @@ def conv(x: Array, kernel: Array, stride: int, groups: int) -> Array:
     """
     out, depth, size, _ = kernel.shape
     pad = (size // 2, size // 2)
-    windows = _windows(np.pad(x, ((0, 0), pad, pad, (0, 0))), size, stride)
+    windows = windows_of(np.pad(x, ((0, 0), pad, pad, (0, 0))), size, stride)
     shape = windows.shape[:3]
     columns = windows.reshape(-1, groups, depth * size * size).transpose(1, 0, 2)
     matrices = kernel.reshape(groups, out // groups, -1).transpose(0, 2, 1)
@@ -84,11 +84,11 @@ def conv(x: Array, kernel: Array, stride: int, groups: int) -> Array:
 def max_pool(x: Array, spec: ModelSpec) -> Array:
     """Return the maxima of the 3x3 windows of x (N, H, W, C) at stride 2, its edges padded as `spec` says."""
     pads = ((0, 0), spec.pool_pads(x.shape[1]), spec.pool_pads(x.shape[2]), (0, 0))
-    pooled: Array = _windows(np.pad(x, pads, constant_values=-np.inf), 3, 2).max(axis=(4, 5))
+    pooled: Array = windows_of(np.pad(x, pads, constant_values=-np.inf), 3, 2).max(axis=(4, 5))
     return pooled
 
 
-def _windows(x: Array, size: int, stride: int) -> Array:
+def windows_of(x: Array, size: int, stride: int) -> Array:
     """Return the size x size windows of x (N, H, W, C) as a view (N, H', W', C, size, size)."""
     rows = sliding_window_view(x, size, axis=1)[:, ::stride]
     return sliding_window_view(rows, size, axis=2)[:, :, ::stride]

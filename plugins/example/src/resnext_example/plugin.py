@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 
 from resnext_core.errors import UsageError
 from resnext_core.hookspecs import hookimpl
-from resnext_core.interfaces import READY, Backend, ExportRequest, Predictor, PredictRequest, Readiness
+from resnext_core.interfaces import (
+    READY,
+    Backend,
+    Engine,
+    ExportRequest,
+    Predictor,
+    PredictRequest,
+    Readiness,
+    TrainRequest,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,6 +52,7 @@ def resnext_backends() -> Iterator[Backend]:
         summary="NumPy with folded batch normalisation: the template of a backend",
         priority=-10,  # after the reference backend, which has 0
         probe=probe,
+        engine=_engine,
         predictor=_predictor,
         formats=(".safetensors", ".npz"),
         exporters={"npz": _export_npz},
@@ -55,6 +65,12 @@ def probe() -> Readiness:
     if find_spec("numpy") is None:
         return Readiness(state="missing", reason="NumPy is not installed: pip install numpy")
     return READY
+
+
+def _engine(request: TrainRequest) -> Engine:
+    from resnext_example.engine import ExampleEngine
+
+    return ExampleEngine(request, request.options or ExampleOptions())
 
 
 def _predictor(request: PredictRequest) -> Predictor:
