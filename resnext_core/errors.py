@@ -45,6 +45,14 @@ class Interrupted(ResnextError):
     exit_code = EXIT_INTERRUPTED
 
 
+class RanksFailed(ResnextError):
+    """Processes that a job had started failed, and have printed why; `exit_code` is theirs."""
+
+    def __init__(self, exit_code: int, logs: str) -> None:
+        super().__init__(f"the processes of the job ended with exit code {exit_code}; their output is in {logs}")
+        self.exit_code = exit_code
+
+
 #: Characters of a user's value that a message quotes.
 MOST_SHOWN = 80
 

@@ -1,96 +1,19 @@
-"""Flags that several commands share, and the settings that they give."""
+"""What every command shares: its flags, and the settings that they give."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-import yaml
-
+from resnext_core.console.flags import add_config_flags as add_config_flags
+from resnext_core.console.flags import add_devices_flag as add_devices_flag
+from resnext_core.console.flags import add_json_flag as add_json_flag
+from resnext_core.console.flags import add_resume_flag as add_resume_flag
+from resnext_core.console.flags import add_split_flag as add_split_flag
+from resnext_core.console.flags import add_weights_flag as add_weights_flag
+from resnext_core.console.flags import positive as positive
+from resnext_core.console.flags import resume_of as resume_of
 from resnext_core.errors import EXIT_OK
 from resnext_core.jobs.settings import Resolved, Settings
-
-
-def add_config_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) -> None:
-    """Add the flags that make up the configuration; `recipe` False where another flag gives it."""
-    group = parser.add_argument_group("configuration (later ones win)")
-    if recipe:
-        group.add_argument(
-            "--recipe", metavar="NAME", help="a recipe of 'resnext-run recipes', or a YAML file"
-        )
-    group.add_argument("--config", metavar="FILE", action="append", default=[], help="YAML over the recipe")
-    group.add_argument("--data", metavar="DIR", help="folder with train/ and val/ (data.dir)")
-    group.add_argument("--epochs", type=int, metavar="N", help="train.epochs")
-    group.add_argument(
-        "--batch-size", type=int, metavar="N", help="global batch of a step (train.batch_size)"
-    )
-    group.add_argument("--seed", type=int, metavar="N", help="train.seed")
-    group.add_argument(
-        "--pretrained", metavar="FILE", help="weights to start a training from (model.pretrained)"
-    )
-    group.add_argument(
-        "--num-classes",
-        type=int,
-        metavar="K",
-        help="classes; replaces the head of --pretrained (model.num_classes)",
-    )
-    group.add_argument("--output", metavar="DIR", help="parent of run folders (output.dir)")
-    group.add_argument("--name", metavar="NAME", help="name of the run folder (output.name)")
-    group.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="any value, e.g. --set optimizer.lr=0.1",
-    )
-    group.add_argument(
-        "--print-config", action="store_true", help="show every value and where it came from, then stop"
-    )
-
-
-def add_devices_flag(parser: argparse.ArgumentParser) -> None:
-    """Add --devices."""
-    parser.add_argument(
-        "--devices", type=positive, default=1, metavar="N", help="processes to start, one a device"
-    )
-
-
-def positive(text: str) -> int:
-    """Parse an integer from 1 on, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer from 1, not '{text}'")
-    return int(text)
-
-
-def add_json_flag(parser: argparse.ArgumentParser) -> None:
-    """Add --json."""
-    parser.add_argument("--json", action="store_true", help="print one JSON result on standard output")
-
-
-def add_resume_flag(parser: argparse.ArgumentParser) -> None:
-    """Add --resume."""
-    parser.add_argument(
-        "--resume", metavar="RUN", nargs="?", const="", help="continue a run (the newest without RUN)"
-    )
-
-
-def resume_of(args: argparse.Namespace) -> Path | bool:
-    """Return the run that --resume names, True for the newest, False without the flag."""
-    return False if args.resume is None else Path(args.resume) if args.resume else True
-
-
-def add_weights_flag(parser: argparse.ArgumentParser) -> None:
-    """Add --weights."""
-    parser.add_argument(
-        "--weights", metavar="FILE", required=True, help="run folder, weights file or artefact"
-    )
-
-
-def add_split_flag(parser: argparse.ArgumentParser) -> None:
-    """Add --split."""
-    parser.add_argument(
-        "--split", choices=("train", "val", "test"), help="part of --data (default: test if there, else val)"
-    )
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
@@ -99,10 +22,6 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def print_config(resolved: Resolved) -> int:
-    """Print the configuration as YAML with the source of each value as a comment; returns the exit code."""
-    for section, values in resolved.config.to_dict().items():
-        print(f"{section}:")
-        for key, value in values.items():
-            text = yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
-            print(f"  {f'{key}: {text}':<50} # {resolved.sources[f'{section}.{key}']}")
+    """Print the configuration with the source of each value; returns the exit code."""
+    print(resolved.to_text())
     return EXIT_OK

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from resnext_core.config import Config
 from resnext_core.data.index import Index
@@ -18,11 +21,20 @@ from resnext_core.errors import BackendUnavailable, DataError, ResnextError, Usa
 from resnext_core.files import existing_folder
 from resnext_core.interfaces import Backend
 from resnext_core.model.spec import ModelSpec
+from resnext_core.model.weights import Weights
 from resnext_core.plugins import PluginSet
 from resnext_core.runs.folder import RunFolder, check_free, check_writable
 from resnext_core.serving.load import WEIGHTS_SUFFIX, exporters, server_of
 from resnext_core.training.finetune import pretrained_momentum
 from resnext_core.training.initial import build_spec, check_class_count, initial_weights, per_rank
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InitialWeights:
+    """What a new training starts from, and lines about where it comes from."""
+
+    weights: Weights
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,6 +105,26 @@ class Plan:
             chosen[name] = exporter
         return chosen
 
+    @property
+    def trainer(self) -> Backend:
+        """The backend that trains, of a job that can work."""
+        assert self.backend is not None
+        return self.backend
+
+    @cached_property
+    def initial(self) -> InitialWeights:
+        """The weights that a new training starts from; raises what speaks against them."""
+        lines: list[str] = []
+        weights = initial_weights(self.config, self.data.train.classes, lines.append)
+        return InitialWeights(weights=weights, notes=tuple(lines))
+
+    @cached_property
+    def momentum(self) -> Mapping[str, NDArray[Any]] | None:
+        """The momentum that a new training starts from; None where ``model.pretrained_momentum`` asks for none."""
+        if not self.config.model.pretrained_momentum:
+            return None
+        return pretrained_momentum(self.config, self.initial.weights.spec)
+
     @cached_property
     def spec(self) -> ModelSpec:
         """The network that will be trained; raises what speaks against it, as ``model.pretrained`` may."""
@@ -106,10 +138,13 @@ class Plan:
                     "model.pretrained_momentum needs model.pretrained: use --pretrained CHECKPOINT"
                 )
             return build_spec(config, len(classes))
-        spec = initial_weights(config, classes).spec
-        if config.model.pretrained_momentum:
-            pretrained_momentum(config, spec)
-        return spec
+        _ = self.momentum  # what speaks against it
+        return self.initial.weights.spec
+
+
+def training_backend(plugins: PluginSet, backend_id: str | None) -> Backend:
+    """Return the named backend, or the best one here, that can train; see :meth:`PluginSet.choose`."""
+    return plugins.choose(backend_id, "train", lambda b: b.trainer is not None)
 
 
 def plan_job(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from resnext_core.config import Config, Layer, load_config, parse_set, read_layer
 from resnext_core.errors import shown
 from resnext_core.files import local_path
@@ -88,6 +90,17 @@ class Resolved:
     config: Config
     sources: Mapping[str, str]
     note: str | None = None
+
+    def to_text(self) -> str:
+        """Return the configuration as YAML, with the source of each value as a comment."""
+        lines = []
+        for section, values in self.config.to_dict().items():
+            lines.append(f"{section}:")
+            for key, value in values.items():
+                text = yaml.safe_dump(value, default_flow_style=True, width=10_000)
+                text = text.removesuffix("...\n").strip()
+                lines.append(f"  {f'{key}: {text}':<50} # {self.sources[f'{section}.{key}']}")
+        return "\n".join(lines)
 
 
 def resolve(

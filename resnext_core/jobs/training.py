@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+from numpy.typing import NDArray
 
 from resnext_core.config import Config
 from resnext_core.data.loader import Loader
 from resnext_core.data.opening import eval_loader, loader_workers, quarantine
-from resnext_core.data.splits import Splits
 from resnext_core.interfaces import Backend, TrainRequest
+from resnext_core.jobs.plan import Plan
 from resnext_core.model.weights import Weights
 from resnext_core.ranks.collectives import Collectives
 from resnext_core.ranks.connect import connect_tcp
@@ -19,8 +23,7 @@ from resnext_core.runs.checkpoint import Checkpoint
 from resnext_core.runs.checkpoint_folder import RunProgress
 from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.records import Listener, Note
-from resnext_core.training.finetune import with_momentum
-from resnext_core.training.initial import initial_weights, per_rank
+from resnext_core.training.initial import per_rank
 from resnext_core.training.loop import fit
 from resnext_core.training.trainer import create_trainer
 from resnext_core.training.training import Training
@@ -35,9 +38,7 @@ def connect(backend: Backend, config: Config, rank: RankInfo) -> Collectives:
 
 @contextmanager
 def training_job(
-    config: Config,
-    backend: Backend,
-    splits: Splits,
+    plan: Plan,
     run: RunFolder,
     rank: RankInfo,
     collectives: Collectives,
@@ -45,10 +46,13 @@ def training_job(
     resume: Checkpoint | None = None,
 ) -> Iterator[Training]:
     """Yield the training; its loaders end with the block. One that resumes needs no pretrained file."""
+    config, splits, backend = plan.config, plan.data, plan.trainer
     if resume is not None and resume.weights.spec.variant == config.model.variant:
         weights = resume.weights
     else:
-        weights = initial_weights(config, splits.train.classes, lambda line: listen(Note(text=line)))
+        weights = plan.initial.weights
+        for line in plan.initial.notes:
+            listen(Note(text=line))
     weights = weights.replace(named=splits.train.named)
     per_rank(config, rank.world, len(splits.train))
     with ExitStack() as stack:
@@ -86,14 +90,19 @@ def train_request(
 
 
 def run_training(
-    training: Training, backend: Backend, resume: Checkpoint | None, ready: Callable[[], None] = lambda: None
+    training: Training,
+    backend: Backend,
+    resume: Checkpoint | None,
+    momentum: Mapping[str, NDArray[Any]] | None = None,
+    ready: Callable[[], None] = lambda: None,
 ) -> RunProgress:
     """Build the trainer, run the loop, release the device; `ready` is called once the device is open."""
     request = train_request(training.config, training.weights, backend, training.rank, training.collectives)
     trainer = create_trainer(backend, request)
     try:
-        if resume is None and training.config.model.pretrained_momentum:
-            trainer.load_state(with_momentum(training.config, training.weights, trainer.state()))
+        if momentum is not None:
+            state = trainer.state()
+            trainer.load_state(replace(state, tensors={**state.tensors, **momentum}))
         ready()
         return fit(trainer, training, resume)
     finally:

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,6 +44,10 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
     def logs(self) -> Path:
         """Folder of the output of each rank of a run of several processes."""
         return self.path / "ranks"
@@ -63,9 +66,9 @@ class RunFolder:
             raise DataError(f"cannot make the run folder in {parent}: {reason(error)}") from error
         if name is not None:
             check_free(parent, name)
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        now = stamp(time.time())
         for attempt in range(100):
-            path = parent / (name or f"{stamp}-{label}{f'-{attempt}' if attempt else ''}")
+            path = parent / (name or f"{now}-{label}{f'-{attempt}' if attempt else ''}")
             try:
                 path.mkdir(parents=True)
                 return cls(path)
@@ -201,6 +204,11 @@ class RunFolder:
             return json.loads(read_text(self.path / f"{name}.json", MOST_JSON))
         except (DataError, ValueError):
             return None
+
+
+def stamp(seconds: float) -> str:
+    """Return the time in UTC, in seconds since 1970, as names of runs begin with it."""
+    return time.strftime("%Y%m%d-%H%M%S", time.gmtime(seconds))
 
 
 def check_free(path: Path, name: str) -> None:

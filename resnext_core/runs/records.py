@@ -7,6 +7,7 @@ import json
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar
 
@@ -33,6 +34,15 @@ class Record:
             plain |= value if isinstance(value, Mapping) else {name: value}
         plain |= self.more
         return plain if self.time is None else plain | {"time": self.time}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened(Record):
+    """The run folder of a job is known, and its log takes lines."""
+
+    kind: ClassVar[str] = "opened"
+    stored: ClassVar[bool] = False
+    path: Path
 
 
 #: Takes every record of a job as it comes.

@@ -94,11 +94,6 @@ def pretrained_weights(
     )  # fmt: skip
 
 
-def with_momentum(config: Config, weights: Weights, state: TrainState) -> TrainState:
-    """Return the first state of a trainer with :func:`pretrained_momentum`."""
-    return dataclasses.replace(state, tensors={**state.tensors, **pretrained_momentum(config, weights.spec)})
-
-
 def pretrained_momentum(config: Config, spec: ModelSpec) -> dict[str, NDArray[Any]]:
     """Return ``momentum/<name>`` of ``model.pretrained`` for a network `spec`, but for a replaced head.
 

@@ -1,0 +1,59 @@
+"""The log of a run: a line for people about what happened, with the local time of each."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from resnext_core.errors import shown
+from resnext_core.runs.records import BadImage, Eval, Nonfinite, Note, Record, Train
+from resnext_core.terminal import printable
+
+
+class RunLog:
+    """The file ``log.txt`` of a run."""
+
+    def __init__(self, path: Path) -> None:
+        self._path: Path | None = path
+
+    def add(self, text: str) -> None:
+        """Add a line; it never fails, because records and checkpoints report a full disk."""
+        if self._path is None:
+            return
+        try:
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {printable(text)}\n")
+        except OSError:
+            self._path = None
+
+
+def describe(record: Record) -> str | None:
+    """Return one line for people about a record, or None where there is nothing to say."""
+    if isinstance(record, Train):
+        return (
+            f"epoch {record.epoch:>3}  step {record.step:>6}  loss {_loss(record.loss)}  "
+            f"lr {record.lr:.4g}  {record.images_per_s:.0f} images/s  "
+            f"waiting {100 * record.wait_s / max(record.seconds, 1e-9):.0f} %"
+        )
+    if isinstance(record, Eval):
+        star = "  best so far" if record.best else ""
+        top1, top5 = record.metrics["top1"], record.metrics["top5"]
+        return (
+            f"epoch {record.epoch:>3}  {record.split} top-1 {100 * top1:.2f} %  "
+            f"top-5 {100 * top5:.2f} %  ({record.scored} of {record.expected} images){star}"
+        )
+    if isinstance(record, Nonfinite):
+        where = f"; its samples: {record.path}" if record.path else ""
+        return f"epoch {record.epoch:>3}  step {record.step:>6}  loss is {record.loss}{where}"
+    if isinstance(record, BadImage):
+        called = "training" if record.split == "train" else record.split
+        return (
+            f"cannot read {called} image {shown(record.path, None)}: {record.reason} ({record.count} so far)"
+        )
+    if isinstance(record, Note):
+        return record.text
+    return None
+
+
+def _loss(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
