@@ -49,7 +49,9 @@ class RanksFailed(ResnextError):
     """Processes that a job had started failed, and have printed why; `exit_code` is theirs."""
 
     def __init__(self, exit_code: int, logs: str) -> None:
-        super().__init__(f"the processes of the job ended with exit code {exit_code}; their output is in {logs}")
+        super().__init__(
+            f"the processes of the job ended with exit code {exit_code}; their output is in {logs}"
+        )
         self.exit_code = exit_code
 
 

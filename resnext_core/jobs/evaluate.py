@@ -81,7 +81,16 @@ class EvaluateResult:
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> EvaluateResult:
         """Return the result that :meth:`to_dict` gave."""
-        counts = ("expected", "scored", "failed", "correct1", "correct5", "dataset_digest", "seconds", "failures")
+        counts = (
+            "expected",
+            "scored",
+            "failed",
+            "correct1",
+            "correct5",
+            "dataset_digest",
+            "seconds",
+            "failures",
+        )
         return cls(
             weights=found["weights"], digest=found["digest"], backend=found["backend"],
             evaluation=Evaluation(

@@ -103,7 +103,9 @@ class ExportResult:
     def __fspath__(self) -> str:
         if len(self.artefacts) != 1:
             formats = ", ".join(artefact.format for artefact in self.artefacts)
-            raise UsageError(f"{len(self.artefacts)} artefacts were exported ({formats}); choose one by its format")
+            raise UsageError(
+                f"{len(self.artefacts)} artefacts were exported ({formats}); choose one by its format"
+            )
         return os.fspath(self.artefacts[0])
 
     def __str__(self) -> str:

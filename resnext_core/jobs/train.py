@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,7 +127,8 @@ def train_plan(
         collectives = connect(backend, config, rank)
         stack.callback(collectives.close)
         run = resumed or shared_run(config, backend, rank, collectives, command)
-        emit, say = ignore, ignore
+        emit: Listener = ignore
+        say: Callable[[str], None] = ignore
         if rank.is_main:
             if resumed is None:
                 stack.enter_context(removed_if_refused(run))
@@ -155,7 +157,9 @@ def train_plan(
             if checkpoint is None:
                 emit(Start())
                 return
-            if not job.awaits_evaluation(checkpoint.progress):  # else its record is written when it is completed
+            if not job.awaits_evaluation(
+                checkpoint.progress
+            ):  # else its record is written when it is completed
                 job.saved(checkpoint.summary)
             emit(Resume(step=checkpoint.progress.step))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from resnext_core.config import Config
 from resnext_core.convert.reading import ModelDescription, read_foreign
 from resnext_core.data.classes import GIVE_NAMES, is_number
 from resnext_core.errors import DataError, UsageError, quoted
-from resnext_core.interfaces import TrainState, WeightFile
+from resnext_core.interfaces import WeightFile
 from resnext_core.model.init import init_weights
 from resnext_core.model.preprocess import preprocess_spec
 from resnext_core.model.spec import VARIANTS, ModelSpec

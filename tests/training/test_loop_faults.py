@@ -17,12 +17,12 @@ import pytest
 from numpy.typing import NDArray
 from test_loop import Constant, Diverges, Recorder, configured, records
 
-from resnext_core.cli.train import _gone_if_refused
 from resnext_core.data.index import Index, open_index
 from resnext_core.data.loader import Loader
 from resnext_core.data.sampler import epoch_permutation
 from resnext_core.errors import BackendUnavailable, DataError, Interrupted
 from resnext_core.interfaces import Predictor
+from resnext_core.jobs.new_run import removed_if_refused
 from resnext_core.model.weights import Weights
 from resnext_core.ranks.collectives import SingleProcess
 from resnext_core.ranks.info import RankInfo
@@ -189,7 +189,7 @@ def test_a_stop_before_the_first_step_leaves_a_run_that_can_be_resumed(
     loader = Stops(made.train, tiny_weights.preprocess, None, workers=0)
     loader.good = 99
     trainer = Recorder(tiny_weights)
-    with pytest.raises(Interrupted, match=r"continue with --resume"), _gone_if_refused(made.run):
+    with pytest.raises(Interrupted, match=r"continue with --resume"), removed_if_refused(made.run):
         fit(trainer, dataclasses.replace(made, train_loader=loader))
     assert trainer.step == 0
     assert checkpoint_names(made.run.checkpoints) == []
