@@ -23,7 +23,7 @@ from mindspore_step import bare_loop
 from PIL import Image
 
 from resnext_core.config import Layer, load_config
-from resnext_core.data.splits import open_splits
+from resnext_core.jobs.plan import plan_job
 from resnext_core.jobs.training import run_training, training_job
 from resnext_core.plugins import load_plugins
 from resnext_core.ranks.collectives import SingleProcess
@@ -82,7 +82,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
     plugins = load_plugins()
     config, _ = load_config([Layer(source="benchmark", values=values)], plugins.option_types())
-    backend, splits = plugins.available("mindspore"), open_splits(config)
+    backend = plugins.available("mindspore")
+    plan = plan_job(config, plugins, backend)
     run = RunFolder.create(folder / "runs", "bench", "")
     ours: list[float] = []
     waits: list[float] = []
@@ -108,7 +109,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (args.batch, args.size, args.size, 3), dtype=np.uint8)
     labels = rng.integers(0, 2, args.batch).astype(np.int32)
-    with training_job(config, backend, splits, run, RankInfo(), SingleProcess(), emit) as job:
+    with training_job(plan, run, RankInfo(), SingleProcess(), emit) as job:
         run_training(job, backend, None)
     ratios = [a / b for a, b in zip(ours[1:], bare[1:], strict=True)]
     return {

@@ -34,14 +34,6 @@ class Splits:
         return {name: index for name, index in parts.items() if index is not None}
 
 
-def open_splits(config: Config) -> Splits:
-    """Open train, val and test of ``config.data``; UsageError or DataError when they cannot be used."""
-    splits, faults = examine_splits(config)
-    if splits is None or faults:
-        raise faults[0]
-    return splits
-
-
 def examine_splits(config: Config) -> tuple[Splits | None, list[ResnextError]]:
     """Open train, val and test of ``config.data`` and return them with everything that speaks against them.
 

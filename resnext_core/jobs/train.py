@@ -140,7 +140,7 @@ def train_plan(
         checkpoint = None
         if resumed is not None and any(run.checkpoints.glob("step-*")):
             checkpoint = load_latest(run.checkpoints, say)
-        job = stack.enter_context(training_job(plan, run, rank, collectives, emit, checkpoint))
+        training = stack.enter_context(training_job(plan, run, rank, collectives, emit, checkpoint))
 
         def ready() -> None:
             """Announce the run, now that its device is open, and begin its records."""
@@ -157,14 +157,14 @@ def train_plan(
             if checkpoint is None:
                 emit(Start())
                 return
-            if not job.awaits_evaluation(
+            if not training.awaits_evaluation(
                 checkpoint.progress
             ):  # else its record is written when it is completed
-                job.saved(checkpoint.summary)
+                training.report_saved(checkpoint.summary)
             emit(Resume(step=checkpoint.progress.step))
 
         started = time.perf_counter()
         momentum = None if checkpoint is not None else plan.momentum
-        progress = run_training(job, backend, checkpoint, momentum, ready)
+        progress = run_training(training, backend, checkpoint, momentum, ready)
         emit(End(step=progress.step, seconds=round(time.perf_counter() - started, 3)))
     return run
