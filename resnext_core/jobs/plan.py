@@ -144,7 +144,7 @@ class Plan:
 
 def training_backend(plugins: PluginSet, backend_id: str | None) -> Backend:
     """Return the named backend, or the best one here, that can train; see :meth:`PluginSet.choose`."""
-    return plugins.choose(backend_id, "train", lambda b: b.trainer is not None)
+    return plugins.choose(backend_id, "train", lambda b: b.engine is not None)
 
 
 def plan_job(
