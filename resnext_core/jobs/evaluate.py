@@ -22,6 +22,7 @@ from resnext_core.jobs.launching import Lines, launch
 from resnext_core.jobs.recorder import ignore
 from resnext_core.jobs.settings import Settings, resolve_serving
 from resnext_core.jobs.training import connect
+from resnext_core.metrics import METRICS
 from resnext_core.plugins import load_plugins
 from resnext_core.ranks.collectives import Collectives, SingleProcess
 from resnext_core.ranks.info import RankInfo, rank_info
@@ -94,6 +95,7 @@ class EvaluateResult:
         return cls(
             weights=found["weights"], digest=found["digest"], backend=found["backend"],
             evaluation=Evaluation(
+                metrics={name: found[name] for name in METRICS},
                 confusion=np.asarray(found["confusion"], np.int64), classes=tuple(found["classes"]),
                 **{name: found[name] for name in counts},
             ),

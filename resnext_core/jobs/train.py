@@ -17,6 +17,7 @@ from resnext_core.jobs.recipes import DEFAULT_RECIPE
 from resnext_core.jobs.recorder import Recorder, ignore
 from resnext_core.jobs.settings import Settings, resolve_training
 from resnext_core.jobs.training import connect, run_training, training_job
+from resnext_core.metrics import metric_lines
 from resnext_core.plugins import load_plugins
 from resnext_core.ranks.info import RankInfo, rank_info
 from resnext_core.runs.checkpoint import load_latest
@@ -70,8 +71,7 @@ class TrainResult:
         return str(self.run)
 
     def __str__(self) -> str:
-        found = "".join(f", {name} {100 * value:.2f} %" for name, value in self.metrics.items())
-        return f"run {self.run}{found}"
+        return ", ".join([f"run {self.run}", *metric_lines(self.metrics)])
 
 
 def train(job: TrainJob, listen: Listener = ignore) -> TrainResult:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from resnext_core.errors import shown
+from resnext_core.metrics import metric_lines
 from resnext_core.runs.records import BadImage, Eval, Nonfinite, Note, Record, Train
 from resnext_core.terminal import printable
 
@@ -37,10 +38,9 @@ def describe(record: Record) -> str | None:
         )
     if isinstance(record, Eval):
         star = "  best so far" if record.best else ""
-        top1, top5 = record.metrics["top1"], record.metrics["top5"]
         return (
-            f"epoch {record.epoch:>3}  {record.split} top-1 {100 * top1:.2f} %  "
-            f"top-5 {100 * top5:.2f} %  ({record.scored} of {record.expected} images){star}"
+            f"epoch {record.epoch:>3}  {record.split} {'  '.join(metric_lines(record.metrics))}  "
+            f"({record.scored} of {record.expected} images){star}"
         )
     if isinstance(record, Nonfinite):
         where = f"; its samples: {record.path}" if record.path else ""
