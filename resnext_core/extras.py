@@ -25,7 +25,7 @@ def plugin_extras() -> set[str]:
 def install_hint(*names: str) -> str:
     """Return the command that installs the extra of the first of `names` that is one, '' where none is.
 
-    A name may be that of a backend, a format or a file suffix: ``.pth.tar`` is looked up as ``pth-tar`` and ``pth``.
+    A name may be that of a backend, a format or a file suffix: ``.tar.x`` is looked up as ``tar-x``, ``tar`` and ``x``.
     """
     known = extras()
     for name in names:

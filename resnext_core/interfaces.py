@@ -45,8 +45,7 @@ class Batch:
         return len(self.labels)
 
 
-#: Added to the gradient norm when clipping: g is multiplied by min(1, clip_norm / (norm + CLIP_EPS)), as in
-#: torch.nn.utils.clip_grad_norm_.
+#: Added to the gradient norm when clipping: g is multiplied by min(1, clip_norm / (norm + CLIP_EPS)).
 CLIP_EPS = 1e-6
 
 
@@ -349,8 +348,9 @@ class WeightFile:
     `suffixes` are its endings, each with its dot. `probe` says whether it can be used here, as for a
     :class:`Backend`. `read(path)` raises DataError on a file that is
     damaged, or that could only be read by executing what is in it; `write(path, tensors, tag)` writes atomically,
-    the same bytes each time; `tag` is the ``format`` that a header may carry, ``pt`` or ``ms``. What the tensors
-    mean is not this record's business.
+    the same bytes each time; `tag` is the ``format`` that a header may carry. What the tensors mean is not this
+    record's business, but for `naming`: the naming scheme that new files take unless another is asked for (None: the
+    neutral one).
     """
 
     suffixes: tuple[str, ...]
@@ -358,6 +358,7 @@ class WeightFile:
     probe: Callable[[], Readiness]
     read: Callable[[Path], StoredTensors]
     write: Callable[[Path, Mapping[str, NDArray[Any]], str], None]
+    naming: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from resnext_core.plugins import load_plugins
 EPILOG = """\
 examples:
   resnext-run bench train --set model.variant=resnext50_32x4d --batch-size 8
-  resnext-run --backend onnx bench eval --weights model.onnx --batch-size 8
+  resnext-run --backend ID bench eval --weights ARTEFACT --batch-size 8
   resnext-run bench data --data DIR --set model.variant=resnext50_32x4d
 Training and evaluation run on random images in memory; data reads and augments the real ones.
 """

@@ -12,7 +12,7 @@ _COMMANDS = {
     "run": "the whole job: train, evaluate, export, validate, report",
     "train": "train, or continue a run",
     "eval": "accuracy of weights or of an artefact, every image exactly once",
-    "export": "write an artefact (ONNX, MINDIR, ...) and check it against its source",
+    "export": "write an artefact that another runtime serves, and check it against its source",
     "validate": "compare an artefact with its source on a folder of images",
     "convert": "convert weights from and to torchvision, timm, mindcv and the ModelZoo, losslessly",
     "infer": "predict images, as JSON lines",

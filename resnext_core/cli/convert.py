@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--to", dest="target_naming", type=current_name, choices=[NEUTRAL, *names],
-        help="naming scheme of TARGET (default: neutral; torch for .pth)",
+        help="naming scheme of TARGET (default: that of its suffix, else neutral)",
     )  # fmt: skip
     parser.add_argument("--variant", metavar="NAME", help="model variant (default: inferred)")
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="default: the variant's")

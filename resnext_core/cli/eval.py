@@ -25,7 +25,7 @@ from resnext_core.ranks.info import rank_info
 EPILOG = """\
 examples:
   resnext-run eval --weights runs/RUN                the data that the run was trained with
-  resnext-run eval --weights model.onnx --data DIR --split test --json
+  resnext-run eval --weights ARTEFACT --data DIR --split test --json
   resnext-run eval --devices 3 --weights model.safetensors --data DIR
 """
 

@@ -19,19 +19,21 @@ from resnext_core.plugins import load_plugins
 
 EPILOG = """\
 examples:
-  resnext-run export --weights runs/RUN --format onnx --to model.onnx
-  resnext-run export --weights model.safetensors --format onnx mindir --to artefacts/ --set export.batch_size=8
+  resnext-run export --weights runs/RUN --to model.FORMAT
+  resnext-run export --weights model.safetensors --format FORMAT FORMAT --to artefacts/ --set export.batch_size=8
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    installed = sorted({name for b in load_plugins().backends.values() for name in b.exporters})
     add_weights_flag(parser)
     parser.add_argument(
         "--format",
         nargs="+",
         default=[],
         metavar="FORMAT",
-        help="formats to write (default: that of the file's ending, for a folder all that can be written here)",
+        help="formats to write (default: that of the file's suffix, for a folder all that can be written here); "
+        f"installed: {', '.join(installed) or 'none'}",
     )
     parser.add_argument("--to", metavar="PATH", required=True, help="file, or a folder for several formats")
     add_config_flags(parser)

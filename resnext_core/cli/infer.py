@@ -22,7 +22,7 @@ from resnext_core.terminal import StreamError
 EPILOG = """\
 examples:
   resnext-run infer --weights runs/RUN photo.jpg folder/
-  find . -name '*.jpg' | resnext-run infer --weights model.onnx -
+  find . -name '*.jpg' | resnext-run infer --weights ARTEFACT -
   resnext-run infer --weights model.safetensors --tensor input.npy --logits logits.npy
 """
 

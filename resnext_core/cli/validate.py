@@ -21,8 +21,8 @@ from resnext_core.serving.validate import TOLERANCE
 
 EPILOG = """\
 examples:
-  resnext-run validate --artefact model.onnx --weights runs/RUN      on the data of the run
-  resnext-run validate --artefact model.mindir --weights model.safetensors --data DIR --split test --json
+  resnext-run validate --artefact ARTEFACT --weights runs/RUN      on the data of the run
+  resnext-run validate --artefact ARTEFACT --weights model.safetensors --data DIR --split test --json
 """
 
 

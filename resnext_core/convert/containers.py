@@ -105,6 +105,12 @@ def container(path: Path, plugins: PluginFiles) -> WeightFile:
     return known[ending]
 
 
+def default_naming(path: Path, plugins: PluginFiles) -> str | None:
+    """Return the naming scheme that new files with the suffix of `path` take unless another is asked for, or None."""
+    ending = _ending(path, plugins)
+    return None if ending is None else plugins[ending].naming
+
+
 def readable(path: Path, plugins: PluginFiles) -> bool:
     """Return whether the ending of `path` is that of a weight file of another program, readable here or not."""
     return (

@@ -1,6 +1,6 @@
 """Reading an image file into 8-bit RGB: one policy for every unusual file, and a one-line error for every bad one.
 
-The policy, complete. The C++ program (resnext_cpp_infer) follows it for JPEG and PNG, and reads no other format.
+The policy, complete. The C++ program follows it for JPEG and PNG, and reads no other format.
 
 - JPEG, PNG, BMP, GIF, WebP, TIFF and PPM, recognised by content, never by suffix. Nothing else is tried, so no file
   can start an external program. Pipes, sockets, devices and directories are refused without being opened.

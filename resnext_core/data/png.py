@@ -1,7 +1,7 @@
 """The chunks of a PNG that define its pixels, with their checksums verified; metadata is ignored.
 
 Pillow reads every chunk before the image data and may reject a file for its metadata; libpng has other limits. Both
-get the same PNG (cpp/src/png_chunks.cpp does this for the C++ program): IHDR, PLTE of a palette image, IDAT, IEND.
+get the same PNG (the C++ program does the same): IHDR, PLTE of a palette image, IDAT, IEND.
 Reference: PNG, third edition (W3C, 2025), sections 5 and 11.
 """
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.config import load_config, parse_set
-from resnext_core.convert.containers import container, read_tensors
+from resnext_core.convert.containers import container, default_naming, read_tensors
 from resnext_core.convert.names import NAMINGS, current_name
 from resnext_core.convert.reading import ModelDescription, from_tensors, read_converted
 from resnext_core.convert.report import Change, joined, summary
@@ -50,8 +50,8 @@ class ConvertJob:
     """Read `source` and write `target`.
 
     `source` is a weights file, a run or a checkpoint folder; `target` a new file, whose suffix gives the format, or a
-    folder with `moments` ``keep``. `source_naming` None infers the naming scheme; `target_naming` None means neutral,
-    and torch for ``.pth``. `variant` and `image_size` (pixels) None are inferred. `overrides` are ``key=value``
+    folder with `moments` ``keep``. `source_naming` None infers the naming scheme; `target_naming` None means that of
+    the suffix, else neutral. `variant` and `image_size` (pixels) None are inferred. `overrides` are ``key=value``
     assignments to the keys of `SETTABLE`. `classes` is a text file with one class name a line; `report` is written
     with a JSON line for each tensor.
     """
@@ -239,7 +239,7 @@ def _write(job: ConvertJob, read: _Source, plugins: PluginSet) -> tuple[Change, 
     """Write the target, read it back, and return what was changed; DataError when it does not hold the same bits."""
     target, weights = job.target, read.weights
     changes: tuple[Change, ...] = ()
-    naming_id = job.target_naming or ("torch" if target.suffix in (".pth", ".pt") else NEUTRAL)
+    naming_id = job.target_naming or default_naming(target, plugins.weight_files) or NEUTRAL
     if naming_id == NEUTRAL:
         if job.moments == "keep":
             _write_checkpoint(job, read)

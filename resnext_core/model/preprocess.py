@@ -28,8 +28,8 @@ class PreprocessSpec:
 
     `mode` ``squash``: resize to `resize` × `resize` without keeping the aspect ratio, then centre crop
     `size` (the ModelZoo's); ``shorter-side``: resize the shorter side to `resize`, then centre crop.
-    `filter` ``antialias`` is Pillow's bilinear (support grows with the reduction), ``plain`` is OpenCV's and
-    MindSpore's two-tap bilinear. `scaled_decode` allows the JPEG decoder to halve the image while
+    `filter` ``antialias`` is Pillow's bilinear (support grows with the reduction), ``plain`` is OpenCV's
+    two-tap bilinear. `scaled_decode` allows the JPEG decoder to halve the image while
     it stays at least as large as needed. Images are RGB; EXIF orientation is ignored; alpha is dropped.
     `mean` and `std` are on 0..255.
     """
@@ -179,7 +179,7 @@ def eval_pixels(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
 
 
 def resize_plain(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Resize uint8 (H, W, 3) to (height, width, 3) with the two-tap bilinear filter of OpenCV and MindSpore.
+    """Resize uint8 (H, W, 3) to (height, width, 3) with the two-tap bilinear filter of OpenCV.
 
     The arithmetic is that of OpenCV's ``resize(INTER_LINEAR)`` on 8-bit images, integer by integer:
     half-pixel centres in float32, coefficients of 11 bits, the vertical sum shifted by 4, 16 and 2 bits.

@@ -1,6 +1,6 @@
 """The manifest beside a file that cannot hold one: ``model.ckpt`` and ``model.ckpt.json``.
 
-Weights of other programs have one so that they can be read back, artefacts (MINDIR, AIR, OM, ...) so that they can be
+Weights of other programs have one so that they can be read back, artefacts without room inside so that they can be
 served. The sidecar of an artefact also has a section ``artefact`` with what its exporter noted and the digest of the
 file, by which a pair that does not belong together is found out.
 """

@@ -22,8 +22,8 @@ Role = Literal["conv", "bn_weight", "bn_bias", "bn_mean", "bn_var", "fc_weight",
 #: Added to the variance in every batch normalisation.
 BN_EPS = 1e-5
 #: Weight of the new statistics: running = (1 - BN_MOMENTUM) * running + BN_MOMENTUM * batch
-#: (torch's convention; MindSpore's `momentum` is 1 minus this). The running variance takes the
-#: unbiased batch variance (divided by n - 1), as in torch and cuDNN.
+#: (some frameworks give the name momentum to 1 minus this). The running variance takes the unbiased batch
+#: variance (divided by n - 1).
 BN_MOMENTUM = 0.1
 #: Output channels of a block over its nominal planes.
 EXPANSION = 4
@@ -74,8 +74,8 @@ class ModelSpec:
     """A ResNeXt, completely described.
 
     `stem` is ``imagenet`` (7x7 stride 2, then 3x3 stride-2 max-pool) or ``cifar`` (3x3 stride 1, no
-    pool). `pool_padding` is how that max-pool pads: ``same`` (TensorFlow's and MindSpore's SAME: on an
-    even size 0 before and 1 after) or ``symmetric`` (torch's: 1 on every side). They are different
+    pool). `pool_padding` is how that max-pool pads: ``same`` (on an even size 0 before and 1
+    after) or ``symmetric`` (1 on every side). They are different
     functions, so the field travels with the weights.
 
     Raises UsageError on invalid values.

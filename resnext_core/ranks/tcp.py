@@ -26,7 +26,7 @@ from resnext_core.ranks.info import RankInfo
 
 #: Seconds in which all ranks must have joined.
 JOIN_TIMEOUT_S = 120.0
-#: Seconds that one rank may be behind the others at a collective (torch's default for the same).
+#: Seconds that one rank may be behind the others at a collective.
 ROUND_TIMEOUT_S = 1800.0
 #: Seconds without a sign of life from a peer's machine until it counts as lost; below the promised 30.
 LOST_S = 20

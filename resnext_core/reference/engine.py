@@ -161,7 +161,7 @@ class ReferenceEngine(Engine):
 def clip_factor(gradients: Mapping[str, Array], clip_norm: float | None) -> float:
     """Return what to multiply gradients by so that their global L2 norm is at most `clip_norm`.
 
-    min(1, clip_norm / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_; NaN where the norm is.
+    min(1, clip_norm / (norm + 1e-6)); NaN where the norm is.
     """
     if clip_norm is None:
         return 1.0

@@ -1,7 +1,7 @@
 """Golden logits: does a backend, on this machine and today, still compute the numbers it should?
 
 Images and weights come from a raw random stream, so they need no file and never change; the logits were
-computed by the reference backend in float64 and confirmed with an independent PyTorch network. A trained model
+computed by the reference backend in float64 and confirmed with an independent implementation. A trained model
 carries golden logits of its own in its manifest: whoever loads it can see that it computes the same network.
 """
 

@@ -1,4 +1,4 @@
-"""From a path to a predictor: run folders, neutral weights, torch-named safetensors, artefacts of any backend."""
+"""From a path to a predictor: run folders, neutral weights, weights of other programs, artefacts of any backend."""
 
 from __future__ import annotations
 

@@ -60,6 +60,7 @@ def resnext_weight_files() -> Iterator[WeightFile]:
         probe=_torch,
         read=_read,
         write=_write,
+        naming="torch",
     )
 
 
