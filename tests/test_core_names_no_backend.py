@@ -18,7 +18,7 @@ FRAMEWORKS = {
     "ascend", "npu", "hccl", "cann", "acl", "nvidia", "gpu", "gpus", "cuda", "cudnn", "nccl", "mindir",
 }  # fmt: skip
 SUFFIXES = {".onnx", ".mindir", ".om", ".air", ".pth", ".pt"}
-#: Words of backends that are ordinary ones too, suffixes of files that core reads or writes itself, and one that another word finds.
+#: Ordinary words, suffixes of files that core reads or writes itself, and one that a shorter one finds.
 ORDINARY = {
     "core",
     "reference",
