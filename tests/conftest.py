@@ -81,7 +81,7 @@ def spawn(tmp_path: Path) -> CommandLine:
         done = subprocess.run(
             [sys.executable, "-m", "resnext_core.cli", *words],
             cwd=tmp_path, env=environment(PYTHONPATH=str(tmp_path / "site")), capture_output=True, text=True,
-            timeout=120, check=False,
+            timeout=300, check=False,
         )  # fmt: skip
         return Outcome(code=done.returncode, out=done.stdout, err=done.stderr)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = 300.0) -> bool:
     """Wait until `condition` holds, at most so long; returns whether it does."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -51,7 +51,7 @@ def holds(pid: int, target: Path) -> bool:
     return False
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str]:
+def finish(process: subprocess.Popen[str], timeout: float = 300) -> tuple[int, str]:
     """Wait for a process; return its exit code and what it wrote to standard error."""
     try:
         _, err = process.communicate(timeout=timeout)

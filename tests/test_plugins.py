@@ -377,7 +377,7 @@ def test_starting_imports_no_framework(words: list[str]) -> None:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=True,
     )
     loaded, code, *heavy = done.stderr.splitlines()[-1].split()

@@ -327,7 +327,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_keeps_what_it_has(
     """A limit on the size of files stands for the disk: larger checkpoints than the first ones do not fit."""
     argv = words(photos, recipe, tmp_path, f"--set=train.background_saving={background}")
     done = subprocess.run(
-        [sys.executable, "-c", FULL, "40000", *argv], env=environment(), capture_output=True, text=True, timeout=60,
+        [sys.executable, "-c", FULL, "40000", *argv], env=environment(), capture_output=True, text=True, timeout=300,
         check=False,
     )  # fmt: skip
     assert done.returncode == EXIT_DATA, done.stderr

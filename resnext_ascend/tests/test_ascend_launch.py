@@ -31,8 +31,8 @@ from resnext_core.training.trainer import Trainer
 
 pytest.importorskip("mindspore.nn")
 TESTS = Path(__file__).parent
-#: Seconds in which a bad end must be over, once it has come.
-ENDED = 30.0
+#: Seconds in which a bad end must be over, on a busy machine too; unnoticed, it would take half an hour.
+ENDED = 300.0
 
 
 @pytest.fixture(autouse=True)
@@ -132,9 +132,9 @@ def test_a_bad_end_is_found_and_named(
     what: str, code: int, words: tuple[str, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     start, before = time.monotonic(), set(_children())
-    patience = options(cluster_timeout=8 if what == "never" else 60, hang_timeout=15)
-    assert launch(request(what, tmp_path), patience) == code
-    assert time.monotonic() - start < ENDED + 25, "starting, our own patience of this test, and the end"
+    patience = {"never": {"cluster_timeout": 20}, "hang": {"hang_timeout": 30}}.get(what, {})
+    assert launch(request(what, tmp_path), options(**patience)) == code
+    assert time.monotonic() - start < ENDED, "nobody waits for what does not come"
     error = capfd.readouterr().err
     for text in words:
         assert text in error
@@ -242,8 +242,8 @@ def test_two_servers_on_one_machine(tmp_path: Path) -> None:
 def test_a_server_whose_others_do_not_come_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     servers = Servers(count=2, number=0, master=("127.0.0.1", _free_port()))
     start = time.monotonic()
-    assert launch(request("train", tmp_path, 1), options(cluster_timeout=8), servers) == 4
-    assert time.monotonic() - start < 8 + ENDED
+    assert launch(request("train", tmp_path, 1), options(cluster_timeout=20), servers) == 4
+    assert time.monotonic() - start < ENDED
     assert "for ranks of other servers that did not come" in capfd.readouterr().err
 
 

@@ -59,7 +59,7 @@ def infer(program: Path) -> Callable[..., Done]:
     def call(*words: object, **more: Any) -> Done:
         more["env"] = {**os.environ, **more.get("env", {})}
         done = subprocess.run(
-            [program, *map(str, words)], capture_output=True, text=True, timeout=120, check=False, **more
+            [program, *map(str, words)], capture_output=True, text=True, timeout=300, check=False, **more
         )
         return Done(code=done.returncode, out=done.stdout, err=done.stderr)
 

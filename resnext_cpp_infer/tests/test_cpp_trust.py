@@ -502,7 +502,7 @@ def test_the_first_signal_ends_a_wait_for_a_frame(stream: Any, number: signal.Si
     stream.stdin.write(sent)
     stream.stdin.flush()
     stream.send_signal(number)
-    assert stream.wait(timeout=60) == 75
+    assert stream.wait(timeout=300) == 75
     assert stream.stderr.read() == b"resnext-infer: stopped while waiting for a frame\n"
 
 
@@ -519,14 +519,14 @@ def test_a_frame_is_taken_as_it_arrives_and_no_larger_than_images_are(stream: An
         assert stream.poll() is None
     assert peak() - before < 32 << 10
     stream.terminate()
-    assert stream.wait(timeout=60) == 75
+    assert stream.wait(timeout=300) == 75
 
 
 def test_a_frame_beyond_the_limit_ends_it(program: Path, model: list[object]) -> None:
     words = [program, *map(str, model), "--stream"]
     for length in ((64 << 20) + 5, (1 << 31) - 1, (1 << 32) - 1):
         done = subprocess.run(
-            words, input=b"I" + struct.pack("<I", length), capture_output=True, timeout=60, check=False
+            words, input=b"I" + struct.pack("<I", length), capture_output=True, timeout=300, check=False
         )
         assert done.returncode == 3
         assert done.stderr.startswith(f"resnext-infer: a frame announces {length} bytes; at most ".encode())
@@ -547,6 +547,6 @@ def test_a_signal_ends_a_wait_for_the_reader_of_a_pipe(
     while not catches(process.pid, signal.SIGTERM):
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 75
+    assert process.wait(timeout=300) == 75
     assert process.stderr is not None
     process.stderr.close()

@@ -209,8 +209,8 @@ def test_what_there_is_no_time_for_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_time_ends_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
     began = time.monotonic()
-    found = contest(monkeypatch, {"timm": sleeper(0.01), "ours, triton": sleeper(60.0)}, 0.5)
-    assert time.monotonic() - began < 50
+    found = contest(monkeypatch, {"timm": sleeper(0.01), "ours, triton": sleeper(590.0)}, 0.5)
+    assert time.monotonic() - began < 500
     assert found["contenders"] == {}
     assert found["failed"] == {"timm": models.NO_TIME, "ours, triton": models.NO_TIME}
 

@@ -248,7 +248,7 @@ def test_a_reader_that_goes_away_is_one_line(weights_file: Path, photos: Path, t
     process.stdout.readline()
     process.stdout.close()
     err = process.stderr.read()
-    assert process.wait(timeout=60) == EXIT_DATA
+    assert process.wait(timeout=300) == EXIT_DATA
     assert err == b"resnext-run: cannot write standard output: Broken pipe\n"
 
 

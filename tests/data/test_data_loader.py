@@ -383,7 +383,7 @@ def test_any_main_module_will_do(index: Index, tmp_path: Path, start: str) -> No
         flags["-c"].insert(0, "-P")
     done = subprocess.run(
         [sys.executable, *flags[start], str(index.root)],
-        input=code, capture_output=True, text=True, timeout=60, cwd=tmp_path,
+        input=code, capture_output=True, text=True, timeout=300, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -404,7 +404,7 @@ def test_workers_end_with_their_parent(index: Index, number: signal.Signals) -> 
     parent.stdout.readline()
     pids = [int(p) for p in parent.stdout.readline().split()]
     parent.send_signal(number)
-    assert parent.wait(timeout=60) != 0
+    assert parent.wait(timeout=300) != 0
     assert len(pids) == 2
     assert eventually(lambda: not any(alive(p) for p in pids))
     parent.communicate()
@@ -421,7 +421,7 @@ def test_workers_end_though_a_fork_holds_their_link(index: Index) -> None:
     pids = [int(p) for p in parent.stdout.readline().split()]
     child = int(parent.stdout.readline())
     parent.kill()
-    parent.wait(timeout=60)
+    parent.wait(timeout=300)
     try:
         assert alive(child)
         assert eventually(lambda: not any(alive(p) for p in pids))
@@ -447,7 +447,7 @@ def test_workers_import_no_more_than_they_need() -> None:
         "; print(sorted({'torch', 'mindspore', 'scipy', 'rich', 'pluggy', 'safetensors'} & set(sys.modules)))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
     )
     seconds, modules = done.stdout.splitlines()[0].split(" ", 1)
     assert "cli" not in modules

@@ -125,7 +125,7 @@ def test_tutorial_renames_into_a_backend_of_ones_own(tmp_path: Path) -> None:
     script = next(blocks(section)).text
     copied = tmp_path / "plugins" / "example"
     shutil.copytree(EXAMPLE, copied, ignore=shutil.ignore_patterns("__pycache__", "build", "*.egg-info"))
-    subprocess.run(["bash", "-e", "-c", script], cwd=tmp_path, check=True, timeout=60)
+    subprocess.run(["bash", "-e", "-c", script], cwd=tmp_path, check=True, timeout=300)
     site = tmp_path / "site"
     install(tmp_path / "my-backend", site)
     out = resnext_run(site, tmp_path, "--backend", READERS_ID, "doctor", "--json")

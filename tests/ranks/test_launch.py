@@ -316,14 +316,15 @@ def test_a_companion_waits_for_ranks_elsewhere(
         if os.environ["MINE"] == "beside":
             while len(list(Path(os.environ["FOLDER"]).glob("left-*"))) < 2:
                 time.sleep(0.05)
-            time.sleep(4)  # in which it is ended, where nobody waits for it
+            time.sleep(float(os.environ["TAKES"]))  # in which it is ended, where nobody waits for it
             print("the last rank has left", flush=True)
         else:
             Path(os.environ["FOLDER"], f"left-{os.getpid()}").touch()
         """
     )
     monkeypatch.setenv("FOLDER", str(tmp_path))
-    companion = Companion(name="registry", module=name, environment={"MINE": "beside"})
+    takes = "1" if world == 4 else "600"
+    companion = Companion(name="registry", module=name, environment={"MINE": "beside", "TAKES": takes})
     assert launch_local(request(name, tmp_path), group(world=world, first=0, companion=companion)) == 0
     assert ("the last" in (tmp_path / "logs/registry.log").read_text()) == (world == 4)
 

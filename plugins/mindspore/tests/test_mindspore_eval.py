@@ -44,7 +44,7 @@ def _eval(folder: Path, devices: int, batch_size: int) -> dict:
     words += ["--data", str(folder / "data"), "--output", str(folder / f"runs-{devices}")]
     words += ["--devices", str(devices), "--set", f"eval.batch_size={batch_size}", "--set", "data.workers=0"]
     done = subprocess.run(
-        [sys.executable, "-m", "resnext_core.cli", *words], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "resnext_core.cli", *words], capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1, done.stdout

@@ -215,7 +215,7 @@ def test_plugin_imports_nothing_heavy():
         "print([m for m in ('numpy', 'onnx', 'onnxruntime', 'google.protobuf') if m in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
     )
     assert done.stdout.strip() == "[]"
 
