@@ -95,11 +95,11 @@ def read_png(data: bytes) -> Png:
             parts.append(content)
         elif kind == b"IHDR":
             if header is not None:
-                raise ValueError("two chunks IHDR")
+                raise ValueError("two IHDR chunks")
             header = _header(content)
         elif kind == b"PLTE":
             if palette is not None:
-                raise ValueError("two chunks PLTE")
+                raise ValueError("two PLTE chunks")
             palette = bytes(content)
         elif kind == b"IEND":
             raise ValueError("no image data before IEND")
@@ -111,7 +111,7 @@ def read_png(data: bytes) -> Png:
     if colour != 3:
         plain, palette = plain and palette is None, None  # it is a suggestion there
     elif palette is None or not palette or len(palette) % 3 or len(palette) > _PALETTE_BYTES:
-        raise ValueError("a palette image without a sound palette")
+        raise ValueError("palette image with a missing or invalid palette")
     elif len(palette) < 3 << depth:
         plain, palette = (
             False,
@@ -162,9 +162,9 @@ def _header(content: memoryview) -> tuple[int, int, int, int, bool]:
         raise ValueError(f"a header of {len(content)} bytes, not 13")
     width, height, depth, colour, compression, filtering, interlace = struct.unpack(">IIBBBBB", content)
     if not (0 < width < 1 << 31 and 0 < height < 1 << 31):
-        raise ValueError(f"{width} x {height} is no size")
+        raise ValueError(f"{width} x {height} is not a valid size")
     if depth not in _TYPES.get(colour, (0, ()))[1]:
-        raise ValueError(f"there is no PNG of colour type {colour} with {depth} bits")
+        raise ValueError(f"invalid PNG: colour type {colour} with {depth} bits")
     if compression or filtering or interlace > 1:
         raise ValueError(
             f"unknown methods {compression}, {filtering}, {interlace} of compression, filters, interlace"

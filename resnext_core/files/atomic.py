@@ -31,9 +31,7 @@ def local_path(text: str | Path) -> Path:
     match = _ADDRESS.match(str(text))
     if match and not os.path.lexists(text):
         address = f"{match[1]}//{str(text)[match.end() :]}"
-        raise UsageError(
-            f"{quoted(address)} is an address, not a file; download it first, then give its path"
-        )
+        raise UsageError(f"{quoted(address)} is a URL, not a file; download it first and give its path")
     return Path(text)
 
 

@@ -177,9 +177,9 @@ def test_many_images_go_in_several_frames(onnx_file: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"device": "tpu"}, UsageError, "it knows: cpu cuda cann"),
+        ({"device": "tpu"}, UsageError, "supported: cpu cuda cann"),
         ({"device": "cuda"}, BackendUnavailable, "CUDA execution provider"),
-        ({"engine": "trt"}, UsageError, "there is no engine 'trt'"),
+        ({"engine": "trt"}, UsageError, "no engine 'trt'"),
         ({"program": "/nowhere/resnext-infer"}, BackendUnavailable, "correct the path"),
     ],
 )

@@ -201,7 +201,7 @@ def test_a_file_that_no_image_needs_to_be_is_not_read(infer: Infer, tmp_path: Pa
     picture(20, 30).save(path)
     os.truncate(path, 1 << 40)  # a hole: reading it would take the memory of the machine
     spec = PreprocessSpec(size=16, resize=16)
-    reason = f"a file of {1 << 40} bytes; JPEG and PNG are read up to {1 << 31}"
+    reason = f"the file has {1 << 40} bytes; the limit for JPEG and PNG is {1 << 31}"
     done = infer(*null_model(tmp_path, spec), "--data", path)
     assert done.code == 3
     assert json.loads(done.out)["error"] == reason

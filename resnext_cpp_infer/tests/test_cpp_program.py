@@ -98,7 +98,7 @@ def test_lines_are_in_order_and_say_what_is_asked(
         )
     errors = {Path(row["path"]).parent.name: row["error"] for row in rows if "error" in row}
     assert errors == {
-        "ant": "the file is empty", "bee": "neither JPEG nor PNG; this program reads no other format",
+        "ant": "the file is empty", "bee": "neither JPEG nor PNG; other formats are not supported",
         "fox": "the file is truncated",
     }  # fmt: skip
 
@@ -193,7 +193,7 @@ def test_the_modelzoos_layout(
         (["--data", "{data}"], 2, "--model is missing"),
         (["--model", "m.onnx"], 2, "--data is missing"),
         (["--model"], 2, "--model needs a value"),
-        (["--model", "m.onnx", "--data", "{data}"], 3, "there is no model m.onnx"),
+        (["--model", "m.onnx", "--data", "{data}"], 3, "no such model: m.onnx"),
         (["--model", "m.bin", "--data", "{data}"], 2, "no engine for 'm.bin'"),
         (["{null}", "--data", "nowhere"], 3, "there is no data at nowhere"),
         (["{null}", "--data", "{data}", "--batch", "0"], 2, "--batch must be an integer from 1"),
@@ -236,7 +236,7 @@ def test_one_line_and_the_right_code(
         (lambda m: m["preprocess"].update(size=25), "image_size is not the size of preprocess"),
         (lambda m: m["preprocess"].update(resize=3), "resize is below its size"),
         (lambda m: m["preprocess"].update(std=[1, 2, 0]), "std must be above 0"),
-        (lambda m: m["preprocess"].update(gamma=2), "'gamma' is unknown to this program"),
+        (lambda m: m["preprocess"].update(gamma=2), "'gamma' is unknown; the file is from a newer release"),
         (lambda m: m["preprocess"].update(size=1.5), "must be an integer"),
         (lambda m: m["classes"].pop(), "6 class names for 7 classes"),
         (lambda m: m.pop("model"), "'model' is missing"),
@@ -276,7 +276,7 @@ def test_a_full_disk_keeps_what_is_there_and_marks_it(infer: Infer, model: list[
         finally:
             Path("/dev/shm/full.partial").unlink()
         assert done.code == 3
-        assert "No space left on device; what was written is in /dev/shm/full.partial" in done.err
+        assert "No space left on device; the output so far is in /dev/shm/full.partial" in done.err
         assert not Path("/dev/shm/full").exists()
 
 
@@ -332,7 +332,7 @@ def test_frames_that_do_not_fit_are_answered_and_those_that_are_none_end_it(
     answers = out[5 + length :]
     assert out[:1] == b"M"
     assert answers[:1] == b"E"
-    assert b"not of whole images" in answers
+    assert b"does not hold whole images" in answers
     assert answers.endswith(struct.pack("<7f", *means(row)))
     assert converse(program, model, b"X\0\0\0\0")[0] == 3
     assert converse(program, model, good[:-5])[0] == 3

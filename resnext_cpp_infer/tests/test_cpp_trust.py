@@ -135,8 +135,7 @@ def test_a_network_that_is_computed_wrongly_is_not_served(
     done = infer(*onnx_words(path, data))
     assert (done.code, done.out, done.err.count("\n")) == (3, "", 1)
     assert (
-        "does not compute what it was saved with: its golden logits are off by 0.001 of the largest"
-        in done.err
+        "gives wrong results on this machine: its golden logits are off by 0.001 of the largest" in done.err
     )
     assert infer(*onnx_words(path, data), "--self-check", "digest").code == 0
     done = infer("--model", path, "--runtime", onnxruntime_library(), "--stream")
@@ -167,7 +166,7 @@ def test_what_was_checked_is_in_the_summary_and_what_was_not_is_said(
     path = tmp_path / "m.onnx"
     found, err = check(edited(onnx_file, path, lambda m: m.pop("golden")))
     assert found == {"content": True, "golden": None}
-    assert err.endswith("has no golden logits: whether it is computed rightly here is not checked\n")
+    assert err.endswith("has no golden logits: its results on this machine were not checked\n")
     old = edited(onnx_file, path, lambda m: m["artefact"].pop("content"), seal=False)
     found, err = check(old)
     assert found["content"] is False
@@ -428,15 +427,14 @@ def test_an_address_is_no_path(infer: Infer, model: list[object], data: Path) ->
         done = infer(*words)
         assert done.code == 2
         assert (
-            done.err
-            == f"resnext-infer: '{url}' is an address, not a file; download it first, then give its path\n"
+            done.err == f"resnext-infer: '{url}' is a URL, not a file; download it first and give its path\n"
         )
 
 
 def test_a_loop_of_links_is_no_model(infer: Infer, data: Path, tmp_path: Path) -> None:
     (tmp_path / "m.onnx").symlink_to("m.onnx")
     done = infer("--model", tmp_path / "m.onnx", "--data", data)
-    assert (done.code, done.err) == (3, f"resnext-infer: there is no model {tmp_path / 'm.onnx'}\n")
+    assert (done.code, done.err) == (3, f"resnext-infer: no such model: {tmp_path / 'm.onnx'}\n")
 
 
 def test_names_in_messages_are_one_line(infer: Infer, model: list[object]) -> None:
@@ -529,7 +527,9 @@ def test_a_frame_beyond_the_limit_ends_it(program: Path, model: list[object]) ->
             words, input=b"I" + struct.pack("<I", length), capture_output=True, timeout=300, check=False
         )
         assert done.returncode == 3
-        assert done.stderr.startswith(f"resnext-infer: a frame announces {length} bytes; at most ".encode())
+        assert done.stderr.startswith(
+            f"resnext-infer: a frame announces {length} bytes; the limit is ".encode()
+        )
 
 
 def catches(pid: int, number: signal.Signals) -> bool:

@@ -45,7 +45,7 @@ def test_an_address_is_no_file(
     assert main([w.format(weights=weights_file, recipe=recipe) for w in words]) == EXIT_USAGE
     error = capsys.readouterr().err
     assert "://" in error
-    assert error.endswith(" is an address, not a file; download it first, then give its path\n")
+    assert error.endswith(" is a URL, not a file; download it first and give its path\n")
     assert error.count("\n") == 1
 
 
@@ -55,13 +55,13 @@ def test_an_address_in_a_list_on_standard_input(
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{URL}\n".encode())))
     words = ["--backend", "reference", "infer", "--weights", str(weights_file), "-"]
     assert main(words) == EXIT_USAGE
-    assert f"'{URL}' is an address" in capsys.readouterr().err
+    assert f"'{URL}' is a URL" in capsys.readouterr().err
 
 
 def test_what_is_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for text in (URL, Path(URL), "hf:/x", "file:///x/y", "s3://b"):
-        with pytest.raises(UsageError, match="is an address"):
+        with pytest.raises(UsageError, match="is a URL"):
             local_path(text)
     for text in ("a:b", "c:/x", "x/https://y", "", "/x://y", "://x"):
         assert local_path(text) == Path(text)

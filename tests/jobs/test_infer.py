@@ -112,7 +112,7 @@ def test_what_cannot_be_asked(core_only: None, weights_file: Path, tmp_path: Pat
         (InferJob(weights=weights_file), UsageError, "give images"),
         (InferJob(weights=weights_file, images=[]), DataError, "no images found"),
         (InferJob(weights=weights_file, images=[tmp_path], top=0), UsageError, "--top"),
-        (InferJob(weights=weights_file, images=[Path("https://a.org/b.jpg")]), UsageError, "is an address"),
+        (InferJob(weights=weights_file, images=[Path("https://a.org/b.jpg")]), UsageError, "is a URL"),
     ):
         with pytest.raises(error, match=says):
             infer(job)

@@ -105,7 +105,7 @@ class Library {
 struct resnext_model {
   explicit resnext_model(const resnext_request& request) : library(request.runtime), device(request.device_id) {
     if (request.precision[0] != '\0')
-      throw std::runtime_error("--precision is not for .om: its precision was chosen when ATC wrote it");
+      throw std::runtime_error("--precision cannot be used with .om: its precision was set in ATC");
     try {
       open(request);
     } catch (...) {
@@ -139,9 +139,9 @@ struct resnext_model {
   void read_shape(const resnext_request& request) {
     const acl::Api& api = library.api;
     if (request.image_size < 1 || request.classes < 1)
-      throw std::runtime_error(std::string("an .om file has no manifest inside; put it beside, as ") + request.path +
-                               ".json");
-    if (api.aclmdlGetNumOutputs(desc) != 1) throw std::runtime_error("the model has not one output");
+      throw std::runtime_error(std::string("an .om file cannot contain a manifest; put it beside the model as ") +
+                               request.path + ".json");
+    if (api.aclmdlGetNumOutputs(desc) != 1) throw std::runtime_error("the model must have exactly one output");
     acl::Dims dims{};
     library.check(api.aclmdlGetInputDims(desc, 0, &dims), "aclmdlGetInputDims");
     const int type = api.aclmdlGetInputDataType(desc, 0);
@@ -152,7 +152,8 @@ struct resnext_model {
     const bool nhwc = dims.count == 4 && dims.dims[1] == side && dims.dims[2] == side && dims.dims[3] == 3;
     const bool nchw = dims.count == 4 && dims.dims[1] == 3 && dims.dims[2] == side && dims.dims[3] == side;
     if (uint8_input ? !nhwc : !nchw)
-      throw std::runtime_error("the model's input is not of the manifest's images; was it converted from another?");
+      throw std::runtime_error(
+          "the model's input does not match the manifest's images; was it converted from another model?");
     row_bytes = static_cast<size_t>(side * side * 3) * (uint8_input ? 1 : sizeof(float));
     half_output = api.aclmdlGetOutputDataType(desc, 0) == acl::kFloat16;
     if (!half_output && api.aclmdlGetOutputDataType(desc, 0) != acl::kFloat)
@@ -200,7 +201,7 @@ struct resnext_model {
     const size_t count = static_cast<size_t>(batch) * static_cast<size_t>(classes),
                  bytes = count * (half_output ? 2 : 4);
     if (batch * row_bytes > input_size || bytes > output_size)
-      throw std::runtime_error("the model's buffers are smaller than its shapes; was it converted from another?");
+      throw std::runtime_error("the model's buffers are smaller than its shapes; was it converted from another model?");
     library.check(api.aclrtMemcpy(input, input_size, rows, n * row_bytes, acl::kToDevice), "aclrtMemcpy");
     library.check(api.aclmdlExecute(model, inputs, outputs), "aclmdlExecute");
     host.resize(bytes);
@@ -264,7 +265,7 @@ resnext_model* open_model(const resnext_request* request, char* error, size_t si
 int run(resnext_model* model, const void* rows, int32_t n, float* logits, size_t capacity, char* error, size_t size) {
   try {
     if (capacity < static_cast<size_t>(n) * static_cast<size_t>(model->classes))
-      throw std::runtime_error("room for too few logits");
+      throw std::runtime_error("the buffer for logits is too small");
     model->compute(static_cast<const char*>(rows), static_cast<size_t>(n), logits);
     return 0;
   } catch (const std::exception& failure) {

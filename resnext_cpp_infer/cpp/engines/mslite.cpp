@@ -28,7 +28,7 @@ std::string known_precisions() {
 void check_precision(const std::string& precision) {
   for (const char* name : kPrecisions)
     if (precision == name) return;
-  throw std::runtime_error("no precision '" + precision + "'; there are: " + known_precisions());
+  throw std::runtime_error("unknown precision '" + precision + "'; available: " + known_precisions());
 }
 
 void check(const mindspore::Status& status, const char* call) {
@@ -47,7 +47,7 @@ struct resnext_model {
     const std::string device = request.device, precision = request.precision;
     auto context = std::make_shared<mindspore::Context>();
     if (device == "cpu") {
-      if (!precision.empty()) throw std::runtime_error("--precision is for Ascend");
+      if (!precision.empty()) throw std::runtime_error("--precision needs an Ascend device");
       if (request.threads > 0) context->SetThreadNum(request.threads);
       context->MutableDeviceInfo().push_back(std::make_shared<mindspore::CPUDeviceInfo>());
     } else {
@@ -63,7 +63,7 @@ struct resnext_model {
     const bool lite = path.size() > 3 && path.compare(path.size() - 3, 3, ".ms") == 0;
     check(model.Build(path, lite ? mindspore::kMindIR_Lite : mindspore::kMindIR, context), "Model::Build");
     const auto inputs = model.GetInputs();
-    if (inputs.size() != 1) throw std::runtime_error("the model has not one input");
+    if (inputs.size() != 1) throw std::runtime_error("the model must have exactly one input");
     const auto type = inputs[0].DataType();
     uint8_input = type == mindspore::DataType::kNumberTypeUInt8;
     if (!uint8_input && type != mindspore::DataType::kNumberTypeFloat32)
@@ -73,7 +73,7 @@ struct resnext_model {
     const std::vector<int64_t> row =
         uint8_input ? std::vector<int64_t>{side, side, 3} : std::vector<int64_t>{3, side, side};
     if (shape.size() != 4 || std::vector<int64_t>(shape.begin() + 1, shape.end()) != row)
-      throw std::runtime_error("the model's input is not of the manifest's images");
+      throw std::runtime_error("the model's input does not match the manifest's images");
     row_bytes = static_cast<size_t>(side * side * 3) * (uint8_input ? 1 : sizeof(float));
     classes = request.classes;
     fixed = shape[0] > 0 ? static_cast<int32_t>(shape[0]) : 0;
@@ -97,7 +97,7 @@ struct resnext_model {
     const size_t wanted = static_cast<size_t>(n) * static_cast<size_t>(classes) * sizeof(float);
     if (outputs.size() != 1 || outputs[0].DataType() != mindspore::DataType::kNumberTypeFloat32 ||
         outputs[0].DataSize() != wanted || outputs[0].Data() == nullptr)
-      throw std::runtime_error("the model's output is not float32 logits of the manifest's classes");
+      throw std::runtime_error("the model's output is not float32 logits for the manifest's classes");
     std::memcpy(logits, outputs[0].Data().get(), wanted);
   }
 
@@ -123,7 +123,7 @@ resnext_model* open_model(const resnext_request* request, char* error, size_t si
 int run(resnext_model* model, const void* rows, int32_t n, float* logits, size_t capacity, char* error, size_t size) {
   try {
     if (capacity < static_cast<size_t>(n) * static_cast<size_t>(model->classes))
-      throw std::runtime_error("room for too few logits");
+      throw std::runtime_error("the buffer for logits is too small");
     model->compute(rows, n, logits);
     return 0;
   } catch (const std::exception& failure) {

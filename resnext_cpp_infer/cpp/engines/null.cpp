@@ -25,7 +25,7 @@ resnext_model* open_model(const resnext_request* request, char* error, size_t si
 int run(resnext_model* model, const void* rows, int32_t n, float* logits, size_t capacity, char* error, size_t size) {
   const auto classes = static_cast<size_t>(model->classes);
   if (capacity < static_cast<size_t>(n) * classes) {
-    std::snprintf(error, size, "room for %zu logits is too little", capacity);
+    std::snprintf(error, size, "the buffer for %zu logits is too small", capacity);
     return 1;
   }
   const auto* bytes = static_cast<const uint8_t*>(rows);

@@ -105,7 +105,7 @@ struct resnext_model {
           {{"device_id", number.c_str()}, {"enable_cann_graph", "1"}, {"precision_mode", precision}});
     }
     if (device != "cann" && request.precision[0] != '\0')
-      throw std::runtime_error("--precision is for the device cann; an ONNX file has its own");
+      throw std::runtime_error("--precision needs --device cann; otherwise the ONNX file sets it");
     session = runtime.make<ort::ReleaseSession, ort::CreateSession, ort::Session>(
         static_cast<const ort::Env*>(env.get()), request.path, static_cast<const ort::SessionOptions*>(options.get()));
     version = "ONNX Runtime " + runtime.version();
@@ -149,7 +149,7 @@ struct resnext_model {
     const ort::Session* s = session.get();
     size_t count = 0;
     runtime.call<Count>(s, &count);
-    if (count != 1) throw std::runtime_error(std::string("the graph has not one ") + what);
+    if (count != 1) throw std::runtime_error(std::string("the graph must have exactly one ") + what);
     Port found;
     char* name = nullptr;
     runtime.call<Name>(s, size_t{0}, allocator, &name);
@@ -157,7 +157,7 @@ struct resnext_model {
     const auto type = runtime.make<ort::ReleaseTypeInfo, Type, ort::TypeInfo>(s, size_t{0});
     const ort::TensorInfo* tensor = nullptr;
     runtime.call<ort::CastToTensorInfo>(static_cast<const ort::TypeInfo*>(type.get()), &tensor);
-    if (tensor == nullptr) throw std::runtime_error(std::string("the graph's ") + what + " is no tensor");
+    if (tensor == nullptr) throw std::runtime_error(std::string("the graph's ") + what + " is not a tensor");
     size_t rank = 0;
     runtime.call<ort::GetElementType>(tensor, &found.type);
     runtime.call<ort::DimensionCount>(tensor, &rank);
@@ -210,7 +210,7 @@ int run(resnext_model* model, const void* rows, int32_t n, float* logits, size_t
   try {
     if (capacity < static_cast<size_t>(n) * static_cast<size_t>(model->classes))
       throw std::runtime_error("the graph has " + std::to_string(model->classes) +
-                               " classes, more than its manifest says");
+                               " classes, more than its manifest");
     model->compute(rows, n, logits);
     return 0;
   } catch (const std::exception& failure) {

@@ -19,32 +19,32 @@ artefact's manifest (inside it, or FILE.json); no flag changes them.
   --model FILE         .onnx, .om, .mindir or .ms
   --data PATH          folder of class folders, folder of images, list of 'path label' lines, or an image
   --labels FILE        JSON {file: class} or a list, for images without class folders
-  --output FILE        a line for each image, in the order of their paths (default: standard output)
+  --output FILE        one line per image, sorted by path (default: standard output)
   --format F           jsonl or csv (default jsonl)
-  --top K              classes a line (default 5)
+  --top K              classes per line (default 5)
   --summary FILE       JSON: counts, accuracy, latencies, images/s
   --logits FILE        all logits, .npy float32 (images, classes); NaN for images that cannot be read
-  --pixels FILE        what the network sees, .npy uint8 (images, size, size, 3)
+  --pixels FILE        the network's input, .npy uint8 (images, size, size, 3)
   --modelzoo-layout DIR
-                       also result_Files/*.bin and time_Result as the ModelZoo wrote them
+                       also write result_Files/*.bin and time_Result like the ModelZoo
 
-  --engine NAME        onnx, acl, mslite or null (default: by the model's ending)
-  --engines DIR        where their libraries are (default: beside this program)
-  --runtime FILE       library of the runtime, e.g. libonnxruntime.so (default: as the system finds it)
+  --engine NAME        onnx, acl, mslite or null (default: from the model's ending)
+  --engines DIR        folder of the engines' libraries (default: beside this program)
+  --runtime FILE       library of the runtime, e.g. libonnxruntime.so (default: searched by the system)
   --device NAME        cpu, cuda, cann, ascend310, ascend310p, ascend910 (default cpu)
-  --device-id N        which of them (default 0)
-  --precision NAME     what the engine offers (default: as the artefact is)
-  --batch N            images a call (default: the artefact's, or 8)
-  --threads N          threads of the engine (default: as it likes)
-  --workers N          threads that decode (default: one a core)
-  --warmup N           calls before the clock starts (default 1)
-  --self-check MODE    full: compare the file with its digest and compute its golden logits; digest: the first alone;
-                       off: neither (default full)
+  --device-id N        number of the device (default 0)
+  --precision NAME     one of the engine's precisions (default: the artefact's)
+  --batch N            images per call (default: the artefact's, or 8)
+  --threads N          threads of the engine (default: the engine's choice)
+  --workers N          decoding threads (default: one per core)
+  --warmup N           calls before timing starts (default 1)
+  --self-check MODE    full: compare the file with its digest and compute its golden logits; digest: only the digest;
+                       off: no check (default full)
 
   --stream             serve frames on standard input and output, see docs/cpp.md
-  --print-manifest     print what the artefact says of itself, e.g. to put beside a model made from it
-  --list-engines       print the engines that are there
-  --quiet              no progress
+  --print-manifest     print the artefact's manifest, e.g. for a model converted from it
+  --list-engines       list the installed engines
+  --quiet              no progress output
   --version, --help
 
 Exit codes: 0 done, 2 wrong use, 3 data cannot be read or written (also some images), 4 engine or device not available,

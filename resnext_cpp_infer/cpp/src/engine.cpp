@@ -20,7 +20,7 @@ constexpr size_t kErrorSize = 1024;
 
 // How to get the engine that an ending asks for.
 std::string how_to_get(const std::string& name) {
-  return name == "mslite" ? "set LITE_HOME to MindSpore Lite and build this program again" : "build this program again";
+  return name == "mslite" ? "set LITE_HOME to MindSpore Lite and rebuild this program" : "rebuild this program";
 }
 
 std::string joined(const std::vector<std::string>& words) {
@@ -71,12 +71,12 @@ Model::Model(const EngineRequest& request) {
   if (!there && request.name.empty())
     throw Error(kEngine, "the engine '" + name_ + "', which serves " + fs::path(request.model).extension().string() +
                              " files, is not in " + folder + ": " + how_to_get(name_) +
-                             "; there are: " + joined(known));
+                             "; available: " + joined(known));
   if (!there)
-    throw Error(kUsage, "there is no engine '" + name_ + "' in " + folder + "; there are: " + joined(known));
+    throw Error(kUsage, "no engine '" + name_ + "' in " + folder + "; available: " + joined(known));
   std::error_code none;  // a loop of links is no model either
   if (name_ != "null" && !fs::is_regular_file(request.model, none))
-    throw Error(kData, "there is no model " + request.model);
+    throw Error(kData, "no such model: " + request.model);
   const std::string path = folder + "/" + kPrefix + name_ + ".so";
   library_ = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library_ == nullptr) throw Error(kEngine, "engine " + name_ + " cannot be loaded: " + dlerror());
@@ -84,10 +84,11 @@ Model::Model(const EngineRequest& request) {
   uint32_t own = 0;
   engine_ = get == nullptr ? nullptr : get(RESNEXT_ENGINE_ABI, &own);
   if (engine_ == nullptr)
-    throw Error(kEngine, path + " speaks ABI " + std::to_string(own) + ", this program " +
-                             std::to_string(RESNEXT_ENGINE_ABI) + "; build both from one release");
+    throw Error(kEngine, path + " has ABI " + std::to_string(own) + ", this program " +
+                             std::to_string(RESNEXT_ENGINE_ABI) + "; build both from the same release");
   if (!lists(engine_->devices, request.device))
-    throw Error(kUsage, "engine " + name_ + " knows no device '" + request.device + "'; it knows: " + engine_->devices);
+    throw Error(kUsage, "engine " + name_ + " does not support device '" + request.device +
+                            "'; supported: " + engine_->devices);
   text_ = sidecar(request.model);
   if (name_ == "onnx" && request.self_check != SelfCheck::kOff) checked_ = check_content(request.model, text_);
   if (!text_.empty()) manifest_ = Manifest::parse(text_, request.model + ".json");
@@ -124,7 +125,7 @@ void Model::read_manifest(const EngineRequest& request) {
     manifest_ = Manifest::parse(text_, request.model);
   }
   if (text_.empty())
-    throw Error(kData, request.model + " has no manifest: none inside, and no " + request.model + ".json");
+    throw Error(kData, request.model + " has no manifest: not inside, and no file " + request.model + ".json");
 }
 
 Model::~Model() {

@@ -95,7 +95,7 @@ OutputFile::~OutputFile() {
 void OutputFile::fail() const {
   const int error = errno;
   throw Error(kData, "cannot write " + path_ + ": " + std::strerror(error) +
-                         (partial_.empty() ? "" : "; what was written is in " + partial_));
+                         (partial_.empty() ? "" : "; the output so far is in " + partial_));
 }
 
 void OutputFile::write(const void* data, size_t bytes) {
@@ -130,7 +130,7 @@ void refuse_address(const std::string& text) {
     if (std::isalnum(static_cast<unsigned char>(text[i])) == 0 && std::strchr("+.-", text[i]) == nullptr) return;
   std::error_code none;
   if (fs::exists(fs::symlink_status(text, none))) return;
-  throw Error(kUsage, "'" + text + "' is an address, not a file; download it first, then give its path");
+  throw Error(kUsage, "'" + text + "' is a URL, not a file; download it first and give its path");
 }
 
 void guard_standard_files() {

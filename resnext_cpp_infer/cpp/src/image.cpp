@@ -314,8 +314,8 @@ Image decode(const std::string& bytes, int minimum) {
   if (bytes.compare(0, pointer.size(), pointer) == 0)
     throw BadImage("a Git LFS pointer, not an image; run git lfs pull");
   const char* other = bytes.size() > 12 ? other_format(bytes) : nullptr;
-  if (other != nullptr) throw BadImage(std::string(other) + ": this program reads JPEG and PNG only");
-  throw BadImage("neither JPEG nor PNG; this program reads no other format");
+  if (other != nullptr) throw BadImage(std::string(other) + ": only JPEG and PNG are supported");
+  throw BadImage("neither JPEG nor PNG; other formats are not supported");
 }
 
 Image decode_file(const std::string& path, int minimum) {
@@ -327,7 +327,7 @@ Image decode_file(const std::string& path, int minimum) {
   if (file.number < 0 || fstat(file.number, &status) != 0) fail_errno();
   check_regular(status);  // it may have been replaced since
   if (status.st_size > kMaxBytes)
-    throw BadImage("a file of " + std::to_string(status.st_size) + " bytes; JPEG and PNG are read up to " +
+    throw BadImage("the file has " + std::to_string(status.st_size) + " bytes; the limit for JPEG and PNG is " +
                    std::to_string(kMaxBytes));
   std::string bytes(static_cast<size_t>(status.st_size), '\0');
   size_t have = 0;

@@ -64,7 +64,7 @@ class JsonParser {
   Json whole() {
     Json value = read(0);
     blanks();
-    if (at_ != text_.size()) fail("something follows the value");
+    if (at_ != text_.size()) fail("extra text after the value");
     return value;
   }
 
@@ -80,7 +80,7 @@ class JsonParser {
   }
 
   void word(std::string_view expected) {
-    if (text_.substr(at_, expected.size()) != expected) fail("an unknown word");
+    if (text_.substr(at_, expected.size()) != expected) fail("an unknown literal");
     at_ += expected.size();
   }
 
@@ -130,15 +130,15 @@ class JsonParser {
       if (peek() != '"') fail("a key is missing");
       std::string key = string();
       blanks();
-      if (peek() != ':') fail("a colon is missing");
+      if (peek() != ':') fail("missing colon");
       ++at_;
-      if (!value.object_.emplace(std::move(key), read(depth + 1)).second) fail("a key stands twice");
+      if (!value.object_.emplace(std::move(key), read(depth + 1)).second) fail("duplicate key");
       blanks();
       if (peek() == '}') {
         ++at_;
         return;
       }
-      if (peek() != ',') fail("a comma is missing");
+      if (peek() != ',') fail("missing comma");
       ++at_;
     }
   }
@@ -158,7 +158,7 @@ class JsonParser {
         ++at_;
         return;
       }
-      if (peek() != ',') fail("a comma is missing");
+      if (peek() != ',') fail("missing comma");
       ++at_;
     }
   }
@@ -167,7 +167,7 @@ class JsonParser {
     std::string out;
     ++at_;
     while (true) {
-      if (at_ >= text_.size()) fail("a string has no end");
+      if (at_ >= text_.size()) fail("unterminated string");
       const char c = text_[at_];
       if (c == '"') {
         ++at_;
@@ -180,7 +180,7 @@ class JsonParser {
         continue;
       }
       const size_t length = utf8_length(text_, at_);
-      if (length == 0) fail("bytes that are no UTF-8");
+      if (length == 0) fail("invalid UTF-8");
       out.append(text_.substr(at_, length));
       at_ += length;
     }
@@ -219,13 +219,13 @@ class JsonParser {
     if (code >= 0xD800 && code < 0xDC00 && text_.substr(at_, 2) == "\\u") {
       at_ += 2;
       const uint32_t low = hex4();
-      if (low < 0xDC00 || low > 0xDFFF) fail("half a pair of surrogates");
+      if (low < 0xDC00 || low > 0xDFFF) fail("unpaired surrogate");
       code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00);
     } else if (code >= 0xDC80 && code <= 0xDCFF) {
       out += static_cast<char>(code - 0xDC00);  // a byte of a file name, as Python writes it
       return;
     } else if (code >= 0xD800 && code <= 0xDFFF) {
-      fail("half a pair of surrogates");
+      fail("unpaired surrogate");
     }
     append_utf8(out, code);
   }
@@ -249,23 +249,23 @@ class JsonParser {
     if (peek() == '-') ++at_;
     const bool zero = peek() == '0';
     const size_t whole = digits();
-    if (whole == 0 || (zero && whole > 1)) fail(whole == 0 ? "no value" : "a number begins with 0");
+    if (whole == 0 || (zero && whole > 1)) fail(whole == 0 ? "no value" : "number with a leading 0");
     value.whole_ = peek() != '.' && peek() != 'e' && peek() != 'E';
     if (peek() == '.') {
       ++at_;
-      if (digits() == 0) fail("a number ends with its point");
+      if (digits() == 0) fail("number without digits after the point");
     }
     if (peek() == 'e' || peek() == 'E') {
       ++at_;
       if (peek() == '+' || peek() == '-') ++at_;
-      if (digits() == 0) fail("an exponent without digits");
+      if (digits() == 0) fail("exponent without digits");
     }
     value.kind_ = Json::Kind::kNumber;
     const auto [end, error] = std::from_chars(text_.data() + start, text_.data() + at_, value.number_);
     if (error == std::errc::result_out_of_range)  // too large, or too small: then it is nearly 0
       value.number_ = std::strtod(std::string(text_.substr(start, at_ - start)).c_str(), nullptr);
     if ((error != std::errc() && error != std::errc::result_out_of_range) || !std::isfinite(value.number_))
-      fail("a number out of range");
+      fail("number out of range");
   }
 
   std::string_view text_;
@@ -307,7 +307,7 @@ const std::map<std::string, Json>& Json::exactly(const std::string& what,
   for (const char* key : keys) at(key);
   for (const auto& [key, value] : object_) {
     if (std::none_of(keys.begin(), keys.end(), [&known = key](const char* name) { return known == name; }))
-      throw Error(kData, what + " '" + key + "' is unknown to this program; it is of a newer release");
+      throw Error(kData, what + " '" + key + "' is unknown; the file is from a newer release");
   }
   return object_;
 }

@@ -104,7 +104,7 @@ class Sink {
  private:
   void score(const Sample& sample, const float* logits) {
     if (!std::all_of(logits, logits + classes_, [](float x) { return std::isfinite(x); }))
-      throw Error(kData, "the model gives logits that are no numbers for " + sample.path);
+      throw Error(kData, "the model's logits are not finite for " + sample.path);
     ++counts.scored;
     if (sample.label >= 0) {
       const auto best = top_k(logits, classes_, std::min(classes_, size_t{5}));

@@ -119,7 +119,7 @@ void read_golden(const Json& json, Manifest& manifest) {
   if (rows.empty() || rows.size() > kMaxGolden) throw Error(kData, "golden logits must be 1 to 8 rows");
   for (const Json& row : rows) {
     const auto& values = row.array("a row of golden logits");
-    if (values.size() != manifest.classes.size()) throw Error(kData, "golden logits must be a number a class");
+    if (values.size() != manifest.classes.size()) throw Error(kData, "golden logits must have one number per class");
     for (const Json& value : values) manifest.golden.push_back(value.number("a golden logit"));
   }
 }
@@ -146,7 +146,7 @@ void check_seal(const std::string& text, const Json& json, const std::string& wh
     digest.update("}");
     whole = digest.hex() == seal->string("manifest_sha256");
   }
-  if (!whole) throw Error(kData, where + " is damaged: its manifest does not have its own digest");
+  if (!whole) throw Error(kData, where + " is damaged: checksum mismatch of its manifest");
 }
 
 }  // namespace

@@ -63,11 +63,11 @@ Header read_header(const Piece& piece) {
   if (piece.size != 13) throw BadImage("a header of " + std::to_string(piece.size) + " bytes, not 13");
   const uint32_t width = number(piece.at), height = number(piece.at + 4);
   if (width == 0 || height == 0 || width >> 31 != 0 || height >> 31 != 0)
-    throw BadImage(std::to_string(width) + " x " + std::to_string(height) + " is no size");
+    throw BadImage(std::to_string(width) + " x " + std::to_string(height) + " is not a valid size");
   const unsigned char* rest = raw(piece.at + 8);
   const Header header{rest[0], rest[1]};
   if (samples(header.colour, header.depth) == 0)
-    throw BadImage("there is no PNG of colour type " + std::to_string(header.colour) + " with " +
+    throw BadImage("invalid PNG: colour type " + std::to_string(header.colour) + " with " +
                    std::to_string(header.depth) + " bits");
   if (rest[2] != 0 || rest[3] != 0 || rest[4] > 1)
     throw BadImage("unknown methods " + std::to_string(rest[2]) + ", " + std::to_string(rest[3]) + ", " +
@@ -109,11 +109,11 @@ PngChunks png_chunks(const std::string& bytes) {
     }
     if (!sound()) throw BadImage("checksum mismatch in chunk " + name);
     if (name == "IHDR") {
-      if (head.at != nullptr) throw BadImage("two chunks IHDR");
+      if (head.at != nullptr) throw BadImage("two IHDR chunks");
       header = read_header(content);
       head = content;
     } else if (name == "PLTE") {
-      if (palette.at != nullptr) throw BadImage("two chunks PLTE");
+      if (palette.at != nullptr) throw BadImage("two PLTE chunks");
       palette = content;
     } else if (image) {
       parts.push_back(content);
@@ -124,7 +124,7 @@ PngChunks png_chunks(const std::string& bytes) {
   if (parts.empty()) throw BadImage("the file is truncated");
   if (header.colour == 3 &&
       (palette.at == nullptr || palette.size == 0 || palette.size % 3 != 0 || palette.size > kPalette))
-    throw BadImage("a palette image without a sound palette");
+    throw BadImage("palette image with a missing or invalid palette");
   PngChunks chunks;
   if (significant.at != nullptr) chunks.significant = significant_bits(significant, header);
   size_t size = 0;

@@ -36,7 +36,7 @@ std::string make_folder(const std::string& folder, const char* name) {
   const std::string path = folder + "/" + name;
   std::error_code error;
   std::filesystem::create_directories(path, error);
-  if (error) throw Error(kData, "cannot make " + path + ": " + error.message());
+  if (error) throw Error(kData, "cannot create " + path + ": " + error.message());
   return path;
 }
 

@@ -104,12 +104,12 @@ SelfCheckResult check_content(const std::string& path, const std::string& beside
   if (text.empty()) return result;  // the engine says what is wrong with it
   const Manifest manifest = Manifest::parse(text, file.manifest.empty() ? path + ".json" : path);
   if (manifest.content.empty()) {
-    result.note = path + " has no digest of its graph: whether it is damaged cannot be seen; export it again";
+    result.note = path + " has no digest of its graph and was not checked for damage; export it again";
   } else if (file.readable && manifest.content == file.content) {
     result.content = true;
   } else if (file.readable && file.converted) {
     result.converted = true;
-    result.note = path + " was converted by another tool: whether it is damaged cannot be seen";
+    result.note = path + " was converted by another tool and was not checked for damage";
   } else {
     throw Error(kData, path + " is damaged, or another tool changed it: its graph does not have the digest of its " +
                            "manifest; export it again (--self-check off serves it as it is)");
@@ -122,7 +122,7 @@ void check_golden(Model& model, const EngineRequest& request, SelfCheckResult& r
   if (model.engine() == "null") return;  // it computes no network
   if (manifest.golden.empty()) {
     result.note += (result.note.empty() ? request.model : std::string("; it")) +
-                   " has no golden logits: whether it is computed rightly here is not checked";
+                   " has no golden logits: its results on this machine were not checked";
     return;
   }
   const auto classes = static_cast<size_t>(model.classes());
@@ -141,8 +141,8 @@ void check_golden(Model& model, const EngineRequest& request, SelfCheckResult& r
   const double allowed = exact && !reduced(request, result.converted) ? kTolerance : kToleranceHalf;
   result.difference = off / most;
   if (!finite || !(result.difference <= allowed))
-    throw Error(kData, request.model + " does not compute what it was saved with: its golden logits are off by " +
-                           (finite ? short_number(result.difference) + " of the largest" : "values that are none") +
+    throw Error(kData, request.model + " gives wrong results on this machine: its golden logits are " +
+                           (finite ? "off by " + short_number(result.difference) + " of the largest" : "not finite") +
                            " (allowed " + short_number(allowed) +
                            "); do not use it here (--self-check off skips this check)");
 }

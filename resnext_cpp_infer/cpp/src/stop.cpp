@@ -33,7 +33,7 @@ void on_signal(int) {
   errno = saved;
 }
 
-void on_alarm(int) { end_now("resnext-infer: stopped within a call that did not come back\n"); }
+void on_alarm(int) { end_now("resnext-infer: stopped during a call that did not return\n"); }
 
 void handle(int number, void (*handler)(int)) {
   struct sigaction action {};

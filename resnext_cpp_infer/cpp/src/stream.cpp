@@ -26,7 +26,7 @@ bool read_all(int file, void* target, size_t bytes) {
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) throw Error(kData, std::string("cannot read standard input: ") + std::strerror(errno));
     if (n == 0 && done == 0) return false;
-    if (n == 0) throw Error(kData, "standard input ends within a frame");
+    if (n == 0) throw Error(kData, "standard input ends inside a frame");
     done += static_cast<size_t>(n);
   }
   return true;
@@ -69,7 +69,7 @@ void read_payload(int file, size_t length, std::vector<char>& payload) {
   while (payload.size() < length) {
     const size_t done = payload.size(), piece = std::min(length - done, kPiece);
     payload.resize(done + piece);
-    if (!read_all(file, payload.data() + done, piece)) throw Error(kData, "standard input ends within a frame");
+    if (!read_all(file, payload.data() + done, piece)) throw Error(kData, "standard input ends inside a frame");
   }
 }
 
@@ -78,7 +78,7 @@ void answer(Model& model, char kind, const std::vector<char>& payload, std::vect
   const size_t row_bytes = row_size(model, kind);
   const uint32_t n = payload.size() < 4 ? 0 : get_uint32(payload.data());
   if (n == 0 || payload.size() - 4 != static_cast<size_t>(n) * row_bytes)
-    throw Error(kUsage, "a frame of " + std::to_string(payload.size()) + " bytes is not of whole images");
+    throw Error(kUsage, "a frame of " + std::to_string(payload.size()) + " bytes does not hold whole images");
   logits.resize(static_cast<size_t>(n) * static_cast<size_t>(model.classes()));
   const void* rows = payload.data() + 4;
   if (kind == 'I') {
@@ -98,11 +98,12 @@ void serve_stream(Model& model, int input, int output) {
   std::vector<float> logits;
   for (char head[5]; read_all(input, head, sizeof head) && head[0] != 'Q';) {
     const uint32_t length = get_uint32(head + 1);
-    if (head[0] != 'I' && head[0] != 'T') throw Error(kData, "standard input is not of this program's frames");
+    if (head[0] != 'I' && head[0] != 'T') 
+      throw Error(kData, "standard input does not have this program's frame format");
     const size_t most = std::max(kMaxImages, row_size(model, head[0])) + 4;
     if (length > most)
-      throw Error(kData, "a frame announces " + std::to_string(length) + " bytes; at most " + std::to_string(most) +
-                             " are taken: send fewer images at once");
+      throw Error(kData, "a frame announces " + std::to_string(length) + " bytes; the limit is " +
+                             std::to_string(most) + ": send fewer images at once");
     read_payload(input, length, payload);
     try {
       answer(model, head[0], payload, logits);
