@@ -47,8 +47,10 @@ if TYPE_CHECKING:
 GRACE_S = 20.0
 #: Seconds that the others have to save after a rank that ended in good order though nobody told us to stop.
 ORDERLY_S = 120.0
-#: Seconds to wait for the real culprit when the first rank to end only says that it lost another.
+#: Seconds to wait for the real culprit when the first rank to end may only have lost another.
 CULPRIT_S = 2.0
+#: How a rank ends that lost another: it says so, or the collectives' own threads abort it.
+_LOST_ANOTHER = (EXIT_UNAVAILABLE, -signal.SIGABRT)
 #: Lines of the failing rank's log that are repeated on the terminal.
 TAIL_LINES = 20
 _POLL_S = 0.05
@@ -187,14 +189,14 @@ class _Job:
     def _end(self) -> _End | None:
         """Wait; return None when all ended well, or what ended first, or has to be ended.
 
-        A rank that lost another one exits with EXIT_UNAVAILABLE, perhaps before the other is quite dead: it
-        is only blamed when nobody else fails within CULPRIT_S.
+        A rank that lost another one may end before the other is quite dead: it is only blamed when nobody else
+        fails within CULPRIT_S.
         """
         deadline = None
         while True:
             codes = [self._code(local) for local in range(len(self._ranks))]
             failures = [(local, code) for local, code in enumerate(codes) if code]
-            culprits = [failure for failure in failures if failure[1] != EXIT_UNAVAILABLE]
+            culprits = [failure for failure in failures if failure[1] not in _LOST_ANOTHER]
             if culprits:
                 return self._failure(*culprits[0])
             if failures:
