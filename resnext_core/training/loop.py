@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from itertools import islice
 
 from resnext_core.runs.checkpoint import Checkpoint
 from resnext_core.runs.checkpoint_folder import RunProgress
@@ -26,12 +27,13 @@ def fit(trainer: Trainer, training: Training, resume: Checkpoint | None = None) 
             meter = session.start_meter(epoch)
             with closing(training.train_loader.batches(epoch.tasks())) as loaded:
                 for steps in epoch.chunks():
-                    with meter.waiting():
-                        batches = session.next_batches(loaded, len(steps))
-                    exchange_news(session)
+                    with session.holding_errors(), meter.waiting():
+                        batches = list(islice(loaded, len(steps) if session.goes_on else 0))
+                    exchange_news(session)  # the run ends here where a rank has failed or is asked to stop
+                    lrs = epoch.lrs(steps)
                     with meter.computing():
-                        losses = trainer.run_steps(batches, epoch.lrs(steps))
-                    session.account(epoch, steps, losses)
+                        losses = trainer.run_steps(batches, lrs)
+                    session.account(epoch, steps, lrs, losses)
                     session.save_if_due()
             close_epoch(session)
         finish_run(session)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.errors import DataError
-from resnext_core.interfaces import Batch
 from resnext_core.ranks.exchange import exchange
 from resnext_core.ranks.signals import StopRequest
 from resnext_core.runs.checkpoint import Checkpoint, complete_checkpoint, save_checkpoint
@@ -27,8 +24,6 @@ from resnext_core.training.meter import Meter
 from resnext_core.training.nonfinite import Diverged, LossWatch
 from resnext_core.training.trainer import Trainer
 from resnext_core.training.training import Epoch, Training
-
-T = TypeVar("T")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -83,20 +78,29 @@ class Session:
         """True where a run resumes after the last step of an epoch that was not closed."""
         return not self.progress.epoch_closed and self.progress.step % self.training.steps_per_epoch == 0
 
-    def attempt(self, call: Callable[[], T], *, anyway: bool = False) -> T | None:
-        """Return what `call` does; its error waits for the next exchange of news, where all ranks end and save.
+    @property
+    def goes_on(self) -> bool:
+        """False where this rank has failed or is asked to stop: the next exchange of news ends all ranks."""
+        return self.failure is None and not self.stop.requested
 
-        Once something has failed nothing more is tried, unless `anyway`. A diverged loss is raised at once.
+    @contextmanager
+    def holding_errors(self) -> Iterator[None]:
+        """Hold an error of the block back until the next exchange of news, where all ranks save and end.
+
+        A diverged loss is raised at once: its state is not worth saving.
         """
-        if self.failure is not None and not anyway:
-            return None
         try:
-            return call()
+            yield
         except Diverged:
             raise
         except Exception as error:
             self.failure = self.failure or error
-            return None
+
+    def attempt(self, call: Callable[[], object]) -> None:
+        """Do `call`, unless something has failed already; its error is held back."""
+        if self.failure is None:
+            with self.holding_errors():
+                call()
 
     # -- steps -------------------------------------------------------------------------------
 
@@ -108,18 +112,15 @@ class Session:
         )
         return self.meter
 
-    def next_batches(self, loaded: Iterator[Batch], count: int) -> list[Batch]:
-        """Return the next `count` batches; none where this rank has failed or must stop: the next exchange ends all."""
-        return [] if self.stop.requested else self.attempt(partial(_take, loaded, count)) or []
-
-    def account(self, epoch: Epoch, steps: range, losses: NDArray[Any]) -> None:
+    def account(self, epoch: Epoch, steps: range, lrs: NDArray[Any], losses: NDArray[Any]) -> None:
         """Check and record the losses (len(steps),) of the steps just taken; the run then stands after them."""
-        self.attempt(partial(self._record_losses, epoch, steps, losses), anyway=True)
+        with self.holding_errors():
+            self._record_losses(epoch, steps, lrs, losses)
         self.progress = replace(self.progress, step=steps.stop, epoch_closed=False)
 
-    def _record_losses(self, epoch: Epoch, steps: range, losses: NDArray[Any]) -> None:
+    def _record_losses(self, epoch: Epoch, steps: range, lrs: NDArray[Any], losses: NDArray[Any]) -> None:
         assert self.meter is not None
-        training, lrs = self.training, epoch.lrs(steps)
+        training = self.training
         for i in np.flatnonzero(~np.isfinite(losses)).tolist() or [len(losses) - 1]:
             record = self.losses.check(
                 steps[i] + 1, epoch.number, float(losses[i]), float(lrs[i]), epoch.samples(steps[i]),
@@ -199,13 +200,6 @@ class Session:
             text = bad.summary(loader.listed if loader is not None else frozenset[int]())
             if text:
                 self.note(text)
-
-
-def _take(loaded: Iterator[Batch], count: int) -> list[Batch]:
-    batches = list(itertools.islice(loaded, count))
-    if len(batches) < count:
-        raise RuntimeError(f"the loader ended {count - len(batches)} batches too early")
-    return batches
 
 
 def _check_same(training: Training, resume: Checkpoint) -> None:
