@@ -1,4 +1,4 @@
-"""Training checkpoints: a folder written beside and renamed, digested, with `latest` and `best` pointers."""
+"""Training checkpoints: each a folder that is written under another name, with checksums, then renamed."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def complete_checkpoint(
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read one checkpoint folder; DataError when a file is missing or does not have its digest."""
+    """Read one checkpoint folder; DataError when a file is missing or damaged."""
     with readable(path):
         record = read_record(path)
         check_files(path, record)
@@ -157,27 +157,27 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
 
 
-def load_latest(folder: Path, tell: Callable[[str], None]) -> Checkpoint:
-    """Read the newest checkpoint that is whole; `tell` gets a line about each damaged one that was passed over.
+def load_latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint:
+    """Read the newest checkpoint without damage; `warn` gets a line about each damaged one that was skipped.
 
-    And about each damaged pointer: ``latest`` and ``best`` are not needed here, and written again with the next
+    And about each damaged pointer: ``latest`` and ``best`` are not needed here, and are written again with the next
     checkpoint.
     """
     for name in reversed(checkpoint_names(folder)):
         try:
             found = load_checkpoint(folder / name)
         except DataError as error:
-            tell(f"{error}; trying the checkpoint before it")
+            warn(f"{error}; trying the previous one")
             continue
         for line in damages_at_resume(folder, found.summary):
-            tell(line)
+            warn(line)
         return found
     raise DataError(f"no readable checkpoint in {folder}")
 
 
 @contextmanager
 def _replacing(folder: Path, step: int) -> Iterator[Path]:
-    """Yield a folder to write a checkpoint in, which then takes the place of the one of that step, if there is one."""
+    """Yield a folder to write a checkpoint in, which then replaces that of the same step, if there is one."""
     name = step_name(step)
     final, partial = folder / name, folder / f".{name}.partial"
     try:
@@ -226,7 +226,7 @@ def _point(
 
 
 def _served(weights: Weights, state: TrainState) -> str | None:
-    """Return which group of the state the served weights are, array by array: it need not be stored twice."""
+    """Return the group of the state that has the very arrays of the served weights: it is not stored twice."""
     for group in ("weights", "ema"):
         if all(state.tensors.get(f"{group}/{name}") is t for name, t in weights.tensors.items()):
             return group
@@ -234,7 +234,7 @@ def _served(weights: Weights, state: TrainState) -> str | None:
 
 
 def _sweep(folder: Path, keep: int, progress: RunProgress) -> None:
-    """Remove what is superfluous after the checkpoint of `progress`, which knows which one is best."""
+    """Remove what the checkpoint of `progress` makes superfluous; it names the best one."""
     steps = (progress.step, progress.best_step)
     for path in superfluous(folder, keep, [step_name(step) for step in steps if step is not None]):
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""The folder of checkpoints: which are there, and what each says of itself in its sealed ``state.json``."""
+"""The folder of checkpoints: which there are, and the ``state.json`` of each, which has a checksum of itself."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SEAL = "sha256"
 
 @dataclass(frozen=True, kw_only=True)
 class RunProgress:
-    """Where a run stands: optimizer steps done, whether the epoch they end was closed (evaluated), best so far."""
+    """How far a run is: optimizer steps, whether the epoch they end was closed (evaluated), the best metric so far."""
 
     step: int
     epoch_closed: bool
@@ -34,7 +34,7 @@ class RunProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class Saving:
-    """What it took: `bytes` of the tensors on disk, `seconds` to write them, `blocked_s` that training stood still.
+    """The cost of a checkpoint: `bytes` of the tensors, `seconds` to write them, `blocked_s` that training waited.
 
     `records` is the length in bytes of the run's ``records.jsonl`` when the state was taken (None: unknown).
     """
@@ -47,7 +47,7 @@ class Saving:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What ``state.json`` says of a checkpoint; `metrics` are those of the evaluation it closed, if any."""
+    """The content of a checkpoint's ``state.json``; `metrics` are those of the evaluation that completed it, if any."""
 
     name: str
     progress: RunProgress
@@ -69,7 +69,7 @@ def step_name(step: int) -> str:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return ``state.json`` of a checkpoint in the present format, its seal checked."""
+    """Return ``state.json`` of a checkpoint, its format and checksum verified."""
     try:
         text = read_text(path / STATE, MOST_JSON)
     except DataError as error:
@@ -77,14 +77,14 @@ def read_record(path: Path) -> dict[str, Any]:
     record = json.loads(text)
     version = record["format"]
     if version != FORMAT_VERSION:
-        raise DataError(f"{path} has checkpoint format {version}, this resnext reads {FORMAT_VERSION}")
+        raise DataError(f"{path} has checkpoint format {version}, this version reads {FORMAT_VERSION}")
     if record.pop(SEAL) != seal(record):
-        raise DataError(f"{path / STATE} is damaged: it does not have its own digest")
+        raise DataError(f"{path / STATE} is damaged: checksum mismatch")
     return dict(record)
 
 
 def read_summary(path: Path) -> Summary:
-    """Return what a checkpoint's ``state.json`` says, without reading its tensors; DataError when it is damaged."""
+    """Return the content of a checkpoint's ``state.json`` without reading its tensors; DataError when it is damaged."""
     with readable(path):
         record = read_record(path)
         return Summary(
@@ -94,15 +94,15 @@ def read_summary(path: Path) -> Summary:
 
 
 def check_files(path: Path, record: Mapping[str, Any]) -> None:
-    """Raise DataError where a file of a checkpoint does not have its digest in `record`."""
+    """Raise DataError where the checksum of a file of a checkpoint is not the one in `record`."""
     for name in (WEIGHTS, TENSORS):
         if file_digest(path / name) != record["files"][name]:
-            raise DataError(f"{path / name} is damaged: it does not have the digest in {STATE}")
+            raise DataError(f"{path / name} is damaged: checksum mismatch with {STATE}")
 
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged checkpoint does to its reader into a DataError."""
+    """Turn any error of reading a damaged checkpoint into a DataError."""
     try:
         yield
     except DataError:
@@ -126,12 +126,12 @@ def checkpoint_names(folder: Path) -> list[str]:
 
 
 def checkpoint_age(name: str) -> tuple[int, str, bool]:
-    """Return what checkpoints are sorted by: the step, the replaced one first."""
+    """Return the sort key of a checkpoint: the step, the replaced one first."""
     return len(plain_name(name)), plain_name(name), not name.endswith(REPLACED)
 
 
 def newest_whole(folder: Path) -> Summary | None:
-    """Return the newest checkpoint whose files all have their digests; None where there is none."""
+    """Return the newest checkpoint without damage; None where there is none."""
     for name in reversed(checkpoint_names(folder)):
         try:
             with readable(folder / name):
@@ -143,7 +143,7 @@ def newest_whole(folder: Path) -> Summary | None:
 
 
 def newest_readable(folder: Path) -> Summary | None:
-    """Return what the newest checkpoint says of itself whose ``state.json`` is whole."""
+    """Return the newest checkpoint whose ``state.json`` is not damaged; its tensors may be."""
     for name in reversed(checkpoint_names(folder)):
         try:
             return read_summary(folder / name)
@@ -153,7 +153,7 @@ def newest_readable(folder: Path) -> Summary | None:
 
 
 def readable_before(folder: Path, summary: Summary) -> Summary | None:
-    """Return what the newest checkpoint says that was written before that of `summary`, of those that can be read."""
+    """Return the newest checkpoint before that of `summary` whose ``state.json`` is not damaged."""
     for name in reversed(checkpoint_names(folder)):
         if checkpoint_age(plain_name(name)) < checkpoint_age(plain_name(summary.name)):
             try:
@@ -164,13 +164,13 @@ def readable_before(folder: Path, summary: Summary) -> Summary | None:
 
 
 def find_checkpoint(folder: Path, name: str) -> Path | None:
-    """Return where the checkpoint `name` is; None where it is not there."""
+    """Return the folder of the checkpoint `name`; None where it does not exist."""
     found = (folder / name, folder / f"{name}{REPLACED}")
     return next((path for path in found if (path / WEIGHTS).is_file()), None)
 
 
 def restore_replaced(folder: Path) -> None:
-    """Give a checkpoint its name back whose successor was never finished, since the process was killed."""
+    """Rename a replaced checkpoint back where its successor was not finished because the process was killed."""
     for name in checkpoint_names(folder):
         if name.endswith(REPLACED) and not (folder / plain_name(name)).exists():
             (folder / name).rename(folder / plain_name(name))

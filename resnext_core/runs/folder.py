@@ -1,4 +1,4 @@
-"""The run folder: resolved config, records, log, results; and how records go there."""
+"""The run folder: resolved configuration, records, log, results."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class RunFolder:
             raise DataError(f"cannot write {self.records}: {reason(error)}") from error
 
     def lost(self) -> list[str]:
-        """Return a line for what is gone that this process has written or seen: once, when it is noticed.
+        """Return a line for each thing that this process wrote or saw and that is gone: once, when it is noticed.
 
         For before a record is appended, which makes a new file. A folder that is gone altogether is none of this.
         """
@@ -128,12 +128,12 @@ class RunFolder:
         found, position = [], self.position()
         if position < self._end:
             found.append(
-                f"{self.records} was deleted or cut by someone else: records before this one are lost"
+                f"{self.records} was deleted or truncated by another program: earlier records are lost"
             )
         there = any(self.checkpoints.glob("step-*"))
         if self._has_checkpoints and not there:
             found.append(
-                f"the checkpoints in {self.checkpoints} were deleted by someone else: the next one is the only one"
+                f"the checkpoints in {self.checkpoints} were deleted by another program: the next is the only one"
             )
         self._end, self._has_checkpoints = position, there
         return found
@@ -143,18 +143,18 @@ class RunFolder:
         return [record for _, record in _lines(self.records) if record is not None]
 
     def torn_records(self) -> list[int]:
-        """Return the numbers of the lines that are no records."""
+        """Return the numbers of the lines that are not records."""
         return [number for number, record in _lines(self.records) if record is None]
 
     def position(self) -> int:
-        """Return the length of ``records.jsonl`` in bytes: where the next record will stand."""
+        """Return the length of ``records.jsonl`` in bytes: where the next record will start."""
         try:
             return self.records.stat().st_size
         except FileNotFoundError:
             return 0
 
     def rewind(self, position: int) -> None:
-        """Drop the records from `position` on, so that a resumed run has no line twice.
+        """Drop the records from `position` on, so that a resumed run repeats none.
 
         What is kept ends with a whole line, also where the file was torn.
         """
@@ -217,7 +217,7 @@ def check_free(path: Path, name: str) -> None:
         raise UsageError(f"output.name must name a folder below output.dir, not {quoted(name)}")
     path = path / name
     if os.path.lexists(path):
-        raise DataError(f"{path} is there already; continue it with --resume {path} or choose another --name")
+        raise DataError(f"{path} already exists; continue it with --resume {path} or choose another --name")
 
 
 def check_writable(path: Path) -> None:
@@ -245,7 +245,7 @@ def run_names(folder: Path) -> list[str]:
 
 
 def other_runs(path: Path) -> str:
-    """Return what to append to a message on `path`, which is no run: the runs in it or beside it, or how to get one."""
+    """Return the end of a message on `path`, which is not a run: the runs in or beside it, or how to make one."""
     inside = run_names(path) if path.is_dir() else []
     if inside:
         return (
@@ -272,7 +272,7 @@ def _lock(stream: IO[str]) -> bool:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Record | None]]:
-    """Yield number and record of each line, None for one that is no record."""
+    """Yield number and record of each line, None for one that is not a record."""
     if path.exists():
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         yield from enumerate(map(decode, lines), 1)

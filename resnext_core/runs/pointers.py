@@ -1,7 +1,7 @@
-"""Which checkpoint is `latest` and which is `best`, though their pointers be damaged; and what may be removed.
+"""Which checkpoint is `latest` and which is `best`, even if their pointers are damaged; and what may be removed.
 
-The pointers are small files that name a checkpoint. They carry no check of their own, so they are believed only where
-the sealed ``state.json`` of a checkpoint agrees; else that decides.
+The pointers are small files that name a checkpoint. They have no checksum, so they are only trusted where the
+``state.json`` of a checkpoint, which has one, agrees; otherwise that decides.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ POINTERS = ("latest", "best")
 _HALF_WRITTEN = (".step-*.partial", ".latest.*", ".best.*")
 _NAME = re.compile(r"step-[0-9]{8,18}")
 
-Tell = Callable[[str], None]
+Warn = Callable[[str], None]
 
 
-def best_weights(folder: Path, tell: Tell | None = None) -> Path:
+def best_weights(folder: Path, warn: Warn | None = None) -> Path:
     """Return the weights file of the best checkpoint, or of the latest where none is best yet (DataError if none).
 
-    `tell` gets a line where ``best`` is damaged, and where another checkpoint has to stand in; by default it goes to
+    `warn` gets a line where ``best`` is damaged, and where another checkpoint is used instead; by default it goes to
     standard error, once.
     """
-    tell = tell or _say_once
-    best = best_checkpoint(folder, tell)
+    warn = warn or _warn_once
+    best = best_checkpoint(folder, warn)
     path = None if best is None else find_checkpoint(folder, best)
     if path is not None:
         return path / WEIGHTS
@@ -55,30 +55,30 @@ def best_weights(folder: Path, tell: Tell | None = None) -> Path:
     for name in [whole.name] if whole is not None else checkpoint_names(folder)[::-1]:
         if (folder / name / WEIGHTS).is_file():
             if best is not None:
-                tell(f"the best checkpoint {folder / best} is not there; using the latest one, {name}")
+                warn(f"the best checkpoint {folder / best} is missing; using the latest one, {name}")
             return folder / name / WEIGHTS
     raise DataError(
-        f"no checkpoint in {folder}; train it on with 'resnext-run train --resume {folder.parent}', or give another run"
+        f"no checkpoint in {folder}; continue with 'resnext-run train --resume {folder.parent}', or use another run"
     )
 
 
-def best_checkpoint(folder: Path, tell: Tell | None = None) -> str | None:
+def best_checkpoint(folder: Path, warn: Warn | None = None) -> str | None:
     """Return the name of the best checkpoint, which need not be there; None where no evaluation has found one yet.
 
-    `tell` gets a line where the pointer ``best`` is damaged (by default: standard error, once).
+    `warn` gets a line where the pointer ``best`` is damaged (by default: standard error, once).
     """
-    tell = tell or _say_once
+    warn = warn or _warn_once
     held, damage = _read(folder, "best")
     newest = newest_readable(folder)
     if damage is None and (newest is None or held == newest.best):  # what is served has a digest of its own
         return held
     whole = newest_whole(folder) or newest
     if whole is None:
-        tell(f"{damage}; no checkpoint says which is best")
+        warn(f"{damage}; the best checkpoint is unknown")
         return None
     damage = damage or _best_damage(folder, held, whole)
     if damage is not None:
-        tell(f"{damage}; {_proof(whole)}")
+        warn(f"{damage}; {_best_by(whole)}")
     return whole.best
 
 
@@ -108,7 +108,7 @@ def pointer_damages(folder: Path, whole: Summary | None = None) -> list[str]:
 
 def damages_at_resume(folder: Path, whole: Summary) -> list[str]:
     """Return a line for each damaged pointer, and what is known without it."""
-    return [f"{line}; going on without it: {_proof(whole)}" for line in pointer_damages(folder, whole)]
+    return [f"{line}; continuing without it: {_best_by(whole)}" for line in pointer_damages(folder, whole)]
 
 
 def set_pointers(folder: Path, progress: RunProgress) -> None:
@@ -159,16 +159,16 @@ def _read(folder: Path, pointer: str) -> tuple[str | None, str | None]:
     """Return the checkpoint that a pointer names, which is there, and what is wrong with the pointer otherwise."""
     path = folder / pointer
     if not path.is_file():
-        return None, f"{path} is damaged: it is no file" if os.path.lexists(path) else None
+        return None, f"{path} is damaged: it is not a file" if os.path.lexists(path) else None
     try:
         with path.open("rb") as stream:
             text = stream.read(100).decode("ascii", errors="surrogateescape").strip()
     except OSError as error:
         return None, f"{path} cannot be read: {reason(error)}"
     if _NAME.fullmatch(text) is None:
-        return None, f"{path} is damaged: it holds {quoted(text)}, which is no name of a checkpoint"
+        return None, f"{path} is damaged: it contains {quoted(text)}, which is not the name of a checkpoint"
     if find_checkpoint(folder, text) is None:
-        return None, f"{path} names {text}, which is not there"
+        return None, f"{path} names {text}, which does not exist"
     return text, None
 
 
@@ -177,7 +177,7 @@ def _latest_damage(folder: Path, held: str | None, whole: Summary) -> str | None
     before = readable_before(folder, whole)
     if held in (plain_name(whole.name), None if before is None else plain_name(before.name)):
         return None
-    return f"{folder / 'latest'} {_says(held)}, but the latest whole checkpoint is {whole.name}"
+    return f"{folder / 'latest'} {_content(held)}, but the latest undamaged checkpoint is {whole.name}"
 
 
 def _best_damage(folder: Path, held: str | None, whole: Summary) -> str | None:
@@ -186,18 +186,18 @@ def _best_damage(folder: Path, held: str | None, whole: Summary) -> str | None:
     unmoved = whole.best == plain_name(whole.name) and held == (None if before is None else before.best)
     if held == whole.best or unmoved:
         return None
-    return f"{folder / 'best'} {_says(held)}, but it is not the best checkpoint"
+    return f"{folder / 'best'} {_content(held)}, but it is not the best checkpoint"
 
 
-def _says(held: str | None) -> str:
+def _content(held: str | None) -> str:
     return "is missing" if held is None else f"names {held}"
 
 
-def _proof(whole: Summary) -> str:
-    best = "no checkpoint is best yet" if whole.best is None else f"the best checkpoint is {whole.best}"
-    return f"{best}, by {whole.name}/{STATE}"
+def _best_by(whole: Summary) -> str:
+    best = "there is no best checkpoint yet" if whole.best is None else f"the best checkpoint is {whole.best}"
+    return f"{best}, according to {whole.name}/{STATE}"
 
 
 @cache
-def _say_once(text: str) -> None:
+def _warn_once(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Saving beside the training: one checkpoint at a time in a thread, its errors raised where the loop looks."""
+"""Saving beside the training: one checkpoint at a time in a thread, its errors raised when the loop asks."""
 
 from __future__ import annotations
 

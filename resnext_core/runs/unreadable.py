@@ -1,4 +1,4 @@
-"""The images of a run that could not be read: each said once, and how many of them may be."""
+"""The images of a run that could not be read: each is reported once; too many end the run."""
 
 from __future__ import annotations
 

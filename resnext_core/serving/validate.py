@@ -115,12 +115,12 @@ def validate(
         got = artefact_clock.time(artefact, batch)
         want = source_clock.time(source, batch)
         if got.shape != want.shape:
-            raise DataError(f"the artefact answers {got.shape} logits where its source answers {want.shape}")
+            raise DataError(f"the artefact returns {got.shape} logits, its source {want.shape}")
         totals.add(got[batch.valid], want[batch.valid], batch.labels[batch.valid])
         if progress is not None:
             progress(totals.images)
     if not totals.images:
-        raise DataError("there is no image to validate on; give a data set with at least one readable image")
+        raise DataError("no image to validate on; use a data set with at least one readable image")
     return totals.result(artefact_clock.latency(), source_clock.latency(), tolerance, min_agreement)
 
 
@@ -135,7 +135,7 @@ class _Clock:
         logits = predictor.logits(batch.images)
         self.calls.append(((time.perf_counter() - start) * 1e3, len(batch)))
         if logits.ndim != 2 or len(logits) != len(batch):
-            raise DataError(f"a predictor answered {logits.shape} logits for {len(batch)} images")
+            raise DataError(f"a predictor returned {logits.shape} logits for {len(batch)} images")
         return logits
 
     def latency(self) -> Latency:

@@ -1,4 +1,4 @@
-"""Starting a training from weights that are there: the network must be the same, the head may be replaced."""
+"""Starting a training from existing weights: the network must be the same, the head may be replaced."""
 
 from __future__ import annotations
 
@@ -44,13 +44,15 @@ def pretrained_weights(
         )
     if model.pool_padding not in (None, spec.pool_padding):
         raise UsageError(
-            f"{path} pads its max-pool {spec.pool_padding}, model.pool_padding is {model.pool_padding}: another "
-            "network; leave model.pool_padding out"
+            f"{path} has pool padding {spec.pool_padding}, model.pool_padding is {model.pool_padding}: the networks "
+            "differ; remove model.pool_padding"
         )
     size = model.image_size or spec.image_size
     preprocess = preprocess_spec(config.preprocess, size)
     if (preprocess.mean, preprocess.std) != (weights.preprocess.mean, weights.preprocess.std):
-        raise UsageError(f"{path} was trained with another preprocess.mean or .std; set them to the file's")
+        raise UsageError(
+            f"{path} was trained with a different preprocess.mean or .std; use the file's values"
+        )
     same = tuple(classes) == weights.classes
     numbered = not weights.has_names and len(weights.classes) == len(classes)
     entry = weights.origin.get("entry")
@@ -58,30 +60,30 @@ def pretrained_weights(
         f"starting from {path}{f', its entry {quoted(entry)}' if entry else ''}, digest {weights.digest[:19]}"
     )
     if headless:
-        line += f"; it has no classifier: one of {len(classes)} classes is initialised"
+        line += f"; it has no classifier: a new one of {len(classes)} classes is initialised"
         weights = _with_new_head(weights, classes, config.train.seed)
     elif same or (numbered and model.num_classes is None):
         line += "; its head is kept"
         if not same and all(is_number(name) for name in classes):
             raise UsageError(
-                f"{path} has no class names but numbers from 0, and the data has other numbers, or sorts them as text "
+                f"{path} has class numbers from 0, no names, and the data has other numbers, or sorts them as text "
                 f"({', '.join(classes[:3])}, ...): {GIVE_NAMES}, or replace the head with --num-classes {len(classes)}"
             )
         if not same:
-            line += f", and its classes, which have no names, are those of the {len(classes)} folders in sorted order"
+            line += f"; its classes have no names: using the {len(classes)} folder names in sorted order"
         weights = weights.replace(classes=tuple(classes), named=None)
     elif model.num_classes is None:
         raise UsageError(
-            f"{path} knows {len(weights.classes)} classes, the data has {len(classes)} others; "
+            f"{path} has {len(weights.classes)} classes, the data has {len(classes)} different ones; "
             f"--num-classes {len(classes)} replaces its head"
         )
     else:
         line += f"; its head of {spec.num_classes} classes is replaced by a new one of {len(classes)}"
         weights = _with_new_head(weights, classes, config.train.seed)
     before, now = weights.preprocess.to_dict(), preprocess.to_dict()
-    changed = [f"{key} {now[key]} where the file has {before[key]}" for key in now if now[key] != before[key]]
+    changed = [f"{key} {now[key]} instead of {before[key]}" for key in now if now[key] != before[key]]
     if model.pretrained_momentum:
-        line += "; with its momentum, while schedule and order of the data begin anew"
+        line += "; with its momentum; schedule and data order start from the beginning"
     if changed:
         line += f"; preprocessing by the configuration: {', '.join(changed)}"
     return (
@@ -112,7 +114,7 @@ def pretrained_momentum(config: Config, spec: ModelSpec) -> dict[str, NDArray[An
             continue
         if array is None or array.shape != tensor.shape:
             raise DataError(
-                f"{folder} has no momentum of {tensor.name} that fits; leave model.pretrained_momentum out"
+                f"{folder} has no matching momentum for {tensor.name}; set model.pretrained_momentum=false"
             )
         momentum[key] = array
     return momentum

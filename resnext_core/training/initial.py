@@ -50,8 +50,8 @@ def check_class_count(config: Config, classes: Sequence[str]) -> None:
     configured = config.model.num_classes
     if configured is not None and configured != len(classes):
         raise UsageError(
-            f"model.num_classes is {configured}, but the training data has {len(classes)} classes; correct it, "
-            "or leave it out"
+            f"model.num_classes is {configured}, but the training data has {len(classes)} classes; correct or "
+            "remove it"
         )
 
 

@@ -1,4 +1,4 @@
-"""Steps whose loss is not a number: which samples they saw, on disk, and when enough is enough."""
+"""Steps whose loss is not finite: their samples are written down, and too many of them end the run."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ class LossWatch:
         if not self._tolerant:
             raise Diverged(
                 f"loss is not a number at step {step}, lr {lr:.3g}{seen}; lower optimizer.lr, check the data, "
-                "or leave such steps out with train.nonfinite=skip. Checkpoints before it are kept"
+                "or skip such steps with train.nonfinite=skip. Earlier checkpoints are kept"
             )
         if self._streak >= MAX_CONSECUTIVE:
             raise Diverged(
                 f"the last {self._streak} losses up to step {step} were not numbers{seen}; training has "
-                "diverged: lower optimizer.lr and resume. Checkpoints before them are kept"
+                "diverged: lower optimizer.lr and resume. Earlier checkpoints are kept"
             )
         return Nonfinite(step=step, epoch=epoch, loss=str(loss), lr=lr, path=path.name if path else None)
 

@@ -371,7 +371,7 @@ def test_a_backbone_starts_a_training_with_a_new_head(
     ]  # fmt: skip
     assert main(words) == 0
     shown = capsys.readouterr()
-    assert "it has no classifier: one of 2 classes is initialised" in shown.out + shown.err
+    assert "it has no classifier: a new one of 2 classes is initialised" in shown.out + shown.err
     trained = load_weights(next((tmp_path / "run" / "checkpoints").glob("step-*")) / "weights.safetensors")
     for tensor in trained.spec.tensors:
         if tensor.trainable and not tensor.role.startswith("fc_"):

@@ -488,7 +488,7 @@ def test_outputs_that_cannot_be_written(
 def test_a_run_is_never_overwritten(cli: CommandLine, train: list[object], tmp_path: Path) -> None:
     cli.ok(*train, "--name", "once", "--epochs", 1)
     before = sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "runs").rglob("*"))
-    says = ("once is there already; continue it with --resume", "or choose another --name")
+    says = ("once already exists; continue it with --resume", "or choose another --name")
     cli.refuses(EXIT_DATA, *train, "--name", "once", "--epochs", 1, says=says)
     assert sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "runs").rglob("*")) == before
 

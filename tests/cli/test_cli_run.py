@@ -312,7 +312,7 @@ def test_demo_data_is_announced_once_it_is_there(
             "runs/x is not a run folder (it does not exist); known: mine, ours",
         ),
         (["train", "--resume", "--output", "empty"], "no run folder in empty; name the run"),
-        (["eval", "--weights", "runs/ours"], "train it on with 'resnext-run train --resume runs/ours'"),
+        (["eval", "--weights", "runs/ours"], "continue with 'resnext-run train --resume runs/ours'"),
     ],
 )
 def test_a_model_or_run_that_is_not_there_names_a_way_on(

@@ -139,9 +139,7 @@ def test_damage_to_the_newest_checkpoint_costs_that_one_alone(
     newest = run.checkpoints / f"step-{STEPS:08d}" / "training.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1] + b"\x55")
     out = cli.ok("train", "--resume", run.path).out
-    assert (
-        f"{newest} is damaged: it does not have the digest in state.json; trying the checkpoint before" in out
-    )
+    assert f"{newest} is damaged: checksum mismatch with state.json; trying the previous one" in out
     same_outcome(run, uninterrupted)
 
 

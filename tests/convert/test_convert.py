@@ -657,7 +657,7 @@ def test_a_checkpoint_of_the_modelzoo_is_trained_on_with_its_momentum(
     [
         (["--set", "model.variant=resnext50_32x4d"], "use --set model.variant=resnext_tiny"),
         (["--set", "model.pool_padding=symmetric"], "another network; leave model.pool_padding out"),
-        (["--set", "preprocess.mean=[0, 0, 0]"], "another preprocess.mean"),
+        (["--set", "preprocess.mean=[0, 0, 0]"], "a different preprocess.mean"),
         (["--num-classes", "7"], "model.num_classes is 7, but the training data has 6"),
     ],
 )
@@ -680,7 +680,7 @@ def test_preprocessing_that_differs_from_the_files_is_said(
     assert "preprocessing by the configuration" not in same
     words = [*tiny_train[:-1], "other", "--set", "preprocess.mode=shorter-side"]
     out = cli.ok(*words, "--pretrained", weights_file).out
-    assert "preprocessing by the configuration: mode shorter-side where the file has squash" in out
+    assert "preprocessing by the configuration: mode shorter-side instead of squash" in out
 
 
 def test_a_resumed_run_needs_its_pretrained_file_no_more(

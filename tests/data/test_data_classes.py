@@ -230,10 +230,10 @@ def test_a_head_without_names_is_not_kept_for_other_numbers(
     words = ["train", "--recipe", recipe, "--epochs", 1, "--output", tmp_path, "--set", "data.workers=0"]
     cli.refuses(
         EXIT_USAGE, *words, "--data", numbered(photos, tmp_path / "from-1", 1), "--pretrained", bare,
-        says=("has no class names but numbers", "--num-classes 6"),
+        says=("has class numbers from 0, no names", "--num-classes 6"),
     )  # fmt: skip
     out = cli.ok(*words, "--data", photos, "--pretrained", bare).out
-    assert "its head is kept, and its classes, which have no names, are those of the 6 folders" in out
+    assert "its head is kept; its classes have no names: using the 6 folder names" in out
 
 
 # -- what every command says ---------------------------------------------------------------------

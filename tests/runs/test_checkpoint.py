@@ -352,5 +352,5 @@ def test_format_of_another_release_is_said(save: Save, monkeypatch: pytest.Monke
     monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 9)
     path = save(5)
     monkeypatch.undo()
-    with pytest.raises(DataError, match="has checkpoint format 9, this resnext reads 2"):
+    with pytest.raises(DataError, match="has checkpoint format 9, this version reads 2"):
         load_checkpoint(path)

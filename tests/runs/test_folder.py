@@ -27,7 +27,7 @@ def test_a_folder_is_named_after_time_and_label(tmp_path: Path) -> None:
 
 def test_a_named_folder_is_made_once(tmp_path: Path) -> None:
     assert RunFolder.create(tmp_path, "mine", "net").path == tmp_path / "mine"
-    with pytest.raises(DataError, match=r"mine is there already; continue it with --resume .*mine or"):
+    with pytest.raises(DataError, match=r"mine already exists; continue it with --resume .*mine or"):
         RunFolder.create(tmp_path, "mine", "net")
 
 
@@ -81,7 +81,7 @@ def test_what_someone_deletes_is_noticed_once(tmp_path: Path) -> None:
     assert run.lost() == []
     run.records.unlink()
     (line,) = run.lost()
-    assert line.startswith(f"{run.records} was deleted or cut")
+    assert line.startswith(f"{run.records} was deleted or truncated")
     assert run.lost() == []
     run.append(Resume(step=3))
     run.rewind(0)  # by us

@@ -164,7 +164,7 @@ def test_another_one_that_stands_in_for_the_best_is_named(made: Path, tmp_path: 
     told: list[str] = []
     assert best_weights(folder, told.append) == folder / LATEST / "weights.safetensors"
     assert told[0].startswith(f"{folder / 'best'} ")
-    assert told[1:] == [f"the best checkpoint {folder / BEST} is not there; using the latest one, {LATEST}"]
+    assert told[1:] == [f"the best checkpoint {folder / BEST} is missing; using the latest one, {LATEST}"]
 
 
 def test_without_an_evaluation_the_latest_is_served_and_nothing_told(
@@ -230,7 +230,7 @@ def test_steps_of_nine_digits_are_newer_than_those_of_eight(tmp_path: Path) -> N
 
 @pytest.fixture
 def run(finished_run: Path, tmp_path: Path) -> RunFolder:
-    pointers._say_once.cache_clear()
+    pointers._warn_once.cache_clear()
     return RunFolder(shutil.copytree(finished_run, tmp_path / "run"))
 
 
@@ -285,6 +285,6 @@ def test_training_goes_on_and_says_it_once(
     repaired = (run.checkpoints / pointer).is_file()
     if repaired:
         cli.ok("runs", "verify", run.path)
-    resumed = [line for line in named if "going on without it" in line]
+    resumed = [line for line in named if "continuing without it" in line]
     assert len(resumed) == 1
     assert len(named) == 1 or not repaired
