@@ -19,7 +19,8 @@ MODULES = {
     "Backends and plugins": [
         "resnext_core.interfaces",
         "resnext_core.hookspecs",
-        "resnext_core.plugins",
+        "resnext_core.plugins.offers",
+        "resnext_core.plugins.loading",
         "resnext_core.errors",
         "resnext_core.config",
         "resnext_core.testing",
@@ -30,7 +31,11 @@ MODULES = {
         "resnext_core.model.weights",
         "resnext_core.model.init",
     ],
-    "Training": ["resnext_core.training.trainer", "resnext_core.training.schedule", "resnext_core.runs.records"],
+    "Training": [
+        "resnext_core.training.trainer",
+        "resnext_core.training.schedule",
+        "resnext_core.runs.records",
+    ],
     "Data and serving": [
         "resnext_core.data.index",
         "resnext_core.serving.load",

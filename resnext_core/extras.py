@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from importlib import metadata
 
 CORE = "resnext-core"
@@ -16,10 +16,14 @@ def extras() -> set[str]:
     return set(_metadata("Provides-Extra"))
 
 
-def plugin_extras() -> set[str]:
-    """Return the extras that bring the plugin of the same name; others bring tools, or are a file kind's name."""
+def missing_plugins() -> list[str]:
+    """Return the extras that bring the plugin of the same name, where it is not installed.
+
+    Other extras bring tools, or are called like a kind of file.
+    """
     found = (_PLUGIN.match(line) for line in _metadata("Requires-Dist"))
-    return {match[2] for match in found if match is not None and match[1] == match[2]}
+    names = {match[2] for match in found if match is not None and match[1] == match[2]}
+    return sorted(name for name in names if not _is_installed(f"resnext-{name}"))
 
 
 def install_hint(*names: str) -> str:
@@ -36,10 +40,9 @@ def install_hint(*names: str) -> str:
     return ""
 
 
-def others_hint(installed: Iterable[str]) -> str:
-    """Return the end of a message about an unknown kind of file: which plugins may know it, '' where all are here."""
-    absent = plugin_extras() - set(installed)
-    names = ", ".join(f"{CORE}[{extra}]" for extra in sorted(absent))
+def others_hint() -> str:
+    """Return the end of a message about an unknown kind of file: which plugins could know it, '' where all are here."""
+    names = ", ".join(f"{CORE}[{extra}]" for extra in missing_plugins())
     return f"; plugins that are not installed: {names}" if names else ""
 
 
@@ -53,3 +56,11 @@ def _metadata(field: str) -> Collection[str]:
         return metadata.metadata(CORE).get_all(field) or ()
     except metadata.PackageNotFoundError:
         return ()
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.distribution(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -8,7 +8,7 @@ import pytest
 from command_line import CommandLine
 
 from resnext_core import extras
-from resnext_core.extras import install_hint, others_hint, plugin_extras
+from resnext_core.extras import install_hint, missing_plugins, others_hint
 
 METADATA = {
     "Provides-Extra": ["fast", "pth", "tool"],
@@ -26,20 +26,22 @@ def other_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "_metadata", lambda field: METADATA[field])
 
 
-def test_the_extras_of_this_installation() -> None:
+def test_the_extras_of_this_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"tensorboard", "demo", "pth"} <= extras.extras()
-    assert plugin_extras() <= extras.extras() - {"tensorboard", "demo", "dev", "pth"}
-    assert plugin_extras()
+    assert set(missing_plugins()) <= extras.extras() - {"tensorboard", "demo", "dev", "pth"}
+    monkeypatch.setattr(extras, "_is_installed", lambda distribution: False)
+    assert len(missing_plugins()) >= 5
 
 
 @pytest.mark.usefixtures("other_metadata")
-def test_names_are_looked_up_among_the_extras() -> None:
-    assert plugin_extras() == {"fast"}
+def test_names_are_looked_up_among_the_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert missing_plugins() == ["fast"]
     assert install_hint("slow", "fast") == "pip install 'resnext-core[fast]'"
     assert install_hint(".pth.tar") == install_hint(".PTH") == "pip install 'resnext-core[pth]'"
     assert install_hint("slow") == install_hint("") == install_hint() == ""
-    assert others_hint(["reference"]).endswith("not installed: resnext-core[fast]")
-    assert others_hint(["fast"]) == ""
+    assert others_hint() == "; plugins that are not installed: resnext-core[fast]"
+    monkeypatch.setattr(extras, "_is_installed", lambda distribution: distribution == "resnext-fast")
+    assert (missing_plugins(), others_hint()) == ([], "")
 
 
 EXPORT = ["export", "--weights", "W", "--to", "y", "--format"]
@@ -54,6 +56,10 @@ FAST, PTH = "pip install 'resnext-core[fast]'", "pip install 'resnext-core[pth]'
         (["convert", "x.pth", "y.safetensors"], f".pth files need a plugin that is not installed: {PTH}"),
         (["convert", "x.pth.tar", "y.safetensors"], PTH),
         (
+            ["convert", "x.quick", "y.safetensors"],
+            "known: .ckpt, .safetensors; plugins that are not installed: resnext-core[fast]",
+        ),
+        (
             ["infer", "--weights", "x.quick", "x.jpg"],
             "no installed backend serves '.quick' files; known: .safetensors; plugins that are not installed: resnext-",
         ),
@@ -64,7 +70,16 @@ FAST, PTH = "pip install 'resnext-core[fast]'", "pip install 'resnext-core[pth]'
             "no installed backend exports 'quick'; plugins that are not installed: resnext-",
         ),
     ],
-    ids=["backend", "weights", "tar", "suffix", "suffix of an extra", "format of an extra", "format"],
+    ids=[
+        "backend",
+        "weights",
+        "tar",
+        "no weights",
+        "suffix",
+        "suffix of an extra",
+        "format of an extra",
+        "format",
+    ],
 )
 def test_what_is_unknown_names_what_would_install_it(
     cli: CommandLine,

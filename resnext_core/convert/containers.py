@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from resnext_core.convert.ckpt import read_stored, write_ckpt
 from resnext_core.convert.pth import read_pth
 from resnext_core.errors import BackendUnavailable, DataError, UsageError
-from resnext_core.extras import install_hint
+from resnext_core.extras import install_hint, others_hint
 from resnext_core.files import atomic_path
 from resnext_core.files.types import is_torch
 from resnext_core.interfaces import READY, StoredTensors, WeightFile, ask
@@ -98,7 +98,9 @@ def container(path: Path, plugins: PluginFiles) -> WeightFile:
         suffixes = "".join(path.suffixes[-2:])
         if hint := install_hint(suffixes, path.suffix):
             raise UsageError(f"{path.suffix} files need a plugin that is not installed: {hint}")
-        raise UsageError(f"'{path.name}' has no known ending for weights; known: {', '.join(sorted(known))}")
+        raise UsageError(
+            f"'{path.name}' has no known weights suffix; known: {', '.join(sorted(known))}{others_hint()}"
+        )
     answer = ask(known[ending].probe)
     if not answer.usable:
         raise BackendUnavailable(f"{ending} files cannot be read or written here: {answer.reason}")

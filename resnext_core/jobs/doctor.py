@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from resnext_core.errors import BackendUnavailable, DataError, ResnextError
-from resnext_core.extras import plugin_extras
+from resnext_core.extras import missing_plugins
 from resnext_core.interfaces import Backend
 from resnext_core.jobs.backend_check import FAILED, WRONG, BackendCheck, check
 from resnext_core.jobs.environment import environment
@@ -108,7 +108,7 @@ def doctor(job: DoctorJob, listen: Listener = lambda record: None) -> DoctorResu
     return DoctorResult(
         environment=facts,
         backends=tuple(check(backend, plugins) for backend in backends),
-        not_installed=tuple(sorted(plugin_extras() - set(plugins.backends))),
+        not_installed=tuple(missing_plugins()),
         problems=tuple(plugins.problems),
     )
 

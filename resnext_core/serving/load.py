@@ -105,7 +105,7 @@ def server_of(
     known = sorted({s for b in plugins.backends.values() if b.predictor for s in b.formats})
     if suffix not in known:
         hint = install_hint(suffix)
-        missing = f"{hint} adds it" if hint else f"known: {', '.join(known)}{others_hint(plugins.backends)}"
+        missing = f"{hint} adds it" if hint else f"known: {', '.join(known)}{others_hint()}"
         raise UsageError(f"no installed backend serves '{suffix}' files; {missing}")
     return plugins.choose(
         backend_id,
@@ -132,7 +132,7 @@ def exporters(
     for name in formats or sorted(known):
         if name not in known:
             hint = install_hint(name)
-            missing = f"; {hint} adds it" if hint else suggest(name, known) + others_hint(plugins.backends)
+            missing = f"; {hint} adds it" if hint else suggest(name, known) + others_hint()
             raise UsageError(f"no installed backend exports '{name}'{missing}")
         try:
             chosen[name] = plugins.choose(only, f"export {name}", partial(_exports, name), prefer=prefer)

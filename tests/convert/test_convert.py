@@ -540,7 +540,7 @@ def test_moments_go_into_a_checkpoint_and_out_of_it(cli: CommandLine, small: Wei
         ),
         (["{dir}/gone.ckpt", "{dir}/x.safetensors"], EXIT_DATA, "no model at"),
         (["{dir}/junk.ckpt", "{dir}/x.safetensors"], EXIT_DATA, "not a readable MindSpore checkpoint"),
-        (["{dir}/junk.h5", "{dir}/x.safetensors"], EXIT_USAGE, "'junk.h5' has no known ending for weights"),
+        (["{dir}/junk.h5", "{dir}/x.safetensors"], EXIT_USAGE, "'junk.h5' has no known weights suffix"),
         (["{dir}/junk.pth", "{dir}/x.safetensors"], EXIT_USAGE, "pip install 'resnext-core[pth]'"),
         (["{neutral}", "{dir}/x.ckpt", "--to", "modelzoos"], EXIT_USAGE, "invalid choice"),
         (
