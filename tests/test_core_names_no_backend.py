@@ -43,7 +43,7 @@ ALLOWED: dict[str, tuple[set[str], str]] = {
         {"torch", "pytorch", "mindspore", "mindir", "onnx", ".pth", ".pt", ".onnx", ".mindir"},
         "recognises files of other programs by their first bytes, to say what a wrongly named file is",
     ),
-    "cli/flags.py": ({"gpus"}, "what other programs call --devices, for a suggestion"),
+    "console/advice.py": ({"gpus"}, "what other programs call --devices, for a suggestion"),
     "testing/identity.py": (
         {"mindspore", "torch", "onnx", "onnxruntime", "tensorflow", "jax", "openvino"},
         "checks that no plugin imports a framework before a factory is called",
