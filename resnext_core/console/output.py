@@ -34,7 +34,7 @@ class Output:
         """Print a line for people; what is in the log already comes this way."""
         if not self.quiet and not self._gone:
             try:
-                print(text, file=self._stream, flush=True)
+                print(printable(text), file=self._stream, flush=True)
             except (OSError, ValueError) as error:
                 self.lose(error)
 

@@ -55,11 +55,19 @@ class Guess:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What an image shows, most probable class first; or the `error` why its file could not be read."""
+    """What an image shows, most probable class first; or the `error` why its file could not be read.
+
+    `path` is empty for an image in memory. `logits` are float32 (classes,), None with an error.
+    """
 
     path: str
     top: tuple[Guess, ...] = ()
     error: str | None = None
+    logits: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        found = self.error or ", ".join(f"{guess.name} {100 * guess.probability:.1f} %" for guess in self.top)
+        return f"{self.path}: {found}" if self.path else found
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types, probabilities to six decimals."""
@@ -155,7 +163,7 @@ def predicted(path: str, logits: NDArray[Any], classes: Sequence[str], top: int)
     probabilities = softmax(logits)
     best = np.argsort(-logits, kind="stable")[:top].tolist()
     guesses = (Guess(id=i, name=classes[i], probability=float(probabilities[i])) for i in best)
-    return Prediction(path=path, top=tuple(guesses))
+    return Prediction(path=path, top=tuple(guesses), logits=logits)
 
 
 def _index(images: Iterable[Path], classes: Sequence[str], listen: Listener) -> Index:

@@ -13,21 +13,14 @@ from resnext_ascend import artefacts, rank_table
 from resnext_ascend.artefacts import ENDINGS
 from resnext_ascend.launch import Servers, launch, parse_master
 from resnext_ascend.options import AscendOptions
-from resnext_core.cli.common import (
-    add_config_flags,
-    add_weights_flag,
-    positive,
-    print_config,
-    resume_of,
-    settings_of,
-)
-from resnext_core.cli.main import Parser
-from resnext_core.cli.output import Output
 from resnext_core.config import Config
+from resnext_core.console.flags import add_config_flags, add_weights_flag, positive, resume_of
+from resnext_core.console.output import Output
+from resnext_core.console.program import Parser
 from resnext_core.errors import UsageError, reason, suggest
 from resnext_core.files import write_atomic
 from resnext_core.interfaces import ExportRequest, LaunchRequest
-from resnext_core.jobs.settings import resolve, resolve_training
+from resnext_core.jobs.settings import Settings, resolve, resolve_training
 from resnext_core.plugins import load_plugins
 from resnext_core.serving.load import read_weights
 
@@ -119,9 +112,10 @@ def _launch(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     plugins, target = load_plugins(), Path(args.to)
-    resolved = resolve(settings_of(args), plugins)
+    resolved = resolve(Settings.from_flags(vars(args)), plugins)
     if args.print_config:
-        return print_config(resolved)
+        print(resolved.to_text())
+        return 0
     config, sources = resolved.config, resolved.sources
     if target.suffix != ENDINGS[args.format]:
         raise UsageError(
@@ -164,7 +158,7 @@ def command_config(words: Sequence[str]) -> tuple[Config, AscendOptions]:
     if getattr(given, "devices", 1) != 1:
         raise UsageError("say how many devices before the --, not after it")
     resume = resume_of(given) if name == "train" else False
-    resolved, _ = resolve_training(settings_of(given), plugins, resume=resume)
+    resolved, _ = resolve_training(Settings.from_flags(vars(given)), plugins, resume=resume)
     return resolved.config, resolved.config.backends.get("ascend")
 
 

@@ -7,8 +7,8 @@ import os
 import subprocess
 from pathlib import Path
 
-from resnext_core.cli.common import add_json_flag
-from resnext_core.cli.output import Output
+from resnext_core.console.flags import add_json_flag
+from resnext_core.console.output import Output
 from resnext_core.errors import UsageError
 from resnext_cpp_infer.options import CppInferOptions
 from resnext_cpp_infer.predictor import engine_flags

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from resnext_core.cli.main import run_program
+from resnext_core.console.program import run_program
 from resnext_core.data.index import class_folders, remarks
 from resnext_core.errors import EXIT_OK, DataError
 from resnext_core.files import write_atomic

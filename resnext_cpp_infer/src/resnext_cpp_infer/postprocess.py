@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resnext_core.cli.main import run_program
+from resnext_core.console.program import run_program
 from resnext_core.errors import EXIT_OK, DataError
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from resnext_core.cli.main import Parser, run_program
+from resnext_core.console.program import Parser, run_program
 from resnext_core.errors import EXIT_OK, EXIT_USAGE, UsageError, suggest
 
 #: What the ModelZoo's programs are called here, and where they are.
