@@ -16,6 +16,18 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "api.md"
 #: Public modules in the order of the page, by what a reader wants to do.
 MODULES = {
+    "Python API": [
+        "resnext_core.api",
+        "resnext_core.jobs.model",
+        "resnext_core.jobs.infer",
+        "resnext_core.jobs.train",
+        "resnext_core.jobs.evaluate",
+        "resnext_core.jobs.export",
+        "resnext_core.jobs.validate",
+        "resnext_core.jobs.whole",
+        "resnext_core.jobs.settings",
+    ],
+    "Commands of plugins": ["resnext_core.console.program", "resnext_core.console.flags", "resnext_core.console.output"],
     "Backends and plugins": [
         "resnext_core.interfaces",
         "resnext_core.hookspecs",

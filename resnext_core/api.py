@@ -68,7 +68,7 @@ def train(
     )  # fmt: skip
     job = TrainJob(
         settings=settings, backend=backend, resume=_resume(resume), devices=_devices(devices),
-        command=_command("train", settings, backend=backend, resume=resume, devices=devices),
+        command=_command("train", settings, overrides=overrides, backend=backend, resume=resume, devices=devices),
     )  # fmt: skip
     with _listening(progress) as listen:
         return train_job(job, listen)
@@ -103,7 +103,7 @@ def run(
     )  # fmt: skip
     job = WholeJob(
         settings=settings, backend=backend, resume=_resume(resume), devices=_devices(devices),
-        command=_command("run", settings, backend=backend, resume=resume, devices=devices),
+        command=_command("run", settings, overrides=overrides, backend=backend, resume=resume, devices=devices),
     )  # fmt: skip
     with _listening(progress) as listen:
         return whole_job(job, listen)
@@ -258,9 +258,11 @@ def _assignment(key: Any, value: Any) -> str:
 
 def _command(verb: str, settings: Settings, **others: Any) -> str:
     """Return the call, for the record of what a run was made by."""
-    given = {name: value for name, value in vars(settings).items() if name != "spelling"} | others
-    defaults = vars(Settings()) | {"backend": None, "resume": False, "devices": 1}
-    words = [f"{name}={value!r}" for name, value in given.items() if value != defaults[name]]
+    given = {name: value for name, value in vars(settings).items() if name not in ("spelling", "overrides")}
+    if "resume" in others and not isinstance(others["resume"], bool):
+        others["resume"] = os.fspath(others["resume"])
+    defaults = vars(Settings()) | {"overrides": None, "backend": None, "resume": False, "devices": 1}
+    words = [f"{name}={value!r}" for name, value in (given | others).items() if value != defaults[name]]
     return f"resnext_core.{verb}({', '.join(words)})"
 
 

@@ -20,6 +20,7 @@ from resnext_core.files.scratch import Scratch
 from resnext_core.interfaces import Backend, Batch
 from resnext_core.jobs.launching import Lines, launch
 from resnext_core.jobs.recorder import ignore
+from resnext_core.jobs.result import Result
 from resnext_core.jobs.settings import Settings, resolve_serving
 from resnext_core.jobs.training import connect
 from resnext_core.metrics import METRICS
@@ -56,7 +57,7 @@ class EvaluateJob:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class EvaluateResult:
+class EvaluateResult(Result):
     """The accuracy of `weights` (a file), whose tensors have `digest`, on `backend`."""
 
     weights: str

@@ -18,6 +18,7 @@ from resnext_core.files import file_digest, make_folder, replace_file
 from resnext_core.files.scratch import Scratch
 from resnext_core.interfaces import Backend, ExportRequest, Predictor
 from resnext_core.jobs.recorder import ignore
+from resnext_core.jobs.result import Result
 from resnext_core.jobs.settings import Settings, resolve
 from resnext_core.model.weights import Weights
 from resnext_core.plugins import PluginSet, load_plugins
@@ -51,7 +52,7 @@ class ExportJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Artefact:
+class Artefact(Result):
     """An exported file; it stands for its path wherever one is taken.
 
     `digest` is that of the file, `weights_digest` that of the tensors it was made from. `difference` is
@@ -81,7 +82,7 @@ class Artefact:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportResult:
+class ExportResult(Result):
     """The artefacts that were written; a single one stands for its path wherever one is taken."""
 
     artefacts: tuple[Artefact, ...]

@@ -19,6 +19,7 @@ from resnext_core.data.sampler import eval_tasks
 from resnext_core.errors import DataError, UsageError, one_line
 from resnext_core.files import check_target, local_path
 from resnext_core.files.npy import npy_rows
+from resnext_core.jobs.result import Result
 from resnext_core.jobs.settings import Settings, resolve
 from resnext_core.plugins import load_plugins
 from resnext_core.runs.records import Listener, Note, Progress
@@ -54,7 +55,7 @@ class Guess:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prediction:
+class Prediction(Result):
     """What an image shows, most probable class first; or the `error` why its file could not be read.
 
     `path` is empty for an image in memory. `logits` are float32 (classes,), None with an error.

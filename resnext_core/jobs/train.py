@@ -15,6 +15,7 @@ from resnext_core.jobs.new_run import backend_of, new_run, removed_if_refused, s
 from resnext_core.jobs.plan import Plan, plan_job, require, training_backend
 from resnext_core.jobs.recipes import DEFAULT_RECIPE
 from resnext_core.jobs.recorder import Recorder, ignore
+from resnext_core.jobs.result import Result
 from resnext_core.jobs.settings import Settings, resolve_training
 from resnext_core.jobs.training import connect, run_training, training_job
 from resnext_core.metrics import metric_lines
@@ -46,7 +47,7 @@ class TrainJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainResult:
+class TrainResult(Result):
     """A trained run. It stands for its folder wherever a path is taken (:func:`os.fspath`)."""
 
     run: Path

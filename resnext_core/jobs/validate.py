@@ -15,6 +15,7 @@ from resnext_core.data.splits import open_split
 from resnext_core.errors import DataError
 from resnext_core.jobs.evaluate import Split
 from resnext_core.jobs.recorder import ignore
+from resnext_core.jobs.result import Result
 from resnext_core.jobs.settings import Settings, resolve_serving
 from resnext_core.plugins import load_plugins
 from resnext_core.runs.records import Listener, Note, Progress
@@ -41,7 +42,7 @@ class ValidateJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValidateResult:
+class ValidateResult(Result):
     """How far `artefact` is from `source`; `digest` is that of the tensors of the source."""
 
     artefact: str

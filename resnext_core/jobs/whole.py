@@ -18,6 +18,7 @@ from resnext_core.jobs.new_run import backend_of
 from resnext_core.jobs.plan import Plan, plan_job, require, training_backend
 from resnext_core.jobs.recipes import DEFAULT_RECIPE
 from resnext_core.jobs.recorder import Recorder, ignore
+from resnext_core.jobs.result import Result
 from resnext_core.jobs.settings import Settings, resolve_training
 from resnext_core.jobs.train import train_on, train_plan
 from resnext_core.jobs.validate import ValidateResult, compare_on
@@ -49,7 +50,7 @@ class WholeJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WholeResult:
+class WholeResult(Result):
     """A run with its accuracy on the part `split`, its artefacts, how they compare with it, and its report.
 
     It stands for the run folder wherever a path is taken. `seconds` is the time of the whole job.
