@@ -61,7 +61,11 @@ def test_broken_links_would_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert broken_links(page) == ["page.md#b", "no.md", "no.png"]
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p != TUTORIAL], ids=page_id)
+#: Their Python trains and needs data: test_tutorial.py and test_python_page.py run it.
+ELSEWHERE = (TUTORIAL, ROOT / "README.md", ROOT / "docs" / "python.md")
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p not in ELSEWHERE], ids=page_id)
 def test_python_on_pages_runs(page: Path) -> None:
     for block in blocks(page.read_text()):
         if block.language == "python":
