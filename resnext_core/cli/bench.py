@@ -58,7 +58,8 @@ def handle(args: argparse.Namespace) -> int:
         settings=settings,
         backend=args.backend,
     )
-    values = bench(job, ProgressBar(output)).to_dict()
+    with ProgressBar(output) as bar:
+        values = bench(job, bar).to_dict()
     text = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
     output.result(values, text)
     return 0

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from resnext_core.cli.common import add_json_flag
 from resnext_core.cli.output import Output, ProgressBar
-from resnext_core.convert.names import NAMINGS, current_name
-from resnext_core.jobs.convert import NEUTRAL, ConvertJob, convert
+from resnext_core.jobs.convert import NAMINGS, NEUTRAL, ConvertJob, convert, current_name
 from resnext_core.jobs.convert import SETTABLE as SETTABLE
 
 EPILOG = f"""\
@@ -81,7 +80,8 @@ def handle(args: argparse.Namespace) -> int:
         report=Path(args.report) if args.report else None,
         force=args.force,
     )
-    result = convert(job, ProgressBar(output))
+    with ProgressBar(output) as bar:
+        result = convert(job, bar)
     done = f"{result.target}" if result.written else f"{result.target} was not written (dry run)"
     output.result(
         result.to_dict(),

@@ -72,7 +72,8 @@ def handle(args: argparse.Namespace) -> int:
     if args.action == "scan":
         return _scan(args, output)
     look = write_demo if args.action == "demo" else data_info
-    result = look(Path(args.folder), ProgressBar(output))
+    with ProgressBar(output) as bar:
+        result = look(Path(args.folder), bar)
     output.result(result.to_dict(), _counts(result))
     return 0
 
@@ -92,11 +93,8 @@ def _scan(args: argparse.Namespace, output: Output) -> int:
         cache=Path(args.cache) if args.cache else None,
         use_cache=not args.no_cache,
     )
-    watcher = _Watcher(output)
-    try:
+    with _Watcher(output) as watcher:
         result = scan(job, watcher)
-    finally:
-        watcher.close()
     output.result(result.to_dict(), scan_text(result, shorten=not args.all))
     if result.findings.wrong:
         raise DataError(f"{result.folder} has problems: {problems(result.findings)}")

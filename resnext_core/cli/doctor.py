@@ -53,7 +53,8 @@ def handle(args: argparse.Namespace) -> int:
         raise UsageError(
             "these flags describe a training: add --run CONFIG, a recipe, YAML file or run folder"
         )
-    result = doctor(DoctorJob(backend=args.backend), ProgressBar(output))
+    with ProgressBar(output) as bar:
+        result = doctor(DoctorJob(backend=args.backend), bar)
     output.result(result.to_dict(), _text(result))
     if (error := result.error()) is not None:
         raise error

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from resnext_core.cli.common import add_config_flags, add_weights_flag, print_config, settings_of
-from resnext_core.data.lines import byte_lines
 from resnext_core.errors import EXIT_DATA, EXIT_OK
-from resnext_core.files import local_path
-from resnext_core.jobs.infer import InferJob, Prediction, infer
+from resnext_core.jobs.infer import InferJob, Prediction, infer, read_paths
 from resnext_core.jobs.settings import resolve
 from resnext_core.plugins import load_plugins
 from resnext_core.runs.records import Note, Record
@@ -94,7 +91,6 @@ def _paths(words: Sequence[str]) -> Iterator[Path]:
     """Yield the paths in `words`; ``-`` stands for the lines of standard input."""
     for word in words:
         if word == "-":
-            lines = byte_lines(sys.stdin.buffer, "standard input")
-            yield from (local_path(os.fsdecode(line)) for line in lines if line.strip())
+            yield from read_paths(sys.stdin.buffer, "standard input")
         else:
             yield Path(word)

@@ -70,7 +70,8 @@ def _row(run: RunSummary) -> list[str]:
 
 
 def _show(args: argparse.Namespace, output: Output) -> None:
-    result = show_run(Path(args.folder), ProgressBar(output))
+    with ProgressBar(output) as bar:
+        result = show_run(Path(args.folder), bar)
     output.result(result.to_dict(), _details(result))
 
 
@@ -108,6 +109,7 @@ def _verify(args: argparse.Namespace, output: Output) -> None:
 
 def _prune(args: argparse.Namespace, output: Output) -> None:
     job = PruneJob(folder=Path(args.folder), keep=args.keep, dry_run=args.dry_run)
-    result = prune(job, ProgressBar(output))
+    with ProgressBar(output) as bar:
+        result = prune(job, bar)
     verb = "would free" if result.dry_run else "freed"
     output.result(result.to_dict(), f"{verb} {amount(result.bytes)} in {len(result.removed)} folders")

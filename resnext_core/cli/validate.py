@@ -17,7 +17,6 @@ from resnext_core.errors import DataError
 from resnext_core.jobs.settings import resolve_serving
 from resnext_core.jobs.validate import ValidateJob, validate
 from resnext_core.plugins import load_plugins
-from resnext_core.serving.validate import TOLERANCE
 
 EPILOG = """\
 examples:
@@ -35,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tolerance",
         type=float,
-        default=TOLERANCE,
+        default=ValidateJob.tolerance,
         metavar="X",
         help="largest logit difference relative to the largest logit (default %(default)g)",
     )

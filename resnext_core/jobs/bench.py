@@ -19,6 +19,7 @@ from resnext_core.data.opening import loader_workers
 from resnext_core.data.sampler import Task, epoch_permutation
 from resnext_core.errors import UsageError
 from resnext_core.interfaces import Backend, Batch
+from resnext_core.jobs.recorder import ignore
 from resnext_core.jobs.settings import Resolved, Settings, resolve
 from resnext_core.jobs.training import train_request
 from resnext_core.model.spec import ModelSpec
@@ -72,7 +73,7 @@ class BenchResult:
         return dict(self.values)
 
 
-def bench(job: BenchJob, listen: Listener = lambda record: None) -> BenchResult:
+def bench(job: BenchJob, listen: Listener = ignore) -> BenchResult:
     """Measure; `listen` gets notes on the data. Raises UsageError, DataError or BackendUnavailable."""
     if job.steps < 1 or job.warmup < 0:
         raise UsageError("--steps must be 1 or more, --warmup 0 or more")

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from resnext_core.config import load_config, parse_set
 from resnext_core.convert.containers import container, default_naming, read_tensors
-from resnext_core.convert.names import NAMINGS, current_name
+from resnext_core.convert.names import NAMINGS as NAMINGS
+from resnext_core.convert.names import current_name as current_name
 from resnext_core.convert.reading import ModelDescription, from_tensors, read_converted
 from resnext_core.convert.report import Change, joined, summary
 from resnext_core.convert.writing import to_tensors
@@ -21,6 +22,7 @@ from resnext_core.data.lines import class_names
 from resnext_core.errors import DataError, UsageError, quoted, reason, shown, suggest
 from resnext_core.files import check_target, make_folder, write_atomic
 from resnext_core.interfaces import StoredTensors, TrainState
+from resnext_core.jobs.recorder import ignore
 from resnext_core.model.sidecar import read_sidecar, sidecar_path, write_sidecar
 from resnext_core.model.spec import check_variant
 from resnext_core.model.weights import (
@@ -104,7 +106,7 @@ class _Source:
     changes: tuple[Change, ...] = ()
 
 
-def convert(job: ConvertJob, listen: Listener = lambda record: None) -> ConvertResult:
+def convert(job: ConvertJob, listen: Listener = ignore) -> ConvertResult:
     """Convert, read the written file back and compare it bit by bit. `listen` gets a note of what was read.
 
     Raises UsageError where the user must say something else, DataError on files that cannot be read or written.

@@ -12,6 +12,7 @@ from resnext_core.data.demo import write_digits
 from resnext_core.data.findings import class_counts
 from resnext_core.data.index import Index, open_index, remarks
 from resnext_core.data.splits import part_paths
+from resnext_core.jobs.recorder import ignore
 from resnext_core.runs.records import Listener, Note
 
 
@@ -44,13 +45,13 @@ class DataResult:
         return {"folder": str(self.folder), "parts": parts}
 
 
-def write_demo(folder: Path, listen: Listener = lambda record: None) -> DataResult:
+def write_demo(folder: Path, listen: Listener = ignore) -> DataResult:
     """Write image folders of handwritten digits into the new `folder`, and return what it holds."""
     write_digits(folder)
     return data_info(folder, listen)
 
 
-def data_info(folder: Path, listen: Listener = lambda record: None) -> DataResult:
+def data_info(folder: Path, listen: Listener = ignore) -> DataResult:
     """Return the parts of `folder`, or of a list; `listen` gets a note for each thing that is odd.
 
     Raises UsageError or DataError where they cannot be opened. No image is decoded.

@@ -16,6 +16,7 @@ from resnext_core.jobs.backend_check import FAILED, WRONG, BackendCheck, check
 from resnext_core.jobs.environment import environment
 from resnext_core.jobs.plan import faults, plan_job
 from resnext_core.jobs.preflight import Finding, machine_memory, preflight
+from resnext_core.jobs.recorder import ignore
 from resnext_core.jobs.settings import Resolved, Settings, resolve, stored_layer
 from resnext_core.plugins import PluginSet, load_plugins, probe
 from resnext_core.runs.folder import RunFolder
@@ -93,7 +94,7 @@ class CheckTrainingResult:
         return {"run": self.training, "devices": self.devices, "notes": notes}
 
 
-def doctor(job: DoctorJob, listen: Listener = lambda record: None) -> DoctorResult:
+def doctor(job: DoctorJob, listen: Listener = ignore) -> DoctorResult:
     """Check; `listen` gets the facts about the machine first. Raises BackendUnavailable where `backend` is not here."""
     plugins = load_plugins()
     memory = machine_memory()

@@ -7,18 +7,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.config import Config
 from resnext_core.data.index import Index, image_folder, remarks
+from resnext_core.data.lines import byte_lines
 from resnext_core.data.opening import eval_loader
 from resnext_core.data.sampler import eval_tasks
 from resnext_core.errors import DataError, UsageError, one_line
 from resnext_core.files import check_target, local_path
 from resnext_core.files.npy import npy_rows
+from resnext_core.jobs.recorder import ignore
 from resnext_core.jobs.result import Result
 from resnext_core.jobs.settings import Settings, resolve
 from resnext_core.plugins import load_plugins
@@ -93,7 +95,7 @@ class InferResult:
 def infer(
     job: InferJob,
     take: Callable[[Prediction], None] = lambda prediction: None,
-    listen: Listener = lambda record: None,
+    listen: Listener = ignore,
 ) -> InferResult:
     """Predict; `take` gets each prediction as it is made, in the order of the images, and none is kept here.
 
@@ -157,6 +159,13 @@ def _infer_images(
             done, failed = done + len(logits), failed + int((~readable).sum())
             listen(Progress(what="infer", done=done, total=len(index)))
     return InferResult(images=len(index), failed=failed)
+
+
+def read_paths(stream: BinaryIO, name: str) -> Iterator[Path]:
+    """Yield the path in each line of `stream`, which messages call `name`; UsageError for an address."""
+    for line in byte_lines(stream, name):
+        if line.strip():
+            yield local_path(os.fsdecode(line))
 
 
 def predicted(path: str, logits: NDArray[Any], classes: Sequence[str], top: int) -> Prediction:

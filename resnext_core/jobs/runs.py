@@ -9,6 +9,7 @@ from typing import Any
 
 from resnext_core.config import read_layer
 from resnext_core.errors import DataError, UsageError, reason
+from resnext_core.jobs.recorder import ignore
 from resnext_core.runs.checkpoint_folder import Summary, checkpoint_names, read_summary
 from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.pointers import best_checkpoint, latest_checkpoint, remove, superfluous
@@ -132,7 +133,7 @@ def list_runs(folder: Path) -> RunList:
     return RunList(folder=folder, runs=tuple(summarise(run) for run in _runs_in(folder)))
 
 
-def show_run(folder: Path, listen: Listener = lambda record: None) -> RunDetails:
+def show_run(folder: Path, listen: Listener = ignore) -> RunDetails:
     """Return the run `folder` with its checkpoints; DataError when it is no run."""
     run = RunFolder.open(folder)
     pointers = {
@@ -167,7 +168,7 @@ def summarise(run: RunFolder) -> RunSummary:
     )
 
 
-def prune(job: PruneJob, listen: Listener = lambda record: None) -> PruneResult:
+def prune(job: PruneJob, listen: Listener = ignore) -> PruneResult:
     """Remove what `job` says; `listen` gets a note for each removal. Raises UsageError, or DataError on a failure."""
     if job.keep < 1:
         raise UsageError(f"--keep must be 1 or more, not {job.keep}")

@@ -15,6 +15,7 @@ from resnext_core.data.scan import Memory, scan_files
 from resnext_core.errors import Interrupted
 from resnext_core.files import cache_folder, check_target
 from resnext_core.jobs.data import data_info
+from resnext_core.jobs.recorder import ignore
 from resnext_core.ranks.signals import StopRequest
 from resnext_core.runs.records import Listener, Progress
 
@@ -59,7 +60,7 @@ class ScanResult:
         }  # fmt: skip
 
 
-def scan(job: ScanJob, listen: Listener = lambda record: None) -> ScanResult:
+def scan(job: ScanJob, listen: Listener = ignore) -> ScanResult:
     """Decode every file as training does; `listen` gets notes on the data and the progress in files.
 
     Files that are wrong are in the result and no error. Raises UsageError or DataError where the folder cannot be
