@@ -54,7 +54,7 @@ def main(what: str, folder: Path) -> int:
     statistics = "averaged" if what == "averaged" else "local"
     options = AscendOptions(device="cpu", bn_statistics=statistics)
     collectives = connect(rank, options)
-    weights = tiny_weights(3 + rank.rank if what == "seeds" else 3)
+    weights = tiny_weights(seed=3 + rank.rank if what == "seeds" else 3)
     request = train_request(weights=weights, batch_size=6 // rank.world, rank=rank, collectives=collectives)
     trainer = trainer_with(options, request)
     parts = [share(batch, rank) for batch in batches(3)]

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +18,7 @@ from resnext_ascend.launch import Servers, launch, parse_master, this_server
 from resnext_ascend.options import AscendOptions
 from resnext_ascend.rank_table import check, make
 from resnext_ascend.watch import Watch
+from resnext_core.testing.processes import stop_when_ready
 
 from resnext_core.config import PrecisionConfig
 from resnext_core.errors import BackendUnavailable, DataError, UsageError
@@ -175,19 +173,7 @@ def test_an_orderly_stop_lets_every_rank_save(tmp_path: Path) -> None:
         "folder = Path(sys.argv[1])\n"
         "sys.exit(launch(request('stop', folder, 2, '--resume'), options(restarts=3)))"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], start_new_session=True)
-    try:
-        deadline = time.monotonic() + 300
-        while time.monotonic() < deadline and len(list(tmp_path.glob("ready-*"))) < 2:
-            assert process.poll() is None, "the job ended before it was asked to"
-            time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=300) == 75
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    assert sorted(p.name for p in tmp_path.glob("saved-*")) == ["saved-0", "saved-1"]
+    stop_when_ready(code, tmp_path, ranks=2)
 
 
 def test_a_failed_job_starts_again_where_asked(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

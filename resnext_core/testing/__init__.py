@@ -28,6 +28,7 @@ pytest.register_assert_rewrite(
             "resume",
             "export",
             "distributed",
+            "processes",
         )
     )
 )

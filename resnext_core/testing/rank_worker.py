@@ -21,6 +21,7 @@ from resnext_core.ranks.collectives import Collectives
 from resnext_core.ranks.connect import connect_tcp
 from resnext_core.ranks.info import RankInfo, rank_info
 from resnext_core.testing.cases import TRAIN_CASES, on_the_verge, wrong_rows
+from resnext_core.testing.tiny import rank_part
 from resnext_core.training.trainer import Trainer, create_trainer
 
 #: The training set-up: accumulates six micro-batches, of which each rank takes its share.
@@ -36,13 +37,6 @@ ALONE: dict[str, dict[str, float]] = {
 def rank_batches(info: RankInfo) -> list[Batch]:
     """Return the part of every batch of the case that a rank takes: its contiguous share."""
     return [rank_part(b, info) for b in TRAIN_CASES[CASE].batches()]
-
-
-def rank_part(b: Batch, info: RankInfo) -> Batch:
-    """Return the contiguous share of a batch that a rank takes."""
-    share = len(b) // info.world
-    part = slice(info.rank * share, (info.rank + 1) * share)
-    return Batch(images=b.images[part], labels=b.labels[part], index=b.index[part], valid=b.valid[part])
 
 
 def integers(rank: int) -> list[int]:

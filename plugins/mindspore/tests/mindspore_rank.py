@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 from mindspore_cases import batches, train_request, trainer_on
+from resnext_core.testing.tiny import rank_part
 from resnext_mindspore.collectives import connect
 from resnext_mindspore.device import Device, device_of
 from resnext_mindspore.options import MindsporeOptions
 
 from resnext_core.config import OptimizerConfig
-from resnext_core.interfaces import Batch
 from resnext_core.ranks.info import rank_info
 
 
@@ -37,11 +37,7 @@ def main(what: str, folder: Path) -> int:
         (folder / f"saved-{rank.rank}").touch()
         return 75
     print("a line of rank", rank.rank)
-    half = slice(2 * rank.rank, 2 * rank.rank + 2)
-    parts = [
-        Batch(images=b.images[half], labels=b.labels[half], index=b.index[half], valid=b.valid[half])
-        for b in batches(2)
-    ]
+    parts = [rank_part(batch, rank) for batch in batches(2)]
     request = train_request(
         batch_size=2, optimizer=OptimizerConfig(clip_norm=1.0), rank=rank, collectives=collectives
     )

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mindspore_cases import batches, relative, train_request
+from resnext_core.testing.processes import stop_when_ready
 
 from resnext_core.config import OptimizerConfig, PrecisionConfig
 from resnext_core.errors import UsageError
@@ -85,19 +83,7 @@ def test_an_orderly_stop_lets_every_rank_save(tmp_path: Path) -> None:
         "request = LaunchRequest(module='mindspore_rank', argv=['stop', sys.argv[1]], devices=2, log_dir=folder)\n"
         f"sys.exit(launch(request, cluster_timeout={TIMEOUT}))"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], start_new_session=True)
-    try:
-        deadline = time.monotonic() + 300
-        while time.monotonic() < deadline and len(list(tmp_path.glob("ready-*"))) < 2:
-            assert process.poll() is None, "the job ended before it was asked to"
-            time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=300) == 75
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    assert sorted(p.name for p in tmp_path.glob("saved-*")) == ["saved-0", "saved-1"]
+    stop_when_ready(code, tmp_path, ranks=2)
 
 
 def test_ranks_of_another_launcher_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
