@@ -16,7 +16,7 @@ from resnext_core.errors import EXIT_INTERRUPTED
 def imported_by(code: str, modules: Iterable[str]) -> list[str]:
     """Return which of `modules` a fresh process has imported after `code`."""
     script = f"{code}\nimport sys; print(*(m for m in {list(modules)!r} if m in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1].split()
 
