@@ -7,11 +7,11 @@ from typing import Any
 
 from resnext_ascend.options import AscendOptions
 from resnext_ascend.plugin import resnext_backends
-from resnext_core.testing.tiny import rank_part as share
-from resnext_core.testing.tiny import tiny_weights
 
 from resnext_core.interfaces import Batch, TrainRequest
 from resnext_core.testing import tiny
+from resnext_core.testing.tiny import rank_part as share
+from resnext_core.testing.tiny import tiny_weights
 from resnext_core.training.trainer import Trainer, create_trainer
 
 __all__ = ["batches", "share", "tiny_weights", "train_request", "trainer_with"]

@@ -18,13 +18,13 @@ from resnext_ascend.launch import Servers, launch, parse_master, this_server
 from resnext_ascend.options import AscendOptions
 from resnext_ascend.rank_table import check, make
 from resnext_ascend.watch import Watch
-from resnext_core.testing.processes import stop_when_ready
 
 from resnext_core.config import PrecisionConfig
 from resnext_core.errors import BackendUnavailable, DataError, UsageError
 from resnext_core.interfaces import LaunchRequest
 from resnext_core.testing.cases import oracle_trainer
 from resnext_core.testing.kinks import exact_steps
+from resnext_core.testing.processes import stop_when_ready
 from resnext_core.training.trainer import Trainer
 
 pytest.importorskip("mindspore.nn")

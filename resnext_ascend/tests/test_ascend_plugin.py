@@ -11,7 +11,6 @@ from resnext_ascend.device import device_of, meeting, prepare, visible_devices
 from resnext_ascend.engine import amp_level
 from resnext_ascend.options import AscendOptions
 from resnext_ascend.rank_table import make
-from resnext_core.testing.processes import imported_by
 
 from resnext_ascend import diagnose, plugin
 from resnext_core.cli.main import main
@@ -20,6 +19,7 @@ from resnext_core.errors import BackendUnavailable, DataError, UsageError
 from resnext_core.jobs.recipes import read_recipe
 from resnext_core.plugins import load_plugins
 from resnext_core.ranks.info import RankInfo, rank_info
+from resnext_core.testing.processes import imported_by
 
 #: Where this machine has an Ascend, tests of its absence are of no use.
 needs_none = pytest.mark.skipif(diagnose.hardware() is None, reason="an Ascend is here")

@@ -19,8 +19,6 @@ from resnext_core.data.scan_cache import ScanCache as ScanCache
 from resnext_core.errors import DataError, reason
 from resnext_core.files import file_digest
 
-#: Its name before; gone once nothing uses it.
-Memory = ScanCache
 #: Files that a process gets at a time, and how many such portions wait for each process.
 _PORTION, _WAITING = 8, 2
 #: A file at which a process died is examined again, alone. Any number of files may end their processes; processes that

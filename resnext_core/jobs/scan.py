@@ -11,7 +11,7 @@ from typing import Any
 from resnext_core.data.findings import Findings, absolute, find
 from resnext_core.data.loader import default_workers
 from resnext_core.data.quarantine import Quarantine, write_list
-from resnext_core.data.scan import Memory, scan_files
+from resnext_core.data.scan import ScanCache, scan_files
 from resnext_core.errors import Interrupted
 from resnext_core.files import cache_folder, check_target
 from resnext_core.jobs.data import data_info
@@ -72,15 +72,15 @@ def scan(job: ScanJob, listen: Listener = ignore) -> ScanResult:
     paths = [absolute(index, i) for index in parts.values() for i in range(len(index))]
     if job.list_file is not None:
         check_target(job.list_file)  # before hours of decoding
-    memory = Memory((job.cache or cache_folder()) if job.use_cache else None, folder)
+    cache = ScanCache((job.cache or cache_folder()) if job.use_cache else None, folder)
     started = time.perf_counter()
     with StopRequest() as stop:
         scanned = scan_files(
-            paths, memory, workers=job.workers or max(default_workers(), 1), stop=lambda: stop.requested,
+            paths, cache, workers=job.workers or max(default_workers(), 1), stop=lambda: stop.requested,
             on_progress=lambda done, total: listen(Progress(what="scan", done=done, total=total)),
         )  # fmt: skip
     if scanned is None:
-        cached = job.use_cache and memory.trouble is None
+        cached = job.use_cache and cache.trouble is None
         raise Interrupted(
             f"stopped; the same command {'continues' if cached else 'starts from the beginning'}"
         )
@@ -91,5 +91,5 @@ def scan(job: ScanJob, listen: Listener = ignore) -> ScanResult:
         write_list(job.list_file, [bad.file.name for bad in found.bad], header)
     return ScanResult(
         folder=folder, findings=found, read=scanned.read, remembered=scanned.remembered, seconds=seconds,
-        list_file=job.list_file, trouble=memory.trouble,
+        list_file=job.list_file, trouble=cache.trouble,
     )  # fmt: skip

@@ -42,10 +42,6 @@ class LoadedModel:
     has_names: bool = True
 
 
-#: Its name before; gone once nothing uses it.
-Served = LoadedModel
-
-
 def find_model(path: Path) -> Path:
     """Return the file to serve: `path` itself, or the best weights of a run or checkpoint folder.
 

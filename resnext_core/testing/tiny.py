@@ -21,7 +21,13 @@ CLASSES = 5
 
 def tiny_weights(size: int = 16, *, seed: int = 3, **changes: Any) -> Weights:
     """Return a network of one stage and 5 classes in which every tensor matters; `changes` are of its spec."""
-    fields: dict[str, Any] = {"depths": (1,), "groups": 2, "base_width": 32, "stem": "cifar", "stem_width": 8} | changes
+    fields: dict[str, Any] = {
+        "depths": (1,),
+        "groups": 2,
+        "base_width": 32,
+        "stem": "cifar",
+        "stem_width": 8,
+    } | changes
     spec = ModelSpec(variant="tiny", num_classes=CLASSES, image_size=size, **fields)
     return Weights(
         spec=spec, preprocess=PreprocessSpec(size=size, resize=size), classes=tuple("abcde"),

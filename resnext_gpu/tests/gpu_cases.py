@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from resnext_core.testing.tiny import rank_part as part
 from resnext_gpu.options import GpuOptions
 from resnext_gpu.plugin import resnext_backends
 
@@ -14,6 +13,7 @@ from resnext_core.interfaces import Batch, StepInput, TrainRequest, TrainState
 from resnext_core.model.weights import Weights
 from resnext_core.testing import tiny
 from resnext_core.testing.cases import relative_error as relative
+from resnext_core.testing.tiny import rank_part as part
 from resnext_core.training.trainer import Trainer, create_trainer
 
 __all__ = [

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from resnext_core.testing.processes import imported_by
 from resnext_gpu.options import GpuOptions
 
 from resnext_core.config import Layer, load_config
@@ -20,6 +19,7 @@ from resnext_core.interfaces import PredictRequest
 from resnext_core.jobs.recipes import read_recipe
 from resnext_core.plugins import load_plugins
 from resnext_core.ranks.info import RankInfo
+from resnext_core.testing.processes import imported_by
 from resnext_gpu import plugin
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from resnext_core.testing.processes import imported_by
 
 from resnext_core.config import LossConfig
 from resnext_core.errors import DataError, UsageError
@@ -21,6 +20,7 @@ from resnext_core.ranks.info import RankInfo
 from resnext_core.reference import ops, predictor
 from resnext_core.reference.network import evaluate, normalize, train_pass
 from resnext_core.reference.plugin import ReferenceOptions, resnext_backends
+from resnext_core.testing.processes import imported_by
 
 Array = np.ndarray[Any, Any]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from resnext_core.testing.tiny import tiny_weights
 from resnext_mindspore.device import Device
 from resnext_mindspore.plugin import resnext_backends
 
@@ -13,6 +12,7 @@ from resnext_core.interfaces import Batch, TrainRequest
 from resnext_core.model.weights import Weights
 from resnext_core.testing import tiny
 from resnext_core.testing.cases import relative_error as relative
+from resnext_core.testing.tiny import tiny_weights
 from resnext_core.training.trainer import Trainer, create_trainer
 
 __all__ = ["batches", "relative", "tiny_weights", "train_request", "trainer_on"]

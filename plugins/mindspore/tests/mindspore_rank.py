@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 from mindspore_cases import batches, train_request, trainer_on
-from resnext_core.testing.tiny import rank_part
 from resnext_mindspore.collectives import connect
 from resnext_mindspore.device import Device, device_of
 from resnext_mindspore.options import MindsporeOptions
 
 from resnext_core.config import OptimizerConfig
 from resnext_core.ranks.info import rank_info
+from resnext_core.testing.tiny import rank_part
 
 
 def main(what: str, folder: Path) -> int:

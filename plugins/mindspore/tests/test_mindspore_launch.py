@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mindspore_cases import batches, relative, train_request
-from resnext_core.testing.processes import stop_when_ready
 
 from resnext_core.config import OptimizerConfig, PrecisionConfig
 from resnext_core.errors import UsageError
@@ -18,6 +17,7 @@ from resnext_core.ranks.collectives import SingleProcess
 from resnext_core.ranks.info import RankInfo
 from resnext_core.testing.cases import oracle_trainer
 from resnext_core.testing.kinks import exact_steps
+from resnext_core.testing.processes import stop_when_ready
 
 pytest.importorskip("mindspore.nn")
 from resnext_mindspore.collectives import connect

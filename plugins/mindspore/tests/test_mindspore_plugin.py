@@ -5,12 +5,12 @@ from __future__ import annotations
 from importlib import metadata, util
 
 import pytest
-from resnext_core.testing.processes import imported_by
 from resnext_mindspore import plugin
 from resnext_mindspore.options import MindsporeOptions
 
 from resnext_core.config import Layer, load_config
 from resnext_core.errors import UsageError
+from resnext_core.testing.processes import imported_by
 
 
 def test_record_imports_no_framework() -> None:

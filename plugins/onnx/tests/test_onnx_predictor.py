@@ -25,7 +25,6 @@ from onnx_cases import (
     relative,
     write,
 )
-from resnext_core.testing.processes import imported_by
 from resnext_onnx import plugin
 from resnext_onnx.artefact import content_digest
 from resnext_onnx.options import OnnxOptions
@@ -35,6 +34,7 @@ from resnext_core.interfaces import Batch, Predictor, PredictRequest
 from resnext_core.model.weights import MANIFEST_KEY, save_weights, sealed
 from resnext_core.ranks.info import RankInfo
 from resnext_core.serving.validate import validate
+from resnext_core.testing.processes import imported_by
 
 
 @pytest.fixture(scope="module")
