@@ -51,6 +51,10 @@ def test_records_match() -> None:
         assert documented[kind] == fields, kind
 
 
+def test_metrics_match() -> None:
+    assert [row[0].strip("`") for row in rows(CONTRACT, "Metrics")] == list(METRICS)
+
+
 def test_documented_records_are_written(finished_run: Path) -> None:
     documented = documented_records()
     records: dict[str, dict[str, Any]] = {}

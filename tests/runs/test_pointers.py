@@ -264,7 +264,7 @@ def test_commands_about_runs_name_it(run: RunFolder, cli: CommandLine, pointer: 
     found = cli("runs", "verify", run.path)
     assert found.code == EXIT_DATA
     assert found.out.startswith(f"{run.checkpoints / pointer} ")
-    assert found.err == f"resnext-run: {run.path} is damaged: 1 findings\n"
+    assert found.err == f"resnext-run: {run.path} is damaged: 1 problem\n"
     shown = cli.ok("runs", "show", run.path, "--json").json()["checkpoints"]
     assert [mark for c in shown for mark in c["marks"]].count(pointer) == 1
     cli.ok("report", run.path)
