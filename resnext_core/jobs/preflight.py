@@ -1,4 +1,4 @@
-"""What a training will need, and what speaks against it, before it is started."""
+"""What a training will need, and what is wrong with it, before it is started."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Level = Literal["ok", "warning", "error"]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing about a training: an ``error`` would end it, or spoil it, for sure."""
+    """One thing about a training; an ``error`` would end it, or spoil its result."""
 
     topic: str
     level: Level
@@ -39,7 +39,7 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes that one rank needs in training, beside those of its framework.
+    """Bytes that one rank needs in training, besides those of its framework.
 
     `state`: weights, gradients, momentum, EMA, in float32. `activations`: what the backward pass needs of one
     micro-batch, the inputs of every convolution and of every batch normalisation. Frameworks add workspaces, and keep
@@ -68,7 +68,7 @@ def training_memory(spec: ModelSpec, config: Config, micro_batch: int) -> Memory
 def preflight(plan: Plan, found: Iterable[tuple[str, ResnextError]]) -> Iterator[Finding]:
     """Yield notes on a job; `found` is what :func:`resnext_core.jobs.plan.faults` yields, and each is an error.
 
-    What only this machine lacks is a warning where the backend that would train is not here either.
+    What is only missing on this machine is a warning where the backend that would train is missing too.
     """
     if plan.splits is not None:
         yield from _data(plan.splits, plan.unusable)
@@ -88,7 +88,7 @@ def preflight(plan: Plan, found: Iterable[tuple[str, ResnextError]]) -> Iterator
         topic="steps", level="ok",
         text=f"{train.epochs} epochs of {steps} steps, {train.batch_size} images a step"
         + (f", {rank_batch} of them on each of {plan.world} ranks" if plan.world > 1 else "")
-        + (f"; {left} images, others each time, are left over in an epoch" if left else ""),
+        + (f"; {left} images, different in each epoch, are dropped" if left else ""),
     )  # fmt: skip
     yield from _lr(config, steps)
     yield from _batch(rank_batch // train.accumulate)
@@ -126,7 +126,7 @@ def _lr(config: Config, steps: int) -> Iterator[Finding]:
     last = lr_at(
         train.epochs * steps - 1, config=schedule, base_lr=lr, steps_per_epoch=steps, epochs=train.epochs
     )
-    rule = f"{optimizer.lr:g} per {optimizer.lr_batch} images" if optimizer.lr_batch else "as it is"
+    rule = f"{optimizer.lr:g} per {optimizer.lr_batch} images" if optimizer.lr_batch else "not scaled"
     yield Finding(
         topic="lr", level="ok",
         text=f"{lr:g} at a batch of {train.batch_size} ({rule}); {schedule.warmup_epochs:g} epochs of warm-up, then "
@@ -135,7 +135,7 @@ def _lr(config: Config, steps: int) -> Iterator[Finding]:
     warnings = [
         (
             optimizer.lr_batch is not None and train.batch_size > LINEAR_UP_TO,
-            f"scaled to a batch above {LINEAR_UP_TO}, where the linear rule is known to cost accuracy "
+            f"scaled to a batch above {LINEAR_UP_TO}, where linear scaling is known to cost accuracy "
             "(arXiv:1706.02677)",
         ),
         (
@@ -160,7 +160,7 @@ def _batch(micro_batch: int) -> Iterator[Finding]:
     if micro_batch < BN_FROM:
         yield Finding(
             topic="batch", level="warning",
-            text=f"batch statistics are of {micro_batch} images at a time, which costs accuracy below {BN_FROM} "
+            text=f"batch normalisation sees {micro_batch} images at a time; fewer than {BN_FROM} cost accuracy "
             "(arXiv:1803.08494): use fewer ranks or a larger train.batch_size",
         )  # fmt: skip
 
@@ -171,15 +171,15 @@ def _memory(spec: ModelSpec, config: Config, micro_batch: int, world: int) -> It
     host = (need.state if config.train.background_saving else 0) + images
     yield Finding(
         topic="memory", level="ok",
-        text=f"about {size(need.total)} on each device, beside the framework's own: {size(need.state)} weights, "
+        text=f"about {size(need.total)} on each device, plus the framework's own: {size(need.state)} weights, "
         f"gradients and momentum, {size(need.activations)} activations of {micro_batch} images in "
-        f"{config.precision.compute}; on the host {size(host)} a process, and {loader_workers(config, world)} readers",
+        f"{config.precision.compute}; on the host {size(host)} per process, and {loader_workers(config, world)} loader workers",
     )  # fmt: skip
     here = machine_memory()
     if here is not None and world * need.total > here:
         yield Finding(
             topic="memory", level="warning",
-            text=f"more than the {size(here)} of this machine: on a backend that computes on its CPU it cannot work",
+            text=f"more than the {size(here)} of memory of this machine: too much for a backend that computes on the CPU",
         )  # fmt: skip
 
 

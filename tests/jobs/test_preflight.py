@@ -70,8 +70,8 @@ def test_a_run_folder_is_its_own_configuration(cli: CommandLine, finished_run: P
         (["optimizer.lr=0.1", "optimizer.lr_batch=8"], "2 times optimizer.lr from the first step on"),
         (["schedule.warmup_epochs=9"], "warm-up takes all 9 epochs"),
         (["schedule.kind=step", "schedule.milestones=[100]"], "at the end"),
-        (["train.batch_size=4"], "batch statistics are of 4 images at a time"),
-        (["train.accumulate=4"], "batch statistics are of 4 images at a time"),
+        (["train.batch_size=4"], "batch normalisation sees 4 images at a time"),
+        (["train.accumulate=4"], "batch normalisation sees 4 images at a time"),
     ],
 )
 def test_what_would_cost_accuracy_is_a_warning(
