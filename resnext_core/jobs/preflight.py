@@ -173,13 +173,14 @@ def _memory(spec: ModelSpec, config: Config, micro_batch: int, world: int) -> It
         topic="memory", level="ok",
         text=f"about {size(need.total)} on each device, plus the framework's own: {size(need.state)} weights, "
         f"gradients and momentum, {size(need.activations)} activations of {micro_batch} images in "
-        f"{config.precision.compute}; on the host {size(host)} per process, and {loader_workers(config, world)} loader workers",
+        f"{config.precision.compute}; on the host {size(host)} per process, and "
+        f"{loader_workers(config, world)} loader workers",
     )  # fmt: skip
     here = machine_memory()
     if here is not None and world * need.total > here:
         yield Finding(
             topic="memory", level="warning",
-            text=f"more than the {size(here)} of memory of this machine: too much for a backend that computes on the CPU",
+            text=f"more than the {size(here)} of this machine: too much for a backend that computes on the CPU",
         )  # fmt: skip
 
 
