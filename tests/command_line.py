@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 from resnext_core.cli.main import main
+from resnext_core.testing.processes import job_environment
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk", "fox")
 #: Images of a class of `photos` in train (48 in all) and val (23 in all, which no batch and no world divides).
@@ -75,8 +75,7 @@ def in_process(capfd: pytest.CaptureFixture[str]) -> CommandLine:
 
 def environment(**changes: str) -> dict[str, str]:
     """Return the environment of a fresh process: few threads, no rank of an outer launch."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RESNEXT_", "RANK", "WORLD_SIZE"))}
-    return kept | {"OMP_NUM_THREADS": "1"} | changes
+    return job_environment(**{"OMP_NUM_THREADS": "1"} | changes)
 
 
 def write_plugin(site: Path, name: str, source: str, distribution: str | None = None) -> None:

@@ -317,14 +317,14 @@ def test_sections_are_frozen() -> None:
         Config().train.epochs = 1  # type: ignore[misc]
 
 
-def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+def test_a_duplicate_key_is_refused(tmp_path: Path) -> None:
     """PyYAML would take the last one, and the other setting would be lost."""
     path = tmp_path / "twice.yaml"
     path.write_text("train:\n  epochs: 3\n  seed: 1\n  epochs: 300\n")
-    with pytest.raises(UsageError, match="line 4: the key 'epochs' is in line 2 already"):
+    with pytest.raises(UsageError, match="line 4: duplicate key 'epochs', first in line 2"):
         read_layer(path)
     path.write_text("train: {epochs: 3}\ntrain: {seed: 1}\n")
-    with pytest.raises(UsageError, match="line 2: the key 'train' is in line 1 already"):
+    with pytest.raises(UsageError, match="line 2: duplicate key 'train', first in line 1"):
         read_layer(path)
     path.write_text("a: &a {epochs: 3}\ntrain: {<<: *a, epochs: 300}\n")  # what a merge is for
     assert read_layer(path).values["train"] == {"epochs": 300}

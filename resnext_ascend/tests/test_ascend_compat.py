@@ -28,6 +28,7 @@ from resnext_core.errors import DataError, UsageError
 from resnext_core.jobs.recipes import read_recipe
 from resnext_core.plugins import load_plugins
 from resnext_core.ranks.children import forwarding
+from resnext_core.testing.processes import job_environment
 from resnext_core.training.schedule import lrs, scaled_lr
 
 pytest.importorskip("mindspore.nn")
@@ -75,9 +76,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment(place: Path, **changes: str) -> dict[str, str]:
-    unwanted = ("RANK_", "RESNEXT_", "MS_", "DEVICE_ID", "SERVER_ID")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(unwanted)}
-    return {**kept, "PYTHON": sys.executable, flags.OVERLAY: str(place / "overlay.yaml"), **changes}
+    own = {"PYTHON": sys.executable, flags.OVERLAY: str(place / "overlay.yaml")}
+    return job_environment("MS_", "DEVICE_ID", "SERVER_ID", **own | changes)
 
 
 def run(place: Path, cwd: Path, *words: object, **changes: str) -> subprocess.CompletedProcess[str]:

@@ -24,6 +24,7 @@ from resnext_core.model.init import random_weights
 from resnext_core.model.preprocess import PreprocessSpec
 from resnext_core.model.spec import model_spec
 from resnext_core.model.weights import Weights, save_weights
+from resnext_core.testing.processes import job_environment
 
 pytest.importorskip("mindspore.nn")
 CLASSES = ("a", "b", "c")
@@ -61,10 +62,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def environment(**changes: str) -> dict[str, str]:
     """Return that of a job: one thread a rank, on which rounding depends, and the python that msrun starts."""
-    unwanted = ("RANK_", "RESNEXT_", "MS_", "DEVICE_ID")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(unwanted)}
-    path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
-    return {**kept, "OMP_NUM_THREADS": "1", "PATH": path, **changes}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return job_environment("MS_", "DEVICE_ID", **{"OMP_NUM_THREADS": "1", "PATH": path} | changes)
 
 
 def start(*words: object, **changes: str) -> subprocess.Popen[str]:

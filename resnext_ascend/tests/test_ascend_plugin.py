@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 from resnext_ascend.device import device_of, meeting, prepare, visible_devices
-from resnext_ascend.engine import amp_level
 from resnext_ascend.options import AscendOptions
 from resnext_ascend.rank_table import make
 
 from resnext_ascend import diagnose, plugin
 from resnext_core.cli.main import main
-from resnext_core.config import Layer, PrecisionConfig, load_config
+from resnext_core.config import Layer, load_config
 from resnext_core.errors import BackendUnavailable, DataError, UsageError
 from resnext_core.jobs.recipes import read_recipe
 from resnext_core.plugins import load_plugins
@@ -180,19 +179,6 @@ def test_hccl_options_are_its_variables() -> None:
     options = AscendOptions(device="cpu", hccl_if_ip="10.0.0.1", hccl_whitelist_disable=False)
     prepare(options, environ)
     assert environ == {"HCCL_IF_IP": "10.0.0.1", "HCCL_WHITELIST_DISABLE": "0", "HCCL_RDMA_TIMEOUT": "20"}
-
-
-@pytest.mark.parametrize(
-    ("precision", "level"),
-    [
-        (PrecisionConfig(), "O0"),
-        (PrecisionConfig(compute="float16"), "O2"),
-        (PrecisionConfig(compute="float16", bn_float32=False), "O3"),
-        (PrecisionConfig(compute="bfloat16"), "O2 in bfloat16"),
-    ],
-)
-def test_levels_of_mixed_precision(precision: PrecisionConfig, level: str) -> None:
-    assert amp_level(precision) == level
 
 
 # -- devices and ranks --------------------------------------------------------------------------

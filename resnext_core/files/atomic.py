@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes and digests."""
+"""Atomic writes, which leave a whole file or none, and digests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LONGEST_NAME = 240
 def local_path(text: str | Path) -> Path:
     """Return a path that the user gave; UsageError where it is an address like ``https://...``.
 
-    A path that exists is none, whatever it looks like.
+    A path that exists is a path, whatever it looks like.
     """
     match = _ADDRESS.match(str(text))
     if match and not os.path.lexists(text):
@@ -38,8 +38,8 @@ def local_path(text: str | Path) -> Path:
 def make_folder(path: Path) -> None:
     """Make `path` and the folders above it where they are missing; OSError that says what stands in the way.
 
-    A link to a folder is one. A link to what is not there is not followed: a disk that is not mounted would get a
-    folder in its place.
+    A link to a folder counts as a folder. A broken link is not followed: it may name a disk that is not mounted, which
+    would get a folder in its place.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)

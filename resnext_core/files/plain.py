@@ -29,7 +29,7 @@ _LONGEST_NUMBER = 400
 
 
 def read_text(path: Path, most: int = MOST_YAML) -> str:
-    """Return the UTF-8 text of `path`; DataError, with the reason alone, when it is none or above `most` bytes."""
+    """Return the UTF-8 text of `path`; DataError, with the reason alone, when it is not text or has more than `most` bytes."""
     try:
         data = bytearray()
         with path.open("rb") as stream:
@@ -51,7 +51,7 @@ def parse_yaml(text: str, where: str, *, first: bool = False) -> Any:
     """Return the only document of `text` as plain types (None when empty), with `first` the first of several.
 
     Raises UsageError beginning with `where` when it is no YAML, holds other types, or would grow beyond bounds: by
-    values that refer to others which refer to others, by depth, or by numbers of hundreds of digits.
+    aliases of values that have aliases themselves, by depth, or by numbers of hundreds of digits.
     """
     if len(text) > MOST_YAML:
         raise UsageError(f"{where} not valid YAML: it has more than {MOST_YAML >> 20} MiB")
@@ -71,7 +71,7 @@ def parse_yaml(text: str, where: str, *, first: bool = False) -> Any:
 def parse_strict_json(text: str) -> Any:
     """Return the value of JSON `text`; ValueError, with one line, on anything else.
 
-    No constant is NaN or infinity, no key stands twice, numbers fit float64, and nothing is nested deeper than 64.
+    No constant is NaN or infinity, no key is duplicate, numbers fit float64, and nothing is nested deeper than 64.
     Lone surrogates are those of file names (:func:`os.fsdecode`) alone. The C++ program reads JSON by the same rules.
     """
     try:
@@ -104,12 +104,12 @@ def _fits_float(number: float) -> bool:
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("duplicate key")
     return made
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _documents(loader: Any) -> Iterator[Any]:
@@ -118,9 +118,9 @@ def _documents(loader: Any) -> Iterator[Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Counts values as they are composed, what an alias stands for again; refuses a key that stands twice in a mapping.
+    """Counts values as they are composed, those behind an alias each time; refuses duplicate keys in a mapping.
 
-    YAML 1.2, section 3.2.1.3, wants unique keys; PyYAML takes the last one.
+    YAML 1.2, section 3.2.1.3, requires unique keys; PyYAML takes the last one.
     """
 
     def __init__(self, text: str) -> None:
@@ -152,7 +152,7 @@ class _Loader(yaml.SafeLoader):
                 line = key.start_mark.line + 1
                 if key.value in seen:
                     raise yaml.YAMLError(
-                        f"line {line}: the key {quoted(key.value)} is in line {seen[key.value]} already"
+                        f"line {line}: duplicate key {quoted(key.value)}, first in line {seen[key.value]}"
                     )
                 seen[key.value] = line
         return node

@@ -14,8 +14,8 @@ class Scratch:
     """A new empty folder :attr:`path` for one `purpose`, in `parent` or where temporary files go (OSError).
 
     It is locked by the kernel (``flock``) as long as this process lives, and removed by :meth:`close`. Folders for the
-    same purpose in the same place that belong to this user and that nobody holds are of killed processes: they are
-    removed first. Where there are no locks, none is.
+    same purpose in the same place that belong to this user and that nobody has locked were left by killed processes:
+    they are removed first, except on systems without locks.
     """
 
     def __init__(self, purpose: str, parent: Path | None = None) -> None:

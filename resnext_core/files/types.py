@@ -1,4 +1,4 @@
-"""What a file is by its first bytes: for files that are no weights, and for weights under another name's ending."""
+"""The type of a file by its first bytes: for files that are not weights, and for weights with a wrong ending."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ _FORMATS = (
 
 
 def refuse_foreign(path: Path) -> None:
-    """Raise DataError saying what `path` is, where it is a stand-in for weights or plainly another kind of file.
+    """Raise DataError saying what `path` is, where it is a stand-in for weights or clearly another kind of file.
 
-    Of a file of unknown ending only stand-ins are told: pointers of Git LFS and the like, pages of a web server.
+    Of files with an unknown ending only stand-ins are recognised: pointers of Git LFS and the like, pages of a web server.
     """
     try:
         size = path.stat().st_size

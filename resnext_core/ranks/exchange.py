@@ -1,4 +1,4 @@
-"""What the ranks tell each other between two steps: a stop, a failure, images that could not be read."""
+"""What ranks exchange between two steps: a request to stop, a failure, images that could not be read."""
 
 from __future__ import annotations
 

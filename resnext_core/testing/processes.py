@@ -13,6 +13,15 @@ from pathlib import Path
 from resnext_core.errors import EXIT_INTERRUPTED
 
 
+def job_environment(*unwanted: str, **changes: str) -> dict[str, str]:
+    """Return this process's environment for a fresh job: without the variables of a launch, and with `changes`.
+
+    `unwanted` are beginnings of more names to leave out.
+    """
+    launch = ("RANK", "WORLD_SIZE", "RESNEXT_", *unwanted)
+    return {name: value for name, value in os.environ.items() if not name.startswith(launch)} | changes
+
+
 def imported_by(code: str, modules: Iterable[str]) -> list[str]:
     """Return which of `modules` a fresh process has imported after `code`."""
     script = f"{code}\nimport sys; print(*(m for m in {list(modules)!r} if m in sys.modules))"

@@ -255,7 +255,7 @@ def test_a_huge_value_of_a_manifest_is_one_short_line(tiny_weights: Weights) -> 
         ({"classes": "abcdef"}, "classes must be a list"),
         ({"origin": [["a", 1]]}, "origin must be an object"),
         ({"metrics": []}, "metrics must be an object"),
-        ({"metrics": {"top1": float("nan")}}, "NaN is no number of JSON"),
+        ({"metrics": {"top1": float("nan")}}, "NaN is not a JSON number"),
         ({"golden": {"compute": "float32", "logits": [[True, 1, 1, 1, 1, 1]]}}, "True is not a number"),
         ({"golden": {"compute": "float32", "logits": [["1", 1, 1, 1, 1, 1]]}}, "'1' is not a number"),
     ],

@@ -12,16 +12,7 @@ from resnext_mindspore.predictor import create_predictor
 from resnext_ascend.beat import beat
 from resnext_ascend.device import device_of, prepare
 from resnext_ascend.options import AscendOptions
-from resnext_core.config import PrecisionConfig
 from resnext_core.interfaces import Outcomes, Predictor, PredictRequest, StepInput, TrainRequest
-
-
-def amp_level(precision: PrecisionConfig) -> str:
-    """Return what MindSpore's amp calls this arithmetic: O0, O2 (batch normalisation in float32), O3, or bfloat16's."""
-    if precision.compute in ("float32", "float64"):
-        return "O0"
-    level = "O2" if precision.bn_float32 else "O3"
-    return level if precision.compute == "float16" else f"{level} in {precision.compute}"
 
 
 class AscendEngine(MindsporeEngine):

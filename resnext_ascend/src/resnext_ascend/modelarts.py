@@ -33,12 +33,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--enable_modelarts", metavar="BOOL", help="no effect: a URL or its variables say it")
 
 
-def recognised(environ: Mapping[str, str] | None = None) -> bool:
-    """True in a job of ModelArts."""
-    environ = os.environ if environ is None else environ
-    return "MA_JOB_DIR" in environ or "VC_TASK_INDEX" in environ
-
-
 def is_url(text: object) -> bool:
     """True for the place of something in an object store."""
     return isinstance(text, str) and text.startswith(("obs://", "s3://"))

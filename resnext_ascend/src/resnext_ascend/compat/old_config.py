@@ -29,10 +29,6 @@ class OldConfig:
     report: tuple[str, ...] = ()
 
 
-def _as_is(value: Any) -> Any:
-    return value
-
-
 def _numbers(value: Any) -> list[float]:
     parts = value.split(",") if isinstance(value, str) else value
     return [float(part) for part in parts]
