@@ -29,7 +29,7 @@ _LONGEST_NUMBER = 400
 
 
 def read_text(path: Path, most: int = MOST_YAML) -> str:
-    """Return the UTF-8 text of `path`; DataError, with the reason alone, when it is not text or has more than `most` bytes."""
+    """Return the UTF-8 text of `path`; DataError, with the reason alone, on other files and above `most` bytes."""
     try:
         data = bytearray()
         with path.open("rb") as stream:

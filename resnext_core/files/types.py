@@ -65,7 +65,7 @@ _FORMATS = (
 def refuse_foreign(path: Path) -> None:
     """Raise DataError saying what `path` is, where it is a stand-in for weights or clearly another kind of file.
 
-    Of files with an unknown ending only stand-ins are recognised: pointers of Git LFS and the like, pages of a web server.
+    Of files with an unknown ending only stand-ins are recognised: Git LFS pointers and the like, pages of web servers.
     """
     try:
         size = path.stat().st_size
