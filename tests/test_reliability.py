@@ -307,7 +307,7 @@ def test_records_and_checkpoints_that_someone_deletes_are_missed(
         assert sum(r["kind"] == "note" and r["text"].startswith(text) for r in stored(run)) == 1
     found = cli("runs", "verify", run.path)
     assert found.code == EXIT_DATA
-    assert "records.jsonl does not begin with a start record: those before are missing" in found.out
+    assert "records.jsonl does not begin with a start record: earlier records are missing" in found.out
 
 
 FULL = """
