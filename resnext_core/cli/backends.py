@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from resnext_core.cli.common import add_json_flag
-from resnext_core.cli.output import Output, table
+from resnext_core.console.flags import add_json_flag
+from resnext_core.console.output import Output, table
 from resnext_core.jobs.backends import BackendEntry, list_backends
 
 

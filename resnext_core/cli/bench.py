@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from resnext_core.cli.common import add_config_flags, add_json_flag, print_config, settings_of
-from resnext_core.cli.output import Output, ProgressBar
+from resnext_core.cli.common import print_config, settings_of
+from resnext_core.console.flags import add_config_flags, add_json_flag
+from resnext_core.console.output import Output, ProgressBar
 from resnext_core.jobs.bench import BenchJob, bench
 from resnext_core.jobs.settings import resolve
 from resnext_core.plugins import load_plugins

@@ -6,9 +6,9 @@ import argparse
 import time
 from pathlib import Path
 
-from resnext_core.cli.common import add_json_flag, positive
-from resnext_core.cli.output import Output, ProgressBar, table
 from resnext_core.cli.scan_text import problems, scan_text
+from resnext_core.console.flags import add_json_flag, positive
+from resnext_core.console.output import Output, ProgressBar, table
 from resnext_core.errors import DataError
 from resnext_core.jobs.data import DataResult, data_info, write_demo
 from resnext_core.jobs.scan import ScanJob, scan

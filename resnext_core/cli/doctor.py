@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from resnext_core.cli.common import (
-    add_config_flags,
-    add_devices_flag,
-    add_json_flag,
-    print_config,
-    settings_of,
-)
-from resnext_core.cli.output import Output, ProgressBar, table
+from resnext_core.cli.common import print_config, settings_of
+from resnext_core.console.flags import add_config_flags, add_devices_flag, add_json_flag
+from resnext_core.console.output import Output, ProgressBar, table
 from resnext_core.errors import UsageError
 from resnext_core.extras import install_hint
 from resnext_core.jobs.doctor import (

@@ -6,16 +6,15 @@ import argparse
 import json
 from pathlib import Path
 
-from resnext_core.cli.common import (
+from resnext_core.cli.common import print_config, settings_of
+from resnext_core.console.flags import (
     add_config_flags,
     add_devices_flag,
     add_json_flag,
     add_split_flag,
     add_weights_flag,
-    print_config,
-    settings_of,
 )
-from resnext_core.cli.output import Output, ProgressBar
+from resnext_core.console.output import Output, ProgressBar
 from resnext_core.files import write_atomic
 from resnext_core.jobs.evaluate import EvaluateJob, evaluate
 from resnext_core.jobs.settings import resolve_serving

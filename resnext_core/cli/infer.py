@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from resnext_core.cli.common import add_config_flags, add_weights_flag, print_config, settings_of
+from resnext_core.cli.common import print_config, settings_of
+from resnext_core.console.flags import add_config_flags, add_weights_flag
 from resnext_core.errors import EXIT_DATA, EXIT_OK
 from resnext_core.jobs.infer import InferJob, Prediction, infer, read_paths
 from resnext_core.jobs.settings import resolve

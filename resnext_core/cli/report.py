@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from resnext_core.cli.common import add_json_flag
-from resnext_core.cli.output import Output
+from resnext_core.console.flags import add_json_flag
+from resnext_core.console.output import Output
 from resnext_core.jobs.report import ReportJob, report
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from resnext_core.cli.common import (
+from resnext_core.cli.common import print_config, settings_of
+from resnext_core.console.flags import (
     add_config_flags,
     add_devices_flag,
     add_json_flag,
     add_resume_flag,
-    print_config,
     resume_of,
-    settings_of,
 )
-from resnext_core.cli.output import Output, ProgressBar
+from resnext_core.console.output import Output, ProgressBar
 from resnext_core.errors import DataError
 from resnext_core.jobs.settings import resolve_training
 from resnext_core.jobs.whole import WholeJob, default_recipe, whole

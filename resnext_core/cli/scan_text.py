@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from resnext_core.cli.output import table
+from resnext_core.console.output import table
 from resnext_core.data.findings import SIDES, File, Findings
 from resnext_core.errors import shown
 from resnext_core.jobs.scan import ScanResult

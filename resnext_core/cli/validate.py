@@ -5,14 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from resnext_core.cli.common import (
-    add_config_flags,
-    add_json_flag,
-    add_split_flag,
-    print_config,
-    settings_of,
-)
-from resnext_core.cli.output import Output, ProgressBar
+from resnext_core.cli.common import print_config, settings_of
+from resnext_core.console.flags import add_config_flags, add_json_flag, add_split_flag
+from resnext_core.console.output import Output, ProgressBar
 from resnext_core.errors import DataError
 from resnext_core.jobs.settings import resolve_serving
 from resnext_core.jobs.validate import ValidateJob, validate

@@ -17,7 +17,6 @@ import pytest
 from numpy.typing import NDArray
 from run_records import stored
 
-from resnext_core.cli.output import describe
 from resnext_core.config import Config, load_config, parse_set
 from resnext_core.data.index import open_index
 from resnext_core.data.loader import Loader
@@ -33,6 +32,7 @@ from resnext_core.report import ReportData, render_report
 from resnext_core.runs.checkpoint import load_checkpoint, load_latest
 from resnext_core.runs.checkpoint_folder import checkpoint_names
 from resnext_core.runs.folder import RunFolder
+from resnext_core.runs.log import describe
 from resnext_core.runs.records import Eval
 from resnext_core.training.loop import fit
 from resnext_core.training.schedule import lrs, scaled_lr

@@ -100,7 +100,7 @@ def handle(args: argparse.Namespace) -> int:
 
 def _launch(args: argparse.Namespace) -> int:
     config, options = command_config(args.words)
-    logs = args.logs or str(Path(config.output.dir) / time.strftime("ascend-%Y%m%d-%H%M%S"))
+    logs = args.logs or str(Path(config.output.dir) / time.strftime("ascend-%Y%m%d-%H%M%S", time.gmtime()))
     request = LaunchRequest(
         module="resnext_core.cli", argv=["--backend", "ascend", *args.words], devices=args.devices,
         log_dir=Path(logs), options=options,
