@@ -27,9 +27,14 @@ MODULES = {
         "resnext_core.jobs.whole",
         "resnext_core.jobs.settings",
     ],
-    "Commands of plugins": ["resnext_core.console.program", "resnext_core.console.flags", "resnext_core.console.output"],
+    "Commands of plugins": [
+        "resnext_core.console.program",
+        "resnext_core.console.flags",
+        "resnext_core.console.output",
+    ],
     "Backends and plugins": [
         "resnext_core.interfaces",
+        "resnext_core.extensions",
         "resnext_core.hookspecs",
         "resnext_core.plugins.offers",
         "resnext_core.plugins.loading",

@@ -2,7 +2,8 @@
 
 A backend is one frozen :class:`Backend` record, yielded by the plugin hook ``resnext_backends``. What it
 can do is what factories it carries. Everything a backend receives and returns is in neutral form:
-NumPy arrays under the tensor names of :class:`~resnext_core.model.spec.ModelSpec`.
+NumPy arrays under the tensor names of :class:`~resnext_core.model.spec.ModelSpec`. The other records of a plugin are
+defined in :mod:`resnext_core.extensions`; they can be imported from here too.
 """
 
 from __future__ import annotations
@@ -10,10 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from resnext_core import API_VERSION
-from resnext_core.errors import one_line, quoted
+from resnext_core.extensions import READY as READY
+from resnext_core.extensions import Command as Command
+from resnext_core.extensions import Readiness as Readiness
+from resnext_core.extensions import Recipe as Recipe
+from resnext_core.extensions import StoredTensors as StoredTensors
+from resnext_core.extensions import WeightFile as WeightFile
+from resnext_core.extensions import ask as ask
 from resnext_core.ranks.info import LaunchRequest as LaunchRequest
 
 if TYPE_CHECKING:
@@ -242,56 +249,6 @@ class Exporter(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Readiness:
-    """What a probe answers: whether something can be used here, and if not, why.
-
-    `state` is ``ready``, ``missing`` (something has to be installed or fixed first), or ``test mode``: it runs, but not
-    on the device it is made for, so it is never chosen by itself, only when it is named. `reason` is one sentence on
-    what is missing and how to get it, '' when ready.
-
-    Raises ValueError on another state, and on a `reason` that is absent or has several lines.
-    """
-
-    state: Literal["ready", "test mode", "missing"]
-    reason: str = ""
-
-    def __post_init__(self) -> None:
-        if self.state not in ("ready", "test mode", "missing"):
-            raise ValueError(f"a Readiness is 'ready', 'test mode' or 'missing', not {quoted(self.state)}")
-        if (self.state == "ready") == bool(self.reason.strip()) or "\n" in self.reason:
-            raise ValueError(
-                f"{self.state}: the reason must be one line, or '' when ready: {quoted(self.reason)}"
-            )
-
-    @property
-    def usable(self) -> bool:
-        """Whether it can be used when it is named: ready, or in test mode."""
-        return self.state != "missing"
-
-    def __str__(self) -> str:
-        """Return ``ready``, ``test mode: <reason>``, or the reason why it is missing."""
-        return {"ready": "ready", "missing": self.reason}.get(self.state, f"{self.state}: {self.reason}")
-
-
-READY = Readiness(state="ready")
-
-
-def ask(probe: Callable[[], Readiness]) -> Readiness:
-    """Return the answer of a plugin's probe; one that raises, or answers anything else, counts as missing."""
-    try:
-        answer: object = probe()
-    except Exception as error:
-        said = f"its probe failed: {type(error).__name__}: {one_line(error)}"
-        return Readiness(state="missing", reason=said)
-    if isinstance(answer, Readiness):
-        return answer
-    return Readiness(
-        state="missing",
-        reason=f"its probe must return a Readiness, not {quoted(answer)}: it was written for an older resnext-core",
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
 class Backend:
     """A backend, complete. Capability is the presence of a factory.
 
@@ -324,64 +281,3 @@ class Backend:
     steps_per_call: int = 1
     connect: Callable[[RankInfo, Any], Collectives] | None = None
     launch: Callable[[LaunchRequest], int] | None = None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class StoredTensors:
-    """What a weight file of another program holds, under its own names.
-
-    `tensors` are arrays by name, in the file's order and types. `widened` names the stored type of those that NumPy
-    lacks and that became float32 without a loss (bfloat16). `others` says of every entry that is no tensor to be
-    taken what it is. `entry` is where in a checkpoint the tensors lay, '' where the file holds nothing else.
-    """
-
-    tensors: Mapping[str, NDArray[Any]]
-    widened: Mapping[str, str] = field(default_factory=dict)
-    others: Mapping[str, str] = field(default_factory=dict)
-    entry: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightFile:
-    """A kind of file that holds named tensors, read and written by ``resnext-run convert``.
-
-    `suffixes` are its endings, each with its dot. `probe` says whether it can be used here, as for a
-    :class:`Backend`. `read(path)` raises DataError on a file that is
-    damaged, or that could only be read by executing what is in it; `write(path, tensors, tag)` writes atomically,
-    the same bytes each time; `tag` is the ``format`` that a header may carry. What the tensors mean is not this
-    record's business, but for `naming`: the naming scheme that new files take unless another is asked for (None: the
-    neutral one).
-    """
-
-    suffixes: tuple[str, ...]
-    summary: str
-    probe: Callable[[], Readiness]
-    read: Callable[[Path], StoredTensors]
-    write: Callable[[Path, Mapping[str, NDArray[Any]], str], None]
-    naming: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """A recipe: settings of a kind of training, as ``--recipe NAME`` takes them.
-
-    `path` is its YAML file, sections of the configuration with comments: the first line says what it is for, the next
-    ones the command, the hardware, the duration and the expected accuracy. `former_names` are accepted too.
-    """
-
-    name: str
-    path: Path
-    former_names: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """A subcommand of ``resnext-run``.
-
-    `module` is imported only when the command is used. It has two functions: ``configure(parser)`` adds
-    its flags to an :class:`argparse.ArgumentParser`, ``handle(args)`` does it and returns the exit code.
-    """
-
-    name: str
-    summary: str
-    module: str

@@ -349,7 +349,7 @@ def test_two_entry_points_with_one_module(site: Path) -> None:
         (site / "dist_copy-1.0.dist-info" / name).write_text(text)
     found = loaded()
     assert len(found.problems) == 1
-    assert found.problems[0].endswith("its module is that of one of dist-copy too")
+    assert found.problems[0].endswith("its module is already registered by one of dist-copy")
     assert found.origins["backend", "one"] == "dist-copy"
 
 

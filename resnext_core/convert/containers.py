@@ -1,4 +1,4 @@
-"""Files of tensors by their ending: safetensors and MindSpore's own here, others by plugins."""
+"""Files of tensors by their suffix: safetensors and MindSpore checkpoints here, others by plugins."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def collect(found: Iterable[tuple[str, str, Any]], problems: Iterable[str] = ())
         before = [plugin for _, plugin in manager.list_name_plugin()]
         try:
             if module in before:
-                raise ValueError(f"its module is that of {manager.get_name(module)} too")
+                raise ValueError(f"its module is already registered by {manager.get_name(module)}")
             manager.register(module, name=f"{name} of {distribution}")
             manager.check_pending()
             records = [

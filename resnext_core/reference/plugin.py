@@ -1,4 +1,4 @@
-"""What the reference backend is, for the plugin host; light, because every start of the program reads it."""
+"""The plugin: the backend ``reference``. Every start of the program imports it, so it imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib import metadata, util
 from pathlib import Path
 
-from resnext_mindspore.plugin import lacking
+from resnext_mindspore.plugin import missing_software
 
 INSTALL = "pip install 'resnext-core[ascend]'"
 #: Versions of CANN that a version of MindSpore checks for (its run_check/_check_version.py).
@@ -19,7 +19,7 @@ _DRIVER = ("usr/local/Ascend/driver/version.info", "usr/local/Ascend/driver/lib6
 
 def software() -> str | None:
     """Return why MindSpore cannot run here on any device, or None; reads metadata only."""
-    return lacking(INSTALL)
+    return missing_software(INSTALL)
 
 
 def hardware(environ: Mapping[str, str] | None = None, root: Path = Path("/")) -> str | None:

@@ -1,4 +1,4 @@
-"""What the backend ``ascend`` is, for the plugin host; light, because every start of the program reads it."""
+"""The plugin: what resnext-ascend offers. Every start of the program imports it, so it imports no framework."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def probe() -> Readiness:
     if (missing := diagnose.software()) is not None:
         return Readiness(state="missing", reason=missing)
     if (missing := diagnose.hardware()) is not None:
-        reason = f"{missing}; MindSpore computes on the CPU with --set ascend.device=cpu"
+        reason = f"{missing}; --set ascend.device=cpu computes on the CPU"
         return Readiness(state="test mode", reason=reason)
     return READY
 

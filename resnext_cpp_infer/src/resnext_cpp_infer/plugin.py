@@ -1,4 +1,4 @@
-"""What resnext-cpp-infer offers to resnext: a backend that serves artefacts, and the command ``cpp``."""
+"""The plugin: a backend that serves artefacts, and the command ``cpp``."""
 
 from __future__ import annotations
 

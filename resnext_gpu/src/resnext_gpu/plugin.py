@@ -1,4 +1,4 @@
-"""What resnext-gpu offers to resnext; light, because every start of the program reads it. Imports no framework."""
+"""The plugin: what resnext-gpu offers. Every start of the program imports it, so it imports no framework."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def probe() -> Readiness:
     if not torch.usable or (has_driver() and not _cpu_build()):
         return torch
     return Readiness(
-        state="test mode", reason="no NVIDIA GPU here; PyTorch computes on the CPU with --set gpu.device=cpu"
+        state="test mode", reason="no NVIDIA GPU found; --set gpu.device=cpu computes on the CPU"
     )
 
 

@@ -1,4 +1,4 @@
-"""What the backend ``example`` is; light, because every start of the program reads it."""
+"""The plugin: the backend ``example``. Every start of the program imports it, so it imports no framework."""
 
 from __future__ import annotations
 

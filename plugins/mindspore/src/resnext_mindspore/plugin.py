@@ -1,4 +1,4 @@
-"""What the backend ``mindspore`` is, for the plugin host; light, because every start of the program reads it."""
+"""The plugin: the backend ``mindspore``. Every start of the program imports it, so it imports no framework."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def resnext_backends() -> Iterator[Backend]:
 
 def probe() -> Readiness:
     """Return whether MindSpore can run here; reads metadata only."""
-    missing = lacking(_INSTALL)
+    missing = missing_software(_INSTALL)
     return READY if missing is None else Readiness(state="missing", reason=missing)
 
 
-def lacking(install: str) -> str | None:
+def missing_software(install: str) -> str | None:
     """Return why MindSpore cannot run here on any device, in one sentence, or None; reads metadata only.
 
-    `install` is the command that brings it.
+    `install` is the command that installs it.
     """
     if util.find_spec("mindspore") is None:
         return f"MindSpore is not installed: {install}"

@@ -1,4 +1,4 @@
-"""The plugin: yields the backend record; frameworks are imported when a factory is called, never here."""
+"""The plugin: the backend ``onnx``. Every start of the program imports it, so it imports no framework."""
 
 from __future__ import annotations
 

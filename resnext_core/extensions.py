@@ -1,0 +1,123 @@
+"""Records that plugins yield beside backends: commands, recipes, kinds of weight files; and what a probe answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from resnext_core.errors import one_line, quoted
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readiness:
+    """What a probe answers: whether something can be used here, and if not, why.
+
+    `state` is ``ready``, ``missing`` (something has to be installed or fixed first), or ``test mode``: it runs, but not
+    on the device it is made for, so it is never chosen by itself, only when it is named. `reason` is one sentence on
+    what is missing and how to get it, '' when ready.
+
+    Raises ValueError on another state, and on a `reason` that is absent or has several lines.
+    """
+
+    state: Literal["ready", "test mode", "missing"]
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.state not in ("ready", "test mode", "missing"):
+            raise ValueError(f"a Readiness is 'ready', 'test mode' or 'missing', not {quoted(self.state)}")
+        if (self.state == "ready") == bool(self.reason.strip()) or "\n" in self.reason:
+            raise ValueError(
+                f"{self.state}: the reason must be one line, or '' when ready: {quoted(self.reason)}"
+            )
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can be used when it is named: ready, or in test mode."""
+        return self.state != "missing"
+
+    def __str__(self) -> str:
+        """Return ``ready``, ``test mode: <reason>``, or the reason why it is missing."""
+        return {"ready": "ready", "missing": self.reason}.get(self.state, f"{self.state}: {self.reason}")
+
+
+READY = Readiness(state="ready")
+
+
+def ask(probe: Callable[[], Readiness]) -> Readiness:
+    """Return the answer of a plugin's probe; one that raises, or answers anything else, counts as missing."""
+    try:
+        answer: object = probe()
+    except Exception as error:
+        said = f"its probe failed: {type(error).__name__}: {one_line(error)}"
+        return Readiness(state="missing", reason=said)
+    if isinstance(answer, Readiness):
+        return answer
+    return Readiness(
+        state="missing",
+        reason=f"its probe must return a Readiness, not {quoted(answer)}: it was written for an older resnext-core",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StoredTensors:
+    """What a weight file of another program holds, under its own names.
+
+    `tensors` are arrays by name, in the file's order and types. `widened` names the stored type of those that NumPy
+    lacks and that became float32 without a loss (bfloat16). `others` describes each entry that is not one of these
+    tensors, by name. `entry` is where in a checkpoint the tensors were, '' where the file holds nothing else.
+    """
+
+    tensors: Mapping[str, NDArray[Any]]
+    widened: Mapping[str, str] = field(default_factory=dict)
+    others: Mapping[str, str] = field(default_factory=dict)
+    entry: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightFile:
+    """A kind of file that holds named tensors, read and written by ``resnext-run convert``.
+
+    `suffixes` begin with a dot. `probe` says whether such files can be read and written here; it must be fast and must
+    not import a framework. `read(path)` raises DataError on a file that is damaged, or that could only be read by
+    executing code in it. `write(path, tensors, tag)` writes atomically, the same bytes each time; `tag` is the
+    ``format`` that a header may carry. `naming` is the naming scheme of new files unless another is asked for; None is
+    the neutral one.
+    """
+
+    suffixes: tuple[str, ...]
+    summary: str
+    probe: Callable[[], Readiness]
+    read: Callable[[Path], StoredTensors]
+    write: Callable[[Path, Mapping[str, NDArray[Any]], str], None]
+    naming: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A recipe: settings of a kind of training, as ``--recipe NAME`` takes them.
+
+    `path` is its YAML file, sections of the configuration with comments: the first line says what it is for, the next
+    ones the command, the hardware, the duration and the expected accuracy. `former_names` are accepted too.
+    """
+
+    name: str
+    path: Path
+    former_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A subcommand of ``resnext-run``.
+
+    `module` is imported only when the command is used. It has two functions: ``configure(parser)`` adds
+    its flags to an :class:`argparse.ArgumentParser`, ``handle(args)`` does it and returns the exit code.
+    """
+
+    name: str
+    summary: str
+    module: str
