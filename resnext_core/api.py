@@ -144,7 +144,7 @@ def export(
 ) -> ExportResult:
     """Write artefacts of a run or a weights file; as ``resnext-run export``.
 
-    `formats` are names of exporters: none takes that of the ending of `to`, or everything that can be written here. `to` is
+    `formats` are names of exporters; none takes that of the suffix of `to`, or all that can be written here. `to` is
     a file, or a folder for several; None is the run folder. An artefact is kept only where its logits agree with those
     of its source. Raises UsageError, DataError or BackendUnavailable.
     """
