@@ -65,12 +65,13 @@ def add_json_flag(parser: argparse.ArgumentParser) -> None:
 def add_resume_flag(parser: argparse.ArgumentParser) -> None:
     """Add --resume."""
     parser.add_argument(
-        "--resume", metavar="RUN", nargs="?", const="", help="continue a run (the newest without RUN)"
-    )
+        "--resume", metavar="RUN", nargs="?", const="",
+        help="continue a run (without RUN: the one whose records changed last)",
+    )  # fmt: skip
 
 
 def resume_of(args: argparse.Namespace) -> Path | bool:
-    """Return the run that --resume names, True for the newest, False without the flag."""
+    """Return the run that --resume names, True for the one whose records changed last, False without the flag."""
     return False if args.resume is None else Path(args.resume) if args.resume else True
 
 
