@@ -46,8 +46,8 @@ _VALIDATION = {
     "name", "backend", "source_backend", "passed", "images", "max_abs_diff", "max_rel_diff", "tolerance",
     "top1_agreement", "top1_artefact", "top1_source", "latency_artefact", "latency_source",
 }  # fmt: skip
-#: Said already by another column, or of no use to a reader unless something is wrong.
-_VALIDATION_SAID = {
+#: Shown in another column, or only of use where something is wrong.
+_VALIDATION_OMITTED = {
     "artefact", "artefact_backend", "source", "digest", "mean_abs_diff", "disagreements", "labelled",
     "min_agreement",
 }  # fmt: skip
@@ -261,7 +261,7 @@ def _validation(validation: Mapping[str, Any]) -> dict[str, Any]:
     shown["details"] = [
         (_words(key), value)
         for key, value in validation.items()
-        if key not in _VALIDATION | _VALIDATION_SAID and (key, value) not in _VALIDATION_USUAL
+        if key not in _VALIDATION | _VALIDATION_OMITTED and (key, value) not in _VALIDATION_USUAL
     ]
     return shown
 
