@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from resnext_core.config import read_layer
 from resnext_core.errors import DataError, UsageError, reason
 from resnext_core.jobs.recorder import ignore
 from resnext_core.runs.checkpoint_folder import Summary, checkpoint_names, read_summary
@@ -151,17 +150,16 @@ def show_run(folder: Path, listen: Listener = ignore) -> RunDetails:
 
 def summarise(run: RunFolder) -> RunSummary:
     """Return how far `run` is and how good."""
-    records, config = run.read_records(), _config(run)
-    checkpoints = _checkpoints(run)
+    records, checkpoints = run.read_records(), _checkpoints(run)
     newest = next((found for _, found in reversed(checkpoints) if isinstance(found, Summary)), None)
     return RunSummary(
         name=run.path.name,
         backend=(run.read_result("run") or {}).get("backend"),
-        variant=(config.get("model") or {}).get("variant"),
+        variant=run.setting("model", "variant"),
         state=_state(run, records),
         step=max([r.step for r in records] + ([newest.progress.step] if newest else []), default=0),
         epoch=max((r.epoch for r in records if isinstance(r, (Train, Nonfinite, Eval, Saved))), default=0),
-        epochs=(config.get("train") or {}).get("epochs"),
+        epochs=run.setting("train", "epochs"),
         best=newest.progress.best if newest else None,
         checkpoints=len(checkpoints),
         bytes=_bytes(run.path),
@@ -223,14 +221,6 @@ def _state(run: RunFolder, records: Sequence[Record]) -> str:
     if not turns:
         return "new"
     return "done" if isinstance(turns[-1], End) else "stopped"
-
-
-def _config(run: RunFolder) -> Mapping[str, Any]:
-    """Return the stored configuration as it is, empty where it cannot be read: other things can still be said."""
-    try:
-        return read_layer(run.config).values
-    except UsageError:
-        return {}
 
 
 def _bytes(path: Path) -> int:

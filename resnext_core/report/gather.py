@@ -9,7 +9,7 @@ from typing import Any
 
 from resnext_core.data.decode import read_image
 from resnext_core.errors import DataError, ResnextError
-from resnext_core.files.plain import parse_yaml, read_text
+from resnext_core.files.plain import read_text
 from resnext_core.model.weights import parse_manifest, read_manifest_text
 from resnext_core.report.build import THUMBNAIL, write_report
 from resnext_core.report.model import ReportData, Sample
@@ -30,7 +30,7 @@ def gather(run: RunFolder) -> ReportData:
         text = read_text(run.config)
     except DataError as error:
         raise DataError(f"cannot read {run.config}: {error}") from error
-    config = parse_yaml(text, f"{run.config}:")
+    variant, data = run.setting("model", "variant"), run.setting("data", "dir")
     about = run.read_result("run") or {}
     evaluation = run.read_result("evaluation") or {}
     records = run.read_records()
@@ -39,7 +39,7 @@ def gather(run: RunFolder) -> ReportData:
     artefacts = run.read_result("artefacts") or []
     summary |= _sizes(run)
     return ReportData(
-        title=f"{config['model']['variant']} on {Path(config['data']['dir'] or 'data').name}",
+        title=f"{variant or 'unknown model'} on {Path(str(data or 'data')).name}",
         subtitle=f"run {run.path.name}",
         summary={k: v for k, v in summary.items() if v is not None},
         records=records,

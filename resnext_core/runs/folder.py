@@ -7,11 +7,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from resnext_core.config import read_layer
 from resnext_core.errors import DataError, UsageError, quoted, reason, shown, suggest
 from resnext_core.files import check_folder, make_folder, write_atomic
 from resnext_core.files.plain import MOST_JSON, read_text
@@ -204,6 +205,14 @@ class RunFolder:
             return json.loads(read_text(self.path / f"{name}.json", MOST_JSON))
         except (DataError, ValueError):
             return None
+
+    def setting(self, section: str, key: str) -> Any:
+        """Return one value of the stored configuration as it is written, None where it cannot be read."""
+        try:
+            values = read_layer(self.config).values.get(section)
+        except UsageError:
+            return None
+        return values.get(key) if isinstance(values, Mapping) else None
 
 
 def stamp(seconds: float) -> str:

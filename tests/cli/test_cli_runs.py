@@ -176,3 +176,14 @@ def test_without_a_run_the_one_whose_records_changed_last_is_taken(
     os.utime(other.records, (newer + 200, newer + 200))
     os.utime(run.records, (newer, newer))
     assert cli.ok("report").out == "runs/other/report.html\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "model: 3\ntrain: [1]\n", "- a\n", "model: {variant: 7}\ndata: {dir: 9}\n", "{"]
+)
+def test_a_configuration_that_was_edited_wrongly_ends_no_listing(
+    run: RunFolder, cli: CommandLine, text: str
+) -> None:
+    run.config.write_text(text)
+    for words in (["runs", "list", run.path.parent], ["runs", "show", run.path], ["report", run.path]):
+        cli.ok(*words)
