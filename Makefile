@@ -28,7 +28,7 @@ test: lint       ## all checks and tests that need no accelerator
 	$(BIN)/python -m pytest $(PARALLEL) resnext_ascend  # MindSpore is opened once a process, and here in another way
 
 test-core: $(CORE)/.ready  ## the tests of core alone, without any framework: minutes
-	$(CORE)/bin/python -m pytest $(PARALLEL) tests --ignore $(TUTORIAL)
+	$(CORE)/bin/python -m pytest $(PARALLEL) tests --ignore tests/docs  # which speak of all distributions
 
 test-tutorial: $(VENV)/.ready-dev  ## the tutorial's plugin, typed in from the page, installed and tested
 	$(BIN)/python -m pytest $(TUTORIAL)
