@@ -1,4 +1,4 @@
-"""The manifest beside a file that cannot hold one: ``model.ckpt`` and ``model.ckpt.json``.
+"""The manifest beside a file that cannot hold one: ``weights.ckpt`` and ``weights.ckpt.json``.
 
 Weights of other programs have one so that they can be read back, artefacts without room inside so that they can be
 served. The sidecar of an artefact also has a section ``artefact`` with what its exporter noted and the digest of the

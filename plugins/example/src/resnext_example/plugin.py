@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from resnext_core.errors import UsageError
+from resnext_core.bounds import AtLeast, check_bounds
 from resnext_core.hookspecs import hookimpl
 from resnext_core.interfaces import (
     READY,
@@ -33,15 +33,14 @@ class ExampleOptions:
     `fold_bn` folds batch normalisation into the convolutions; False scales and shifts after each of them.
     `chunk` is how many images are computed at once: it bounds the memory, and moves logits by rounding alone.
 
-    Raises UsageError on a `chunk` below 1.
+    Bounds stand beside a field; `load_config` checks them, and names where a wrong value came from.
     """
 
     fold_bn: bool = True
-    chunk: int = 8
+    chunk: Annotated[int, AtLeast(1)] = 8
 
     def __post_init__(self) -> None:
-        if self.chunk < 1:
-            raise UsageError(f"example.chunk must be 1 or more, not {self.chunk}")
+        check_bounds("example", self)  # for options that no configuration made
 
 
 @hookimpl
