@@ -23,7 +23,7 @@ EPILOG = """\
 examples:
   resnext-run                                     the built-in digits on the best backend here
   resnext-run run --data DIR --recipe photos-small
-  resnext-run run --resume runs/RUN               go on with a whole job that was interrupted
+  resnext-run run --resume runs/RUN               continue a whole job that was interrupted
   resnext-run --backend reference run --epochs 3
 """
 

@@ -21,8 +21,8 @@ _REFRESH_S = 0.1
 class Output:
     """Lines for people on standard output, or on standard error when --json owns standard output.
 
-    Where they also go to a `log` file, nobody needs to be there to read them: a terminal, pipe or file that takes no
-    more ends nothing. The log says that it happened.
+    Where there is a `log` file, a terminal, pipe or file that cannot be written ends nothing; the log says that it
+    happened.
     """
 
     def __init__(self, *, json_result: bool = False, quiet: bool = False, log: RunLog | None = None) -> None:
@@ -31,7 +31,7 @@ class Output:
         self._gone = False
 
     def show(self, text: str) -> None:
-        """Print a line for people; what is in the log already comes this way."""
+        """Print a line for people, without adding it to the log."""
         if not self.quiet and not self._gone:
             try:
                 print(printable(text), file=self._stream, flush=True)
@@ -44,12 +44,12 @@ class Output:
         self.note(text)
 
     def lose(self, error: OSError | ValueError) -> None:
-        """Go on without the terminal that failed with `error`; raises it where there is no log to go on in."""
+        """Continue without the terminal, which failed with `error`; raises that where there is no log."""
         if self.log is None or isinstance(error, UnicodeError):
             raise error
         self._gone = True
         silence(self._stream)
-        self.note(f"the terminal takes no more ({reason(error)}); going on without it")
+        self.note(f"cannot write to the terminal ({reason(error)}); continuing without it")
 
     def note(self, text: str) -> None:
         """Add a line to the log file alone."""
@@ -68,7 +68,7 @@ class Output:
 
     @property
     def interactive(self) -> bool:
-        """True where a progress bar can be drawn."""
+        """True where a progress bar can be drawn: on a terminal."""
         try:
             return not self.quiet and not self._gone and self._stream.isatty()
         except ValueError:  # closed
@@ -124,7 +124,7 @@ class ProgressBar:
             self._drawn(progress.stop)
 
     def _drawn(self, draw: Callable[[], object]) -> None:
-        """Draw on the terminal; one that is gone loses the bar, and nothing else."""
+        """Draw on the terminal; where that fails, only the bar is lost."""
         try:
             draw()
         except (OSError, ValueError) as error:

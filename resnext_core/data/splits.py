@@ -1,4 +1,4 @@
-"""The parts of a data folder: train, val and test, and what speaks against each."""
+"""The parts of a data folder: train, val and test, and what is wrong with each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job before it is started: its data, network and artefacts, and whatever would end it for certain."""
+"""A job before it is started: its data, network and artefacts, and every problem that is certain to end it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class InitialWeights:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
-    """A job that was not started yet.
+    """A job that has not been started.
 
     `splits` are None where there is no train part to use; `unusable` says what is wrong with the data. `backend` is
     None where the one that would train is not on this machine. `resumed` is the run that goes on. A `whole` job also
@@ -57,7 +57,7 @@ class Plan:
 
     @property
     def data(self) -> Splits:
-        """The splits of a job that can work."""
+        """The splits; only where the data can be used."""
         assert self.splits is not None
         return self.splits
 
@@ -73,14 +73,14 @@ class Plan:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is left out of the job, a line each."""
+        """What is left out of the job, one line for each part."""
         prefer = self.backend.id if self.backend is not None else None
         asked = self.config.export.formats
         formats = (
             exporters(self.plugins, asked, prefer=prefer).keys() - self.formats.keys() if self.whole else ()
         )
         return self.data.notes + tuple(
-            f"{name} is not exported: no backend here reads it, so that it could not be validated"
+            f"{name} is not exported: no backend here reads it, so it cannot be validated"
             for name in sorted(formats)
         )
 
@@ -107,13 +107,13 @@ class Plan:
 
     @property
     def trainer(self) -> Backend:
-        """The backend that trains, of a job that can work."""
+        """The backend that trains; only where it is on this machine."""
         assert self.backend is not None
         return self.backend
 
     @cached_property
     def initial(self) -> InitialWeights:
-        """The weights that a new training starts from; raises what speaks against them."""
+        """The weights that a new training starts from; raises the error where they do not fit."""
         lines: list[str] = []
         weights = initial_weights(self.config, self.data.train.classes, lines.append)
         return InitialWeights(weights=weights, notes=tuple(lines))
@@ -127,7 +127,7 @@ class Plan:
 
     @cached_property
     def spec(self) -> ModelSpec:
-        """The network that will be trained; raises what speaks against it, as ``model.pretrained`` may."""
+        """The network that will be trained; raises the error where ``model.pretrained`` or the data do not fit it."""
         config, classes = self.config, self.data.train.classes
         check_class_count(config, classes)
         if self.resumed is not None:
@@ -165,13 +165,13 @@ def plan_job(
 
 
 def require(plan: Plan) -> None:
-    """Raise the first thing that would end the job for certain; nothing was made or computed yet."""
+    """Raise the first error that is certain to end the job; nothing has been written or computed yet."""
     for _, error in faults(plan):
         raise error
 
 
 def faults(plan: Plan) -> Iterator[tuple[str, ResnextError]]:
-    """Yield topic and error of everything that would end the job for certain."""
+    """Yield topic and error of every problem that is certain to end the job."""
     yield from (("data", error) for error in plan.unusable)
     checks: list[tuple[str, Callable[[Plan], object]]] = [
         ("data", lambda plan: quarantine(plan.config)), ("output", _writable), ("output", _tensorboard),

@@ -155,8 +155,10 @@ def resolve_serving(settings: Settings, plugins: PluginSet, *models: Path) -> Re
     for run in map(run_of, models):
         if run is not None:
             found = resolve(settings, plugins, base=stored_layer(run, plugins))
-            other = "--data takes other" if settings.spelling == "flags" else "data= takes other"
-            note = f"data: {shown(found.config.data.dir, None)}, of {run.path.name}; {other}"
+            other = (
+                "use --data for other data" if settings.spelling == "flags" else "use data= for other data"
+            )
+            note = f"data: {shown(found.config.data.dir, None)}, from {run.path.name}; {other}"
             return Resolved(config=found.config, sources=found.sources, note=note)
     return resolved
 

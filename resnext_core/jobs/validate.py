@@ -20,7 +20,8 @@ from resnext_core.jobs.settings import Settings, resolve_serving
 from resnext_core.plugins import load_plugins
 from resnext_core.runs.records import Listener, Note, Progress
 from resnext_core.serving.load import LoadedModel, serve
-from resnext_core.serving.validate import TOLERANCE, ValidationResult
+from resnext_core.serving.validate import TOLERANCE as TOLERANCE
+from resnext_core.serving.validate import ValidationResult
 from resnext_core.serving.validate import validate as compare
 
 

@@ -250,7 +250,7 @@ def test_a_run_knows_its_own_data(
     run = shutil.copytree(finished_run, tmp_path / "run")
     artefact = artefact_of(toy, run, run)
     expected = toy.ok("eval", "--weights", run, "--data", photos, "--json").json()
-    said = f"data: {photos}, of run; --data takes other"
+    said = f"data: {photos}, from run; use --data for other data"
     checkpoint = run / "checkpoints" / "step-00000012"
     for model in (run, checkpoint, checkpoint / "weights.safetensors", artefact):
         outcome = toy.ok("eval", "--weights", model, "--json")
