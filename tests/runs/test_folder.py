@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -186,3 +187,13 @@ def test_file_digest(tmp_path: Path) -> None:
     data = os.urandom(3_000_000)
     (tmp_path / "f").write_bytes(data)
     assert file_digest(tmp_path / "f") == f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def test_a_run_without_a_name_has_the_time_in_utc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ranks on several machines, and a run that moves, mean the same time by it."""
+    with monkeypatch.context() as patched:
+        patched.setenv("TZ", "XXX-9")
+        time.tzset()
+        patched.setattr(time, "time", lambda: 86400.0)
+        assert RunFolder.create(tmp_path, None, "net").path.name == "19700102-000000-net"
+    time.tzset()
