@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -70,3 +71,35 @@ def test_a_plugin_module_is_light(plugin: Path) -> None:
 def test_core_names_no_plugin() -> None:
     for path in sorted((ROOT / "resnext_core").rglob("*.py")):
         assert not imported(path) & (PLUGINS | FOREIGN), path
+
+
+def core_imports(path: Path) -> set[Path]:
+    """Return the files of core that a file imports, also inside functions, but not for type checkers alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    unread = {
+        node
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If)
+        and isinstance(branch.test, ast.Name)
+        and branch.test.id == "TYPE_CHECKING"
+        for statement in branch.body
+        for node in ast.walk(statement)
+    }
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import) and node not in unread:
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node not in unread:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    files = {ROOT / (name.replace(".", "/") + ".py") for name in names}
+    files |= {ROOT / name.replace(".", "/") / "__init__.py" for name in names}
+    return {file for file in files if file.is_file() and "resnext_core" in file.parts and file != path}
+
+
+def test_no_files_of_core_import_each_other_in_a_circle() -> None:
+    graph = {path: core_imports(path) for path in (ROOT / "resnext_core").rglob("*.py")}
+    assert sum(map(len, graph.values())) > 500
+    # a package's face re-exports its modules, which may import the package's neighbours: it is no part of a circle
+    for path in [p for p in graph if p.name == "__init__.py"]:
+        graph[path] = {p for p in graph[path] if p.parent != path.parent}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the files

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 from resnext_core.hookspecs import hookimpl
 from resnext_core.interfaces import (
@@ -16,13 +14,7 @@ from resnext_core.interfaces import (
     Readiness,
     TrainRequest,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReferenceOptions:
-    """Options of the section `reference`: the arithmetic of prediction (training takes precision.compute)."""
-
-    compute: Literal["float32", "float64"] = "float32"
+from resnext_core.reference.options import ReferenceOptions
 
 
 @hookimpl

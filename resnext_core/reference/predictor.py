@@ -14,7 +14,7 @@ from resnext_core.model.spec import ModelSpec
 from resnext_core.model.weights import Weights, load_weights
 from resnext_core.reference.network import check_images, evaluate, normalize
 from resnext_core.reference.ops import Array
-from resnext_core.reference.plugin import ReferenceOptions
+from resnext_core.reference.options import ReferenceOptions
 
 #: Pixels of input computed at once: bounds memory (to about 0.3 GB at 64x4d) whatever the batch.
 _CHUNK_PIXELS = 4 * 224 * 224

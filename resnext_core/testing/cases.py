@@ -25,6 +25,7 @@ from resnext_core.model.weights import Weights
 from resnext_core.ranks.collectives import Collectives, SingleProcess
 from resnext_core.ranks.info import RankInfo
 from resnext_core.reference import plugin as reference
+from resnext_core.reference.options import ReferenceOptions
 from resnext_core.testing.kinks import exact_steps
 from resnext_core.training.trainer import Trainer, create_trainer
 
@@ -235,7 +236,7 @@ def oracle_predictor(network: Weights) -> Predictor:
     """Return the reference predictor of `network` in float64."""
     make = oracle().predictor
     assert make is not None
-    options = reference.ReferenceOptions(compute="float64")
+    options = ReferenceOptions(compute="float64")
     return make(PredictRequest(weights=network, rank=SINGLE, options=options))
 
 

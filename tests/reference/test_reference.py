@@ -19,7 +19,8 @@ from resnext_core.model.weights import Weights, save_weights
 from resnext_core.ranks.info import RankInfo
 from resnext_core.reference import ops, predictor
 from resnext_core.reference.network import evaluate, normalize, train_pass
-from resnext_core.reference.plugin import ReferenceOptions, resnext_backends
+from resnext_core.reference.options import ReferenceOptions
+from resnext_core.reference.plugin import resnext_backends
 from resnext_core.testing.processes import imported_by
 
 Array = np.ndarray[Any, Any]

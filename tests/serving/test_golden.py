@@ -18,7 +18,8 @@ from resnext_core.interfaces import Backend, Predictor, PredictRequest
 from resnext_core.model.spec import PoolPadding, model_spec
 from resnext_core.model.weights import Golden, load_weights, save_weights
 from resnext_core.reference.network import evaluate, normalize
-from resnext_core.reference.plugin import ReferenceOptions, resnext_backends
+from resnext_core.reference.options import ReferenceOptions
+from resnext_core.reference.plugin import resnext_backends
 from resnext_core.runs.pointers import best_weights
 from resnext_core.serving import golden as selfcheck
 from resnext_core.serving.golden import check_golden, golden_images, make_golden, synthetic_images

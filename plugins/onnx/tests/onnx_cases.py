@@ -15,7 +15,7 @@ from resnext_core.model.preprocess import PreprocessSpec
 from resnext_core.model.spec import ModelSpec, model_spec
 from resnext_core.model.weights import Weights
 from resnext_core.ranks.info import RankInfo
-from resnext_core.reference.plugin import ReferenceOptions
+from resnext_core.reference.options import ReferenceOptions
 from resnext_core.reference.predictor import create_predictor
 
 #: float32 logits against the reference: max |diff| over max |logit|.
