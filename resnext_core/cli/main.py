@@ -16,6 +16,7 @@ from resnext_core.errors import (
     EXIT_OK,
     BackendUnavailable,
     UsageError,
+    one_line,
     shown,
     suggest,
 )
@@ -114,5 +115,5 @@ def _module(command: Command, plugins: PluginSet) -> ModuleType:
     except ImportError as error:
         owner = plugins.origins["command", command.name]
         raise BackendUnavailable(
-            f"command '{command.name}' of {owner} cannot be loaded: {' '.join(str(error).split())}"
+            f"command '{command.name}' of {owner} cannot be loaded: {one_line(error)}"
         ) from error
