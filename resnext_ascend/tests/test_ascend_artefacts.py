@@ -101,7 +101,7 @@ def test_tools_are_called_with_what_the_weights_say(
         assert config.read_text() == (
             "[ascend_context]\nprecision_mode=enforce_origin\ninput_shape=images:1,16,16,3\n"
         )
-    assert "not compared: nothing here runs it" in capsys.readouterr().out
+    assert "not compared: it cannot be run here" in capsys.readouterr().out
 
 
 def test_a_tool_that_fails_leaves_nothing(
@@ -118,10 +118,10 @@ def test_a_tool_that_fails_leaves_nothing(
     assert len(error.splitlines()) == 1
     tool(tmp_path, "atc", "#!/bin/sh\nexit 0\n", monkeypatch)
     assert main(command) == 3
-    assert "atc ended well and wrote no .om file" in capsys.readouterr().err
+    assert "atc succeeded but wrote no .om file" in capsys.readouterr().err
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     assert main(command) == 4
-    assert "atc is not here; it comes with CANN's toolkit" in capsys.readouterr().err
+    assert "atc was not found; it comes with CANN's toolkit" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.glob("model*")) == []
 
 
@@ -146,7 +146,7 @@ def test_wrong_words_are_refused(
 def test_air_elsewhere_names_the_other_way(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(diagnose, "hardware", lambda *_: "no Ascend device is here")
+    monkeypatch.setattr(diagnose, "hardware", lambda *_: "no Ascend device found")
     command = [
         "ascend",
         "export",
@@ -159,7 +159,7 @@ def test_air_elsewhere_names_the_other_way(
     ]
     assert main(command) == 4
     error = capsys.readouterr().err
-    assert "AIR is written on an Ascend only, and no Ascend device is here" in error
+    assert "AIR is written on an Ascend only, and no Ascend device found" in error
     assert "--format onnx, then ATC" in error
 
 

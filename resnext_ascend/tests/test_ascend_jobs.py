@@ -266,7 +266,7 @@ def test_a_dynamic_cluster_by_hand(place: Path, whole: Path) -> None:
         (
             ["launch", "--devices", "2", "--", "train", "--devices", "2"],
             2,
-            "say how many devices before the --",
+            "give --devices before the --",
         ),
         (["launch", "--devices", "0", "--", "train"], 2, "must be an integer from 1"),
         (["launch", "--devices", "1", "--master", "here", "--", "train"], 2, "--master must be HOST:PORT"),

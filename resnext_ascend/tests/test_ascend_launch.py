@@ -121,7 +121,7 @@ def test_averaged_statistics_are_the_mean_of_the_local_ones(
         (
             "hang",
             4,
-            ("rank 1 of 2 hangs: it gave no sign for", "the last was: steps done", "rank 1 begins to hang"),
+            ("rank 1 of 2 hangs: no progress for", "the last was: steps done", "rank 1 begins to hang"),
         ),
         ("never", 4, ("rank 1 of 2 never started: the others wait for it", "rank 1 begins to never")),
     ],
@@ -230,7 +230,7 @@ def test_a_server_whose_others_do_not_come_is_told(tmp_path: Path, capfd: pytest
     start = time.monotonic()
     assert launch(request("train", tmp_path, 1), options(cluster_timeout=20), servers) == 4
     assert time.monotonic() - start < ENDED
-    assert "for ranks of other servers that did not come" in capfd.readouterr().err
+    assert "for ranks of other servers that did not start" in capfd.readouterr().err
 
 
 def test_meeting_points_that_cannot_be(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_meeting_points_that_cannot_be(tmp_path: Path) -> None:
             BackendUnavailable, match=rf"port {port} of 127.0.0.1 cannot be used: Address already in use"
         ):
             launch(work, options(), Servers(count=2, number=0, master=("127.0.0.1", port)))
-    with pytest.raises(UsageError, match=r"the master's host 'no-such-host.invalid' is not known"):
+    with pytest.raises(UsageError, match=r"the master's host 'no-such-host.invalid' cannot be resolved"):
         launch(work, options(), Servers(count=2, number=1, master=("no-such-host.invalid", 8118)))
     with pytest.raises(UsageError, match=r"192.0.2.1 is not an address of this server, which is the first"):
         launch(work, options(), Servers(count=2, number=0, master=("192.0.2.1", 8118)))
@@ -284,10 +284,10 @@ def test_ranks_of_a_table_get_its_devices(tmp_path: Path) -> None:
         del got["cores"]
         got.pop("RESNEXT_CORES", None)
         assert got == {"RANK_ID": rank, "RANK_SIZE": "4", "DEVICE_ID": device, "RANK_TABLE_FILE": str(table)}
-    with pytest.raises(UsageError, match=r"2 devices of server 10.0.0.1, --devices says 4"):
+    with pytest.raises(UsageError, match=r"2 devices of server 10.0.0.1, --devices is 4"):
         launch(request("environment", tmp_path, 4), chosen, Servers(server_id="10.0.0.1"))
     with pytest.raises(
-        UsageError, match="no server of the rank table is this machine: name it with --server-id"
+        UsageError, match="this machine is not in the rank table: name its server with --server-id"
     ):
         launch(request("environment", tmp_path), chosen)
     with pytest.raises(UsageError, match="rank tables of one server only"):
@@ -356,31 +356,34 @@ def test_the_watch(tmp_path: Path) -> None:
     write("1 joining\n", "", "1 joining\n")
     assert watch.suspect() is None
     clock.now = 111
-    assert watch.suspect() == (9, "never started: the others wait for it since 21 s")
+    assert watch.suspect() == (9, "never started: the others have been waiting for it for 21 s")
     write("", "1 joining\n", "")
     assert watch.suspect() == (
         8,
-        "waited 21 s for ranks of other servers that did not come (so do ranks 9, 10)",
+        "waited 21 s for ranks of other servers that did not start (so do ranks 9, 10)",
     )
     here = Watch(tmp_path / "here", 1, start_timeout=20, hang_timeout=100, clock=clock)
     Path(here.environment(0).popitem()[1]).write_text("1 joining\n")
     assert here.suspect() is None
     clock.now = 132
-    assert here.suspect() == (0, "did not find the others in 21 s, though all are there")
+    assert here.suspect() == (0, "did not find the others in 21 s, though all are running")
     write("2 joined\n", "2 joined\n", "2 joined\n")
     assert watch.suspect() is None
     write("7 steps\n", "6 steps done\n", "7 steps\n")
     clock.now = 231
     assert watch.suspect() is None
     clock.now = 332
-    assert watch.suspect() == (9, "hangs: it gave no sign for 101 s, the last was: steps done")
+    assert watch.suspect() == (9, "hangs: no progress for 101 s, the last was: steps done")
     write("", "", "8 sum over ranks\n")
     assert watch.suspect() is None, "a sign"
     clock.now = 500
     write("8 sum over ranks\n", "8 sum over ranks\n", "8 sum over ranks\n")
     assert watch.suspect() is None
     clock.now = 601
-    assert watch.suspect() == (8, "and all others here hang since 101 s, in the same place: sum over ranks")
+    assert watch.suspect() == (
+        8,
+        "and all others here have been hanging for 101 s, in the same place: sum over ranks",
+    )
     write("", "", "")
     Path(next(iter(watch.environment(0).values()))).write_text("")
     assert watch.suspect() is not None, "half a write is no sign"

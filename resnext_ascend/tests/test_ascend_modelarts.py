@@ -148,7 +148,7 @@ def test_without_moxing_it_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setitem(sys.modules, "moxing", None)
     for changes in ({}, {"data_url": None}):
         with (
-            pytest.raises(BackendUnavailable, match="need moxing, which ModelArts' images have"),
+            pytest.raises(BackendUnavailable, match="need moxing, which is part of ModelArts' images"),
             modelarts.synchronised(given(tmp_path, **changes)),
         ):
             pass

@@ -100,10 +100,10 @@ def test_each_missing_part_is_one_sentence(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(diagnose, "_plugin", lambda: False)
     found.append(diagnose.hardware(environ, tmp_path))
     beginnings = [
-        "CANN 7.3 does not fit MindSpore 2.10: install CANN 8.2, 8.3, 8.5, 9.0 or 9.1",
+        "CANN 7.3 does not match MindSpore 2.10: install CANN 8.2, 8.3, 8.5, 9.0 or 9.1",
         "CANN is installed but not set up: source ",
         "CANN is not installed: install its toolkit, 8.2, 8.3, 8.5, 9.0 or 9.1, and source its set_env.sh",
-        "no Ascend device is here (no /dev/davinci0)",
+        "no Ascend device found (no /dev/davinci0)",
         "no Ascend driver is installed",
         "this build of MindSpore has no Ascend plugin",
     ]
@@ -124,8 +124,8 @@ def test_supported_versions_are_those_that_mindspore_checks() -> None:
 def test_no_ascend_is_one_line_with_exit_4(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(diagnose, "hardware", lambda environ=None: "no Ascend device is here")
-    with pytest.raises(BackendUnavailable, match="no Ascend device is here"):
+    monkeypatch.setattr(diagnose, "hardware", lambda environ=None: "no Ascend device found")
+    with pytest.raises(BackendUnavailable, match="no Ascend device found"):
         prepare(AscendOptions())
     prepare(AscendOptions(device="cpu"))
 
@@ -246,7 +246,7 @@ def test_launchers_that_contradict_themselves_are_told(tmp_path: Path) -> None:
     table = tmp_path / "table.json"
     table.write_text(make({"10.0.0.1": {0: "192.168.1.1", 1: "192.168.1.2"}}))
     ours = {"RANK_ID": "1", "RANK_SIZE": "2", "DEVICE_ID": "1"}
-    with pytest.raises(UsageError, match="nothing says where they meet"):
+    with pytest.raises(UsageError, match="no address where they meet"):
         _meeting(ours)
     with pytest.raises(UsageError, match="MS_WORKER_NUM is 4"):
         _meeting({**ours, "MS_SCHED_HOST": "h", "MS_WORKER_NUM": "4"})

@@ -113,22 +113,22 @@ BROKEN = [
     (_set("server_list", value={}), '"server_list"', 0, "server_list must be a list"),
     (_set("server_list", 1, value="10.0.0.1"), '"10.0.0.1"', 0, "a server must be an object"),
     (_del("server_list", 1, "server_id"), "{", 6, "the server has no server_id"),
-    (_set("server_list", 1, "server_id", value="10.0.0.0"), '"server_id"', 1, "server 10.0.0.0 is there twice"),
-    (_swap, '"server_id"', 1, "server 10.0.0.0 must stand before 10.0.0.1"),
+    (_set("server_list", 1, "server_id", value="10.0.0.0"), '"server_id"', 1, "server 10.0.0.0 appears twice"),
+    (_swap, '"server_id"', 1, "server 10.0.0.0 must come before 10.0.0.1"),
     (_set("server_list", 0, "device", value=[]), '"device"', 0, "device of server 10.0.0.0 is empty"),
     (_set("server_list", 0, "host_nic_ip", value="eth0"), '"host_nic_ip"', 0, "must be an IP address or reserve"),
     (_set(*FIRST, "device_id", value=0), '"device_id"', 0, "device_id must be text in quotes, not 0"),
     (_set(*FIRST, "device_id", value="16"), '"device_id"', 0, "device_id must be 0 to 15"),
-    (_set(*SECOND, "device_id", value="0"), '"device_id"', 5, "device_id 0 of server 10.0.0.1 is there twice"),
+    (_set(*SECOND, "device_id", value="0"), '"device_id"', 5, "device_id 0 of server 10.0.0.1 appears twice"),
     (_set(*FIRST, "device_ip", value="192.168.0"), '"device_ip"', 0, "must be an IP address, not '192.168.0'"),
-    (_set(*SECOND, "device_ip", value="192.168.0.1"), '"device_ip"', 5, "device_ip 192.168.0.1 is there twice"),
+    (_set(*SECOND, "device_ip", value="192.168.0.1"), '"device_ip"', 5, "device_ip 192.168.0.1 appears twice"),
     (_del(*FIRST, "device_ip"), "{", 2, "the device has no device_ip"),
-    (_set(*SECOND, "rank_id", value="4"), '"rank_id"', 5, "rank_id 4 is there twice"),
+    (_set(*SECOND, "rank_id", value="4"), '"rank_id"', 5, "rank_id 4 appears twice"),
     (_set(*SECOND, "rank_id", value="9"), '"rank_id"', 5, "rank_id 9 is out of order: rank 5 is missing"),
     (_set(*SECOND, "rank_id", value="-1"), '"rank_id"', 5, "rank_id must be a number from 0 in quotes, not '-1'"),
     (_set(*SECOND, "rank_id", value=""), '"rank_id"', 5, "rank_id is empty"),
     (_del("server_list", 1, "device", 3), '"server_id"', 1, "server 10.0.0.1 has 3 devices, server 10.0.0.0 has 4"),
-    (_three, '"server_id"', 0, "server 10.0.0.0 has 3 devices; HCCL takes 1, 2, 4, 8, 16"),
+    (_three, '"server_id"', 0, "server 10.0.0.0 has 3 devices; HCCL allows 1, 2, 4, 8, 16"),
 ]  # fmt: skip
 
 
@@ -165,7 +165,7 @@ def test_each_broken_table_has_its_own_message() -> None:
         (_set("group_count", value="2"), "group_count is not 1"),
         (_set("group_list", 0, "device_num", value="8"), "device_num is 8, instance_list has 2"),
         (_set("group_list", 0, "server_num", value="2"), "server_num is 2, instance_list has 1"),
-        (_set("group_list", 0, "instance_list", 1, "rank_id", value="0"), "rank_id 0 is there twice"),
+        (_set("group_list", 0, "instance_list", 1, "rank_id", value="0"), "rank_id 0 appears twice"),
         (_set("group_list", 0, "instance_list", 0, "devices", value=[]), "devices is empty"),
         (_del("group_list", 0, "instance_list"), "the group has no instance_list"),
     ],
@@ -180,7 +180,7 @@ def test_broken_tables_before_1_0(change: Callable[[Any], None], words: str) -> 
 def test_what_is_no_json_is_told() -> None:
     with pytest.raises(DataError, match=r"t:2: not valid JSON"):
         rank_table.check('{\n "version": "1.0",,\n}', "t")
-    with pytest.raises(DataError, match="version is there twice"):
+    with pytest.raises(DataError, match="version appears twice"):
         rank_table.check('{"version": "1.0", "version": "1.0"}')
     with pytest.raises(DataError, match="must be an object"):
         rank_table.check("[]")
@@ -219,7 +219,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     table.write_text(table.read_text().replace('"rank_id": "3"', '"rank_id": "2"'))
     assert main(["ascend", "rank-table", "check", str(table)]) == 3
     error = capsys.readouterr().err
-    assert re.fullmatch(rf"resnext-run: {re.escape(str(table))}:\d+: rank_id 2 is there twice.*\n", error)
+    assert re.fullmatch(rf"resnext-run: {re.escape(str(table))}:\d+: rank_id 2 appears twice.*\n", error)
 
 
 @pytest.mark.parametrize(

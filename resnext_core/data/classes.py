@@ -42,7 +42,7 @@ def by_folder(
     if named:
         unknown = next(name for name in folders if name not in position)
         raise DataError(
-            f"{root} has the class {quoted(unknown)}, which the training data lacks{_alike(unknown, classes)}"
+            f"{root} has the class {quoted(unknown)}, which is not in the training data{_alike(unknown, classes)}"
         )
     numbers = [name for name in folders if is_number(name)]
     if len(numbers) == len(folders):

@@ -174,7 +174,7 @@ def _labels(
         if classes is None:
             return None
         if named:
-            return f"the training data lacks the class {quoted(text)}{suggest(text, names)}"
+            return f"the training data has no class {quoted(text)}{suggest(text, names)}"
         return f"the weights have no class names, so {quoted(text)} is unknown; use numbers, or {GIVE_NAMES}"
 
     reasons = {text.encode(): reason for text in texts if (reason := wrong(text)) is not None}

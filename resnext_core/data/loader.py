@@ -168,7 +168,7 @@ class Loader:
             self.close()
             reading = f" while reading {self.index.path(error.item)}" if error.item >= 0 else ""
             raise DataError(
-                f"{error}{reading}; look at that file and at the machine's free memory, or set data.workers=0"
+                f"{error}{reading}; check that file and the machine's free memory, or set data.workers=0"
             ) from error
 
     def _through(self, pool: BatchPool, tasks: Iterable[Task]) -> Iterator[Batch]:

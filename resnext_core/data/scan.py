@@ -151,7 +151,7 @@ def _examine_all(
             for number in suspects:
                 yield [(paths[number], _examine_alone(number, paths[number], duty))]
     except WorkerDied as error:
-        raise DataError("processes that read images die at once; is there memory left?") from error
+        raise DataError("image loader processes end at once; check the machine's free memory") from error
 
 
 def _examine_alone(number: int, path: str, duty: _Examine) -> Facts:

@@ -79,9 +79,7 @@ def examine_splits(config: Config) -> tuple[Splits | None, list[ResnextError]]:
     if train is None:
         return None, faults
     if "val" not in paths:
-        notes.append(
-            "no val part: nothing is evaluated while it trains, and nothing says which checkpoint is best"
-        )
+        notes.append("no val split: nothing is evaluated during training, and no checkpoint is the best")
     return Splits(train=train, val=found.get("val"), test=found.get("test"), notes=tuple(notes)), faults
 
 

@@ -87,7 +87,7 @@ def check_golden(predictor: Predictor, golden: Golden | None, spec: ModelSpec, s
     allowed = _OWN_TOLERANCE if golden.compute in ("float32", "float64") else _OWN_TOLERANCE_HALF
     if not difference <= allowed:  # also NaN
         raise DataError(
-            f"{source} does not compute what it was saved with: its golden logits are off by {difference:.2g} of the "
+            f"{source} gives wrong results on this machine: its golden logits are off by {difference:.2g} of the "
             f"largest (allowed {allowed:g}); do not use it here. eval.self_check=false skips this check"
         )
     return difference

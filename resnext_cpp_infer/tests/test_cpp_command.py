@@ -60,7 +60,7 @@ def test_a_program_that_is_not_built_says_how(
     assert "build it with: resnext-run cpp build" in err
     assert "resnext-run cpp build" in str(load_plugins().get("cpp-infer").probe())
     monkeypatch.setenv(program_module.VARIABLE, str(tmp_path / "gone"))
-    assert "correct the path" in say(capfd, "cpp", "path")[2]
+    assert "no such program" in say(capfd, "cpp", "path")[2]
 
 
 def test_tools_that_are_missing_are_named_with_their_packages(
@@ -180,7 +180,7 @@ def test_many_images_go_in_several_frames(onnx_file: Path, monkeypatch: pytest.M
         ({"device": "tpu"}, UsageError, "supported: cpu cuda cann"),
         ({"device": "cuda"}, BackendUnavailable, "CUDA execution provider"),
         ({"engine": "trt"}, UsageError, "no engine 'trt'"),
-        ({"program": "/nowhere/resnext-infer"}, BackendUnavailable, "correct the path"),
+        ({"program": "/nowhere/resnext-infer"}, BackendUnavailable, "no such program"),
     ],
 )
 def test_what_the_program_refuses_is_raised_in_its_words(
@@ -312,7 +312,7 @@ def test_what_each_engine_lacks_is_said(
     (tmp_path / "libonnxruntime.so.1").touch()
     assert answer(".onnx") == READY
     (tmp_path / "here" / "libresnext_engine_onnx.so").unlink()
-    assert "there is no engine 'onnx'" in str(answer(".onnx"))
+    assert "the engine 'onnx' is not built" in str(answer(".onnx"))
 
 
 def test_doctor_checks_what_it_can_and_calls_a_healthy_program_ready(

@@ -114,7 +114,7 @@ def test_every_way_in_which_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> 
     old = "The NVIDIA driver on your system is too old (found version 11040). Please update"
     assert "too old (found version 11040)" in refusal(monkeypatch, cuda="12.8", error=old)
     assert "no device is visible" in refusal(monkeypatch, cuda="12.8")
-    assert "GPU 2, and there are 2 here: start at most 2 ranks" in refusal(monkeypatch, cuda="12.8", count=2)
+    assert "GPU 2, but there are only 2: start at most 2 ranks" in refusal(monkeypatch, cuda="12.8", count=2)
 
 
 def test_auto_says_that_it_computes_on_the_cpu(

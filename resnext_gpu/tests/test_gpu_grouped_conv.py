@@ -404,7 +404,7 @@ def test_wrong_results_are_left_out(
     assert timing.plan is None
     assert timing.faster is None
     error = capfd.readouterr().err
-    assert "left out: " in error
+    assert "skipped: " in error
     assert "apart from cuDNN, whose largest is" in error
     assert "Triton none is right, cuDNN 3.000 ms" in error
     with pytest.raises(BackendUnavailable, match=r"set gpu\.grouped_conv=cudnn, and please report it"):

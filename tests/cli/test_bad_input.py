@@ -209,7 +209,7 @@ def no_images(root: Path) -> None:
     [
         (drop_train, EXIT_USAGE, "has no train (a folder of class folders, or <name>.txt); add it"),
         (empty_class, EXIT_DATA, "train/gnu has no images"),
-        (stray_class_in_val, EXIT_DATA, "val has the class 'gnu', which the training data lacks"),
+        (stray_class_in_val, EXIT_DATA, "val has the class 'gnu', which is not in the training data"),
         (images_beside_classes, EXIT_DATA, "holds both images (00.jpg) and folders (ant)"),
         (two_vals, EXIT_USAGE, "has val and valid; choose one with --set data.val=val"),
         (no_images, EXIT_DATA, "train/ant has no images"),
@@ -421,7 +421,7 @@ def test_wrong_weights_files(
     fewer = tiny_weights.spec.replace(num_classes=2)
     few = {**tensors, "fc.weight": tensors["fc.weight"][:2], "fc.bias": tensors["fc.bias"][:2]}
     save_weights(tiny_weights.replace(spec=fewer, classes=("ant", "bee"), tensors=few), path)
-    cli.refuses(EXIT_DATA, *evaluate, says="has the class 'cat', which the training data lacks")
+    cli.refuses(EXIT_DATA, *evaluate, says="has the class 'cat', which is not in the training data")
     cli.refuses(EXIT_DATA, *evaluate, "--weights", "w.bin", says="no model at w.bin")
 
 

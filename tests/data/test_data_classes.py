@@ -57,7 +57,7 @@ def test_folders_and_their_classes(
         (["0", "9" * 20], NUMBERS, False, "numbered 0 to 9+"),
         (["0", "cat"], ("0", "1"), False, r"with numbers \(0\) and with names \(cat\)"),
         (["cat"], ("0", "1"), False, "has 1 class folders, and the weights have 2 classes without names"),
-        (["x", "y"], ("0", "1"), True, "has the class 'x', which the training data lacks"),
+        (["x", "y"], ("0", "1"), True, "has the class 'x', which is not in the training data"),
         (["00", "01"], ("0", "1"), True, "has the class '00'"),
         (["cafe\u0301"], ("caf\u00e9", "b"), True, r"only in Unicode normalisation: .*e\\u0301.* is .*\\xe9"),
         (["Cat"], ("cat", "b"), True, "did you mean 'cat'"),
@@ -173,7 +173,7 @@ def test_a_training_on_numbered_folders_has_names(
     for other in (photos, numbered(photos, tmp_path / "from-1", 1)):
         cli.refuses(
             EXIT_DATA, "eval", "--weights", tmp_path / "run", "--data", other, *quick,
-            says="which the training data lacks",
+            says="which is not in the training data",
         )  # fmt: skip
     words[words.index("run")] = "tuned"
     cli.refuses(

@@ -69,7 +69,7 @@ def test_classes_of_the_training(tmp_path: Path) -> None:
     assert index.classes == ("dog", "bird", "emu", "cat")
     touch(tmp_path, "brid/1.jpg")
     with pytest.raises(
-        DataError, match=r"the class 'brid', which the training data lacks; did you mean 'bird'\?"
+        DataError, match=r"the class 'brid', which is not in the training data; did you mean 'bird'\?"
     ):
         open_index(tmp_path, classes=("dog", "bird", "emu", "cat"))
 
@@ -165,7 +165,7 @@ def test_text_list_against_the_training(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "b.jpg")
     lists = tmp_path / "l.txt"
     lists.write_text("a.jpg cat\nb.jpg emu\n")
-    with pytest.raises(DataError, match=r"l\.txt:2: the training data lacks the class 'emu'"):
+    with pytest.raises(DataError, match=r"l\.txt:2: the training data has no class 'emu'"):
         open_index(lists, classes=("cat", "dog"))
     lists.write_text("a.jpg 1\nb.jpg 2\n")
     with pytest.raises(DataError, match=r"l\.txt:2: the label 2 is not below 2"):

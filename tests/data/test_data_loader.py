@@ -283,7 +283,7 @@ def test_a_machine_that_kills_every_worker_is_said(index: Index, monkeypatch: py
     monkeypatch.setattr("resnext_core.data.pool._START", "import sys; sys.exit(9)")
     with Loader(index, SPEC, workers=2) as loader:
         with pytest.raises(
-            DataError, match=r"died \(exit code 9\); look at .* free memory, or set data.workers=0"
+            DataError, match=r"died \(exit code 9\); check .* free memory, or set data.workers=0"
         ):
             next(loader.batches(train_tasks(index, 0)))
         assert data_workers() == []

@@ -321,7 +321,7 @@ def test_processes_that_cannot_start_blame_no_file(tmp_path: Path, monkeypatch: 
     path = tmp_path / "a.png"
     picture(20, 30).save(path)
     monkeypatch.setattr("resnext_core.data.pool._START", "import sys; sys.exit(9)")
-    with pytest.raises(DataError, match="die at once"):
+    with pytest.raises(DataError, match="end at once"):
         scan_files([str(path)], ScanCache(None, tmp_path), workers=1)
 
 

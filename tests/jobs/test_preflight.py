@@ -34,7 +34,7 @@ from resnext_core.runs.checkpoint_folder import read_summary
 from resnext_core.runs.folder import RunFolder
 from resnext_core.training.initial import build_spec
 
-NO_VAL = "no val part: nothing is evaluated while it trains, and nothing says which checkpoint is best"
+NO_VAL = "no val split: nothing is evaluated during training, and no checkpoint is the best"
 
 
 def asked(cli: CommandLine, *words: object, code: int = EXIT_OK) -> dict[str, list[dict[str, str]]]:
@@ -174,7 +174,7 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "one class": (one_class, ("train has images of one class only, 'ant': a classifier needs two",)),
     "another class in val": (
         lambda root: (root / "val" / "bee").rename(root / "val" / "bees"),
-        ("val has the class 'bees', which the training data lacks; did you mean 'bee'?",),
+        ("val has the class 'bees', which is not in the training data; did you mean 'bee'?",),
     ),
 }
 

@@ -50,7 +50,7 @@ def test_a_training_without_val_saves_and_says_so(cli: CommandLine, data: Path, 
     """cellfinder #122: without validation no checkpoint was saved."""
     shutil.rmtree(data / "val")
     said = cli.ok(*train(data, recipe, "--name", "run")).out
-    assert "no val part: nothing is evaluated while it trains" in said
+    assert "no val split: nothing is evaluated during training" in said
     assert (data.parent / "runs" / "run" / "checkpoints" / "latest").exists()
 
 

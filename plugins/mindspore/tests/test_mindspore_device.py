@@ -78,7 +78,7 @@ def test_a_process_keeps_its_first_device() -> None:
         "try:\n    open_device(Device(mode='pynative'))\n"
         "except UsageError as error:\n    print(error)"
     )
-    assert "already computes" in _run(code)
+    assert "already uses" in _run(code)
 
 
 def test_missing_accelerator_is_one_line() -> None:

@@ -1,1 +1,1 @@
-"""Ascend 910 over HCCL for resnext: what is Ascend's own, around the engine of resnext_mindspore."""
+"""Ascend 910 over HCCL for resnext: devices, launcher and tools around the engine of resnext_mindspore."""

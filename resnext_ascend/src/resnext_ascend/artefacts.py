@@ -48,7 +48,7 @@ class Conversion:
 def input_shape(size: int, request: ExportRequest) -> str:
     """Return the name and shape of the input as both tools take it; UsageError without a fixed batch."""
     if request.batch_size is None:
-        raise UsageError("ATC and converter_lite want a fixed batch: --set export.batch_size=N")
+        raise UsageError("ATC and converter_lite need a fixed batch: --set export.batch_size=N")
     # the names that the ONNX exporter gives, see docs/deployment.md
     name, shape = ("images", (size, size, 3)) if request.input == "uint8" else ("tensor", (3, size, size))
     return f"{name}:" + ",".join(map(str, (request.batch_size, *shape)))
@@ -104,7 +104,7 @@ def convert(
         run_tool([tool, *command(kind, onnx, made, weights.spec.image_size, request, how)[1:]], str(folder))
         found = made if made.is_file() else next(folder.glob(f"made*{ENDINGS[kind]}"), None)
         if found is None:  # ATC adds the operating system to some names
-            raise DataError(f"{Path(tool).name} ended well and wrote no {ENDINGS[kind]} file")
+            raise DataError(f"{Path(tool).name} succeeded but wrote no {ENDINGS[kind]} file")
         keep_artefact(found, target, weights, {"input": request.input, "batch_size": request.batch_size})
 
 
@@ -128,14 +128,14 @@ def dry_run(kind: str, target: Path, size: int, request: ExportRequest, how: Con
 def tool_path(kind: str) -> str:
     """Return where the tool is; BackendUnavailable with what to source when it is not."""
     name, where = (
-        ("atc", "CANN's toolkit: source its set_env.sh, in an environment of its own (protobuf 3.20)")
+        ("atc", "CANN's toolkit: source its set_env.sh, in a separate environment (protobuf 3.20)")
         if kind == "om"
         else ("converter_lite", "MindSpore Lite: put its tools/converter/converter on PATH, its lib on LD_LIBRARY_PATH")
     )  # fmt: skip
     found = shutil.which(name)
     if found is None:
         raise BackendUnavailable(
-            f"{name} is not here; it comes with {where}. --dry-run shows its command line"
+            f"{name} was not found; it comes with {where}. --dry-run shows its command line"
         )
     return found
 
@@ -144,7 +144,7 @@ def export_onnx(weights: Weights, path: Path, request: ExportRequest, plugins: P
     """Write ONNX by whichever backend can; BackendUnavailable when none is installed."""
     able = [b for b in plugins.backends.values() if "onnx" in b.exporters and b.probe().usable]
     if not able:
-        raise BackendUnavailable("the way to .om goes through ONNX: pip install 'resnext-core[onnx]'")
+        raise BackendUnavailable("exporting .om needs the ONNX exporter: pip install 'resnext-core[onnx]'")
     able[0].exporters["onnx"](weights, path, request)
 
 
@@ -157,7 +157,7 @@ def run_tool(words: Sequence[str], folder: str) -> None:
     except OSError as error:
         raise BackendUnavailable(f"{words[0]} cannot be started: {reason(error)}") from error
     if done.returncode:
-        lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["it said nothing"]
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no output"]
         raise DataError(
             f"{Path(words[0]).name} failed with exit code {done.returncode}: {lines[-1]} (its command: "
             f"{shlex.join(words)})"
@@ -172,11 +172,11 @@ def export_air(weights: Weights, target: Path, request: ExportRequest, device_id
     missing = diagnose.hardware()
     if missing is not None:
         raise BackendUnavailable(
-            f"AIR is written on an Ascend only, and {missing}. Elsewhere: resnext-run export --format onnx, then ATC "
+            f"AIR can be written on an Ascend only: {missing}. Elsewhere: resnext-run export --format onnx, then ATC "
             "(resnext-run ascend export --format om)"
         )
     if request.batch_size is None:
-        raise UsageError("AIR wants a fixed batch: --set export.batch_size=N")
+        raise UsageError("AIR needs a fixed batch: --set export.batch_size=N")
     import numpy as np
     from resnext_mindspore.device import Device, open_device
 

@@ -1,4 +1,4 @@
-"""Signs of life: each rank counts what it does in a small file, so that the launcher can see who fell behind."""
+"""Progress counters: each rank counts its progress in a small file, so that the launcher can find one that hangs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _count, _last = 0, ""
 
 
 def last() -> str:
-    """Return what was counted last, '' before the first."""
+    """Return the last progress, '' before the first."""
     return _last
 
 
 def beat(what: str) -> None:
-    """Count one more thing done and say what it is; writes nothing where no launcher looks."""
+    """Count one more piece of progress, `what`; writes nothing without a launcher."""
     global _count, _last
     _last = what
     path = os.environ.get(VARIABLE)
@@ -32,7 +32,7 @@ def beat(what: str) -> None:
 
 
 def read(path: Path) -> tuple[int, str]:
-    """Return what a rank last counted, (0, "") before its first sign."""
+    """Return a rank's last count and progress, (0, "") before the first."""
     try:
         number, _, what = path.read_text(encoding="utf-8", errors="replace").strip().partition(" ")
     except OSError:

@@ -51,20 +51,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a server's address and its devices: an hccn.conf, or their addresses with commas between "
         "(default: this machine and /etc/hccn.conf)",
     )  # fmt: skip
-    made.add_argument("--devices", metavar="LIST", help="only these, e.g. 0,1,2,3 or 0-3 (default: all)")
-    made.add_argument("--to", metavar="FILE", help="where to write it (default: standard output)")
+    made.add_argument("--devices", metavar="LIST", help="device numbers, e.g. 0,1,2,3 or 0-3 (default: all)")
+    made.add_argument("--to", metavar="FILE", help="file to write (default: standard output)")
     checked = actions.add_parser("check", help="check a table", allow_abbrev=False)
     checked.add_argument("file", metavar="FILE", help="rank table of version 1.0 or 0.1")
 
 
 def _configure_launch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", type=positive, required=True, metavar="N", help="ranks on this server")
-    parser.add_argument("--servers", type=positive, default=1, metavar="N", help="servers in all")
+    parser.add_argument("--servers", type=positive, default=1, metavar="N", help="number of servers")
     parser.add_argument(
-        "--server", type=int, default=0, metavar="I", help="this one, from 0 (default: 0, the first)"
+        "--server", type=int, default=0, metavar="I", help="number of this server, from 0 (default: 0)"
     )
-    parser.add_argument("--master", metavar="HOST:PORT", help="where ranks meet: a free port of the first")
-    parser.add_argument("--server-id", metavar="ID", help="this one in the rank table (default: look)")
+    parser.add_argument(
+        "--master", metavar="HOST:PORT", help="address where the ranks meet: a free port of the first server"
+    )
+    parser.add_argument(
+        "--server-id", metavar="ID", help="this server in the rank table (default: by its addresses)"
+    )
     parser.add_argument("--logs", metavar="DIR", help="logs of the ranks (default: runs/ascend-<time>)")
     parser.usage = "%(prog)s --devices N [options] -- COMMAND ..."
     parser.add_argument(
@@ -80,13 +84,17 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", choices=sorted(ENDINGS), required=True, help="air, om (ATC), lite (MindSpore Lite)"
     )
-    parser.add_argument("--to", metavar="FILE", required=True, help="artefact; its manifest goes beside it")
+    parser.add_argument(
+        "--to", metavar="FILE", required=True, help="artefact; its manifest is written beside it"
+    )
     parser.add_argument(
         "--soc-version", default="Ascend310P3", metavar="CHIP", help="for om and lite (Ascend310P3)"
     )
-    parser.add_argument("--precision", metavar="MODE", help="of the tool: float16 where it may (default)")
+    parser.add_argument(
+        "--precision", metavar="MODE", help="the tool's precision mode (default: float16 where possible)"
+    )
     parser.add_argument("--device", type=int, default=0, metavar="N", help="device that writes an AIR (0)")
-    parser.add_argument("--dry-run", action="store_true", help="show the tool's command line, write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print the tool's command line, write nothing")
     add_config_flags(parser)
 
 
@@ -135,15 +143,15 @@ def _export(args: argparse.Namespace) -> int:
             return 0
         artefacts.convert(weights, args.format, target, request, how, plugins)
     output.say(
-        f"{args.format}: {target} ({target.stat().st_size / 1e6:.1f} MB, not compared: nothing here runs it)"
+        f"{args.format}: {target} ({target.stat().st_size / 1e6:.1f} MB, not compared: it cannot be run here)"
     )
     return 0
 
 
 def command_config(words: Sequence[str]) -> tuple[Config, AscendOptions]:
-    """Return the configuration that a command line of resnext-run comes to, and Ascend's part of it.
+    """Return the configuration of a resnext-run command line, and its section `ascend`.
 
-    So that what the ranks would refuse is refused before they are started. Raises UsageError.
+    Errors of the ranks' command line are thus found before they are started. Raises UsageError.
     """
     plugins = load_plugins()
     name = words[0]
@@ -156,7 +164,7 @@ def command_config(words: Sequence[str]) -> tuple[Config, AscendOptions]:
     module.configure(parser)
     given = parser.parse_args(list(words[1:]))
     if getattr(given, "devices", 1) != 1:
-        raise UsageError("say how many devices before the --, not after it")
+        raise UsageError("give --devices before the --, not after it")
     resume = resume_of(given) if name == "train" else False
     resolved, _ = resolve_training(Settings.from_flags(vars(given)), plugins, resume=resume)
     return resolved.config, resolved.config.backends.get("ascend")
@@ -231,5 +239,5 @@ def _own_address() -> str:
             return str(probe.getsockname()[0])
         except OSError as error:
             raise UsageError(
-                f"this machine's address is not known ({reason(error)}): give it with --server ID=FILE"
+                f"cannot find this machine's address ({reason(error)}): give it with --server ID=FILE"
             ) from error

@@ -114,7 +114,7 @@ def meeting(rank: RankInfo, environ: Mapping[str, str], options: AscendOptions) 
     if rank.launcher == "mpirun":
         return "mpirun"
     raise UsageError(
-        f"{rank.launcher} started {rank.world} ranks, but nothing says where they meet: "
+        f"{rank.launcher} started {rank.world} ranks, but no address where they meet: "
         "use resnext-run --devices, msrun, mpirun, or set RANK_TABLE_FILE"
     )
 

@@ -1,4 +1,4 @@
-"""What an Ascend needs and this machine lacks, in one sentence, without importing MindSpore or touching a device."""
+"""What this machine lacks for an Ascend, in one sentence, without importing MindSpore or opening a device."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def software() -> str | None:
 
 
 def hardware(environ: Mapping[str, str] | None = None, root: Path = Path("/")) -> str | None:
-    """Return what an Ascend lacks here (MindSpore's plugin, driver, device, CANN, its version), or None.
+    """Return what is missing for an Ascend (MindSpore's plugin, driver, device, CANN, its version), or None.
 
-    `root` is where the file system begins, for tests.
+    `root` is the root of the file system, for tests.
     """
     environ = os.environ if environ is None else environ
     if not _plugin():
@@ -34,9 +34,7 @@ def hardware(environ: Mapping[str, str] | None = None, root: Path = Path("/")) -
         return "no Ascend driver is installed (nothing in /usr/local/Ascend/driver): install it, or mount it"
     devices = [p for p in (root / "dev").glob("davinci*") if re.fullmatch(r"davinci\d+", p.name)]
     if not devices:
-        return (
-            "no Ascend device is here (no /dev/davinci0): check npu-smi info; in a container add the device"
-        )
+        return "no Ascend device found (no /dev/davinci0): check npu-smi info; in a container add the device"
     home = environ.get("ASCEND_HOME_PATH")
     if home is None:
         found = next((root / path for path in _HOMES if (root / path).is_dir()), None)
@@ -46,12 +44,12 @@ def hardware(environ: Mapping[str, str] | None = None, root: Path = Path("/")) -
     version = cann_version(Path(home))
     fitting = CANN.get(_mindspore())
     if version is not None and fitting is not None and version not in fitting:
-        return f"CANN {version} does not fit MindSpore {_mindspore()}: install CANN {_fitting()}"
+        return f"CANN {version} does not match MindSpore {_mindspore()}: install CANN {_fitting()}"
     return None
 
 
 def cann_version(home: Path) -> str | None:
-    """Return major and minor version of the CANN toolkit in `home`, or None where it does not say."""
+    """Return major and minor version of the CANN toolkit in `home`, or None if it is not stated."""
     for name in ("compiler/version.info", "version.info", "version.cfg"):
         try:
             text = (home / name).read_text(encoding="utf-8", errors="replace")

@@ -1,4 +1,4 @@
-"""Starting the ranks of a server and looking after them: cores, signs of life, another try from the last checkpoint."""
+"""Starting and supervising the ranks of a server: cores, progress, restarts from the last checkpoint."""
 
 from __future__ import annotations
 
@@ -120,11 +120,11 @@ def _by_table(request: LaunchRequest, options: AscendOptions, servers: Servers) 
     if len(mine) != request.devices:
         raise UsageError(
             f"the rank table {path} has {len(mine)} devices of server {mine[0].server_id}, "
-            f"--devices says {request.devices}"
+            f"--devices is {request.devices}"
         )
     if options.device == "cpu":
         if len(table.servers) > 1:
-            raise UsageError("the test mode ascend.device=cpu takes rank tables of one server only")
+            raise UsageError("the test mode ascend.device=cpu supports rank tables of one server only")
         environment = engine.local_cluster(table.world, options.cluster_timeout + _MARGIN_S)
         return engine.group(table.world, environment)
     return engine.group(
@@ -145,7 +145,7 @@ def this_server(table: rank_table.RankTable) -> str:
             probe.bind((server_id, 0))
             return server_id
     raise UsageError(
-        f"no server of the rank table is this machine: name it with --server-id; there are {', '.join(table.servers)}"
+        f"this machine is not in the rank table: name its server with --server-id ({', '.join(table.servers)})"
     )
 
 
@@ -161,12 +161,12 @@ def _resolve(host: str) -> str:
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise UsageError(f"the master's host '{host}' is not known: {reason(error)}") from error
+        raise UsageError(f"the master's host '{host}' cannot be resolved: {reason(error)}") from error
     return str(found[0][4][0])
 
 
 def _check_free(host: str, address: str, port: int) -> None:
-    """Refuse a meeting point that is not ours, or taken, before ranks wait for it."""
+    """Check the master's address and port before ranks wait for it."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -189,7 +189,7 @@ def _check_free(host: str, address: str, port: int) -> None:
 def _wait_for(host: str, address: str, port: int, seconds: float) -> None:
     """Return once the scheduler on the first server answers."""
     deadline = time.monotonic() + seconds
-    why = "no time to try"
+    why = "no attempt was possible"
     while time.monotonic() < deadline:
         try:
             with socket.create_connection((address, port), timeout=2):
@@ -208,6 +208,6 @@ def _cores() -> list[int]:
 
 
 def _bind(process_id: int, local: int, share: int) -> None:
-    """Bind a rank to its cores, neighbours; what it starts (the readers of images) stays on them too."""
+    """Bind a rank to its share of neighbouring cores; its child processes (image loaders) inherit this."""
     with suppress(OSError):  # it may have ended already
         os.sched_setaffinity(process_id, _cores()[local * share : (local + 1) * share])

@@ -1,4 +1,4 @@
-"""ModelArts: object-store URLs in and outputs out, through moxing, once a server."""
+"""ModelArts: object-store URLs in and outputs out, through moxing, once per server."""
 
 from __future__ import annotations
 
@@ -30,19 +30,21 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that ModelArts gives to a program."""
     parser.add_argument("--data_url", metavar="URL", help="ModelArts: data in the object store")
     parser.add_argument("--checkpoint_url", metavar="URL", help="ModelArts: checkpoint in the object store")
-    parser.add_argument("--enable_modelarts", metavar="BOOL", help="no effect: a URL or its variables say it")
+    parser.add_argument(
+        "--enable_modelarts", metavar="BOOL", help="no effect: URLs and environment variables are used"
+    )
 
 
 def is_url(text: object) -> bool:
-    """True for the place of something in an object store."""
+    """True for a URL of an object store."""
     return isinstance(text, str) and text.startswith(("obs://", "s3://"))
 
 
 @contextmanager
 def synchronised(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Bring data and checkpoint here, yield the flags with local paths, and take the output back at the end.
+    """Copy data and checkpoint here, yield the flags with local paths, and copy the output back at the end.
 
-    The output goes back after a failure too, with what there is. Without URLs nothing happens. Raises UsageError for
+    The output is copied back also after a failure. Without URLs nothing happens. Raises UsageError for
     URLs that lack what they need, BackendUnavailable without moxing, DataError when a copy fails for good.
     """
     found = dict(given)
@@ -71,19 +73,19 @@ def synchronised(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def first_of_job(environ: Mapping[str, str] | None = None) -> bool:
-    """True in the process that takes the output back: of rank 0, or of the first server."""
+    """True in the process that copies the output back: of rank 0, or of the first server."""
     environ = os.environ if environ is None else environ
     return environ.get("RANK_ID", environ.get("VC_TASK_INDEX", "0")) == "0"
 
 
 def moxing() -> Any:
-    """Return ModelArts' own copying library; BackendUnavailable where it is not."""
+    """Return ModelArts' own copying library; BackendUnavailable if it is missing."""
     try:
         return importlib.import_module("moxing")
     except ImportError as error:
         raise BackendUnavailable(
-            f"URLs of an object store need moxing, which ModelArts' images have ({error}): copy the files and give "
-            "local folders"
+            f"URLs of an object store need moxing, which is part of ModelArts' images ({error}): copy the "
+            "files and give local folders"
         ) from error
 
 
@@ -164,7 +166,7 @@ def _take(lock: Path) -> bool:
 
 
 def _abandoned(lock: Path) -> bool:
-    """True where the process that the lock names is gone."""
+    """True if the process named by the lock has ended."""
     try:
         text = lock.read_text()
     except OSError:

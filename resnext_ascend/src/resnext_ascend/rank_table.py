@@ -1,4 +1,4 @@
-"""Rank tables of HCCL: made from device addresses, and checked with the line of what is wrong."""
+"""Rank tables of HCCL: made from device addresses, and checked, with the line of each error."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def make(servers: Mapping[str, Mapping[int, str]]) -> str:
 
 
 def load(path: Path) -> RankTable:
-    """Read and check the rank table at `path`; DataError naming the line of what is wrong."""
+    """Read and check the rank table at `path`; DataError with the line of the error."""
     try:
         text = read_text(path, MOST_JSON)
     except DataError as error:
@@ -119,7 +119,7 @@ def check(text: str, where: str = "rank table") -> RankTable:
     except json.JSONDecodeError as error:
         raise DataError(f"{where}:{error.lineno}: not valid JSON: {error.msg}") from error
     except (yaml.YAMLError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON that can be read: {one_line(error)}") from error
+        raise DataError(f"{where}: not readable JSON: {one_line(error)}") from error
     reader = _Reader(where)
     table = reader.mapping(root, "the rank table")
     version = reader.text(table["version"], "version") if "version" in table else "0.1"
@@ -152,7 +152,7 @@ def _servers(reader: _Reader, root: Any, table: Mapping[str, Any]) -> list[_Foun
         server_id = reader.text(id_node, "server_id")
         first = seen.setdefault(server_id, id_node)
         if first is not id_node:
-            raise reader.error(id_node, f"server {server_id} is there twice, first in line {_line(first)}")
+            raise reader.error(id_node, f"server {server_id} appears twice, first on line {_line(first)}")
         device_node = reader.need(server, fields, "device", f"server {server_id}")
         if "host_nic_ip" in fields:
             nic = reader.text(fields["host_nic_ip"], "host_nic_ip")
@@ -182,7 +182,7 @@ def _groups(reader: _Reader, root: Any, table: Mapping[str, Any]) -> list[_Found
             server_id = reader.text(id_node, "server_id")
             devices = reader.items(reader.need(instance, parts, "devices", "the instance"), "devices")
             if len(devices) != 1:
-                raise reader.error(instance, f"an instance has one device, not {len(devices)}")
+                raise reader.error(instance, f"an instance must have one device, not {len(devices)}")
             here.append(_entry(reader, devices[0], instance, server_id, id_node))
         servers = len({entry.server_id for entry, _ in here})
         for key, real in (("device_num", len(here)), ("instance_count", len(here)), ("server_num", servers)):
@@ -228,7 +228,7 @@ def _ordered(reader: _Reader, found: Sequence[_Found]) -> tuple[Entry, ...]:
         for name, key, text in keys:
             first = seen.setdefault((name, key), nodes[name])
             if first is not nodes[name]:
-                raise reader.error(nodes[name], f"{text} is there twice, first in line {_line(first)}")
+                raise reader.error(nodes[name], f"{text} appears twice, first on line {_line(first)}")
     listed: list[tuple[str, Any]] = []
     for entry, nodes in found:
         if not listed or listed[-1][0] != entry.server_id:
@@ -236,18 +236,18 @@ def _ordered(reader: _Reader, found: Sequence[_Found]) -> tuple[Entry, ...]:
             if earlier is not None:
                 raise reader.error(
                     nodes["server_id"],
-                    f"server {entry.server_id} is there twice, first in line {_line(earlier)}",
+                    f"server {entry.server_id} appears twice, first on line {_line(earlier)}",
                 )
             if listed and entry.server_id < listed[-1][0]:
                 raise reader.error(
-                    nodes["server_id"], f"server {entry.server_id} must stand before {listed[-1][0]}: "
+                    nodes["server_id"], f"server {entry.server_id} must come before {listed[-1][0]}: "
                     "HCCL numbers ranks in the order of server_id, as text"
                 )  # fmt: skip
             listed.append((entry.server_id, nodes["server_id"]))
     for expected, (entry, nodes) in enumerate(found):
         if entry.rank != expected:
             missing = expected not in {e.rank for e, _ in found}
-            reason = f"rank {expected} is missing" if missing else f"rank {expected} must stand here"
+            reason = f"rank {expected} is missing" if missing else f"rank {expected} must be here"
             raise reader.error(nodes["rank_id"], f"rank_id {entry.rank} is out of order: {reason}")
     counts = {name: sum(e.server_id == name for e, _ in found) for name, _ in listed}
     first_count = counts[listed[0][0]]
@@ -258,7 +258,7 @@ def _ordered(reader: _Reader, found: Sequence[_Found]) -> tuple[Entry, ...]:
             )
         if counts[name] not in DEVICES:
             allowed = ", ".join(map(str, DEVICES))
-            raise reader.error(node, f"server {name} has {counts[name]} devices; HCCL takes {allowed}")
+            raise reader.error(node, f"server {name} has {counts[name]} devices; HCCL allows {allowed}")
     return tuple(entry for entry, _ in found)
 
 
@@ -290,7 +290,7 @@ class _Reader:
         found: dict[str, Any] = {}
         for key, value in node.value:
             if key.value in found:
-                raise self.error(key, f"{key.value} is there twice in {what}")
+                raise self.error(key, f"{key.value} appears twice in {what}")
             found[key.value] = value
         return found
 

@@ -1,4 +1,4 @@
-"""Finding the rank that never came or fell behind, from the signs of life of all ranks of a launch."""
+"""Finding the rank that never started or hangs, from the progress of all ranks of a launch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from resnext_ascend.beat import JOINING, VARIABLE, read
 class Watch:
     """Looks at the beats of `count` ranks in `folder`, numbered from `first`, of `world` in all (None: these).
 
-    Once a rank looks for the others they have `start_timeout` seconds to come. The job hangs when no rank gives a sign
+    Once a rank waits for the others they have `start_timeout` seconds to start. The job hangs if no rank makes progress
     for `hang_timeout` seconds (None: never): one that stops lets the others wait for it in the next sum, so that all
-    fall silent, and the one that did least is the one to look at.
+    fall silent, and the one with the least progress is the cause.
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class Watch:
             path.unlink(missing_ok=True)
 
     def environment(self, local: int) -> dict[str, str]:
-        """Return what tells a rank where to count."""
+        """Return the environment that tells a rank its progress file."""
         return {VARIABLE: str(self._paths[local].absolute())}
 
     def suspect(self) -> tuple[int, str] | None:
-        """Return a rank to blame and what is wrong with it, or None while all is well."""
+        """Return a rank that fails and the reason, or None while all is well."""
         seen = [read(path) for path in self._paths]
         # A file that is just being written reads as nothing.
         now = [new if new[0] else old for new, old in zip(seen, self._last, strict=True)]
@@ -57,12 +57,16 @@ class Watch:
         waited = 0.0 if self._waiting is None else self._clock() - self._waiting
         if joining and waited > self._start_timeout:
             if missing:
-                return self._blame(missing, f"never started: the others wait for it since {waited:.0f} s")
+                return self._blame(
+                    missing, f"never started: the others have been waiting for it for {waited:.0f} s"
+                )
             if self._all_here:
                 return self._blame(
-                    joining, f"did not find the others in {waited:.0f} s, though all are there"
+                    joining, f"did not find the others in {waited:.0f} s, though all are running"
                 )
-            return self._blame(joining, f"waited {waited:.0f} s for ranks of other servers that did not come")
+            return self._blame(
+                joining, f"waited {waited:.0f} s for ranks of other servers that did not start"
+            )
         silent = self._clock() - self._changed
         if self._hang_timeout is None or joining or silent <= self._hang_timeout:
             return None
@@ -72,11 +76,9 @@ class Watch:
         if len(behind) == len(now) and len(now) > 1:
             return (
                 self._first,
-                f"and all others here hang since {silent:.0f} s, in the same place: {what or 'the start'}",
+                f"and all others here have been hanging for {silent:.0f} s, in the same place: {what or 'the start'}",
             )
-        return self._blame(
-            behind, f"hangs: it gave no sign for {silent:.0f} s, the last was: {what or 'none'}"
-        )
+        return self._blame(behind, f"hangs: no progress for {silent:.0f} s, the last was: {what or 'none'}")
 
     def _blame(self, locals_: list[int], reason: str) -> tuple[int, str]:
         others = ", ".join(str(self._first + local) for local in locals_[1:])

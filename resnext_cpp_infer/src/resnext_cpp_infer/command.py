@@ -23,8 +23,8 @@ from resnext_cpp_infer.program import (
 
 EPILOG = """\
 examples:
-  resnext-run cpp build                     compile it for what is on this machine
-  resnext-run cpp path                      where it is
+  resnext-run cpp build                     compile it for this machine
+  resnext-run cpp path                      print its path
   resnext-run cpp run -- --model model.onnx --data photos/val --summary summary.json
 """
 
@@ -35,12 +35,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "build", help="configure and compile the program and its engines", allow_abbrev=False
     )
     make.add_argument("--to", metavar="DIR", help=f"build folder (default: {_short(build_folder())})")
-    make.add_argument(
-        "--define", metavar="NAME=VALUE", action="append", default=[], help="a variable of CMake"
-    )
+    make.add_argument("--define", metavar="NAME=VALUE", action="append", default=[], help="a CMake variable")
     add_json_flag(make)
     add_json_flag(actions.add_parser("path", help="print the program's path", allow_abbrev=False))
-    run = actions.add_parser("run", help="run the program with the flags behind --", allow_abbrev=False)
+    run = actions.add_parser("run", help="run the program with the flags after --", allow_abbrev=False)
     run.add_argument("words", nargs="*", metavar="-- FLAGS", help="see: resnext-run cpp run -- --help")
 
 
@@ -62,7 +60,7 @@ def handle(args: argparse.Namespace) -> int:
     program = build(folder, [f"-D{text}" for text in args.define], output.say)
     engines = engines_beside(program)
     for old in other_builds():  # another installation may use them
-        output.say(f"{old} is of other sources; delete it if no other installation uses it")
+        output.say(f"{old} was built from other sources; delete it if no other installation uses it")
     value = {
         "program": str(program), "engines": engines,
         "sdks": {name: {"state": state, "detail": detail} for name, (state, detail) in found.items()},

@@ -16,7 +16,7 @@ from resnext_core.files import write_atomic
 def main() -> int:
     """Write ``{file name: class number}`` of a folder of class folders into the working folder."""
     parser = argparse.ArgumentParser(description="write imagenet_label.json: {file name: class number}")
-    parser.add_argument("--img_path", type=Path, required=True, help="folder with a folder for each class")
+    parser.add_argument("--img_path", type=Path, required=True, help="folder with one folder per class")
     args = parser.parse_args()
 
     def work() -> int:
@@ -35,7 +35,7 @@ def labels(folder: Path) -> dict[str, int]:
     for path, label in zip(index.paths, index.labels.tolist(), strict=True):
         name = Path(path).name
         if name in found:
-            raise DataError(f"{folder} has two files {name}; give every file a name of its own")
+            raise DataError(f"{folder} has two files {name}; file names must be unique")
         found[name] = label
     return found
 

@@ -14,7 +14,7 @@ from resnext_core.errors import EXIT_OK, DataError
 
 
 def main() -> int:
-    """Print the accuracy in the ModelZoo's words; the exit code is 3 where results are missing or damaged."""
+    """Print the accuracy in the ModelZoo's form; the exit code is 3 where results are missing or damaged."""
     parser = argparse.ArgumentParser(description="accuracy of result_Files against imagenet_label.json")
     parser.add_argument(
         "--result_path", type=Path, required=True, help="folder of <image>_0.bin, float32 logits"
@@ -30,15 +30,15 @@ def main() -> int:
 
 
 def accuracy(results: Path, labels: Path) -> str:
-    """Return the line. Every labelled image counts: one without a result is wrong, which the ModelZoo left out."""
+    """Return the line. Every labelled image counts: one without a result is wrong; the ModelZoo did not count it."""
     try:
         wanted: dict[str, int] = json.loads(labels.read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {labels}: {error}") from error
     if not wanted:
-        raise DataError(f"{labels} names no images")
+        raise DataError(f"{labels} lists no images")
     if not results.is_dir():
-        raise DataError(f"there is no folder {results}")
+        raise DataError(f"no such folder: {results}")
     first = fifth = 0
     for name, label in wanted.items():
         path = results / f"{Path(name).stem}_0.bin"
@@ -46,7 +46,7 @@ def accuracy(results: Path, labels: Path) -> str:
             continue
         logits = np.frombuffer(path.read_bytes(), np.float32)
         if label >= len(logits):
-            raise DataError(f"{path} has {len(logits)} logits, and the class of {name} is {label}")
+            raise DataError(f"{path} has {len(logits)} logits, but the class of {name} is {label}")
         best = np.argsort(-logits, kind="stable")[:5].tolist()
         first += best[0] == label
         fifth += label in best

@@ -46,7 +46,7 @@ class StreamPredictor:
     def __init__(self, request: PredictRequest) -> None:
         if request.path is None:
             raise UsageError(
-                "backend cpp-infer serves artefacts; export the weights first, or name another backend"
+                "backend cpp-infer serves artefacts; export the weights first, or choose another backend"
             )
         options = request.options or CppInferOptions()
         # Golden logits are core's to compute, or to leave out. A Ctrl-C of the terminal is this process's to handle.
@@ -120,7 +120,7 @@ class StreamPredictor:
 
     def _send(self, kind: bytes, pieces: Sequence[bytes | memoryview]) -> None:
         if self._process is None:
-            raise UsageError("this predictor is closed; make another one")
+            raise UsageError("this predictor is closed; create another one")
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(kind + struct.pack("<I", sum(len(p) for p in pieces)))

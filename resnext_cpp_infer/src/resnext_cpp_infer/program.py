@@ -1,4 +1,4 @@
-"""Where the program is, where its sources are, and how it is built."""
+"""Finding the program and its sources, and building it."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ NAME = "resnext-infer"
 ENGINES = {".onnx": "onnx", ".om": "acl", ".mindir": "mslite"}
 #: How the names of the engines' libraries begin.
 _ENGINE = "libresnext_engine_"
-#: Names a program that is to be used instead of the one that was built.
+#: Names a program to use instead of the built one.
 VARIABLE = "RESNEXT_INFER"
-#: What the build needs, and the Debian package that has it.
+#: Tools of the build, and their Debian packages.
 TOOLS = {"cmake": "cmake", "c++": "g++"}
 HEADERS = {"jpeglib.h": "libjpeg-dev", "png.h": "libpng-dev"}
 
 
 def build_folder() -> Path:
-    """Return where the program is built: a folder of this release and these sources in the user's cache."""
+    """Return the build folder: one for this release and these sources in the user's cache."""
     return cache_folder() / f"cpp-{__version__}-{sources_digest()}"
 
 
@@ -46,22 +46,22 @@ def sources_digest() -> str:
 
 
 def find_program(given: str | None = None) -> Path:
-    """Return the program; BackendUnavailable where it is not built, or not where it is said to be.
+    """Return the program; BackendUnavailable if it is not built, or not at the given path.
 
-    A program that was built from other sources is not taken, and named.
+    A program that was built from other sources is not used; the error names it.
     """
     named = given or os.environ.get(VARIABLE)
     path = Path(named) if named else build_folder() / NAME
     if path.is_file() and os.access(path, os.X_OK):
         return path
     if named:
-        raise BackendUnavailable(f"there is no program {path}; correct the path")
+        raise BackendUnavailable(f"no such program: {path}")
     others = other_builds()
     if others:
         raise BackendUnavailable(
             f"{others[0] / NAME} was built from other sources; run: resnext-run cpp build"
         )
-    raise BackendUnavailable(f"there is no program {path}; build it with: resnext-run cpp build")
+    raise BackendUnavailable(f"{path} is not built; build it with: resnext-run cpp build")
 
 
 def other_builds() -> list[Path]:
@@ -71,7 +71,7 @@ def other_builds() -> list[Path]:
 
 
 def engines_beside(program: Path) -> list[str]:
-    """Return the names of the engines that lie beside `program`."""
+    """Return the names of the engines beside `program`."""
     return sorted(
         p.name.removeprefix(_ENGINE).removesuffix(".so") for p in program.parent.glob(f"{_ENGINE}*.so")
     )
@@ -83,7 +83,7 @@ def engine_readiness(suffix: str) -> Readiness:
     engine = ENGINES[suffix]
     missing = ""
     if engine not in engines_beside(program):
-        missing = f"there is no engine '{engine}' beside {program}: resnext-run cpp build"
+        missing = f"the engine '{engine}' is not built beside {program}: resnext-run cpp build"
         if engine == "mslite":
             missing = "it is built without MindSpore Lite: set LITE_HOME, then resnext-run cpp build"
     elif engine == "onnx" and onnxruntime_library() is None and not _loadable("onnxruntime"):
@@ -114,7 +114,7 @@ def sources() -> Path:
     """Return the folder of the C++ sources, which lies in the package."""
     folder = Path(__file__).resolve().parent / "cpp"
     if not (folder / "CMakeLists.txt").is_file():
-        raise DataError(f"there are no C++ sources in {folder}; install resnext-cpp-infer again")
+        raise DataError(f"no C++ sources in {folder}; reinstall resnext-cpp-infer")
     return folder
 
 

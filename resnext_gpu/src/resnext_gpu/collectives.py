@@ -76,7 +76,7 @@ def connect(rank: RankInfo, options: GpuOptions) -> Collectives:
     except (RuntimeError, ValueError) as error:
         raise BackendUnavailable(
             f"rank {rank.rank} could not join {rank.world} ranks: {one_line(error, 200)}; "
-            "is rank 0 running, and is its address reached from here?"
+            "check that rank 0 is running and its address can be reached"
         ) from error
     return collectives
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from resnext_gpu.options import GpuOptions
 
 #: What every refusal ends with.
-_TEST_MODE = "--set gpu.device=cpu computes without a GPU, as a test mode"
+_TEST_MODE = "use --set gpu.device=cpu for the test mode without a GPU"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def _why_not(torch: Any, index: int) -> str | None:
         return f"no NVIDIA GPU can be used: {reason}"
     count = torch.cuda.device_count()
     if index >= count:
-        return f"this rank wants GPU {index}, and there are {count} here: start at most {count} ranks on a machine"
+        return f"this rank needs GPU {index}, but there are only {count}: start at most {count} ranks on a machine"
     return None
 
 

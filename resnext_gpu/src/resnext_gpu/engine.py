@@ -131,10 +131,10 @@ class GpuEngine(Engine):
     def _graphed(self, step: Step) -> StepFunction:
         """Return `step` for replay where that is possible."""
         if self._device.type != "cuda":
-            note("no CUDA graphs without a GPU; going on without, as with gpu.cuda_graphs=false")
+            note("no CUDA graphs without a GPU; continuing without, as with gpu.cuda_graphs=false")
             return step
         if self._request.rank.world > 1:
-            note("no CUDA graphs with several ranks; going on without, as with gpu.cuda_graphs=false")
+            note("no CUDA graphs with several ranks; continuing without, as with gpu.cuda_graphs=false")
             return step
         return Replayed(step, list(self._table.named().values()))
 
@@ -158,7 +158,7 @@ def _check_card(request: TrainRequest, device: torch.device) -> None:
         return
     if torch.cuda.get_device_capability(device) < (8, 0):
         raise UsageError(
-            f"{torch.cuda.get_device_name(device)} has no bfloat16; set precision.compute=float16 and "
+            f"{torch.cuda.get_device_name(device)} does not support bfloat16; set precision.compute=float16 and "
             "precision.loss_scale=dynamic"
         )
 

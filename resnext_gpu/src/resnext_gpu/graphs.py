@@ -44,7 +44,7 @@ class Compiled:
             if not _from_compiler(error):
                 raise
             note(
-                f"torch.compile gave up ({one_line(error, 200)}); going on without, as with gpu.compile=false"
+                f"torch.compile failed ({one_line(error, 200)}); continuing without, as with gpu.compile=false"
             )
             for block in self._network.blocks:
                 block._compiled_call_impl = None
@@ -94,7 +94,9 @@ class Replayed:
             raise
         except RuntimeError as error:
             why = one_line(error, 200)
-            note(f"no CUDA graph of this step ({why}); going on without, as with gpu.cuda_graphs=false")
+            note(
+                f"cannot record this step as a CUDA graph ({why}); continuing without, as with gpu.cuda_graphs=false"
+            )
             self._given_up, self._inputs = True, []
         for tensor, value in zip(self._state, kept, strict=True):
             tensor.copy_(value)

@@ -119,7 +119,7 @@ class BatchNorm(nn.Module):
             return F.batch_norm(x, mean, var, weight, bias, False, 0.0, BN_EPS)
         if x.numel() == x.shape[1] and self.how.sync is None:
             raise UsageError(
-                "a batch normalisation sees one value a channel, which has no variance; raise train.batch_size"
+                "a batch normalisation has only one value per channel, and so no variance; raise train.batch_size"
             )
         if not self.moves:  # copies move instead, so that the same operations save the same tensors
             mean, var = mean.clone(), var.clone()

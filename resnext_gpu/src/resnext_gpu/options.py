@@ -49,8 +49,10 @@ class GpuOptions:
 
     def __post_init__(self) -> None:
         if self.engine == "mindspore" and replace(self, engine="torch") != GpuOptions():
-            raise UsageError("gpu.engine=mindspore goes with no other option of gpu; they are PyTorch's")
+            raise UsageError(
+                "gpu.engine=mindspore cannot be combined with other gpu options, which are PyTorch's"
+            )
         check_bounds("gpu", self)
         for one, other in (("compile", "checkpointing"), ("compile", "sync_bn"), ("cuda_graphs", "sync_bn")):
             if getattr(self, one) and getattr(self, other):
-                raise UsageError(f"gpu.{one} and gpu.{other} do not go together; set one of them to false")
+                raise UsageError(f"gpu.{one} and gpu.{other} cannot be combined; set one of them to false")

@@ -63,7 +63,7 @@ def create_predictor(request: PredictRequest, options: GpuOptions) -> GpuPredict
     without the device.
     """
     if (request.weights is None) == (request.path is None):
-        raise UsageError("give the backend gpu either weights or the path of a file")
+        raise UsageError("the backend gpu needs either weights or the path of a file")
     if request.path is not None and request.path.suffix != ".safetensors":
         raise UsageError(f"the backend gpu serves .safetensors files, not {request.path}")
     weights = request.weights if request.path is None else load_weights(request.path)

@@ -65,7 +65,7 @@ def open_device(device: Device) -> ModuleType:
     """
     global _opened
     if _opened is not None and _opened != device:
-        raise UsageError(f"this process already computes with {_opened}; start another process for {device}")
+        raise UsageError(f"this process already uses {_opened}; start another process for {device}")
     capped = _opened is None and device.target == "CPU" and ISA_VARIABLE not in os.environ
     if _opened is None:
         _quiet_environment()

@@ -98,7 +98,7 @@ class MindirPredictor(Predictor):
             self._graph = nn.GraphCell(_load(request.path))
         except (RuntimeError, ValueError, TypeError) as error:
             reason = one_line(error, 200)
-            raise DataError(f"{request.path} is not a MINDIR that MindSpore reads: {reason}") from error
+            raise DataError(f"{request.path} is not a MINDIR that MindSpore can read: {reason}") from error
         self._usual = request.batch_size
 
     def logits(self, images: np.ndarray) -> np.ndarray:
@@ -116,7 +116,7 @@ class MindirPredictor(Predictor):
         check_tensor(tensor)
         if self._input != "float":
             raise UsageError(
-                "this MINDIR takes uint8 images and normalises inside; export it with input: float"
+                "this MINDIR takes uint8 images and normalises them itself; export it with input: float"
             )
         return self._run(tensor)
 
@@ -144,7 +144,7 @@ def create_predictor(request: PredictRequest, device: Device) -> NetworkPredicto
     Raises UsageError unless the request names exactly one of weights and path, DataError on a bad file.
     """
     if (request.weights is None) == (request.path is None):
-        raise UsageError("give the MindSpore backend either weights or the path of a file")
+        raise UsageError("the MindSpore backend needs either weights or the path of a file")
     suffix = None if request.path is None else request.path.suffix
     if suffix not in (None, ".safetensors", ".mindir"):
         raise UsageError(f"MindSpore serves .safetensors and .mindir files, not {request.path}")

@@ -37,7 +37,7 @@ def read_artefact(path: Path) -> Artefact:
     when its constants do not have the digest that the manifest states.
     """
     if not path.is_file():
-        raise DataError(f"no ONNX file {path}")
+        raise DataError(f"no such ONNX file: {path}")
     try:
         data = path.read_bytes()
         model = onnx.ModelProto.FromString(data)
@@ -47,7 +47,7 @@ def read_artefact(path: Path) -> Artefact:
         DecodeError,
         ValueError,
     ) as error:  # ValueError: text that is not UTF-8, in protobuf's pure Python form
-        raise DataError(f"{path} is not an ONNX file, or it is cut short; export it again") from error
+        raise DataError(f"{path} is not an ONNX file, or it is truncated; export it again") from error
     text = next((p.value for p in model.metadata_props if p.key == MANIFEST_KEY), None)
     if text is None:
         raise DataError(f"{path} has no resnext manifest; write it with resnext-run export")
@@ -61,9 +61,9 @@ def read_artefact(path: Path) -> Artefact:
     if not isinstance(entry, dict) or entry.get("input") not in ("uint8", "float"):
         raise DataError(f"{path} has a broken manifest: no artefact entry that names its input")
     if entry.get("digest") != constants_digest(model.graph):
-        raise DataError(f"{path} is damaged: its constants do not have the digest of its manifest")
+        raise DataError(f"{path} is damaged: checksum mismatch of its constants")
     if "content" in entry and entry["content"] != content_digest(data):  # files of older releases have none
-        raise DataError(f"{path} is damaged: its graph does not have the digest of its manifest")
+        raise DataError(f"{path} is damaged: checksum mismatch of its graph")
     return Artefact(data=data, manifest=manifest, entry=entry)
 
 
@@ -93,7 +93,7 @@ def content_digest(data: bytes) -> str:
         else:
             at += {1: 8, 5: 4}.get(tag & 7, len(data) + 1)
         if at > len(data):
-            raise DataError("it is cut short, or no ONNX file")
+            raise DataError("it is truncated, or not an ONNX file")
         if tag >> 3 != _METADATA:
             digest.update(view[start:at])
     return f"sha256:{digest.hexdigest()}"

@@ -85,7 +85,7 @@ class OnnxPredictor:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise UsageError("this predictor is closed; make another one")
+            raise UsageError("this predictor is closed; create another one")
 
     def _reread(self) -> Artefact:
         again = read_artefact(self._path)
@@ -111,7 +111,7 @@ class OnnxPredictor:
         # It goes on with the CPU, too, when a provider's libraries do not load.
         if provider not in session.get_providers():
             raise BackendUnavailable(
-                f"onnx.provider={self._options.provider}: its libraries do not load here"
+                f"onnx.provider={self._options.provider}: its libraries cannot be loaded"
                 f"{_missing_library(self._options.provider)}; install its driver and runtime, or set onnx.provider=cpu"
             )
         session.disable_fallback()
@@ -129,7 +129,7 @@ class OnnxPredictor:
         ]
         answers = [(o.name, o.shape[1:]) for o in outputs] == [("logits", [spec.num_classes])]
         if len(inputs) != 1 or not described or not answers:
-            raise DataError(f"{self._path} is damaged: its graph is not the network of its manifest")
+            raise DataError(f"{self._path} is damaged: its graph does not match its manifest")
 
     def _failed(self, what: str, error: Exception) -> DataError | BackendUnavailable:
         """Return the error for what ONNX Runtime raised: a verified file that the CPU takes fails by the device."""
@@ -155,7 +155,7 @@ class OnnxPredictor:
         classes = self.manifest.spec.num_classes
         if logits.shape != (len(array), classes) or logits.dtype != np.float32:
             raise DataError(
-                f"{self._path} is damaged: it answers {logits.dtype} {logits.shape} to {len(array)} images, not "
+                f"{self._path} is damaged: it returns {logits.dtype} {logits.shape} to {len(array)} images, not "
                 f"float32 {(len(array), classes)}; export it again"
             )
         return logits

@@ -1,4 +1,4 @@
-"""Running resnext-run underneath: its lines as old records, its exit code and signals passed on."""
+"""Running resnext-run as a child process: forwards its output, signals and exit code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from resnext_core.ranks.children import exit_code, forwarding, kill, send_signal
 
 
 def run(command: Sequence[str], on_line: Callable[[str], None]) -> int:
-    """Run `command`, hand each line of its output to `on_line`, let its errors through; returns its exit code.
+    """Run `command`, pass each line of its output to `on_line`, and return its exit code.
 
     128 + n when signal n killed it. Signals are passed on: it saves, and this waits for it.
     """
@@ -35,7 +35,7 @@ def run(command: Sequence[str], on_line: Callable[[str], None]) -> int:
 
 
 class Follower:
-    """Follows a training by its output: finds its run folder there, and its records in that."""
+    """Follows a training: finds its run folder in the output, and its records in the folder."""
 
     def __init__(self, on_record: Callable[[Path, dict[str, Any]], None]) -> None:
         self.run: Path | None = None
@@ -43,14 +43,14 @@ class Follower:
         self._position = 0
 
     def __call__(self, line: str) -> None:
-        """Take one line of output: print it as a record, and hand on what the run has recorded since."""
+        """Take one line of output: print it in the old form, and pass on new records of the run."""
         say(line)
         if self.run is None and "; run folder " in line:
             self.run = Path(line.rpartition("; run folder ")[2])
-        self.look()
+        self.read_records()
 
-    def look(self) -> None:
-        """Hand on the whole lines that the records have got since the last look."""
+    def read_records(self) -> None:
+        """Pass on the complete lines added to the records since the last call."""
         if self.run is None:
             return
         try:

@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pretrained", metavar="PATH", help="checkpoint, or a folder of checkpoints")
     flags.add_ranks(parser, default=0)
     for name, reason in NO_EFFECT.items():
-        parser.add_argument(f"--{name}", metavar="X", help=f"no effect any more: {reason}")
+        parser.add_argument(f"--{name}", metavar="X", help=f"no effect: {reason}")
     parser.add_argument("--config_path", metavar="FILE", help="an old default_config.yaml")
 
 
@@ -41,7 +41,7 @@ def handle(args: argparse.Namespace) -> int:
         log.say(line, "WARNING")
     for name, reason in NO_EFFECT.items():
         if getattr(args, name) is not None:
-            log.say(f"--{name} has no effect any more: {reason}", "WARNING")
+            log.say(f"--{name} no longer has an effect: {reason}", "WARNING")
     ranks = flags.ranks_of(args)
     found = flags.Settings()
     for key, value in old.values.get("model", {}).items():
@@ -81,7 +81,7 @@ def _evaluate(command: list[str], path: Path) -> int:
 def checkpoints(path: Path) -> list[Path]:
     """Return the checkpoint at `path`, or all in that folder in the order of their epochs and steps.
 
-    A run or a checkpoint folder of today's is one. Raises DataError where there is none.
+    A run folder or a checkpoint folder of resnext is one checkpoint. Raises DataError if there is none.
     """
     if not path.exists():
         raise DataError(f"no checkpoint at {path}")

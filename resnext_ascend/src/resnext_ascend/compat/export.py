@@ -29,7 +29,7 @@ def handle(args: argparse.Namespace) -> int:
     if not args.ckpt_file:
         raise UsageError("--ckpt_file is missing: the checkpoint to export")
     if args.width != args.height:
-        raise UsageError(f"images are square here, not {args.width} x {args.height}")
+        raise UsageError(f"images must be square, not {args.width} x {args.height}")
     ending = args.file_format.lower()
     found = flags.Settings()
     found.set("export.batch_size", args.batch_size)

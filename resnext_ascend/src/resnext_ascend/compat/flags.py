@@ -1,4 +1,4 @@
-"""What the old flags mean, for every program: booleans, platforms, where the ranks come from."""
+"""The old flags that all programs share: booleans, platforms, ranks."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from resnext_ascend import rank_table
 from resnext_ascend.launch import this_server
 from resnext_core.errors import UsageError
 
-#: Environment variable with a YAML configuration that is laid over what the old flags come to.
+#: Environment variable with a YAML configuration that overrides the settings of the old flags.
 OVERLAY = "RESNEXT_COMPAT_CONFIG"
 #: ``--platform`` and the backend that it means.
 PLATFORMS = {"Ascend": "ascend", "GPU": "gpu"}
 
 
 def boolean(text: str) -> bool:
-    """Parse the ModelZoo's booleans; its own took every text but the empty one for true."""
+    """Parse the ModelZoo's booleans; the ModelZoo itself took any text as true."""
     words = {"true": True, "1": True, "false": False, "0": False}
     if text.lower() not in words:
         raise argparse.ArgumentTypeError(f"must be True or False, not '{text}'")
@@ -31,12 +31,12 @@ def boolean(text: str) -> bool:
 
 
 def add_platform(parser: argparse.ArgumentParser) -> None:
-    """Add what every program takes."""
+    """Add the flags of every program."""
     parser.add_argument("--platform", choices=sorted(PLATFORMS), default="Ascend", help="device (Ascend)")
 
 
 def add_ranks(parser: argparse.ArgumentParser, *, default: int) -> None:
-    """Add what says how many ranks there are."""
+    """Add the flags that set the number of ranks."""
     parser.add_argument(
         "--is_distributed", type=int, choices=(0, 1), default=default, help=f"several devices ({default})"
     )
@@ -44,15 +44,15 @@ def add_ranks(parser: argparse.ArgumentParser, *, default: int) -> None:
         "--devices",
         type=int,
         metavar="N",
-        help="new: how many, where neither RANK_SIZE nor a rank table says it",
+        help="new: number of devices, if neither RANK_SIZE nor a rank table sets it",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """How a job's ranks come about: `here` are to be started, of `world` in all, by `table` where there is one.
+    """The ranks of a job: `here` of `world` are started by this process, from `table` if it is given.
 
-    With `member` this process is one of them already, started by the ModelZoo's way of a process a device.
+    With `member` this process is one of the ranks, started as by the ModelZoo's scripts, one process per device.
     """
 
     world: int = 1
@@ -62,7 +62,7 @@ class Ranks:
 
 
 def ranks_of(args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> Ranks:
-    """Return the ranks that flags and environment ask for; UsageError where neither says how many."""
+    """Return the ranks that flags and environment ask for; UsageError if neither sets their number."""
     environ = os.environ if environ is None else environ
     if not args.is_distributed:
         if args.devices not in (None, 1):
@@ -83,8 +83,8 @@ def ranks_of(args: argparse.Namespace, environ: Mapping[str, str] | None = None)
     count = args.devices or (int(size) if size.isdecimal() else 0)
     if count < 1:
         raise UsageError(
-            "--is_distributed 1 needs to know the devices: set RANK_TABLE_FILE, or RANK_ID and RANK_SIZE for every "
-            "process, or say --devices N; one device is --is_distributed 0"
+            "--is_distributed 1 needs the number of devices: set RANK_TABLE_FILE, or RANK_ID and RANK_SIZE for every "
+            "process, or --devices N; for one device use --is_distributed 0"
         )
     return Ranks(world=count, here=count)
 
@@ -107,7 +107,7 @@ def config_files(values: Mapping[str, Mapping[str, Any]], folder: Path) -> list[
     overlay = os.environ.get(OVERLAY)
     if overlay:
         if not Path(overlay).is_file():
-            raise UsageError(f"{OVERLAY} names no file: {overlay}")
+            raise UsageError(f"{OVERLAY} is not a file: {overlay}")
         words += ["--config", str(Path(overlay).absolute())]
     return words
 

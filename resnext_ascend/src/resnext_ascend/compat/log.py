@@ -1,4 +1,4 @@
-"""The log lines that people grep for, in the ModelZoo's exact forms."""
+"""The ModelZoo's log lines, in their exact form, for scripts that search for them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def loaded(path: object) -> str:
 def evaluated(result: Mapping[str, Any]) -> list[str]:
     """Return the lines of an evaluation from the JSON of ``resnext-run eval``.
 
-    `tot` are all images, those that could not be read too; the ModelZoo's left some out.
+    `tot` counts all images, including those that could not be read; the ModelZoo's did not.
     """
     total = result["expected"]
     lines = [f"Inference Performance: {result['images_per_s'] or 0.0:.2f} img/sec"]
@@ -34,7 +34,7 @@ def evaluated(result: Mapping[str, Any]) -> list[str]:
 
 
 class Epochs:
-    """Turns records of a run into the line that the ModelZoo wrote at the end of each epoch."""
+    """Turns records of a run into the ModelZoo's line at the end of each epoch."""
 
     def __init__(self) -> None:
         self._epoch: int | None = None
@@ -42,10 +42,10 @@ class Epochs:
         self._step, self._loss = 0, float("nan")
 
     def __call__(self, record: Mapping[str, Any]) -> list[str]:
-        """Take one record; returns the lines that are due.
+        """Take one record; returns the lines to print.
 
         Epochs and iterations count from 0. The loss is the mean over ranks of the last steps, the rate that of the
-        epoch without evaluating and saving; the ModelZoo's had one rank's loss, and billed them.
+        epoch without evaluating and saving; the ModelZoo used one rank's loss, and included that time.
         """
         lines = []
         training = record["kind"] == "train"

@@ -29,7 +29,7 @@ class ModelZooLayout:
         self._written: list[Path] = []
 
     def __call__(self, run: Path, record: Mapping[str, Any]) -> None:
-        """Take one record of `run`. A checkpoint that cannot be written is told, and does not end the training."""
+        """Take one record of `run`. If a checkpoint cannot be written, this is printed and the training continues."""
         if record["kind"] == "train":
             if record["epoch"] > self._epoch:  # the step before was the last of its epoch
                 self._steps_per_epoch = self._step // self._epoch
@@ -46,7 +46,7 @@ class ModelZooLayout:
                 self._written.remove(old)
 
     def finish(self, run: Path) -> int:
-        """Write ``best.ckpt`` where an evaluation has found one; returns the exit code."""
+        """Write ``best.ckpt`` if an evaluation has found a best checkpoint; returns the exit code."""
         best = best_checkpoint(run / "checkpoints", lambda line: log.say(line, "WARNING"))
         return EXIT_OK if best is None else _convert(run / "checkpoints" / best, self._folder / "best.ckpt")
 
@@ -60,9 +60,9 @@ class ModelZooLayout:
 
 
 def _convert(checkpoint: Path, target: Path) -> int:
-    """Write a checkpoint as the ModelZoo's, with a convolution for each group; says the result in a line.
+    """Write a checkpoint in the ModelZoo's form, with one convolution per group; prints the result.
 
-    A signal that comes meanwhile is left to who follows the training.
+    Signals during this are not passed to the converter.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "resnext_core.cli", "convert", str(checkpoint), str(target)]

@@ -1,4 +1,4 @@
-"""An old ``default_config.yaml``: read, mapped to today's settings, with a report of what has no effect any more."""
+"""An old ``default_config.yaml``: read, mapped to today's settings, with a report of keys without effect."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DEVICES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class OldConfig:
-    """`values` are settings by section, `flags` stand for flags of the old programs, `report` is for people."""
+    """`values` are settings by section, `flags` are values of the old programs' flags, `report` has lines to print."""
 
     values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     flags: Mapping[str, Any] = field(default_factory=dict)
@@ -37,7 +37,7 @@ def _numbers(value: Any) -> list[float]:
 def _square(value: Any) -> int:
     sides = {int(side) for side in _numbers(value if isinstance(value, (str, list)) else [value])}
     if len(sides) != 1:
-        raise ValueError(f"images are square, not {value}")
+        raise ValueError(f"images must be square, not {value}")
     return sides.pop()
 
 
@@ -77,37 +77,37 @@ FLAGS = (
 _TOGETHER = ("lr", "is_dynamic_loss_scale", "loss_scale", "label_smooth", "label_smooth_factor")
 #: Keys without effect, and why.
 NO_EFFECT: Mapping[str, str] = {
-    "is_save_on_master": "rank 0 alone writes",
-    "rank_save_ckpt_flag": "rank 0 alone writes",
-    "run_distribute": "--is_distributed and the launcher say it",
-    "device_target": "--platform says it",
-    "device_id": "DEVICE_ID says it",
+    "is_save_on_master": "only rank 0 writes",
+    "rank_save_ckpt_flag": "only rank 0 writes",
+    "run_distribute": "set by --is_distributed and the launcher",
+    "device_target": "set by --platform",
+    "device_id": "set by DEVICE_ID",
     "enable_profiling": "MindSpore's profiler has its own switch, MS_PROFILER_OPTIONS",
     "save_best_ckpt": "the best checkpoint is always kept",
-    "best_ckpt_name": "the best checkpoint is named by the pointer checkpoints/best",
+    "best_ckpt_name": "the pointer checkpoints/best names the best checkpoint",
     "log_path": "the log is log.txt in the run folder",
-    "outputs_dir": "--train_url says where runs go",
-    "ckpt_path": "--train_url says where runs go",
-    "checkpoint_path": "--pretrained says it",
-    "checkpoint_file_path": "--pretrained says it",
+    "outputs_dir": "set by --train_url",
+    "ckpt_path": "set by --train_url",
+    "checkpoint_path": "set by --pretrained",
+    "checkpoint_file_path": "set by --pretrained",
     "eval_log_path": "the log is log.txt in the run folder",
     "eval_is_distributed": "every rank takes part in every evaluation, and the counts are added",
-    "use_python_multiprocessing": "readers are processes: data.workers",
-    "data_sink_mode": "ascend.sink says it, --data_sink_mode sets it",
-    "batch_size": "an export's batch is a flag of export",
-    "width": "a flag of export",
-    "height": "a flag of export",
-    "file_name": "a flag of export",
-    "file_format": "a flag of export",
+    "use_python_multiprocessing": "set by data.workers, which are processes",
+    "data_sink_mode": "set by ascend.sink or --data_sink_mode",
+    "batch_size": "set by a flag of export",
+    "width": "set by a flag of export",
+    "height": "set by a flag of export",
+    "file_name": "set by a flag of export",
+    "file_format": "set by a flag of export",
     "onnx_file_path": "resnext-run eval --weights FILE.onnx",
-    "result_path": "resnext-run eval counts by itself",
-    "label_path": "resnext-run eval counts by itself",
-    "seed": "--seed of resnext-run; the ModelZoo's was 1, as ours",
+    "result_path": "resnext-run eval counts the images itself",
+    "label_path": "resnext-run eval counts the images itself",
+    "seed": "set by --seed of resnext-run; the default is 1, as in the ModelZoo",
 }
 
 
 def read(path: Path) -> OldConfig:
-    """Read an old configuration; UsageError for keys that it never had (with a suggestion) and wrong values."""
+    """Read an old configuration; UsageError for unknown keys (with a suggestion) and wrong values."""
     try:
         old = parse_yaml(read_text(path), f"{path}:", first=True)  # others are its help texts and choices
     except DataError as error:
@@ -129,7 +129,7 @@ def read(path: Path) -> OldConfig:
             except (TypeError, ValueError) as error:
                 raise UsageError(f"{path}: {key}: {error}") from error
         elif key in NO_EFFECT:
-            report.append(f"{path}: {key} has no effect any more: {NO_EFFECT[key]}")
+            report.append(f"{path}: {key} no longer has an effect: {NO_EFFECT[key]}")
     try:
         report += _together(old, values, path)
     except (TypeError, ValueError) as error:
@@ -139,14 +139,14 @@ def read(path: Path) -> OldConfig:
 
 
 def _together(old: Mapping[str, Any], values: dict[str, dict[str, Any]], path: Path) -> list[str]:
-    """Set what several keys say together; returns what there is to report."""
+    """Set what several keys define together; returns lines to report."""
     report = []
     if "lr" in old:
         batch = _DEVICES * int(old.get("per_batch_size", 128))
         values.setdefault("optimizer", {}).update(lr=float(old["lr"]), lr_batch=batch)
         report.append(
-            f"{path}: lr {old['lr']} is taken at a global batch of {batch} (8 devices) and scaled to this job's; "
-            "--lr takes a value as it is"
+            f"{path}: lr {old['lr']} is for a global batch of {batch} (8 devices) and scaled to this job's; "
+            "--lr is not scaled"
         )
     if "is_dynamic_loss_scale" in old or "loss_scale" in old:
         dynamic = bool(int(old.get("is_dynamic_loss_scale", 0)))

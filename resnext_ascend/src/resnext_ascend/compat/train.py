@@ -26,12 +26,12 @@ NO_EFFECT = {key: old_config.NO_EFFECT[key] for key in (
 def configure(parser: argparse.ArgumentParser) -> None:
     flags.add_platform(parser)
     parser.add_argument("--data_dir", metavar="DIR", help="training images: class folders, or train/ in it")
-    parser.add_argument("--per_batch_size", type=int, metavar="N", help="images a step of each device (128)")
+    parser.add_argument("--per_batch_size", type=int, metavar="N", help="images per step and device (128)")
     parser.add_argument("--pretrained", metavar="FILE", help="checkpoint to start from")
     flags.add_ranks(parser, default=1)
     parser.add_argument("--data_sink_mode", type=flags.boolean, metavar="BOOL", help="ascend.sink (True)")
     parser.add_argument(
-        "--lr", type=float, help="learning rate as it is (0.4 at 8 x 128, scaled to the batch)"
+        "--lr", type=float, help="learning rate, not scaled (default: 0.4 at 8 x 128, scaled to the batch)"
     )
     parser.add_argument("--train_url", metavar="DIR", help="where runs go (outputs), or an object-store URL")
     parser.add_argument("--eval_interval", type=int, metavar="N", help="epochs between evaluations (1)")
@@ -40,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eval_per_batch_size", type=int, metavar="N", help="evaluation batch (32)")
     parser.add_argument("--run_eval", type=flags.boolean, metavar="BOOL", help="evaluate in training (False)")
     for name, reason in NO_EFFECT.items():
-        parser.add_argument(f"--{name}", metavar="X", help=f"no effect any more: {reason}")
+        parser.add_argument(f"--{name}", metavar="X", help=f"no effect: {reason}")
     parser.add_argument("--config_path", metavar="FILE", help="an old default_config.yaml")
     parser.add_argument(
         "--modelzoo-layout", "--modelzoo_layout", action="store_true",
@@ -56,7 +56,7 @@ def handle(args: argparse.Namespace) -> int:
         log.say(line, "WARNING")
     for name, reason in NO_EFFECT.items():
         if getattr(args, name) is not None:
-            log.say(f"--{name} has no effect any more: {reason}", "WARNING")
+            log.say(f"--{name} no longer has an effect: {reason}", "WARNING")
     given = {**old.flags, **{k: v for k, v in vars(args).items() if v is not None}}
     with (
         modelarts.synchronised(given) as local,
@@ -87,7 +87,7 @@ def _train(
 
     follower = child.Follower(on_record)
     code = child.run(flags.command(flags.PLATFORMS[args.platform], ranks, words, output / "ranks"), follower)
-    follower.look()
+    follower.read_records()
     if code == EXIT_OK and layout is not None and follower.run is not None:
         code = layout.finish(follower.run)
     return code
@@ -96,7 +96,7 @@ def _train(
 def settings(
     given: Mapping[str, Any], old: old_config.OldConfig, ranks: flags.Ranks
 ) -> dict[str, dict[str, Any]]:
-    """Return the settings that old flags and configuration come to, over the recipe."""
+    """Return the settings of old flags and configuration, which override the recipe."""
     if not given.get("data_dir"):
         raise UsageError("--data_dir is missing: the folder of the training images")
     found = flags.Settings()

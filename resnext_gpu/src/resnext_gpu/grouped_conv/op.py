@@ -43,14 +43,14 @@ def grouped_conv(
     reason = _why_not(spec, compute, device)
     if mode == "triton":
         if reason is not None:
-            raise UsageError(f"gpu.grouped_conv=triton cannot be: {reason}")
+            raise UsageError(f"gpu.grouped_conv=triton cannot be used: {reason}")
         return functools.partial(_call, library=False, timed=not deterministic and device.type == "cuda")
     if reason is None and not deterministic and torch.cuda.get_device_capability(device) in MEASURED:
         return functools.partial(_call, library=True, timed=True)
     if reason is None and not deterministic:
         note(
-            f"grouped convolutions: cuDNN's; our kernels were never measured on {torch.cuda.get_device_name(device)}, "
-            "gpu.grouped_conv=triton takes them"
+            f"grouped convolutions use cuDNN; our kernels were not measured on {torch.cuda.get_device_name(device)}, "
+            "to use them set gpu.grouped_conv=triton"
         )
     return None
 
@@ -58,20 +58,20 @@ def grouped_conv(
 def _why_not(spec: ModelSpec, compute: torch.dtype, device: torch.device) -> str | None:
     """Return why the kernels cannot compute `spec`, or None."""
     if compute not in (torch.float16, torch.bfloat16):
-        return "the kernels take precision.compute=bfloat16 or float16"
+        return "the kernels need precision.compute=bfloat16 or float16"
     for block in spec.blocks:
         width = block.width // spec.groups
         if width not in GROUP_WIDTHS or block.width % max(16, width):
             return (
-                f"the kernels take groups of {', '.join(map(str, GROUP_WIDTHS))} channels that fill 16 or 32, not "
+                f"the kernels need groups of {', '.join(map(str, GROUP_WIDTHS))} channels that fill 16 or 32, not "
                 f"{spec.groups} groups of {width}"
             )
     if device.type == "cpu" and os.environ.get(INTERPRET) != "1":
         return f"the kernels need an NVIDIA GPU (or {INTERPRET}=1 for tests)"
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-        return "the kernels want a GPU of compute capability 8.0 or more"
+        return "the kernels need a GPU with compute capability 8.0 or more"
     if util.find_spec("triton") is None:
-        return "Triton is not installed, which comes with PyTorch's CUDA builds for Linux"
+        return "Triton is not installed; it is part of PyTorch's CUDA builds for Linux"
     return None
 
 
@@ -157,7 +157,7 @@ def _way(
     from resnext_gpu.grouped_conv import launch, plans
 
     if not launch.fits(x):
-        raise UsageError(f"the grouped convolution cannot count the pixels of {tuple(x.shape)}")
+        raise UsageError(f"the grouped convolution does not support the shape {tuple(x.shape)}")
     shape = plans.Shape(
         images=x.shape[0], channels=x.shape[1], group_width=weight.shape[1], height=x.shape[2], width=x.shape[3],
         stride=stride, dtype=x.dtype,

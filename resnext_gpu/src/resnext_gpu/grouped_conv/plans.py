@@ -121,7 +121,7 @@ class Timings:
         key, timing = f"{what}: {shape}", measure(what, shape, ours, library)
         self._known = {**self._read(), **(self._known or {}), key: timing}
         self._write(self._known)
-        mine = "none is right" if timing.ours_ms is None else f"{timing.ours_ms:.3f} ms"
+        mine = "no valid plan" if timing.ours_ms is None else f"{timing.ours_ms:.3f} ms"
         note(f"grouped 3x3, {key}: Triton {mine}, cuDNN {timing.library_ms:.3f} ms")
         return timing
 
@@ -158,7 +158,7 @@ def measure(
         except torch.cuda.OutOfMemoryError:
             raise  # it says nothing about the plan
         except (RuntimeError, triton.TritonError) as error:  # more shared memory than this card has, for one
-            note(f"grouped 3x3, {what}: {plan} left out: {one_line(error, 160)}")
+            note(f"grouped 3x3, {what}: {plan} skipped: {one_line(error, 160)}")
             continue
         if not apart <= _AGREEMENT * most:
             note(
