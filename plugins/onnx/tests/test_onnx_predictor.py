@@ -343,7 +343,7 @@ def test_graph_that_loads_and_fails_when_it_runs(edited):
 
 
 def test_graph_that_answers_other_rows_than_it_was_given(edited):
-    with pytest.raises(DataError, match=r"is damaged: it answers float32 \(4, 7\) to 2 images"):
+    with pytest.raises(DataError, match=r"is damaged: it returns float32 \(4, 7\) for 2 images"):
         open_onnx(edited(_repeated)).logits(make_images(IMAGENET, 2))
 
 

@@ -155,7 +155,7 @@ class OnnxPredictor:
         classes = self.manifest.spec.num_classes
         if logits.shape != (len(array), classes) or logits.dtype != np.float32:
             raise DataError(
-                f"{self._path} is damaged: it returns {logits.dtype} {logits.shape} to {len(array)} images, not "
+                f"{self._path} is damaged: it returns {logits.dtype} {logits.shape} for {len(array)} images, not "
                 f"float32 {(len(array), classes)}; export it again"
             )
         return logits
