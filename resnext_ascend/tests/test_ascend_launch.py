@@ -123,7 +123,11 @@ def test_averaged_statistics_are_the_mean_of_the_local_ones(
             4,
             ("rank 1 of 2 hangs: no progress for", "the last was: steps done", "rank 1 begins to hang"),
         ),
-        ("never", 4, ("rank 1 of 2 never started: the others have been waiting for it", "rank 1 begins to never")),
+        (
+            "never",
+            4,
+            ("rank 1 of 2 never started: the others have been waiting for it", "rank 1 begins to never"),
+        ),
     ],
 )
 def test_a_bad_end_is_found_and_named(
