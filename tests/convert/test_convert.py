@@ -656,7 +656,7 @@ def test_a_checkpoint_of_the_modelzoo_is_trained_on_with_its_momentum(
     ("change", "says"),
     [
         (["--set", "model.variant=resnext50_32x4d"], "use --set model.variant=resnext_tiny"),
-        (["--set", "model.pool_padding=symmetric"], "another network; leave model.pool_padding out"),
+        (["--set", "model.pool_padding=symmetric"], "the networks differ; remove model.pool_padding"),
         (["--set", "preprocess.mean=[0, 0, 0]"], "a different preprocess.mean"),
         (["--num-classes", "7"], "model.num_classes is 7, but the training data has 6"),
     ],
