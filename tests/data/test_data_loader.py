@@ -442,18 +442,17 @@ def test_a_bug_in_a_worker_is_not_a_bad_image(index: Index) -> None:
 
 def test_workers_import_no_more_than_they_need() -> None:
     code = (
-        "import sys, time; t = time.perf_counter(); import resnext_core.data.batch_worker, resnext_core.data.worker; "
-        "print(time.process_time(), sorted(m for m in sys.modules if m.startswith('resnext_core')))"
+        "import sys; import resnext_core.data.batch_worker, resnext_core.data.worker; "
+        "print(sorted(m for m in sys.modules if m.startswith('resnext_core')))"
         "; print(sorted({'torch', 'mindspore', 'scipy', 'rich', 'pluggy', 'safetensors'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
     )
-    seconds, modules = done.stdout.splitlines()[0].split(" ", 1)
+    modules = done.stdout.splitlines()[0]
     assert "cli" not in modules
     assert "interfaces" not in modules
     assert done.stdout.splitlines()[1] == "[]"
-    assert float(seconds) < 1.0  # of CPU time; 0.2 on an idle machine
 
 
 def test_unlabelled_images(tmp_path: Path) -> None:
