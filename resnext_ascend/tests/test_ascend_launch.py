@@ -167,7 +167,7 @@ def test_ranks_that_see_other_checkpoints_are_told(tmp_path: Path, capfd: pytest
     assert launch(request("apart", tmp_path), options()) == 3
     captured = capfd.readouterr()
     text = captured.err + captured.out + (tmp_path / "logs/rank-1.log").read_text()
-    assert "rank 1 stands at step 7, rank 0 at step 0: all servers must see the run folder" in text
+    assert "rank 1 is at step 7, rank 0 at step 0: all servers must see the run folder" in text
 
 
 def test_an_orderly_stop_lets_every_rank_save(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ class ScanCache:
     """Facts of earlier scans of a data folder, a JSON line each, in ``<folder>/scan-<digest of root>.jsonl``.
 
     A file whose size and time of change are those of its line is not read again. Where `folder` is None, or cannot be
-    written, nothing is remembered; :attr:`trouble` then says why.
+    written, nothing is cached; :attr:`trouble` then says why.
     """
 
     def __init__(self, folder: Path | None, root: Path) -> None:
@@ -69,7 +69,7 @@ class ScanCache:
             self._stream = self._path.open("a", encoding="utf-8", buffering=1)
             self._stream.write("\n")  # the last line may be torn
         except OSError as error:
-            self.trouble = f"nothing is remembered: cannot write {self._path}: {reason(error)}"
+            self.trouble = f"results are not cached: cannot write {self._path}: {reason(error)}"
 
     def recall(self, path: str) -> Facts | None:
         """Return the facts of a file that has not changed since, None of any other."""
@@ -94,7 +94,7 @@ class ScanCache:
         try:
             self._stream.write(self._line({"path": path, **asdict(facts)}))
         except OSError as error:
-            self.trouble = f"no more is remembered: cannot write {self._path}: {reason(error)}"
+            self.trouble = f"further results are not cached: cannot write {self._path}: {reason(error)}"
             self._stream = None
         self._facts[path] = facts
 

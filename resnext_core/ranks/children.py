@@ -120,7 +120,7 @@ def _keep(lines: bytes, log: IO[bytes], terminal: IO[str], failed: bool) -> bool
             lines = lines[log.write(lines) :]
     except OSError as error:
         if not failed:
-            _show(f"cannot write {log.name}: {reason(error)}; going on\n".encode(), terminal)
+            _show(f"cannot write {log.name}: {reason(error)}; continuing without it\n".encode(), terminal)
         return True
     return failed
 

@@ -44,6 +44,6 @@ def check_same_step(request: TrainRequest, step: int) -> None:
     others = np.flatnonzero(steps != steps[0])
     if len(others):
         raise DataError(
-            f"rank {others[0]} stands at step {steps[others[0]]}, rank 0 at step {steps[0]}: all servers must see the "
+            f"rank {others[0]} is at step {steps[others[0]]}, rank 0 at step {steps[0]}: all servers must see the "
             "run folder, checkpoints included; put it on storage that they share"
         )

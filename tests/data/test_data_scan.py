@@ -222,7 +222,7 @@ def test_a_damaged_memory_costs_time_only(cli: CommandLine, data: Path, spoil: s
 def test_a_memory_that_cannot_be_written_is_said_and_ends_nothing(cli: CommandLine, data: Path) -> None:
     (data.parent / "file").write_text("no folder")
     outcome = cli.ok("data", "scan", data, "--cache", data.parent / "file", "--workers", 1)
-    assert "warning: nothing is remembered: cannot write" in outcome.out
+    assert "warning: results are not cached: cannot write" in outcome.out
 
 
 def test_a_full_disk_ends_the_memory_and_not_the_scan(data: Path, tmp_path: Path) -> None:

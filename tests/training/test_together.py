@@ -64,7 +64,7 @@ def test_ranks_at_different_steps_are_told_on_every_rank() -> None:
     assert on_ranks(3, lambda request: check_same_step(request, 7)) == [None] * 3
     for error in on_ranks(3, lambda request: check_same_step(request, 7 if request.rank.rank == 2 else 0)):
         assert isinstance(error, DataError)
-        assert "rank 2 stands at step 7, rank 0 at step 0: all servers must see the run folder" in str(error)
+        assert "rank 2 is at step 7, rank 0 at step 0: all servers must see the run folder" in str(error)
 
 
 def test_the_steps_are_compared_before_the_first_gradients_are_added() -> None:
@@ -75,7 +75,7 @@ def test_the_steps_are_compared_before_the_first_gradients_are_added() -> None:
         state = trainer.state()
         trainer.load_state(replace(state, scalars={**state.scalars, "step": request.rank.rank}))
         part = [cases.batch(case.network, request.batch_size, seed=1)]
-        with pytest.raises(DataError, match="rank 1 stands at step 1, rank 0 at step 0"):
+        with pytest.raises(DataError, match="rank 1 is at step 1, rank 0 at step 0"):
             trainer.run_steps(part, case.lr_array()[:1])
         return trainer.counters()["step"]
 
