@@ -425,7 +425,7 @@ def test_impossible_batches_are_refused() -> None:
 
 def test_one_value_a_channel_is_refused() -> None:
     ours = trainer(weights=tiny_weights(1), batch_size=1)
-    with pytest.raises(UsageError, match="one value a channel"):
+    with pytest.raises(UsageError, match="only one value per channel"):
         ours.run_steps(batches(1, images=1, size=1), LRS[:1])
 
 

@@ -37,7 +37,7 @@ from resnext_core.data.decode import BadImage, read_image
 from resnext_core.data.depth import DARK_16_BITS
 from resnext_core.data.jpeg import without_metadata
 from resnext_core.data.sampler import sample_rng
-from resnext_core.data.scan import look
+from resnext_core.data.scan import examine
 from resnext_core.errors import DataError
 from resnext_core.model.preprocess import PreprocessSpec
 
@@ -415,7 +415,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
             assert caught.value.reason == f"{kind}, not a regular file"
             with pytest.raises(BadImage):
                 load_train(path, PreprocessSpec(), AugmentConfig(), sample_rng(0, 0, 0))
-            assert look(str(path), {}).error == f"{kind}, not a regular file"
+            assert examine(str(path), {}).error == f"{kind}, not a regular file"
 
 
 def test_a_broken_file_of_a_known_format_is_told_as_that(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_round_trip_takes_any_batch(artefact: Path, source: np.ndarray) -> None:
     manifest = parse_manifest(sidecar_path(artefact).read_text(), where="sidecar")
     assert manifest.spec == WEIGHTS.spec
     assert manifest.digest == WEIGHTS.digest
-    with pytest.raises(UsageError, match="normalises inside"):
+    with pytest.raises(UsageError, match="takes uint8 images and normalises them itself"):
         served.logits_from_tensor(normalize(IMAGES, WEIGHTS.preprocess))
     with pytest.raises(UsageError, match="20 x 20"):
         served.logits(np.zeros((1, 16, 16, 3), np.uint8))
