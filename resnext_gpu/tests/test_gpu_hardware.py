@@ -205,7 +205,6 @@ def test_compiled_training_keeps_the_kernels(
     assert relative(*losses) <= 2e-2
     told = capfd.readouterr().err
     assert "continuing without" not in told
-    assert "continuing without" not in told
 
 
 def test_auto_measures_on_a_measured_card_and_remembers(
