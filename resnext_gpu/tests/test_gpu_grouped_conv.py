@@ -406,7 +406,7 @@ def test_wrong_results_are_left_out(
     error = capfd.readouterr().err
     assert "left out: " in error
     assert "apart from cuDNN, whose largest is" in error
-    assert "Triton none is right, cuDNN 3.000 ms" in error
+    assert "Triton no valid plan, cuDNN 3.000 ms" in error
     with pytest.raises(BackendUnavailable, match=r"set gpu\.grouped_conv=cudnn, and please report it"):
         plans.required(timing)
 
