@@ -1,9 +1,10 @@
 """Configuration: typed sections, merged from recipe, user file and ``--set``, with where each value came from."""
 
-from resnext_core.config.loading import Layer as Layer
-from resnext_core.config.loading import load_config as load_config
-from resnext_core.config.loading import parse_set as parse_set
-from resnext_core.config.loading import read_layer as read_layer
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
 from resnext_core.config.sections import SECTIONS as SECTIONS
 from resnext_core.config.sections import AugmentConfig as AugmentConfig
 from resnext_core.config.sections import Config as Config
@@ -18,3 +19,20 @@ from resnext_core.config.sections import PrecisionConfig as PrecisionConfig
 from resnext_core.config.sections import PreprocessConfig as PreprocessConfig
 from resnext_core.config.sections import ScheduleConfig as ScheduleConfig
 from resnext_core.config.sections import TrainConfig as TrainConfig
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from resnext_core.config.loading import Layer as Layer
+    from resnext_core.config.loading import load_config as load_config
+    from resnext_core.config.loading import parse_set as parse_set
+    from resnext_core.config.loading import read_layer as read_layer
+
+#: Imported when they are first used: they need YAML, and every start of the program imports this package.
+_LOADING = ("Layer", "load_config", "parse_set", "read_layer")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LOADING:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.loading"), name)

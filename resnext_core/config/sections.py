@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-import yaml
-
 from resnext_core.bounds import Above, Ascending, AtLeast, Between, Bits, OneOf
 from resnext_core.metrics import METRICS
 
@@ -214,6 +212,8 @@ class Config:
 
     def to_yaml(self) -> str:
         """Return the configuration as YAML that :func:`load_config` takes back."""
+        import yaml  # every start of the program imports this module, and few write YAML
+
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
 

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
-from resnext_core.config import load_config
 from resnext_core.console.advice import advice, is_unknown
 from resnext_core.errors import (
     EXIT_DATA,
@@ -61,6 +60,8 @@ class Parser(argparse.ArgumentParser):
         """Return the config keys that ``--set`` takes here."""
         if "--set" not in self._option_string_actions:
             return ()
+        from resnext_core.config import load_config  # with YAML, which --help does not need
+
         keys = load_config([], load_plugins().option_types())[1]
         return [key for key in keys if key.startswith(self.settable)]
 
