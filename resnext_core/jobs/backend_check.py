@@ -7,15 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from resnext_core.config import load_config
 from resnext_core.errors import BackendUnavailable, ResnextError, one_line
 from resnext_core.files.scratch import Scratch
-from resnext_core.interfaces import Backend, ExportRequest, PredictRequest
+from resnext_core.interfaces import Backend, ExportRequest
+from resnext_core.model.spec import PoolPadding
 from resnext_core.plugins import PluginSet, probe, probe_format
-from resnext_core.ranks.info import RankInfo
-from resnext_core.serving.golden import GOLDEN_LOGITS, check_backend, golden_images, golden_weights
+from resnext_core.serving.golden import GOLDEN_LOGITS, check_backend, golden_weights
 from resnext_core.serving.load import WEIGHTS_SUFFIX
 
 #: Largest relative golden difference of float32 logits.
@@ -98,7 +96,7 @@ def _check_format(backend: Backend, suffix: str, plugins: PluginSet) -> FormatCh
                 made, why_not = _artefacts(folder, suffix, plugins, options)
                 if why_not is not None:
                     return found(NOT_CHECKED, why_not)
-                difference = _served_difference(backend, made, options.get(backend.id))
+                difference = check_backend(backend, options.get(backend.id), made)
     except BackendUnavailable as error:  # known only once the device or the file is opened
         return found(NOT_HERE, str(error))
     except ResnextError as error:
@@ -111,7 +109,7 @@ def _check_format(backend: Backend, suffix: str, plugins: PluginSet) -> FormatCh
 
 def _artefacts(
     folder: Path, suffix: str, plugins: PluginSet, options: Mapping[str, Any]
-) -> tuple[dict[str, Path], str | None]:
+) -> tuple[dict[PoolPadding, Path], str | None]:
     """Write the golden networks in the format of `suffix`; return them by pool padding, or why no backend can."""
     reasons = []
     for maker in plugins.ranked():
@@ -122,31 +120,15 @@ def _artefacts(
         reason = answer.reason
         if answer.usable:
             request = ExportRequest(options=options.get(maker.id))
-            made = {str(p): folder / f"{maker.id}-{p}{suffix}" for p in GOLDEN_LOGITS}
+            made = {padding: folder / f"{maker.id}-{padding}{suffix}" for padding in GOLDEN_LOGITS}
             try:
-                for padding in GOLDEN_LOGITS:
-                    exporter(golden_weights(padding), made[padding], request)
+                for padding, path in made.items():
+                    exporter(golden_weights(padding), path, request)
                 return made, None
             except ResnextError as error:
                 reason = str(error)
         reasons.append(f"{maker.id} cannot write one here: {reason}")
     return {}, "; ".join(reasons) or _NO_EXPORTER
-
-
-def _served_difference(backend: Backend, made: Mapping[str, Path], options: Any) -> float:
-    """Return the larger relative golden difference of the artefacts; NaN logits give infinity."""
-    assert backend.predictor is not None
-    worst = 0.0
-    for padding, golden in GOLDEN_LOGITS.items():
-        predictor = backend.predictor(
-            PredictRequest(path=made[padding], batch_size=3, rank=RankInfo(), options=options)
-        )
-        try:
-            difference = np.abs(predictor.logits(golden_images()) - golden).max() / np.abs(golden).max()
-        finally:
-            predictor.close()
-        worst = max(worst, float(difference) if np.isfinite(difference) else float("inf"))
-    return worst
 
 
 def _summary(formats: Sequence[FormatCheck]) -> str:

@@ -19,6 +19,7 @@ from resnext_core.data.opening import loader_workers
 from resnext_core.data.sampler import Task, epoch_permutation
 from resnext_core.errors import UsageError
 from resnext_core.interfaces import Backend, Batch
+from resnext_core.jobs.plan import training_backend
 from resnext_core.jobs.recorder import ignore
 from resnext_core.jobs.settings import Resolved, Settings, resolve
 from resnext_core.jobs.training import train_request
@@ -84,7 +85,7 @@ def bench(job: BenchJob, listen: Listener = ignore) -> BenchResult:
     if job.what == "data":
         values = _bench_data(job, resolved.config, listen)
     elif job.what == "train":
-        backend = plugins.choose(job.backend, "train", lambda b: b.engine is not None)
+        backend = training_backend(plugins, job.backend)
         values = _bench_train(job, resolved.config, backend)
     else:
         values = _bench_eval(job, resolved, plugins)

@@ -14,7 +14,7 @@ from resnext_core.extras import missing_plugins
 from resnext_core.interfaces import Backend
 from resnext_core.jobs.backend_check import FAILED, WRONG, BackendCheck, check
 from resnext_core.jobs.environment import environment
-from resnext_core.jobs.plan import faults, plan_job
+from resnext_core.jobs.plan import faults, plan_job, training_backend
 from resnext_core.jobs.preflight import Finding, machine_memory, preflight
 from resnext_core.jobs.recorder import ignore
 from resnext_core.jobs.settings import Resolved, Settings, resolve, stored_layer
@@ -144,7 +144,7 @@ def resolve_check(job: CheckTrainingJob, plugins: PluginSet) -> tuple[Resolved, 
 def _training_backend(backend_id: str | None, plugins: PluginSet) -> tuple[Backend | None, Finding]:
     """Return the backend that would train; one that is not available here (None) may be so elsewhere."""
     try:
-        backend = plugins.choose(backend_id, "train", lambda b: b.engine is not None)
+        backend = training_backend(plugins, backend_id)
     except BackendUnavailable as error:
         return None, Finding(topic="backend", level="warning", text=f"not on this machine: {error}")
     here = probe(backend)

@@ -7,6 +7,8 @@ carries golden logits of its own in its manifest: whoever loads it can see that 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -139,23 +141,28 @@ def _filters(raw: NDArray[np.int64]) -> NDArray[np.float64]:
     return filters
 
 
-def check_backend(backend: Backend, options: Any = None) -> float:
+def check_backend(
+    backend: Backend, options: Any = None, artefacts: Mapping[PoolPadding, Path] | None = None
+) -> float:
     """Return max |logit - golden| / max |golden| of the backend, the worse of both pool paddings.
 
-    `options` is the backend's own dataclass, or None. In float32 the result is below 1e-5, in float16 and
-    bfloat16 below 2e-2. NaN logits give infinity. Raises UsageError where the backend serves no weights in
-    memory, DataError on logits of a wrong shape or dtype.
+    The golden networks are served from `artefacts`, None from memory. `options` is the backend's own dataclass, or
+    None. In float32 the result is below 1e-5, in float16 and bfloat16 below 2e-2. NaN logits give infinity. Raises
+    UsageError where the backend serves no weights in memory and there are no artefacts, DataError on logits of a wrong
+    shape or dtype.
     """
-    if backend.predictor is None or ".safetensors" not in backend.formats:
+    if backend.predictor is None or (artefacts is None and ".safetensors" not in backend.formats):
         raise UsageError(f"backend {backend.id} serves no weights in memory, so it has no golden check")
     images = golden_images()
     worst = 0.0
     for padding, golden in GOLDEN_LOGITS.items():
         predictor = backend.predictor(
             PredictRequest(
-                weights=golden_weights(padding), batch_size=len(images), rank=RankInfo(), options=options
+                path=None if artefacts is None else artefacts[padding],
+                weights=golden_weights(padding) if artefacts is None else None,
+                batch_size=len(images), rank=RankInfo(), options=options,
             )
-        )
+        )  # fmt: skip
         try:
             logits = np.asarray(predictor.logits(images))
         finally:
