@@ -18,6 +18,7 @@ from resnext_core.files import write_atomic
 from resnext_core.interfaces import Backend
 from resnext_core.jobs.environment import environment
 from resnext_core.ranks.collectives import Collectives
+from resnext_core.ranks.exchange import from_main
 from resnext_core.ranks.info import RankInfo
 from resnext_core.runs.folder import RunFolder, stamp
 from resnext_core.runs.records import Note, Start
@@ -46,8 +47,7 @@ def shared_run(
     """Let rank 0 make the run folder; the other ranks learn its time-stamped name through the collectives."""
     if rank.world == 1:
         return new_run(config, backend, command=command)
-    now = int(time.time()) if rank.is_main else 0
-    agreed = int(collectives.all_reduce_sum(np.array([now], np.int64))[0])
+    agreed = int(from_main(rank, collectives, np.array([int(time.time())], np.int64))[0])
     name = config.output.name or f"{stamp(agreed)}-{config.model.variant}"
     if rank.is_main:
         run = new_run(config, backend, name=name, command=command)

@@ -1,4 +1,4 @@
-"""What ranks exchange between two steps: a request to stop, a failure, images that could not be read."""
+"""What ranks exchange: a value of rank 0 or of each, and between two steps a request to stop, a failure, bad images."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from resnext_core.ranks.collectives import Collectives
 from resnext_core.ranks.info import RankInfo
@@ -37,3 +38,15 @@ def exchange(
     everything = collectives.all_reduce_sum(body).astype(np.uint8).tobytes()
     parts = [everything[end - n : end] for end, n in zip(ends, lengths.tolist(), strict=True)]
     return bool(head[0]), [json.loads(part) if part else {} for part in parts]
+
+
+def from_main(rank: RankInfo, collectives: Collectives, values: NDArray[Any]) -> NDArray[Any]:
+    """Return rank 0's `values` on every rank, which must all call with arrays of one shape and type."""
+    return collectives.all_reduce_sum(values if rank.is_main else np.zeros_like(values))
+
+
+def from_each(rank: RankInfo, collectives: Collectives, value: int) -> NDArray[np.int64]:
+    """Return int64 (world,): the `value` of each rank, on every rank; all must call."""
+    values = np.zeros(rank.world, np.int64)
+    values[rank.rank] = value
+    return collectives.all_reduce_sum(values)

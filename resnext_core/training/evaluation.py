@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from resnext_core.errors import BackendUnavailable
+from resnext_core.ranks.exchange import from_main
 from resnext_core.runs.records import Eval, Progress
 from resnext_core.serving.evaluate import Evaluation, evaluate
 from resnext_core.training.news import end_run, exchange_news
@@ -104,7 +105,7 @@ def _share_statistics(trainer: Trainer, training: Training) -> None:
     running = {t.name for t in training.weights.spec.tensors if not t.trainable}
     names = [n for n in sorted(state.tensors) if n.split("/", 1)[1] in running]
     own = np.concatenate([state.tensors[n].ravel() for n in names])
-    shared = training.collectives.all_reduce_sum(own if training.rank.is_main else np.zeros_like(own))
+    shared = from_main(training.rank, training.collectives, own)
     if training.rank.is_main:
         return
     ends = np.cumsum([state.tensors[n].size for n in names])[:-1]

@@ -9,6 +9,7 @@ import numpy as np
 
 from resnext_core.errors import DataError
 from resnext_core.interfaces import TrainRequest
+from resnext_core.ranks.exchange import from_each, from_main
 
 
 def with_first_weights(request: TrainRequest) -> TrainRequest:
@@ -17,30 +18,25 @@ def with_first_weights(request: TrainRequest) -> TrainRequest:
     Ranks make the same weights from the same seed, so comparing digests is usually all there is to do; where they
     differ, rank 0 sends its tensors one by one.
     """
-    rank, add = request.rank, request.collectives.all_reduce_sum
+    rank, collectives = request.rank, request.collectives
     if rank.world == 1:
         return request
     own = int(hashlib.sha256(request.weights.digest.encode()).hexdigest()[:14], 16)
-    digests = np.zeros(rank.world, np.int64)
-    digests[rank.rank] = own
-    digests = add(digests)
+    digests = from_each(rank, collectives, own)
     if (digests == digests[0]).all():
         return request
-    tensors = {}
-    for tensor in request.weights.spec.tensors:
-        array = request.weights.tensors[tensor.name]
-        tensors[tensor.name] = add(array if rank.is_main else np.zeros_like(array))
+    tensors = {
+        tensor.name: from_main(rank, collectives, request.weights.tensors[tensor.name])
+        for tensor in request.weights.spec.tensors
+    }
     return replace(request, weights=request.weights.replace(tensors=tensors))
 
 
 def check_same_step(request: TrainRequest, step: int) -> None:
     """Raise DataError on every rank where ranks are at different steps: gradients of different steps would be added."""
-    rank = request.rank
-    if rank.world == 1:
+    if request.rank.world == 1:
         return
-    steps = np.zeros(rank.world, np.int64)
-    steps[rank.rank] = step
-    steps = request.collectives.all_reduce_sum(steps)
+    steps = from_each(request.rank, request.collectives, step)
     others = np.flatnonzero(steps != steps[0])
     if len(others):
         raise DataError(
