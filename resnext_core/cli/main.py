@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from resnext_core import __version__
-from resnext_core.console.program import Parser as Parser
-from resnext_core.console.program import run_program as run_program
+from resnext_core.console.program import Parser, run_program
 from resnext_core.errors import (
     EXIT_OK,
     BackendUnavailable,

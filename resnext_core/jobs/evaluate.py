@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,23 +83,14 @@ class EvaluateResult(Result):
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> EvaluateResult:
         """Return the result that :meth:`to_dict` gave."""
-        counts = (
-            "expected",
-            "scored",
-            "failed",
-            "correct1",
-            "correct5",
-            "dataset_digest",
-            "seconds",
-            "failures",
-        )
+        evaluation = {f.name: found[f.name] for f in fields(Evaluation) if f.name in found} | {
+            "metrics": {name: found[name] for name in METRICS},
+            "confusion": np.asarray(found["confusion"], np.int64),
+            "classes": tuple(found["classes"]),
+        }
         return cls(
             weights=found["weights"], digest=found["digest"], backend=found["backend"],
-            evaluation=Evaluation(
-                metrics={name: found[name] for name in METRICS},
-                confusion=np.asarray(found["confusion"], np.int64), classes=tuple(found["classes"]),
-                **{name: found[name] for name in counts},
-            ),
+            evaluation=Evaluation(**evaluation),
         )  # fmt: skip
 
     def __str__(self) -> str:

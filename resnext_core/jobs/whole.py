@@ -51,12 +51,13 @@ class WholeJob:
 
 @dataclass(frozen=True, kw_only=True)
 class WholeResult(Result):
-    """A run with its accuracy on the part `split`, its artefacts, how they compare with it, and its report.
+    """A run that `backend` trained, its accuracy on `split`, its artefacts, how they compare with it, and its report.
 
     It stands for the run folder wherever a path is taken. `seconds` is the time of the whole job.
     """
 
     run: Path
+    backend: str
     split: str
     evaluation: EvaluateResult
     exported: ExportResult
@@ -80,7 +81,7 @@ class WholeResult(Result):
         summary = found.evaluation.to_dict()
         del summary["confusion"]
         return {
-            "run": str(self.run), "backend": found.backend, "weights": found.weights, "digest": found.digest,
+            "run": str(self.run), "backend": self.backend, "weights": found.weights, "digest": found.digest,
             "evaluation": summary, **self.exported.to_dict(),
             "validations": [validation.to_dict() for validation in self.validations],
             "report": str(self.report), "seconds": self.seconds,
@@ -119,12 +120,14 @@ def whole(job: WholeJob, listen: Listener = ignore) -> WholeResult:
     else:
         flags = job.settings.to_flags() if resumed else []
         run = train_on(plan, job.devices, listen, flags=flags, lines=job.lines, command=job.command)
-    result = finish(run, plan, listen)
-    return dataclasses.replace(result, seconds=round(time.perf_counter() - started, 1))
+    return finish(run, plan, listen, started)
 
 
-def finish(run: RunFolder, plan: Plan, listen: Listener) -> WholeResult:
-    """Evaluate, export, validate and report a trained run; its weights and its data are opened once."""
+def finish(run: RunFolder, plan: Plan, listen: Listener, started: float) -> WholeResult:
+    """Evaluate, export, validate and report a trained run; its weights and its data are opened once.
+
+    The job `started` at this time of :func:`time.perf_counter`.
+    """
     from resnext_core.report.gather import make_report  # jinja2, for those who write one
 
     config, plugins, prefer = plan.config, plan.plugins, plan.trainer.id
@@ -163,11 +166,11 @@ def finish(run: RunFolder, plan: Plan, listen: Listener) -> WholeResult:
         run.write_result("validations", [validation.to_dict() for validation in validations])
     make_report(run)
     return WholeResult(
-        run=run.path, split=split, exported=ExportResult(artefacts=tuple(artefacts)),
+        run=run.path, backend=prefer, split=split, exported=ExportResult(artefacts=tuple(artefacts)),
         evaluation=EvaluateResult(
-            weights=str(path), digest=weights.digest, backend=prefer, evaluation=evaluation
+            weights=str(path), digest=weights.digest, backend=source.backend.id, evaluation=evaluation
         ),
-        validations=tuple(validations), report=run.report, seconds=0.0,
+        validations=tuple(validations), report=run.report, seconds=round(time.perf_counter() - started, 1),
     )  # fmt: skip
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from command_line import CLASSES, VAL, CommandLine, environment
 
-from resnext_core.cli.main import main, run_program
+from resnext_core.cli.main import main
+from resnext_core.console.program import run_program
 from resnext_core.errors import EXIT_DATA, EXIT_OK, EXIT_UNAVAILABLE
 from resnext_core.terminal import printable
 
