@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,7 +122,7 @@ def test_a_thread_trains_and_an_error_of_progress_ends_it_saved(start: Callable[
 
     thread = threading.Thread(target=work)
     thread.start()
-    thread.join(timeout=60)
+    thread.join(timeout=300)
     assert [str(error) for error in caught] == ["enough"]
 
 
@@ -194,6 +195,17 @@ def test_predict_takes_images_in_every_form(core_only: None, weights_file: Path,
     with pytest.raises(rx.UsageError, match="the model is closed"):
         model.predict(path)
     model.close()
+
+
+def test_files_of_a_folder_that_are_not_images_are_counted(
+    core_only: None, weights_file: Path, photos: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mixed"
+    shutil.copytree(photos / "val" / "ant", folder)
+    (folder / "notes.txt").write_text("not an image")
+    with rx.load(weights_file) as model, pytest.warns(UserWarning, match=r"1 file .*\.txt"):
+        found = model.predict(folder)
+    assert len(found) == len(list((photos / "val" / "ant").iterdir()))
 
 
 def test_predictions_are_those_of_the_command_line(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from resnext_core.data.augment import load_eval
-from resnext_core.data.index import image_folder
+from resnext_core.data.index import image_folder, remarks
 from resnext_core.errors import DataError, UsageError
 from resnext_core.files import local_path
 from resnext_core.jobs.infer import Prediction, predicted
@@ -72,7 +73,7 @@ class Model:
         """Return the prediction of one image, or a list with one for each of several, in their order.
 
         `images` is a file, a Pillow image or uint8 (H, W, 3) in RGB: one image; or a folder, uint8 (N, H, W, 3), or a
-        list of images. `top` classes are returned, most probable first. A file that cannot be read raises DataError;
+        list of images. Files of a folder that are not images are counted in a warning. `top` classes are returned, most probable first. A file that cannot be read raises DataError;
         with `errors` ``report`` its prediction has the reason as `error` instead. Preprocessing is the model's own.
         """
         if top < 1:
@@ -154,6 +155,8 @@ def _is_one(images: Any) -> bool:
 def _several(images: Any) -> Iterator[Any]:
     if isinstance(images, (str, os.PathLike)):
         found = image_folder(Path(images))
+        for line in remarks([found]):
+            warnings.warn(line, stacklevel=3)
         return (found.path(i) for i in range(len(found)))
     if not isinstance(images, Iterable):
         raise UsageError(f"images are files, Pillow images or uint8 arrays, not {type(images).__name__}")
