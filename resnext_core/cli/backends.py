@@ -8,6 +8,9 @@ from resnext_core.console.flags import add_json_flag
 from resnext_core.console.output import Output, table
 from resnext_core.jobs.backends import BackendEntry, list_backends
 
+#: Nothing here computes: ``--backend`` is refused.
+TAKES_BACKEND = False
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_json_flag(parser)

@@ -20,6 +20,9 @@ examples:
   resnext-run convert old.ckpt continued --moments keep             weights and momentum, as a checkpoint folder
 """
 
+#: Nothing here computes: ``--backend`` is refused.
+TAKES_BACKEND = False
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="weights file, run or checkpoint folder")

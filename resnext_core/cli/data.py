@@ -30,6 +30,9 @@ again, and a scan that was stopped continues.
 #: Seconds between two lines of progress where no bar can be drawn.
 _LINE_S = 10.0
 
+#: Nothing here computes: ``--backend`` is refused.
+TAKES_BACKEND = False
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")

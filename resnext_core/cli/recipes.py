@@ -8,6 +8,9 @@ from resnext_core.console.flags import add_json_flag
 from resnext_core.console.output import Output, table
 from resnext_core.jobs.recipes import list_recipes, show_recipe
 
+#: Nothing here computes: ``--backend`` is refused.
+TAKES_BACKEND = False
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", help="recipe to print")

@@ -9,6 +9,9 @@ from resnext_core.console.flags import add_json_flag
 from resnext_core.console.output import Output
 from resnext_core.jobs.report import ReportJob, report
 
+#: Nothing here computes: ``--backend`` is refused.
+TAKES_BACKEND = False
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(

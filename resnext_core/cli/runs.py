@@ -28,6 +28,9 @@ examples:
   resnext-run runs prune runs --keep 1    keep latest, best and the newest one of each run
 """
 
+#: Nothing here computes: ``--backend`` is refused.
+TAKES_BACKEND = False
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -101,7 +104,8 @@ def _verify(args: argparse.Namespace, output: Output) -> None:
     result = verify(Path(args.folder))
     found = len(result.damages)
     problems = f"{found} problem{'s' if found > 1 else ''}" if found else "no damage"
-    line = f"{result.path}: {result.checkpoints} checkpoints, {result.records} records; {problems}"
+    unknown = f" ({result.unknown} of them unknown to this version)" if result.unknown else ""
+    line = f"{result.path}: {result.checkpoints} checkpoints, {result.records} records{unknown}; {problems}"
     output.result(result.to_dict(), "\n".join([*result.damages, line]))
     if result.damages:
         raise DataError(f"{result.path} is damaged: {problems}")

@@ -14,21 +14,28 @@ from resnext_core.runs.checkpoint import load_checkpoint
 from resnext_core.runs.checkpoint_folder import Summary, checkpoint_age, checkpoint_names
 from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.pointers import pointer_damages
-from resnext_core.runs.records import Note, Record, Saved, Start
+from resnext_core.runs.records import Note, Record, Saved, Start, count_unknown
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyResult:
-    """What was checked of the run `path`, and every problem in a line."""
+    """What was checked of the run `path`, and every problem in a line.
+
+    `unknown` of the `records` are of kinds that this version cannot interpret; a newer version may have written them.
+    """
 
     path: Path
     checkpoints: int
     records: int
+    unknown: int
     damages: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types."""
-        return {"run": str(self.path), "checkpoints": self.checkpoints, "damages": list(self.damages)}
+        return {
+            "run": str(self.path), "checkpoints": self.checkpoints, "unknown_records": self.unknown,
+            "damages": list(self.damages),
+        }  # fmt: skip
 
 
 def verify(folder: Path) -> VerifyResult:
@@ -47,9 +54,11 @@ def verify(folder: Path) -> VerifyResult:
         except DataError as error:
             damages.append(str(error))
     damages += [*pointer_damages(run.checkpoints, newest), *_missing(run, newest)]
+    records = run.read_records()
     return VerifyResult(
-        path=run.path, checkpoints=len(names), records=len(run.read_records()), damages=tuple(damages)
-    )
+        path=run.path, checkpoints=len(names), records=len(records), unknown=count_unknown(records),
+        damages=tuple(damages),
+    )  # fmt: skip
 
 
 def _missing(run: RunFolder, newest: Summary | None) -> list[str]:

@@ -25,6 +25,7 @@ from resnext_core.report.charts import heat_map
 from resnext_core.report.curves import training_figures
 from resnext_core.report.model import ReportData, Sample
 from resnext_core.report.series import History, read_history
+from resnext_core.runs.records import count_unknown
 from resnext_core.serving.metrics import confused_pairs, per_class, wilson_interval
 from resnext_core.terminal import printable
 
@@ -151,6 +152,10 @@ def _notes(data: ReportData, history: History) -> list[str]:
         notes.append(f"{history.overflow_steps} steps overflowed and were skipped.")
     if history.train and history.started and not history.ended:
         notes.append("The records have no end: the run was interrupted or is still going.")
+    if unknown := count_unknown(data.records):
+        notes.append(f"{unknown} records are of kinds unknown to this version and are not shown.")
+    if data.samples_missing:
+        notes.append(f"{data.samples_missing} sample images cannot be read any more and are not shown.")
     failed, expected = text.number(data.evaluation.get("failed")), data.evaluation.get("expected")
     if failed > 0:
         notes.append(

@@ -34,7 +34,8 @@ def gather(run: RunFolder) -> ReportData:
     about = run.read_result("run") or {}
     evaluation = run.read_result("evaluation") or {}
     records = run.read_records()
-    samples = evaluation.pop("samples", [])
+    samples = [_sample(s) for s in evaluation.pop("samples", [])]
+    shown = [s for s in samples if s is not None]
     summary: dict[str, Any] = {"backend": about.get("backend"), "wall_s": _wall(records)}
     artefacts = run.read_result("artefacts") or []
     summary |= _sizes(run)
@@ -44,7 +45,8 @@ def gather(run: RunFolder) -> ReportData:
         summary={k: v for k, v in summary.items() if v is not None},
         records=records,
         evaluation=evaluation,
-        samples=[s for s in map(_sample, samples) if s is not None],
+        samples=shown,
+        samples_missing=len(samples) - len(shown),
         config_yaml=text,
         environment=about.get("environment", {}),
         artefacts=[{**a, "path": os.path.basename(a["path"]), "size": a["bytes"]} for a in artefacts],

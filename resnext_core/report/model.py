@@ -35,6 +35,7 @@ class ReportData:
     `records`: those of the run folder, in order. `evaluation`: ``top1``, ``top5`` (shares 0..1), ``top1_interval``,
     ``top5_interval`` (low, high), ``expected``, ``scored``, ``failed``, ``failures`` (path to reason, or paths),
     ``confusion`` (classes, classes) counts [true, predicted] and ``classes`` (names); other scalars are shown as facts.
+    `samples_missing`: images that were chosen as samples and cannot be read any more.
     `artefacts`: dicts of ``path``, ``size`` (bytes), ``digest``, ``format``. `validations`: dicts of
     ``name``, ``backend``, ``source_backend`` and the values of a ValidationResult's `to_dict`; of keys not
     known there, all are shown as details.
@@ -46,6 +47,7 @@ class ReportData:
     records: Sequence[Record] = ()
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     samples: Sequence[Sample] = ()
+    samples_missing: int = 0
     config_yaml: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
     artefacts: Sequence[Mapping[str, Any]] = ()

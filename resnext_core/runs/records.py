@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -189,6 +189,11 @@ class Unknown(Record):
 KINDS: Mapping[str, type[Record]] = {
     cls.kind: cls for cls in (Start, Resume, Train, Nonfinite, BadImage, Eval, Saved, End, Note)
 }
+
+
+def count_unknown(records: Iterable[Record]) -> int:
+    """Return how many records this version cannot interpret."""
+    return sum(isinstance(record, Unknown) for record in records)
 
 
 def encode(record: Record) -> str:

@@ -37,6 +37,19 @@ def test_every_command_has_help(cli: CommandLine, command: Command) -> None:
         raise AssertionError(f"{action} has no help text")
 
 
+@pytest.mark.parametrize(
+    "words", [["backends"], ["recipes"], ["runs", "list"], ["report", "RUN"]], ids=" ".join
+)
+def test_a_command_that_computes_nothing_takes_no_backend(cli: CommandLine, words: list[str]) -> None:
+    for given in (["--backend", "reference"], ["--backend=nothing"]):
+        outcome = cli(*given, *words)
+        assert outcome.code == EXIT_USAGE
+        assert (
+            outcome.err == f"resnext-run: the command '{words[0]}' takes no --backend: it computes nothing\n"
+        )
+    assert "--backend" not in cli.ok(words[0], "--help").out
+
+
 def test_top_level_help_lists_every_command(cli: CommandLine) -> None:
     out = cli.ok("--help").out
     for command in COMMANDS:

@@ -112,6 +112,13 @@ def test_every_damage_is_found(run: RunFolder, cli: CommandLine, what: object, s
     assert outcome.err == f"resnext-run: {run.path} is damaged: 1 problem\n"
 
 
+def test_records_of_another_version_are_counted_and_no_damage(run: RunFolder, cli: CommandLine) -> None:
+    with run.records.open("a") as stream:
+        stream.write('{"kind": "weather", "step": 12}\n')
+    assert "records (1 of them unknown to this version); no damage" in cli.ok("runs", "verify", run.path).out
+    assert cli.ok("runs", "verify", run.path, "--json").json()["unknown_records"] == 1
+
+
 def test_prune_keeps_latest_best_and_the_newest(run: RunFolder, cli: CommandLine) -> None:
     names = checkpoint_names(run.checkpoints)
     for step in range(1, 5):  # older ones, and what killed processes left

@@ -259,11 +259,14 @@ def test_empty_report_has_no_sections() -> None:
 
 
 def test_notes_tell_what_went_wrong() -> None:
-    lines = [Start(time=1.0), train(10, loss=math.nan), train(20, overflow_steps=3)]
-    notes = "\n".join(Page(render_report(ReportData(title="t", records=lines))).texts)
+    newer = from_dict({"kind": "weather", "step": 20})
+    lines = [Start(time=1.0), train(10, loss=math.nan), train(20, overflow_steps=3), newer]
+    notes = "\n".join(Page(render_report(ReportData(title="t", records=lines, samples_missing=2))).texts)
     assert "not a finite number in 1 of 2 training records" in notes
     assert "3 steps overflowed" in notes
     assert "interrupted or is still going" in notes
+    assert "1 records are of kinds unknown to this version" in notes
+    assert "2 sample images cannot be read any more" in notes
     assert "interrupted" not in render_report(full())
 
 
