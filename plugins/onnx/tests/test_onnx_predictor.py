@@ -25,7 +25,7 @@ from onnx_cases import (
     relative,
     write,
 )
-from resnext_onnx import plugin
+from resnext_onnx import plugin, predictor
 from resnext_onnx.artefact import content_digest
 from resnext_onnx.options import OnnxOptions
 
@@ -458,3 +458,75 @@ def test_graph_without_a_normalised_value_cannot_skip_it(edited, weights):
     assert relative(served.logits(images), oracle(weights).logits(images)) <= TOLERANCE
     with pytest.raises(UsageError, match="cannot skip"):
         served.logits_from_tensor(normalised(images, weights))
+
+
+# -- the CANN provider -----------------------------------------------------------------------
+
+
+def test_what_the_cann_provider_is_given():
+    assert OnnxOptions(provider="cann").cann_settings(3) == {
+        "device_id": "3", "enable_cann_graph": "1", "enable_cann_subgraph": "0", "dump_graphs": "0",
+        "dump_om_model": "0", "precision_mode": "must_keep_origin_dtype",
+    }  # fmt: skip
+    every = OnnxOptions(
+        provider="cann", cann_device_id=1, cann_npu_mem_limit=2**33, cann_arena_extend_strategy="kSameAsRequested",
+        cann_enable_cann_graph=False, cann_enable_cann_subgraph=True, cann_dump_graphs=True, cann_dump_om_model=True,
+        cann_precision_mode="force_fp16", cann_op_select_impl_mode="high_precision",
+        cann_optypelist_for_implmode="SoftmaxV2,Gelu",
+    )  # fmt: skip
+    assert every.cann_settings(0) == {
+        "device_id": "1", "npu_mem_limit": "8589934592", "arena_extend_strategy": "kSameAsRequested",
+        "enable_cann_graph": "0", "enable_cann_subgraph": "1", "dump_graphs": "1", "dump_om_model": "1",
+        "precision_mode": "force_fp16", "op_select_impl_mode": "high_precision",
+        "optypelist_for_implmode": "SoftmaxV2,Gelu",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"cann_device_id": -1}, "cann_device_id must be between 0 and 127, or null, not -1"),
+        ({"cann_device_id": "x"}, "cann_device_id must be an integer"),
+        ({"cann_npu_mem_limit": 0}, "cann_npu_mem_limit must be 1 or more, or null, not 0"),
+        ({"cann_npu_mem_limit": 2**64}, "cann_npu_mem_limit must be below 2\\^64"),
+        ({"cann_arena_extend_strategy": "0"}, "must be one of kNextPowerOfTwo, kSameAsRequested"),
+        ({"cann_enable_cann_graph": 2}, "cann_enable_cann_graph must be true or false, not 2"),
+        ({"cann_dump_om_model": "x"}, "cann_dump_om_model must be true or false, not 'x'"),
+        ({"cann_precision_mode": "fp16"}, "cann_precision_mode must be one of force_fp32, cube_fp16in_fp32out"),
+        ({"cann_op_select_impl_mode": "fast"}, "must be one of high_precision, high_performance, or null"),
+        ({"cann_op_select_impl_mode": "high_precision", "cann_optypelist_for_implmode": "Gelu;Conv"},
+         "must be names of operators with commas between"),
+        ({"cann_optypelist_for_implmode": "Gelu"}, "onnx.cann_op_select_impl_mode holds: set both"),
+    ],
+)  # fmt: skip
+def test_options_of_cann_that_it_would_refuse(options, says):
+    with pytest.raises(UsageError, match=says):
+        OnnxOptions(provider="cann", **options)
+
+
+def test_options_of_cann_without_cann():
+    with pytest.raises(UsageError, match=r"set onnx\.provider=cann too"):
+        OnnxOptions(cann_dump_graphs=True)
+
+
+def test_cann_without_its_toolkit_says_which_library_and_from_where(artefact, monkeypatch):
+    """What onnxruntime-cann 1.24.4 raises without CANN, beside a library that needs one that is not there."""
+    said = "/ort/pybind_state.cc:1189 std::shared_ptr<F> Create(const O&) create CANN ExecutionProvider fail"
+
+    def fail(self: object, *rest: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CANNExecutionProvider"])
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", fail)
+    monkeypatch.setattr(
+        predictor, "_missing_library", lambda _: "libascendcl.so: cannot open shared object file"
+    )
+    with pytest.raises(BackendUnavailable) as raised:
+        open_onnx(artefact, provider="cann")
+    assert str(raised.value) == (
+        "onnx.provider=cann: its libraries cannot be loaded (libascendcl.so: cannot open shared object file); "
+        "install CANN's toolkit and source its set_env.sh, see docs/ascend.md, or set onnx.provider=cpu"
+    )
+    monkeypatch.setattr(predictor, "_missing_library", lambda _: "")  # CANN is there: its own words count
+    with pytest.raises(BackendUnavailable, match="CANNExecutionProvider: create CANN ExecutionProvider fail"):
+        open_onnx(artefact, provider="cann")

@@ -23,6 +23,12 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "c
 #: ONNX Runtime prints what it also raises; above this level it keeps quiet.
 _FATAL = 4
 _WHEELS = {"cuda": "onnxruntime-gpu", "cann": "onnxruntime-cann"}
+#: Where what a provider's wheel does not contain comes from.
+_RUNTIMES = {
+    "cpu": "install onnxruntime again",
+    "cuda": "install its driver and runtime",
+    "cann": "install CANN's toolkit and source its set_env.sh, see docs/ascend.md",
+}
 
 
 class OnnxPredictor:
@@ -100,20 +106,19 @@ class OnnxPredictor:
         settings.log_severity_level = _FATAL  # errors come back as exceptions
         onnxruntime.set_default_logger_severity(_FATAL)  # what is said before there is a session
         provider = _PROVIDERS[self._options.provider]
-        extra = _provider_settings(self._options.provider, self._device)
+        extra = _provider_settings(self._options, self._device)
         try:
             # Without enable_fallback=0 it prints "EP Error ... Falling back" and goes on with the CPU.
             session = onnxruntime.InferenceSession(
                 data, settings, providers=[(provider, extra)], enable_fallback=0
             )
         except Exception as error:  # ONNX Runtime's exceptions share no base class
+            if missing := _missing_library(self._options.provider):
+                raise _without_libraries(self._options.provider, missing) from error
             raise self._failed("cannot be loaded", error) from error
         # It goes on with the CPU, too, when a provider's libraries do not load.
         if provider not in session.get_providers():
-            raise BackendUnavailable(
-                f"onnx.provider={self._options.provider}: its libraries cannot be loaded"
-                f"{_missing_library(self._options.provider)}; install its driver and runtime, or set onnx.provider=cpu"
-            )
+            raise _without_libraries(self._options.provider, _missing_library(self._options.provider))
         session.disable_fallback()
         self._check_graph(session)
         return session
@@ -185,29 +190,32 @@ def _check_provider(options: OnnxOptions) -> None:
     )
 
 
-def _provider_settings(provider: str, device: int) -> dict[str, str]:
-    if provider == "cuda":
+def _provider_settings(options: OnnxOptions, device: int) -> dict[str, str]:
+    if options.provider == "cuda":
         # TF32 keeps 10 bits of mantissa: its logits are outside the float32 tolerance.
         return {"device_id": str(device), "use_tf32": "0"}
-    if provider == "cann":
-        # CANN computes in float16 unless told; "force_fp32" still feeds float16 to the matrix units.
-        return {
-            "device_id": str(device),
-            "enable_cann_graph": "1",
-            "precision_mode": "must_keep_origin_dtype",
-        }
-    return {}
+    # CANN computes in float16 unless told; "force_fp32" still feeds float16 to the matrix units.
+    return options.cann_settings(device) if options.provider == "cann" else {}
+
+
+def _without_libraries(provider: str, missing: str) -> BackendUnavailable:
+    return BackendUnavailable(
+        f"onnx.provider={provider}: its libraries cannot be loaded{f' ({missing})' if missing else ''}; "
+        f"{_RUNTIMES[provider]}, or set onnx.provider=cpu"
+    )
 
 
 def _missing_library(provider: str) -> str:
-    """Return what the loader of the system says of a provider's library, which ONNX Runtime only prints."""
+    """Return which library of the system a provider lacks, which ONNX Runtime does not say, or an empty text."""
     library = Path(onnxruntime.__file__).parent / "capi" / f"libonnxruntime_providers_{provider}.so"
     if not library.is_file():
         return ""
     try:
         ctypes.CDLL(str(library))
     except OSError as error:
-        return f" ({shown(one_line(error), 200)})"
+        # Anything else is no verdict: alone, it lacks symbols that ONNX Runtime itself gives it.
+        text = one_line(error)
+        return shown(text, 200) if "cannot open shared object file" in text else ""
     return ""
 
 
