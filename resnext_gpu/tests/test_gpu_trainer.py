@@ -25,6 +25,7 @@ from gpu_cases import (  # noqa: E402
     with_bad_rows,
 )
 from resnext_gpu.engine import _check_card  # noqa: E402
+from resnext_gpu.memory import is_out_of_memory  # noqa: E402
 from resnext_gpu.network import Arithmetic, Network, max_pool  # noqa: E402
 from resnext_gpu.options import GpuOptions  # noqa: E402
 from resnext_gpu.step import Step, Table  # noqa: E402
@@ -258,6 +259,96 @@ def test_out_of_memory_names_what_fits(monkeypatch: pytest.MonkeyPatch, fits: in
     with pytest.raises(UsageError) as caught:
         ours.run_steps(batches(1), LRS[:1])
     assert str(caught.value) == f"a micro-batch of 6 images does not fit into the GPU's memory; {advice}"
+
+
+#: As the sources word them: c10/cuda/CUDACachingAllocator.cpp, c10/cuda/CUDAException.cpp, ATen/cuda/Exceptions.cpp,
+#: ATen/native/cudnn/Conv_v8.cpp, Triton's driver.c, and NCCL's text in a DistBackendError.
+SURE = [
+    torch.cuda.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ..."
+    ),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    RuntimeError("CUDA driver error: out of memory"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+    RuntimeError("NCCL error: unhandled cuda error ... Last error:\nCuda failure 2 'out of memory'"),
+]
+PERHAPS = [
+    RuntimeError("GET was unable to find an engine to execute this computation"),
+    RuntimeError("FIND was unable to find an engine to execute this computation"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+]
+
+
+@pytest.mark.parametrize("error", [*SURE, *PERHAPS], ids=lambda e: str(e)[:40])
+def test_every_form_of_out_of_memory_is_answered(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the forward pass of a step, and of a predictor; where a part fits, that is proof."""
+    assert is_out_of_memory(error)
+    ours = trainer()
+    step = ours.engine._own_step
+    assert step is not None
+    forward = step.forward
+
+    def limited(images: Any) -> Any:
+        if len(images) > 2:
+            raise error
+        return forward(images)
+
+    monkeypatch.setattr(step, "forward", limited)
+    with pytest.raises(UsageError) as caught:
+        ours.run_steps(batches(1), LRS[:1])
+    assert str(caught.value) == (
+        "a micro-batch of 6 images does not fit into the GPU's memory; 2 do: set train.accumulate=3"
+    )
+    predictor = ours.predictor()
+
+    def never(images: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(predictor, "_network", never)
+    with pytest.raises(UsageError, match="6 images at once do not fit") as caught:
+        predictor.logits(batches(1)[0].images)
+    assert ("or its libraries cannot compute this" in str(caught.value)) is (error in PERHAPS)
+
+
+def test_what_only_may_be_memory_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = trainer()
+
+    def never(images: Any) -> Any:
+        raise PERHAPS[0]
+
+    monkeypatch.setattr(ours.engine._own_step, "forward", never)
+    with pytest.raises(UsageError) as caught:
+        ours.run_steps(batches(1), LRS[:1])
+    line = str(caught.value)
+    assert "or its libraries cannot compute this" in line
+    assert "GET was unable to find an engine" in line
+    assert "gpu.channels_last=false" in line
+
+
+def test_a_wrapped_error_is_still_out_of_memory() -> None:
+    wrapped = RuntimeError("backend='inductor' raised")
+    wrapped.__cause__ = SURE[0]
+    assert is_out_of_memory(wrapped)
+    for other in (
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("out of resource: shared memory, Required: 300000, Hardware limit: 232448"),
+        ValueError("unable to find an engine to execute this computation"),
+    ):
+        assert not is_out_of_memory(other)
+
+
+def test_tensors_that_do_not_fit_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise SURE[0]
+
+    monkeypatch.setattr(Table, "create", full)
+    with pytest.raises(
+        UsageError, match=r"the tensors of .* do not fit into the GPU's memory; use a smaller network"
+    ):
+        trainer()
 
 
 def test_out_of_memory_where_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:

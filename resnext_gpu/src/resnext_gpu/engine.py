@@ -16,7 +16,7 @@ from resnext_gpu.device import channels_last, device_of, note, open_device
 from resnext_gpu.feed import Feed
 from resnext_gpu.graphs import Compiled, Replayed, StepFunction
 from resnext_gpu.grouped_conv.op import grouped_conv
-from resnext_gpu.memory import out_of_memory
+from resnext_gpu.memory import Exhausted, exhausted, fitting, out_of_memory
 from resnext_gpu.network import Arithmetic, Network
 from resnext_gpu.options import GpuOptions
 from resnext_gpu.predictor import GpuPredictor
@@ -43,7 +43,8 @@ class GpuEngine(Engine):
         self._device = open_device(device_of(options, request.rank))
         _check_card(request, self._device)
         layout = channels_last(options, self._device)
-        self._table = Table.create(request, self._device, channels_last=layout)
+        with fitting(f"the tensors of {self._spec.variant} do", "use a smaller network", self._device):
+            self._table = Table.create(request, self._device, channels_last=layout)
         compute = _COMPUTE[request.precision.compute]
         self._how = Arithmetic(
             compute=compute,
@@ -79,7 +80,7 @@ class GpuEngine(Engine):
         """
         assert self._own_step is not None
         waits = self._request.skip_nonfinite and self._request.ema_decay is not None
-        exhausted = False
+        full: Exhausted | None = None
         try:
             for step, given in zip(steps, self._feed(steps), strict=True):
                 loss, found = self._step(*given, self._scalar(step.lr), self._scalar(scale()))
@@ -88,11 +89,13 @@ class GpuEngine(Engine):
                     if not found:
                         self._own_step.average()
                 yield loss, found
-        except torch.cuda.OutOfMemoryError:
-            exhausted = True
-        if exhausted:  # not above: as long as the error lives, so does what the step had allocated
+        except Exception as error:
+            full = exhausted(error)
+            if full is None:
+                raise
+        if full is not None:  # not above: as long as the error lives, so does what the step had allocated
             alone = self._how.sync is None
-            raise out_of_memory(self._own_step, self._request, steps[0], self._device, alone=alone)
+            raise out_of_memory(self._own_step, self._request, steps[0], self._device, full, alone=alone)
 
     def settle(self, queued: Sequence[tuple[Tensor, Tensor]]) -> Outcomes:
         """Wait for the steps, once for all of them."""

@@ -13,6 +13,7 @@ from resnext_core.errors import UsageError
 from resnext_core.interfaces import Predictor, PredictRequest
 from resnext_core.model.weights import Weights, load_weights
 from resnext_gpu.device import channels_last, device_of, open_device
+from resnext_gpu.memory import fitting
 from resnext_gpu.network import Arithmetic, Network, make_tensors
 from resnext_gpu.options import GpuOptions
 
@@ -45,14 +46,11 @@ class GpuPredictor(Predictor):
         if self._network is None:
             raise UsageError("this predictor is closed")
         # A copy of its own: PyTorch takes neither negative strides nor, in silence, memory that is read-only.
-        given = torch.from_numpy(np.array(data, order="C")).to(self._device)
-        try:
+        own = torch.from_numpy(np.array(data, order="C"))
+        with fitting(f"{len(data)} images at once do", "use a smaller eval.batch_size", self._device):
+            given = own.to(self._device)
             logits = self._network.from_tensor(given) if tensor_input else self._network(given)
-        except torch.cuda.OutOfMemoryError as error:
-            raise UsageError(
-                f"{len(data)} images at once do not fit into the GPU's memory: use a smaller eval.batch_size"
-            ) from error
-        found: NDArray[np.float32] = logits.cpu().numpy()
+            found: NDArray[np.float32] = logits.cpu().numpy()
         return found
 
 
@@ -70,5 +68,6 @@ def create_predictor(request: PredictRequest, options: GpuOptions) -> GpuPredict
     assert weights is not None
     device = open_device(device_of(options, request.rank))
     layout = channels_last(options, device)
-    tensors = make_tensors(weights.spec, weights.tensors, device, channels_last=layout)
+    with fitting(f"the weights of {weights.spec.variant} do", "use a smaller network", device):
+        tensors = make_tensors(weights.spec, weights.tensors, device, channels_last=layout)
     return GpuPredictor(weights, tensors, Arithmetic(channels_last=layout))
