@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from ascend_cases import tiny_weights
 
-from resnext_ascend import artefacts, diagnose
+from resnext_ascend import artefacts, diagnose, om
 from resnext_core.cli.main import main
+from resnext_core.errors import UsageError
+from resnext_core.interfaces import ExportRequest, PredictRequest
+from resnext_core.model.preprocess import PreprocessSpec
 from resnext_core.model.sidecar import read_artefact
 from resnext_core.model.weights import save_weights
+from resnext_core.plugins import load_plugins
+from resnext_core.ranks.info import RankInfo
+from resnext_core.reference.options import ReferenceOptions
+from resnext_core.reference.predictor import create_predictor
 
 pytest.importorskip("onnx")
 
@@ -21,7 +31,7 @@ printf '%s\\n' "$@" > "{calls}"
 for word in "$@"; do
   case "$word" in
     --model=*|--modelFile=*) test -s "${{word#*=}}" || exit 3;;
-    --configFile=*) cat "${{word#*=}}" > "{config}";;
+    --configFile=*|--insert_op_conf=*) cat "${{word#*=}}" > "{config}";;
     --output=*|--outputFile=*) printf artefact > "${{word#*=}}{ending}";;
   esac
 done
@@ -54,10 +64,25 @@ def tool(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch) ->
             },
         ),
         (
-            "om", "atc", ".om", ["--soc-version", "Ascend910B2", "--precision", "must_keep_origin_dtype"],
+            "om", "atc", ".om", ["--soc-version", "Ascend910B2", "--precision", "must_keep_origin_dtype",
+            "--normalise", "graph"],
             {
-                "--framework=5", "--soc_version=Ascend910B2", "--input_shape=images:1,16,16,3", "--input_format=NHWC",
+                "--framework=5", "--soc_version=Ascend910B2", "--input_shape=images:1,16,16,3", "--input_format=ND",
                 "--precision_mode=must_keep_origin_dtype", "--log=error",
+            },
+        ),
+        (
+            "om", "atc", ".om", ["--set", "export.batch_size=2"],
+            {
+                "--framework=5", "--soc_version=Ascend310P3", "--input_shape=tensor:2,3,16,16", "--input_format=NCHW",
+                "--precision_mode=allow_fp32_to_fp16", "--log=error",
+            },
+        ),
+        (
+            "om", "atc", ".om", ["--dynamic-batch", "1,8,32", "--normalise", "graph"],
+            {
+                "--framework=5", "--soc_version=Ascend310P3", "--input_shape=images:-1,16,16,3", "--input_format=ND",
+                "--precision_mode=allow_fp32_to_fp16", "--log=error", "--dynamic_batch_size=1,8,32",
             },
         ),
         (
@@ -78,7 +103,8 @@ def test_tools_are_called_with_what_the_weights_say(
     target = tmp_path / f"model{ending}"
     command = ["ascend", "export", "--weights", str(weights), "--format", kind, "--to", str(target), *words]
     assert main([*command, "--dry-run"]) == 0
-    shown = shlex.split(capsys.readouterr().out)
+    line, _, aipp = capsys.readouterr().out.partition("\n")
+    shown = shlex.split(line)
     assert not calls.exists()
     assert not target.exists()
     assert main(command) == 0
@@ -90,7 +116,8 @@ def test_tools_are_called_with_what_the_weights_say(
     files = {
         w
         for w in found
-        if w.split("=")[0] in ("--model", "--modelFile", "--output", "--outputFile", "--configFile")
+        if w.split("=")[0]
+        in ("--model", "--modelFile", "--output", "--outputFile", "--configFile", "--insert_op_conf")
     }
     assert found - files == expected
     assert (
@@ -101,6 +128,12 @@ def test_tools_are_called_with_what_the_weights_say(
         assert config.read_text() == (
             "[ascend_context]\nprecision_mode=enforce_origin\ninput_shape=images:1,16,16,3\n"
         )
+    normalised = [w for w in found if w.startswith("--insert_op_conf=")]
+    assert bool(normalised) == (name == "atc" and "graph" not in words and "export.input=float" not in words)
+    if normalised:
+        assert config.read_text() == om.aipp_config(manifest.preprocess)
+        assert aipp.strip() == f"{target.with_suffix('.cfg')}:\n{config.read_text()}".strip()
+        assert artefact["normalise"] == "aipp"
     assert "not compared: it cannot be run here" in capsys.readouterr().out
 
 
@@ -132,6 +165,14 @@ def test_a_tool_that_fails_leaves_nothing(
         (["--format", "omm", "--to", "x.om"], 2, "invalid choice: 'omm'"),
         (["--format", "om", "--to", "x.om", "--soc-version", "310P3"], 2, "must be like Ascend310P3"),
         (["--format", "om", "--to", "x.om", "--precision", "fp16", "--dry-run"], 2, "ATC's precision is one of"),
+        (["--format", "om", "--to", "x.om", "--dynamic-batch", "8"], 2, "has 2 to 100 sizes from 1 to 2048, ascending"),
+        (["--format", "om", "--to", "x.om", "--dynamic-batch", "8,4"], 2, "has 2 to 100 sizes"),
+        (["--format", "om", "--to", "x.om", "--dynamic-batch", "0,4"], 2, "has 2 to 100 sizes"),
+        (["--format", "om", "--to", "x.om", "--dynamic-batch", "4,x"], 2, "must be like 1,8,32"),
+        (["--format", "om", "--to", "x.om", "--dynamic-batch", "1,8", "--set", "export.batch_size=4", "--dry-run"], 2,
+         "give export.batch_size or --dynamic-batch, not both"),
+        (["--format", "air", "--to", "x.air", "--dynamic-batch", "1,8"], 2, "are options of --format om"),
+        (["--format", "lite", "--to", "x.mindir", "--normalise", "graph"], 2, "are options of --format om"),
         (["--format", "lite", "--to", "x.mindir", "--precision", "allow_fp32_to_fp16", "--dry-run"], 2,
          "MindSpore Lite's precision is one of enforce_fp16"),
     ],
@@ -163,17 +204,92 @@ def test_air_elsewhere_names_the_other_way(
     assert "--format onnx, then ATC" in error
 
 
-def test_atc_takes_the_onnx_file_that_was_made(weights: Path, tmp_path: Path) -> None:
-    """The names and shapes in the command line are those in the file, read by onnx itself."""
+@pytest.mark.parametrize("normalise", ["aipp", "graph"])
+@pytest.mark.parametrize("dynamic", [(), (1, 4)])
+@pytest.mark.parametrize("kind", ["uint8", "float"])
+def test_atc_is_given_the_name_and_shape_of_the_onnx_file(
+    kind: str, dynamic: tuple[int, ...], normalise: Any, tmp_path: Path
+) -> None:
+    """Read by onnx itself; where there is an AIPP file, the network behind it takes normalised tensors."""
     import onnx
 
-    from resnext_core.interfaces import ExportRequest
-    from resnext_core.plugins import load_plugins
+    how = om.OmConversion(soc_version="Ascend310P3", normalise=normalise, dynamic=dynamic)
+    request = ExportRequest(batch_size=None if dynamic else 2, input=kind)
+    path = tmp_path / "network.onnx"
+    artefacts.export_onnx(tiny_weights(), path, om.onnx_request(request, how), load_plugins())
+    (given,) = onnx.load(path).graph.input
+    shape = [d.dim_value or -1 for d in given.type.tensor_type.shape.dim]
+    words = om.command(path, tmp_path / "x.om", tiny_weights().preprocess, request, how)
+    assert f"--input_shape={given.name}:{','.join(map(str, shape))}" in words
+    layout = {onnx.TensorProto.UINT8: "ND", onnx.TensorProto.FLOAT: "NCHW"}[given.type.tensor_type.elem_type]
+    assert f"--input_format={layout}" in words
 
-    for kind in ("uint8", "float"):
-        request = ExportRequest(batch_size=2, input=kind)
-        path = tmp_path / f"{kind}.onnx"
-        artefacts.export_onnx(tiny_weights(), path, request, load_plugins())
-        (given,) = onnx.load(path).graph.input
-        shape = ",".join(str(d.dim_value) for d in given.type.tensor_type.shape.dim)
-        assert artefacts.input_shape(16, request) == f"{given.name}:{shape}"
+
+def aipp(text: str, images: np.ndarray) -> np.ndarray:
+    """Compute what a static AIPP file does to RGB888_U8 images (N, S, S, 3): float32 (N, 3, S, S) of float16 values.
+
+    From the text alone: pixel_out = (pixel_in - mean_chn - min_chn) * var_reci_chn (CANN commercial 8.0, ATC, "AIPP
+    Normalization Configuration"), whose min_chn and var_reci_chn are float16 registers, as the result is.
+    """
+    found = dict(re.findall(r"^\s*(\w+)\s*:\s*(\S+)\s*$", text, re.MULTILINE))
+    assert (found["aipp_mode"], found["input_format"], found["csc_switch"]) == (
+        "static",
+        "RGB888_U8",
+        "false",
+    )
+    assert found["crop"] == found["rbuv_swap_switch"] == "false"
+    assert images.shape[1:3] == (int(found["src_image_size_h"]), int(found["src_image_size_w"]))
+    mean = np.array([int(found[f"mean_chn_{i}"]) for i in range(3)], np.float32)
+    low, scale = (
+        np.array([np.float16(found[f"{name}_{i}"]) for i in range(3)]).astype(np.float32)
+        for name in ("min_chn", "var_reci_chn")
+    )
+    return ((images - mean - low) * scale).astype(np.float16).astype(np.float32).transpose(0, 3, 1, 2)
+
+
+def test_logits_through_aipp_are_those_of_the_ordinary_path() -> None:
+    """Within float16's tolerance, here also with other means per colour; a wrong file is far outside."""
+    weights = tiny_weights()
+    spec = PreprocessSpec(size=16, resize=18, mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 37.0))
+    served = create_predictor(
+        PredictRequest(weights=weights.replace(preprocess=spec), rank=RankInfo(), options=ReferenceOptions())
+    )
+    rng = np.random.default_rng(5)
+    images = (rng.integers(0, 256, (8, 16, 16, 3)) * np.array([1.0, 0.7, 0.4])).astype(np.uint8)
+    expected, text = served.logits(images), om.aipp_config(spec)
+    scale = np.abs(expected).max()
+
+    def off(changed: str) -> float:
+        return float(np.abs(served.logits_from_tensor(aipp(changed, images)) - expected).max() / scale)
+
+    assert off(text) <= 2e-3
+    for wrong in (
+        re.sub(r"mean_chn_(\d): \d+", r"mean_chn_\1: 0", text),
+        re.sub(r"var_reci_chn_2: \S+", "var_reci_chn_2: 0.0175", text),
+        text.replace("mean_chn_0", "x").replace("mean_chn_2", "mean_chn_0").replace("x", "mean_chn_2"),
+    ):
+        assert off(wrong) > 1e-2
+
+
+def test_a_mean_is_split_so_that_float16_keeps_it() -> None:
+    text = om.aipp_config(PreprocessSpec(mean=(123.675, 116.0, 0.25), std=(58.395, 57.12, 1.0)))
+    assert "mean_chn_0: 123\n  mean_chn_1: 116\n  mean_chn_2: 0\n" in text
+    assert "min_chn_0: 0.675\n  min_chn_1: 0\n  min_chn_2: 0.25\n" in text
+    assert "var_reci_chn_0: 0.0171247538\n" in text
+    assert "src_image_size_w: 224\n  src_image_size_h: 224\n  crop: false\n" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"mean": (256.0, 0.0, 0.0)}, "AIPP subtracts a mean from 0 to 255"),
+        ({"mean": (-1.0, 0.0, 0.0)}, "AIPP subtracts a mean from 0 to 255"),
+        ({"std": (1e-5, 1.0, 1.0)}, "AIPP multiplies by 1/std in float16"),
+        ({"std": (1e5, 1.0, 1.0)}, "AIPP multiplies by 1/std in float16"),
+        ({"size": 1}, "AIPP takes images of 2 to 4096 pixels, not 1"),
+    ],
+)
+def test_what_aipp_cannot_represent_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says) as raised:
+        om.aipp_config(PreprocessSpec(**changes))
+    assert "--normalise graph has no such limit" in str(raised.value)

@@ -1,4 +1,4 @@
-"""Artefacts of Ascend: AIR on an Ascend, ``.om`` by CANN's ATC, MindSpore Lite's MINDIR by its converter."""
+"""Artefacts of Ascend: AIR on an Ascend, MindSpore Lite's MINDIR by its converter; `om` has the others."""
 
 from __future__ import annotations
 
@@ -20,11 +20,6 @@ from resnext_core.plugins import PluginSet
 
 #: Formats, their endings, and the program that makes them.
 ENDINGS = {"air": ".air", "om": ".om", "lite": ".mindir"}
-#: What ATC's --precision_mode takes; anything else it refuses after a long start.
-ATC_PRECISION = (
-    "force_fp16", "force_fp32", "allow_fp32_to_fp16", "must_keep_origin_dtype", "allow_mix_precision",
-    "allow_mix_precision_fp16",
-)  # fmt: skip
 #: What a MindSpore Lite configuration takes under [ascend_context]; it ignores anything else.
 LITE_PRECISION = ("enforce_fp16", "enforce_fp32", "enforce_origin", "preferred_fp32", "preferred_optimal")
 _SOC = re.compile(r"Ascend\d{3}[A-Za-z0-9_]*")
@@ -38,36 +33,25 @@ class Conversion:
     precision: str | None = None
 
     def __post_init__(self) -> None:
-        if not _SOC.fullmatch(self.soc_version):
-            raise UsageError(
-                f"--soc-version must be like Ascend310P3 or Ascend910B2, as npu-smi info names the chip, not "
-                f"'{self.soc_version}'"
-            )
+        check_soc(self.soc_version)
+
+
+def check_soc(soc_version: str) -> None:
+    """Raise UsageError unless `soc_version` has the form of a chip's name."""
+    if not _SOC.fullmatch(soc_version):
+        raise UsageError(
+            f"--soc-version must be like Ascend310P3 or Ascend910B2, Ascend and the name in npu-smi info, not "
+            f"'{soc_version}'"
+        )
 
 
 def input_shape(size: int, request: ExportRequest) -> str:
-    """Return the name and shape of the input as both tools take it; UsageError without a fixed batch."""
+    """Return the name and shape of the input as converter_lite takes it; UsageError without a fixed batch."""
     if request.batch_size is None:
-        raise UsageError("ATC and converter_lite need a fixed batch: --set export.batch_size=N")
+        raise UsageError("converter_lite needs a fixed batch: --set export.batch_size=N")
     # the names that the ONNX exporter gives, see docs/deployment.md
     name, shape = ("images", (size, size, 3)) if request.input == "uint8" else ("tensor", (3, size, size))
     return f"{name}:" + ",".join(map(str, (request.batch_size, *shape)))
-
-
-def atc_command(onnx: Path, target: Path, size: int, request: ExportRequest, how: Conversion) -> list[str]:
-    """Return ATC's command line for the ONNX file of a network of `size` pixels.
-
-    Raises UsageError on a precision that ATC does not know.
-    """
-    precision = how.precision or "allow_fp32_to_fp16"
-    if precision not in ATC_PRECISION:
-        raise UsageError(f"ATC's precision is one of {', '.join(ATC_PRECISION)}, not '{precision}'")
-    layout = "NHWC" if request.input == "uint8" else "NCHW"
-    return [
-        "atc", "--framework=5", f"--model={onnx}", f"--output={target.with_suffix('')}",
-        f"--soc_version={how.soc_version}", f"--input_shape={input_shape(size, request)}",
-        f"--input_format={layout}", f"--precision_mode={precision}", "--log=error",
-    ]  # fmt: skip
 
 
 def lite_command(onnx: Path, target: Path, size: int, request: ExportRequest, how: Conversion) -> list[str]:
@@ -92,7 +76,7 @@ def lite_config(size: int, request: ExportRequest, how: Conversion) -> str:
 def convert(
     weights: Weights, kind: str, target: Path, request: ExportRequest, how: Conversion, plugins: PluginSet
 ) -> None:
-    """Write `weights` as ``om`` or ``lite`` at `target` with its sidecar, through ONNX and the vendor's tool.
+    """Write `weights` as ``lite`` at `target` with its sidecar, through ONNX and the vendor's tool.
 
     Raises BackendUnavailable where the tool or an exporter of ONNX is missing, DataError when the tool fails.
     """
@@ -112,8 +96,6 @@ def command(
     kind: str, onnx: Path, target: Path, size: int, request: ExportRequest, how: Conversion
 ) -> list[str]:
     """Return the command line of the tool that makes `kind`; writes the file that converter_lite reads."""
-    if kind == "om":
-        return atc_command(onnx, target, size, request, how)
     text = lite_config(size, request, how)
     if onnx.parent.is_dir() and onnx.is_file():
         onnx.with_suffix(".ini").write_text(text, encoding="utf-8")
@@ -144,7 +126,7 @@ def export_onnx(weights: Weights, path: Path, request: ExportRequest, plugins: P
     """Write ONNX by whichever backend can; BackendUnavailable when none is installed."""
     able = [b for b in plugins.backends.values() if "onnx" in b.exporters and b.probe().usable]
     if not able:
-        raise BackendUnavailable("exporting .om needs the ONNX exporter: pip install 'resnext-core[onnx]'")
+        raise BackendUnavailable("this format is made through ONNX: pip install 'resnext-core[onnx]'")
     able[0].exporters["onnx"](weights, path, request)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resnext_ascend import artefacts, rank_table
+from resnext_ascend import artefacts, om, rank_table
 from resnext_ascend.artefacts import ENDINGS
 from resnext_ascend.launch import Servers, launch, parse_master
 from resnext_ascend.options import AscendOptions
@@ -93,6 +93,13 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", metavar="MODE", help="the tool's precision mode (default: float16 where possible)"
     )
+    parser.add_argument(
+        "--normalise", choices=("aipp", "graph"), default="aipp",
+        help="om: what normalises uint8 images, the device's AIPP or the network's operators (aipp)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dynamic-batch", type=_sizes, default=(), metavar="LIST", help="om: batch sizes, e.g. 1,8,32 (default: one)"
+    )  # fmt: skip
     parser.add_argument("--device", type=int, default=0, metavar="N", help="device that writes an AIR (0)")
     parser.add_argument("--dry-run", action="store_true", help="print the tool's command line, write nothing")
     add_config_flags(parser)
@@ -129,13 +136,23 @@ def _export(args: argparse.Namespace) -> int:
         raise UsageError(
             f"a file of format {args.format} ends in {ENDINGS[args.format]}: rename {target.name}"
         )
-    request = ExportRequest(
-        batch_size=config.export.batch_size or 1, input=config.export.input, fold_bn=config.export.fold_bn
-    )
+    if args.format != "om" and (args.dynamic_batch or args.normalise != "aipp"):
+        raise UsageError("--dynamic-batch and --normalise are options of --format om")
+    batch = config.export.batch_size if args.dynamic_batch else config.export.batch_size or 1
+    request = ExportRequest(batch_size=batch, input=config.export.input, fold_bn=config.export.fold_bn)
     weights = read_weights(Path(args.weights), config, sources, plugins)
     output = Output()
     if args.format == "air":
         artefacts.export_air(weights, target, request, args.device)
+    elif args.format == "om":
+        given = {} if args.precision is None else {"precision": args.precision}
+        conversion = om.OmConversion(
+            soc_version=args.soc_version, normalise=args.normalise, dynamic=args.dynamic_batch, **given
+        )
+        if args.dry_run:
+            output.say(om.dry_run(target, weights.preprocess, request, conversion))
+            return 0
+        om.convert(weights, target, request, conversion, plugins)
     else:
         how = artefacts.Conversion(soc_version=args.soc_version, precision=args.precision)
         if args.dry_run:
@@ -223,6 +240,14 @@ def _numbers(text: str) -> list[int]:
             raise UsageError(f"--devices must be like 0,1,2,3 or 0-3, not '{text}'")
         found += range(int(low), int(high or low) + 1)
     return found
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    """Return the batch sizes of ``1,8,32``; what they must be checks :class:`resnext_ascend.om.OmConversion`."""
+    words = text.split(",")
+    if not all(word.strip().isdecimal() for word in words):
+        raise UsageError(f"--dynamic-batch must be like 1,8,32, not '{text}'")
+    return tuple(int(word) for word in words)
 
 
 def _joined(numbers: dict[int, str]) -> str:
