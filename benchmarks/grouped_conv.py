@@ -13,8 +13,9 @@ Measured in this order, as far as --minutes allow; what was not is named:
 4. Training steps of each model, ours in all ways against timm's, in alternating rounds as in gpu_vs_timm.py, and
    inference in the arithmetic of training. Ours copies its images to the GPU in each step, timm's lie there.
 
-The last lines are a short table and the goals. --smoke runs the same code on the CPU, in Triton's interpreter and on a
-tiny network, without torch.compile and CUDA graphs; its figures mean nothing.
+The last lines are a short table and the goals. --save writes what is known so far to a file after every convolution and
+every model, for those who may have to stop this. --networks-only leaves out 2 and 3. --smoke runs the same code on the
+CPU, in Triton's interpreter and on a tiny network, without torch.compile and CUDA graphs; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import gpu_vs_timm as against
@@ -44,6 +46,7 @@ from grouped_conv_goals import (
 from grouped_conv_models import NO_TIME, Clock, TimeUp, measure
 
 from resnext_core.errors import EXIT_DATA, EXIT_OK, BackendUnavailable, ResnextError, UsageError, one_line
+from resnext_core.files import write_atomic
 from resnext_core.model.spec import ModelSpec, model_spec
 
 MODELS = (FLAGSHIP, "resnext101_64x4d", "resnext50_32x4d")
@@ -52,6 +55,8 @@ SMOKE = ModelSpec(
     variant="smoke", depths=(1, 1, 1, 1), groups=4, base_width=4, num_classes=10, image_size=32,
     pool_padding="symmetric",
 )  # fmt: skip
+#: A stage of it: one convolution.
+ONE_STAGE = dataclasses.replace(SMOKE, variant="one stage", depths=(1,))
 #: Of the time left for a model and those after it; the last takes all.
 SHARE = 0.6
 #: Of all time, kept for the models.
@@ -74,10 +79,16 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=8.0, help="for everything")
     parser.add_argument("--compute", choices=("bfloat16", "float16"), default="bfloat16")
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="MODEL")
+    parser.add_argument("--networks-only", action="store_true", help="leave out the single convolutions")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write the JSON object as it grows")
     parser.add_argument(
-        "--smoke", action="store_true", help="on the CPU, tiny, in float16: shows that the code runs"
+        "--cache", type=Path, metavar="DIR", help="keep timings of the kernels here (default: nowhere)"
     )
+    parser.add_argument(
+        "--smoke", nargs="?", const="all", choices=("all", "one-stage"),
+        help="on the CPU, tiny, in float16: shows that the code runs; one-stage: with a single convolution",
+    )  # fmt: skip
     try:
         args = parser.parse_args()
         found = run(args)
@@ -96,7 +107,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not 0 < args.minutes < 1e4 or args.batch < 1:
         raise UsageError("--minutes and --batch must be more than 0")
     args.models = list(dict.fromkeys(args.models))
-    specs = [SMOKE] if args.smoke else [model_spec(name, pool_padding="symmetric") for name in args.models]
+    small = ONE_STAGE if args.smoke == "one-stage" else SMOKE
+    specs = [small] if args.smoke else [model_spec(name, pool_padding="symmetric") for name in args.models]
     args.peak_tflops = None  # for gpu_vs_timm, which knows those of some cards
     if args.smoke:
         args.batch, args.compute = 2, "float16"  # the interpreter's bfloat16 is not right
@@ -108,8 +120,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     except BackendUnavailable as error:  # the kernels can do without
         clock.say(str(error))
     with tempfile.TemporaryDirectory() as folder:
-        # Nothing that was measured before, nothing that outlives this.
-        os.environ["XDG_CACHE_HOME"] = folder
+        # Nothing that was measured before, nothing that outlives this, unless asked for.
+        os.environ["XDG_CACHE_HOME"] = str(args.cache or folder)
         return _measured(args, torch, timm, specs, clock)
 
 
@@ -128,49 +140,65 @@ def _measured(
 
     if args.smoke:
         _interpret(plans)
-    card = work.measure_card(device, dtype, small=args.smoke)
+    card = work.measure_card(device, dtype, small=bool(args.smoke))
     clock.say(f"{card.name}: {card.bytes_per_s / 1e12:.2f} TB/s, {card.operations_per_s / 1e12:.0f} TFLOP/s")
     counts = {spec.variant: convolutions(spec) for spec in specs}
     todo: list[Convolution] = list(dict.fromkeys(one for found in counts.values() for one in found))
+    if args.networks_only:
+        todo = []
     rows: list[dict[str, Any]] = []
     for one in todo:
         often = {name: found[one] for name, found in counts.items() if one in found}
         rows += [work.new_row(one, what, args.batch, often, card) for what in PASSES]
     models: list[dict[str, Any]] = []
+
+    def save() -> None:
+        found = _found(args, torch, card, rows, models, [spec.variant for spec in specs])
+        if args.save is not None:
+            write_atomic(args.save, json.dumps(found, indent=1))
+
+    save()
     try:
         with clock.alarm():
-            _kernels(args, work, todo, rows, clock, dtype, device)
-            for number, spec in enumerate(specs):
-                if any(row["wrong"] for row in rows if spec.variant in row["models"]):
-                    clock.say(f"{spec.variant}: not trained, as some of its convolutions are wrong")
-                elif clock.left() > 0:
-                    share = 1.0 if number == len(specs) - 1 else SHARE
-                    models.append(measure(args, torch, timm, spec, clock, share))
+            _kernels(args, work, todo, rows, clock, dtype, device, save)
     except TimeUp:
         clock.say("time is up")
     except RuntimeError as error:  # of a GPU that does not go on; what was measured before is worth printing
+        clock.say(f"stopped: {one_line(error, 200)}")
+    save()
+    try:
+        for number, spec in enumerate(specs):
+            if any(row["wrong"] for row in rows if spec.variant in row["models"]):
+                clock.say(f"{spec.variant}: not trained, as some of its convolutions are wrong")
+            elif clock.left() > 0:
+                share = 1.0 if number == len(specs) - 1 else SHARE
+                models.append(measure(args, torch, timm, spec, clock, share))
+                save()
+    except Exception as error:
         clock.say(f"stopped: {one_line(error, 200)}")
     return _found(args, torch, card, rows, models, [spec.variant for spec in specs])
 
 
 def _kernels(
     args: argparse.Namespace, work: Any, todo: list[Convolution], rows: list[dict[str, Any]], clock: Clock,
-    dtype: Any, device: Any,
+    dtype: Any, device: Any, save: Callable[[], None],
 ) -> None:  # fmt: skip
     """Fill `rows`: all are checked first, then timed, until too little time is left for the models."""
     kept = clock.left() * FOR_MODELS
-    if not args.smoke:
+    if todo and not args.smoke:
         clock.say(work.compile_all(todo, args.batch, dtype, device))
     for one in todo:
         if clock.left() > kept:
             own = [row for row in rows if row["shape"] == str(one)]
             work.check_rows(own, one, args.batch, dtype, device)
             clock.say(f"{one}: {'WRONG' if any(row['wrong'] for row in own) else 'right'}")
+            save()
     for one in todo:
         own = [row for row in rows if row["shape"] == str(one) and row["checked"] and not row["wrong"]]
         if own and clock.left() > kept:
             work.time_rows(own, one, args.batch, dtype, device)
             clock.say(f"{one}: timed")
+            save()
 
 
 def _interpret(plans: Any) -> None:
@@ -197,9 +225,9 @@ def _found(
     wrong = [f"{row['shape']}, {row['pass']}: {said}" for row in rows for said in row["wrong"]]
     for model in models:
         wrong += [f"{model['model']}: {m['wrong']}" for m in (model, model["inference"]) if m["wrong"]]
-    right = not wrong and all(row["checked"] for row in rows)
+    right = not wrong and bool(rows) and all(row["checked"] for row in rows)
     return {
-        "card": card.name, "capability": card.capability, "smoke": args.smoke,
+        "card": card.name, "capability": card.capability, "smoke": bool(args.smoke),
         "versions": {
             "torch": torch.__version__, "triton": triton.__version__, "cuDNN": torch.backends.cudnn.version(),
         },

@@ -49,10 +49,15 @@ class Clock:
 
     @contextmanager
     def alarm(self) -> Iterator[None]:
-        """Raise TimeUp inside when time is up, also in the middle of compiling."""
+        """Raise TimeUp inside when time is up, also in the middle of compiling.
+
+        Not for code that imports: a module whose import was broken off stays broken in this process.
+        """
+        armed = True
 
         def up(*_: Any) -> None:
-            raise TimeUp
+            if armed:
+                raise TimeUp
 
         before = signal.signal(signal.SIGALRM, up)
         # Again later, as Python drops what is raised in a destructor.
@@ -60,6 +65,8 @@ class Clock:
         try:
             yield
         finally:
+            armed = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
             signal.setitimer(signal.ITIMER_REAL, *other)
 
@@ -174,41 +181,43 @@ def _contest(
     failed = dict.fromkeys(makers, NO_TIME)
     wrong: str | None = None
     rounds, steps, two_rounds = 0, 1 if args.smoke else STEPS, 0.0
-    try:
+    if clock.left() > end:
         torch._dynamo.reset()  # it counts networks of the same class, and gives up after some
         _free(torch, device)
-        for name, make in makers.items():
-            if timm is None and name.startswith("timm"):
-                failed[name] = "no timm here"
-                continue
-            compiling = "compiled" in name
-            before = clock.left()
-            guess = clock.compiling_a_block * sum(spec.depths) if compiling else 0.0
-            if before - guess - two_rounds < end:
-                continue
-            made = _made(name, make, contenders, torch, device)
-            if compiling:
-                clock.compiling_a_block = (before - clock.left()) / sum(spec.depths)
-            clock.say(f"{name}: {made if isinstance(made, str) else 'ready'}")
-            if isinstance(made, against.Contender):
-                contenders.append(made)
-                del failed[name]
+    try:
+        with clock.alarm():
+            for name, make in makers.items():
+                if timm is None and name.startswith("timm"):
+                    failed[name] = "no timm here"
+                    continue
+                compiling = "compiled" in name
                 before = clock.left()
-                made.run(1)
-                two_rounds += 2 * steps * (before - clock.left())
-                continue
-            failed[name] = made
-            if name in NEEDED and "memory" in made:
-                break
-        if contenders:
-            against.check_losses({c.name: c.loss for c in contenders}, what)
-        while contenders and rounds < (1 if args.smoke else ROUNDS):
-            before = clock.left()
-            for contender in contenders:
-                against.time_steps(contender, steps, torch, device)
-            rounds += 1
-            if 2 * clock.left() - before < end:
-                break
+                guess = clock.compiling_a_block * sum(spec.depths) if compiling else 0.0
+                if before - guess - two_rounds < end:
+                    continue
+                made = _made(name, make, contenders, torch, device)
+                if compiling:
+                    clock.compiling_a_block = (before - clock.left()) / sum(spec.depths)
+                clock.say(f"{name}: {made if isinstance(made, str) else 'ready'}")
+                if isinstance(made, against.Contender):
+                    contenders.append(made)
+                    del failed[name]
+                    before = clock.left()
+                    made.run(1)
+                    two_rounds += 2 * steps * (before - clock.left())
+                    continue
+                failed[name] = made
+                if name in NEEDED and "memory" in made:
+                    break
+            if contenders:
+                against.check_losses({c.name: c.loss for c in contenders}, what)
+            while contenders and rounds < (1 if args.smoke else ROUNDS):
+                before = clock.left()
+                for contender in contenders:
+                    against.time_steps(contender, steps, torch, device)
+                rounds += 1
+                if 2 * clock.left() - before < end:
+                    break
     except DataError as error:
         wrong = str(error)
     except (RuntimeError, UsageError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -168,8 +169,7 @@ def contest(
     args = argparse.Namespace(smoke=True, compute="float16", peak_tflops=None, batch=8)
     clock = models.Clock(seconds)
     clock.compiling_a_block = compiling
-    with clock.alarm():
-        return models.measure(args, torch, argparse, grouped_conv.SMOKE, clock, 1.0)
+    return models.measure(args, torch, argparse, grouped_conv.SMOKE, clock, 1.0)
 
 
 def _contested(makers: dict[str, Any]) -> Any:
@@ -208,11 +208,44 @@ def test_what_there_is_no_time_for_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_time_ends_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
-    began = time.monotonic()
-    found = contest(monkeypatch, {"timm": sleeper(0.01), "ours, triton": sleeper(590.0)}, 0.5)
-    assert time.monotonic() - began < 500
+    """The signal comes while a contender runs; what is written down then stays, and nothing more is begun."""
+    clocks = []
+
+    class Stopped(models.Clock):
+        def __init__(self, seconds: float) -> None:
+            super().__init__(seconds)
+            self.up = False
+            clocks.append(self)
+
+        def left(self) -> float:
+            return -1.0 if self.up else super().left()
+
+    def ends(batch: int) -> Any:
+        clocks[0].up = True
+        signal.raise_signal(signal.SIGALRM)
+        raise AssertionError("time is up")
+
+    monkeypatch.setattr(models, "Clock", Stopped)
+    monkeypatch.setattr(
+        torch._dynamo, "reset", lambda: None if not clocks[0].up else pytest.fail("time is up")
+    )
+    found = contest(monkeypatch, {"timm": sleeper(0.0), "ours, triton": ends, "ours": sleeper(0.0)}, 590)
     assert found["contenders"] == {}
-    assert found["failed"] == {"timm": models.NO_TIME, "ours, triton": models.NO_TIME}
+    assert found["failed"] == dict.fromkeys(["timm", "ours, triton", "ours"], models.NO_TIME)
+    assert found["inference"]["contenders"] == {}
+
+
+def test_the_alarm_is_set_and_taken_back() -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    outer = signal.getitimer(signal.ITIMER_REAL)[0] > 0  # that of pytest-timeout
+    with models.Clock(590).alarm():
+        assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 590
+        with pytest.raises(models.TimeUp):
+            signal.raise_signal(signal.SIGALRM)
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert (signal.getitimer(signal.ITIMER_REAL)[0] > 0) == outer
+    with pytest.raises(models.TimeUp), models.Clock(0).alarm():
+        signal.pause()  # until it comes
 
 
 def test_a_contender_that_breaks_is_named_and_another_network_is_wrong(
@@ -330,7 +363,8 @@ def test_the_smoke_test(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
     (tmp_path / "home").mkdir()
     env = {k: v for k, v in os.environ.items() if k != "XDG_CACHE_HOME"} | {"HOME": str(tmp_path / "home")}
-    words = [sys.executable, str(BENCHMARKS / "grouped_conv.py"), "--smoke", "--json", "--minutes", "3"]
+    words = [sys.executable, str(BENCHMARKS / "grouped_conv.py"), "--smoke", "--json", "--minutes", "9"]
+    words += ["--save", str(tmp_path / "saved.json")]
     ran = subprocess.run(words, capture_output=True, text=True, env=env, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
     found = json.loads(ran.stdout)
@@ -343,7 +377,32 @@ def test_the_smoke_test(tmp_path: Path) -> None:
     assert {"ours, triton", "ours"} <= set(model["contenders"])
     assert "ours, triton" in model["inference"]["contenders"]
     assert found["goals"] == {}
+    assert json.loads((tmp_path / "saved.json").read_text()) == found
     assert not (tmp_path / "home/.cache/resnext").exists()
+
+
+def test_networks_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """No convolution was checked, so that nothing is said of them; an error in a network leaves what was saved."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    sys.modules.pop("grouped_conv_kernels", None)
+
+    def broken(*_: Any) -> None:
+        raise ValueError("no such network")
+
+    monkeypatch.setattr(grouped_conv, "measure", broken)
+    saved = tmp_path / "saved.json"
+    words = ["--smoke", "--networks-only", "--save", str(saved), "--cache", str(tmp_path / "cache")]
+    monkeypatch.setattr(sys, "argv", ["grouped_conv.py", *words])
+    with interpreted():
+        assert grouped_conv.main() == 0
+    sys.modules.pop("grouped_conv_kernels", None)
+    told = capsys.readouterr()
+    assert "stopped: no such network" in told.err
+    assert "MEASURED" not in told.out
+    found = json.loads(saved.read_text())
+    assert (found["convolutions"], found["models"], found["may_be_measured"]) == ([], [], None)
 
 
 @pytest.mark.parametrize(
