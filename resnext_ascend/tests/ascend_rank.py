@@ -34,8 +34,11 @@ def main(what: str, folder: Path) -> int:
             "RANK_SIZE",
             "DEVICE_ID",
             "RANK_TABLE_FILE",
+            "MINDSPORE_HCCL_CONFIG_PATH",
             "MS_ROLE",
             "MS_SCHED_HOST",
+            "MS_SCHED_PORT",
+            "MS_NODE_ID",
             "HCCL_IF_IP",
             "RESNEXT_CORES",
         )

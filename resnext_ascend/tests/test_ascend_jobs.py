@@ -270,7 +270,7 @@ def test_a_dynamic_cluster_by_hand(place: Path, whole: Path) -> None:
         ),
         (["launch", "--devices", "0", "--", "train"], 2, "must be an integer from 1"),
         (["launch", "--devices", "1", "--master", "here", "--", "train"], 2, "--master must be HOST:PORT"),
-        (["launch", "--devices", "1", "--", "train", "--set", "ascend.jit_level=O2"], 2, "is deprecated"),
+        (["launch", "--devices", "1", "--", "train", "--set", "ascend.jit_level=O3"], 2, "ascend.jit_level"),
         (["launch", "--devices", "1", "--", "train", "--resume", "no-run"], 3, "is not a run folder"),
         (["lunch"], 2, "invalid choice: 'lunch'"),
     ],

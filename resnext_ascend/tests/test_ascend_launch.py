@@ -271,35 +271,65 @@ def test_meeting_points_that_cannot_be(tmp_path: Path) -> None:
 # -- what a rank is given -------------------------------------------------------------------------
 
 
-def test_ranks_of_a_table_get_its_devices(tmp_path: Path) -> None:
-    """As HCCL wants them, on the second of two servers; no cluster of MindSpore's own beside it."""
-    table = tmp_path / "table.json"
-    table.write_text(
+def test_ranks_of_a_table_get_its_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each of two servers, as a dynamic cluster: MindSpore, which would compile otherwise, sees no table."""
+    path = tmp_path / "table.json"
+    path.write_text(
         make(
             {
-                "10.0.0.1": {4: "192.168.1.1", 6: "192.168.1.2"},
-                "10.0.0.2": {4: "192.168.2.1", 6: "192.168.2.2"},
+                "127.0.0.1": {4: "192.168.1.1", 6: "192.168.1.2"},
+                "127.0.0.2": {4: "192.168.2.1", 6: "192.168.2.2"},
             }
         )
     )
-    chosen = AscendOptions(rank_table=str(table))
-    assert launch(request("environment", tmp_path), chosen, Servers(server_id="10.0.0.2")) == 0
-    found = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (2, 3)]
-    for rank, device, got in zip(("2", "3"), ("4", "6"), found, strict=True):
+    for name in ("RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH"):
+        monkeypatch.setenv(name, str(path))
+    host, port = check(path.read_text()).meeting_point()
+    assert host == "127.0.0.1"
+    chosen = AscendOptions(rank_table=str(path))
+    assert launch(request("environment", tmp_path), chosen) == 0, "this is the first server"
+    with socket.socket() as scheduler:
+        scheduler.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        scheduler.bind((host, port))
+        scheduler.listen()
+        assert launch(request("environment", tmp_path), chosen, Servers(server_id="127.0.0.2")) == 0
+    for rank, device in enumerate(("4", "6", "4", "6")):
+        got = json.loads((tmp_path / f"rank-{rank}.json").read_text())
         del got["cores"]
         got.pop("RESNEXT_CORES", None)
-        assert got == {"RANK_ID": rank, "RANK_SIZE": "4", "DEVICE_ID": device, "RANK_TABLE_FILE": str(table)}
-    with pytest.raises(UsageError, match=r"2 devices of server 10.0.0.1, --devices is 4"):
+        assert got == {
+            "RANK_ID": str(rank), "RANK_SIZE": "4", "DEVICE_ID": device, "MS_ROLE": "MS_WORKER",
+            "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": str(port), "MS_NODE_ID": str(rank),
+        }  # fmt: skip
+    assert (tmp_path / "logs/scheduler.log").is_file()
+
+
+def test_tables_that_do_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    table = json.loads(
+        make({"10.0.0.1": {4: "192.168.1.1"}, "10.0.0.2": {4: "192.168.2.1", 6: "192.168.2.2"}})
+    )
+    path.write_text(json.dumps(table))
+    chosen = options(rank_table=str(path))
+    with pytest.raises(UsageError, match=r"1 devices of server 10\.0\.0\.1, --devices is 4"):
         launch(request("environment", tmp_path, 4), chosen, Servers(server_id="10.0.0.1"))
-    with pytest.raises(
-        UsageError, match="this machine is not in the rank table: name its server with --server-id"
-    ):
+    with pytest.raises(UsageError, match="is not in the rank table: name its server with --server-id"):
         launch(request("environment", tmp_path), chosen)
-    with pytest.raises(UsageError, match="rank tables of one server only"):
+    with pytest.raises(UsageError, match=r"10\.0\.0\.1 is not an address of this server, which is the first"):
+        launch(request("environment", tmp_path, 1), chosen, Servers(server_id="10.0.0.1"))
+    with pytest.raises(UsageError, match=r"192\.0\.2\.1 is not an address of this server"):
         launch(
-            request("environment", tmp_path), options(rank_table=str(table)), Servers(server_id="10.0.0.2")
-        )
-    table.write_text("{}")
+            request("environment", tmp_path, 1), chosen,
+            Servers(server_id="10.0.0.1", master=("192.0.2.1", 8118)),
+        )  # fmt: skip
+    table["server_list"][0]["device"][0]["rank_id"], table["server_list"][1]["device"][0]["rank_id"] = (
+        "1",
+        "0",
+    )
+    path.write_text(json.dumps(table))
+    with pytest.raises(UsageError, match=r"ranks of server 10\.0\.0\.2 .* must be consecutive, not 0, 2"):
+        launch(request("environment", tmp_path), chosen, Servers(server_id="10.0.0.2"))
+    path.write_text("{}")
     with pytest.raises(DataError, match=r"table.json:1: the rank table has no status"):
         launch(request("environment", tmp_path), chosen)
 
@@ -307,6 +337,9 @@ def test_ranks_of_a_table_get_its_devices(tmp_path: Path) -> None:
 def test_this_server_is_found_by_its_address() -> None:
     table = make({"127.0.0.1": {0: "192.168.1.1"}, "192.0.2.7": {0: "192.168.2.1"}})
     assert this_server(check(table)) == "127.0.0.1"
+    named = json.loads(make({"192.0.2.7": {0: "192.168.2.1"}, "192.0.2.8": {0: "192.168.1.1"}}))
+    named["server_list"][1] |= {"server_id": "node_1", "host_ip": "127.0.0.1"}
+    assert this_server(check(json.dumps(named))) == "node_1"
     assert this_server(check(make({"192.0.2.7": {0: "192.168.2.1"}}))) == "192.0.2.7", "there is no other"
 
 

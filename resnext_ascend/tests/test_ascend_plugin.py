@@ -137,8 +137,7 @@ def test_no_ascend_is_one_line_with_exit_4(
     ("values", "word"),
     [
         ({"device": "npu"}, "ascend.device"),
-        ({"jit_level": "O2"}, r"O2 \(the GE backend\) is deprecated"),
-        ({"jit_level": "O3"}, "ascend.jit_level must be O0 or O1, not 'O3'"),
+        ({"jit_level": "O3"}, "must be one of O0, O1, O2, not 'O3'"),
         (
             {"hccl_connect_timeout": 60},
             "ascend.hccl_connect_timeout must be between 120 and 7200, or null, not 60",
@@ -236,6 +235,10 @@ def test_every_launcher_is_recognised(tmp_path: Path) -> None:
     assert (found.rank, found.world, found.local_rank, _meeting(by_hand)) == (3, 4, 1, "dynamic cluster")
     tabled = {**ours, "RANK_TABLE_FILE": str(table)}
     assert _meeting(tabled) == "rank table"
+    assert _meeting({**ours, "MINDSPORE_HCCL_CONFIG_PATH": str(table)}) == "rank table"
+    assert (
+        _meeting(tabled, jit_level="O2") == _meeting(tabled, mode="pynative", jit_level="O0") == "rank table"
+    )
     modelarts = {**tabled, "MA_JOB_DIR": "/home/ma-user/modelarts", "MA_NUM_HOSTS": "2", "VC_TASK_INDEX": "1"}
     assert _meeting(modelarts) == "rank table"
     mpirun = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
@@ -254,6 +257,8 @@ def test_launchers_that_contradict_themselves_are_told(tmp_path: Path) -> None:
         _meeting({**ours, "RANK_SIZE": "3", "RANK_TABLE_FILE": str(table)})
     with pytest.raises(UsageError, match=r"rank 1 is device 1 in RANK_TABLE_FILE .*, DEVICE_ID is 0"):
         _meeting({**ours, "DEVICE_ID": "0", "RANK_TABLE_FILE": str(table)})
+    with pytest.raises(UsageError, match="compiles at level O2 where ranks are started from RANK_TABLE"):
+        _meeting({**ours, "RANK_TABLE_FILE": str(table)}, jit_level="O0")
     with pytest.raises(DataError, match="No such file"):
         _meeting({**ours, "RANK_TABLE_FILE": str(tmp_path / "no.json")})
     with pytest.raises(UsageError, match=r"test mode ascend\.device=cpu cannot join"):

@@ -36,6 +36,12 @@ def main(what: str, folder: Path) -> int:
         time.sleep(rank.rank)  # the other rank is still saving when the first has exited
         (folder / f"saved-{rank.rank}").touch()
         return 75
+    if what == "saturate":
+        from mindspore_saturation import run
+
+        run(rank, collectives, folder)
+        collectives.barrier()
+        return 0
     print("a line of rank", rank.rank)
     parts = [rank_part(batch, rank) for batch in batches(2)]
     request = train_request(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,9 +35,9 @@ def _path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))
 
 
-def _request(what: str, folder: Path) -> LaunchRequest:
+def _request(what: str, folder: Path, devices: int = 2) -> LaunchRequest:
     return LaunchRequest(
-        module="mindspore_rank", argv=[what, str(folder)], devices=2, log_dir=folder / "logs"
+        module="mindspore_rank", argv=[what, str(folder)], devices=devices, log_dir=folder / "logs"
     )
 
 
@@ -63,6 +65,40 @@ def test_two_ranks_equal_one_that_accumulates(
             assert relative(ranks[0][name], array) <= 1e-4, name
     assert "a line of rank 0" in (tmp_path / "logs/rank-0.log").read_text()
     assert "a line of rank 1" in (tmp_path / "logs/rank-1.log").read_text()
+
+
+def test_an_overflow_that_only_one_card_knows_is_skipped_by_all(tmp_path: Path) -> None:
+    """On a 910A, which saturates: see mindspore_saturation.py. Without the sum over ranks weights part ways."""
+    assert launch(_request("saturate", tmp_path), cluster_timeout=TIMEOUT) == 0
+    for case in ("whole", "accumulated"):
+        _assert_skipped_by_all(tmp_path, case, 2)
+    told, tensors = _saturated(tmp_path, "no sum", 2)
+    assert [rank["skipped"][1:3] for rank in told] == [[1, 0], [0, 1]]
+    assert "weights/fc.weight" in _differing(tensors)
+    told, _ = _saturated(tmp_path, "no clearing", 2)
+    assert [rank["skipped"] for rank in told] == [[0, 1, 1, 1, 0]] * 2, "the evaluation's overflow"
+
+
+def test_three_cards_too(tmp_path: Path) -> None:
+    assert launch(_request("saturate", tmp_path, 3), cluster_timeout=TIMEOUT) == 0
+    _assert_skipped_by_all(tmp_path, "accumulated", 3)
+
+
+def _assert_skipped_by_all(folder: Path, case: str, world: int) -> None:
+    told, tensors = _saturated(folder, case, world)
+    expected = {"skipped": [0, 1, 1, 0, 0], "kept": [False, True, True, False, False], "scale": 16.0}
+    assert told == [expected] * world
+    assert _differing(tensors) == []
+
+
+def _saturated(folder: Path, case: str, world: int) -> tuple[list[Any], list[dict[str, np.ndarray]]]:
+    """Return what each rank says of its steps, and its weights and momenta."""
+    ranks = [dict(np.load(folder / f"{case}-{rank}.npz")) for rank in range(world)]
+    return [json.loads(str(rank.pop("found"))) for rank in ranks], ranks
+
+
+def _differing(ranks: list[dict[str, np.ndarray]]) -> list[str]:
+    return [n for n, a in ranks[0].items() if not all(np.array_equal(a, rank[n]) for rank in ranks[1:])]
 
 
 def test_a_failing_rank_ends_the_job(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

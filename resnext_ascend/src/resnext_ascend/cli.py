@@ -54,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     made.add_argument("--devices", metavar="LIST", help="device numbers, e.g. 0,1,2,3 or 0-3 (default: all)")
     made.add_argument("--to", metavar="FILE", help="file to write (default: standard output)")
     checked = actions.add_parser("check", help="check a table", allow_abbrev=False)
-    checked.add_argument("file", metavar="FILE", help="rank table of version 1.0 or 0.1")
+    checked.add_argument("file", metavar="FILE", help="rank table of version 1.0, 1.2 or 0.1")
 
 
 def _configure_launch(parser: argparse.ArgumentParser) -> None:
@@ -213,10 +213,16 @@ def _make(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     table = rank_table.load(Path(args.file))
-    each = table.world // len(table.servers)
-    Output().say(
+    output, counts = Output(), sorted({len(table.of(server)) for server in table.servers})
+    each = " or ".join(map(str, counts))
+    output.say(
         f"{args.file}: version {table.version}, {table.world} ranks, {_servers(table)} of {each} devices"
     )
+    if not table.fits_910a():
+        allowed = ", ".join(map(str, rank_table.DEVICES_OF_910A))
+        output.say(
+            f"note: HCCL refuses this on a 910A: there each server has the same number, one of {allowed}"
+        )
     return 0
 
 

@@ -47,7 +47,7 @@ def device_of(options: AscendOptions, rank: RankInfo, environ: Mapping[str, str]
         raise UsageError(
             f"rank {rank.rank} wants device {device_id}, but {VISIBLE} shows {len(shown)}, numbered from 0"
         )
-    return Device(target="Ascend", device_id=device_id, mode=options.mode, bfloat16=True, jit_level=level)
+    return Device(target="Ascend", device_id=device_id, mode=options.mode, jit_level=level)
 
 
 def visible_devices(environ: Mapping[str, str]) -> tuple[int, ...] | None:
@@ -97,17 +97,21 @@ def meeting(rank: RankInfo, environ: Mapping[str, str], options: AscendOptions) 
             f"{rank.launcher} started {rank.world} ranks that the test mode ascend.device=cpu cannot join: "
             "use resnext-run --devices, or msrun"
         )
-    path = environ.get("RANK_TABLE_FILE")
+    name, path = next(((n, environ[n]) for n in rank_table.VARIABLES if environ.get(n)), ("", ""))
     if path:
+        if options.mode == "graph" and options.jit_level in ("O0", "O1"):
+            raise UsageError(
+                f"MindSpore compiles at level O2 where ranks are started from {name}, so there is no "
+                f"ascend.jit_level={options.jit_level}: leave it null, or start with resnext-run --devices N "
+                "--set ascend.rank_table=FILE"
+            )
         table = rank_table.load(Path(path))
         if table.world != rank.world:
-            raise UsageError(
-                f"RANK_TABLE_FILE {path} has {table.world} ranks, {rank.launcher} says {rank.world}"
-            )
+            raise UsageError(f"{name} {path} has {table.world} ranks, {rank.launcher} says {rank.world}")
         entry = table.ranks[rank.rank]
         if entry.device_id != rank.local_rank:
             raise UsageError(
-                f"rank {rank.rank} is device {entry.device_id} in RANK_TABLE_FILE {path}, "
+                f"rank {rank.rank} is device {entry.device_id} in {name} {path}, "
                 f"DEVICE_ID is {rank.local_rank}"
             )
         return "rank table"

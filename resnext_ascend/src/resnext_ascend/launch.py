@@ -89,6 +89,8 @@ def _once(request: LaunchRequest, options: AscendOptions, servers: Servers) -> i
 
 
 def _group(request: LaunchRequest, options: AscendOptions, servers: Servers) -> Group:
+    for name in rank_table.VARIABLES:  # beside a cluster, MindSpore would number ranks and form groups by it
+        os.environ.pop(name, None)
     if not 0 <= servers.number < servers.count:
         raise UsageError(f"servers are numbered 0 to {servers.count - 1}, not {servers.number}")
     if options.rank_table is not None:
@@ -98,12 +100,7 @@ def _group(request: LaunchRequest, options: AscendOptions, servers: Servers) -> 
         if servers.count > 1:
             raise UsageError(f"{servers.count} servers need --master HOST:PORT, an address of the first one")
         return engine.group(request.devices, engine.local_cluster(request.devices, patience))
-    host, port = servers.master
-    address = _resolve(host)
-    if servers.number == 0:
-        _check_free(host, address, port)
-    else:
-        _wait_for(host, address, port, options.cluster_timeout)
+    address, port = _meet(servers.master, options, main=servers.number == 0)
     world = request.devices * servers.count
     return engine.group(
         world, engine.cluster(world, patience, address, port), first=servers.number * request.devices,
@@ -112,37 +109,55 @@ def _group(request: LaunchRequest, options: AscendOptions, servers: Servers) -> 
 
 
 def _by_table(request: LaunchRequest, options: AscendOptions, servers: Servers) -> Group:
-    """Ranks that HCCL joins by a rank table; the test mode has no HCCL, and makes a dynamic cluster of them."""
+    """The ranks of a table, as a dynamic cluster.
+
+    MindSpore's own start from ``RANK_TABLE_FILE`` compiles at jit level O2 (GE) whatever it is told: ms_context.cc,
+    ``GetJitLevel``, "Set jit level to O2 for rank table startup method", unless ``MS_ROLE`` or ``MS_SCHED_HOST`` is
+    set. So the table says who computes where, and the ranks find each other at the server of rank 0. The addresses of
+    the devices HCCL then asks of the devices.
+    """
     assert options.rank_table is not None
     path = Path(options.rank_table)
     table = rank_table.load(path)
     mine = table.of(servers.server_id or this_server(table))
+    server = mine[0].server_id
     if len(mine) != request.devices:
         raise UsageError(
-            f"the rank table {path} has {len(mine)} devices of server {mine[0].server_id}, "
-            f"--devices is {request.devices}"
+            f"the rank table {path} has {len(mine)} devices of server {server}, --devices is {request.devices}"
         )
-    if options.device == "cpu":
-        if len(table.servers) > 1:
-            raise UsageError("the test mode ascend.device=cpu supports rank tables of one server only")
-        environment = engine.local_cluster(table.world, options.cluster_timeout + _MARGIN_S)
-        return engine.group(table.world, environment)
+    first = mine[0].rank
+    if [entry.rank for entry in mine] != list(range(first, first + len(mine))):
+        ranks = ", ".join(str(entry.rank) for entry in mine)
+        raise UsageError(
+            f"the ranks of server {server} in the rank table {path} must be consecutive, not {ranks}"
+        )
+    patience = options.cluster_timeout + _MARGIN_S
+    main = server == table.servers[0]
+    if len(table.servers) == 1:
+        environment = engine.local_cluster(table.world, patience)
+    else:
+        address, port = _meet(servers.master or table.meeting_point(), options, main=main)
+        environment = engine.cluster(table.world, patience, address, port)
     return engine.group(
-        table.world, {"RANK_TABLE_FILE": str(path.absolute())}, first=mine[0].rank, scheduler=False,
+        table.world, environment, first=first, scheduler=main,
         own=lambda local: {"DEVICE_ID": str(mine[local].device_id)},
     )  # fmt: skip
 
 
 def this_server(table: rank_table.RankTable) -> str:
-    """Return which server of `table` this machine is: the only one, or the one whose id is an address of it.
+    """Return which server of `table` this machine is: the only one, or the one with an address of it.
 
     Raises UsageError when none is.
     """
     if len(table.servers) == 1:
         return table.servers[0]
     for server_id in table.servers:
-        with suppress(OSError), socket.socket() as probe:
-            probe.bind((server_id, 0))
+        address = table.address(server_id)
+        if address is None:
+            continue
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with suppress(OSError), socket.socket(family) as probe:
+            probe.bind((address, 0))
             return server_id
     raise UsageError(
         f"this machine is not in the rank table: name its server with --server-id ({', '.join(table.servers)})"
@@ -155,6 +170,17 @@ def parse_master(text: str) -> tuple[str, int]:
     if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise UsageError(f"--master must be HOST:PORT, not '{text}'")
     return host.strip("[]"), int(port)
+
+
+def _meet(master: tuple[str, int], options: AscendOptions, *, main: bool) -> tuple[str, int]:
+    """Return address and port of the master once it can be used: by its own server (`main`), or by the others."""
+    host, port = master
+    address = _resolve(host)
+    if main:
+        _check_free(host, address, port)
+    else:
+        _wait_for(host, address, port, options.cluster_timeout)
+    return address, port
 
 
 def _resolve(host: str) -> str:

@@ -21,10 +21,12 @@ class AscendOptions:
     """Options of the backend ``ascend``.
 
     `device` ``cpu`` is a test mode: the same code on MindSpore's CPU device. `mode` ``graph`` compiles a whole
-    training step, at `jit_level` ``O0`` (operator by operator) or ``O1`` (with fused ones); ``pynative`` runs operator
-    by operator, for debugging. With `sink` a call takes its steps without waiting for any of them; without, every step
-    is waited for. `bn_statistics` ``averaged`` gives all ranks the mean of their running statistics after every step,
-    ``local`` leaves them a rank's own, as the ModelZoo did. `threads` are CPU threads of a process in test mode.
+    training step, at `jit_level` ``O0`` (operator by operator), ``O1`` (with fused ones) or ``O2`` (a graph of GE,
+    deprecated since MindSpore 2.9); None leaves it to MindSpore, which takes O2 on a 910A and O0 on its successors.
+    ``pynative`` runs operator by operator, for debugging. With `sink` a call takes its steps without waiting for any
+    of them; without, every step is waited for. `bn_statistics` ``averaged`` gives all ranks the mean of their running
+    statistics after every step, ``local`` leaves them a rank's own, as the ModelZoo did. `threads` are CPU threads of a
+    process in test mode.
 
     `rank_table` starts ranks by that file, see ``resnext-run ascend rank-table``; without it they form a dynamic
     cluster. `affinity` binds each rank to its share of the cores. Ranks wait `cluster_timeout` seconds for each other
@@ -39,7 +41,7 @@ class AscendOptions:
 
     device: Literal["ascend", "cpu"] = "ascend"
     mode: Literal["graph", "pynative"] = "graph"
-    jit_level: str = "O0"
+    jit_level: Literal["O0", "O1", "O2"] | None = None
     sink: bool = True
     bn_statistics: Literal["local", "averaged"] = "local"
     threads: Annotated[int | None, AtLeast(1)] = None
@@ -57,12 +59,6 @@ class AscendOptions:
     hccl_whitelist_disable: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.jit_level == "O2":
-            raise UsageError(
-                "ascend.jit_level O2 (the GE backend) is deprecated since MindSpore 2.9: take O0, or O1"
-            )
-        if self.jit_level not in ("O0", "O1"):
-            raise UsageError(f"ascend.jit_level must be O0 or O1, not {self.jit_level!r}")
         check_bounds("ascend", self)
         if self.hccl_if_ip is not None:
             try:

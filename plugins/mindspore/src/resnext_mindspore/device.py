@@ -23,16 +23,14 @@ ISA_VARIABLE = "ONEDNN_MAX_CPU_ISA"
 class Device:
     """Where MindSpore computes: `target` and `device_id`, how (`mode`), and on CPU with how many `threads`.
 
-    `bfloat16` says whether the device can compute in it. `jit_level` is how far graph mode compiles, None leaves it
-    to MindSpore.
+    `jit_level` is how far graph mode compiles, None leaves it to MindSpore.
     """
 
     target: Literal["CPU", "GPU", "Ascend"] = "CPU"
     device_id: int = 0
     mode: Literal["graph", "pynative"] = "graph"
     threads: int | None = None
-    bfloat16: bool = False
-    jit_level: Literal["O0", "O1"] | None = None
+    jit_level: Literal["O0", "O1", "O2"] | None = None
 
 
 _opened: Device | None = None

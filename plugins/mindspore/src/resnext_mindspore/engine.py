@@ -29,11 +29,11 @@ class MindsporeEngine(Engine):
     """
 
     def __init__(self, request: TrainRequest, device: Device) -> None:
-        _check(request, device)
         ms = open_device(device)
-        from resnext_mindspore import step
+        from resnext_mindspore import overflow, soc, step
         from resnext_mindspore.network import Network
 
+        _check(request.precision.compute, device.target, bfloat16=soc.has_bfloat16(device.target))
         if request.rank.world > 1 and not ms.communication.GlobalComm.INITED:
             raise UsageError("the ranks of MindSpore are not connected: call the backend's connect first")
         self._request, self._ms = request, ms
@@ -53,6 +53,8 @@ class MindsporeEngine(Engine):
         loss = step.SmoothedLoss(request.loss, self._spec.num_classes)
         gradients = step.Gradients(network, loss, self._table.trainable, with_loss=request.skip_nonfinite)
         update = step.Update(request, self._table)
+        clears = request.checked and soc.saturates(device.target)
+        self._begin: Callable[[], object] = overflow.ClearStatus() if clears else _nothing
         if request.accumulate == 1:
             self._graphs: dict[str, Any] = {"whole": step.Step(gradients, update)}
         else:
@@ -106,10 +108,11 @@ class MindsporeEngine(Engine):
 
     def close(self) -> None:
         """Drop the graphs; the device stays open for the rest of the process."""
-        self._graphs = {}
+        self._graphs, self._begin = {}, _nothing
 
     def _run_step(self, step: StepInput, scale: float) -> Queued:
         """Start one step."""
+        self._begin()
         tensor, count = self._ms.Tensor, self._request.accumulate
         rate, whole = tensor(np.float32(step.lr)), tensor(np.float32(scale))
         if count == 1:
@@ -138,10 +141,14 @@ class MindsporeEngine(Engine):
         }
 
 
-def _check(request: TrainRequest, device: Device) -> None:
-    compute = request.precision.compute
-    if compute == "float64" or (compute == "bfloat16" and not device.bfloat16):
+def _nothing() -> None:
+    pass
+
+
+def _check(compute: str, target: str, *, bfloat16: bool) -> None:
+    """Refuse what a device cannot compute in; that of an Ascend is known once it is open."""
+    if compute == "float64" or (compute == "bfloat16" and not bfloat16):
         raise UsageError(
-            f"MindSpore cannot train in {compute} on {device.target}; "
+            f"MindSpore cannot train in {compute} on {'this Ascend' if target == 'Ascend' else target}; "
             "set precision.compute to float32 or float16"
         )

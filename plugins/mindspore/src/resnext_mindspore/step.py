@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, amp, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from resnext_core.config import LossConfig
 from resnext_core.interfaces import CLIP_EPS, TrainRequest
 from resnext_core.model.spec import ModelSpec
+from resnext_mindspore import overflow
 from resnext_mindspore.network import Network, make_parameters
 
 _divide = ops.MultitypeFuncGraph("divide")
@@ -174,8 +175,8 @@ class Gradients(nn.Cell):
 class Update(nn.Cell):
     """Apply gradients: average over ranks, unscale, check, clip, decay, momentum, EMA. Returns `finite`.
 
-    v = momentum·v + g + weight_decay·p; p −= lr·v. Where a gradient is not finite and steps may be skipped
-    (`request.checked`), parameters and momenta keep their values to the bit.
+    v = momentum·v + g + weight_decay·p; p −= lr·v. Where a gradient of any rank is not finite and steps may be
+    skipped (`request.checked`), parameters and momenta of all ranks keep their values to the bit.
     """
 
     def __init__(self, request: TrainRequest, table: Parameters) -> None:
@@ -193,6 +194,7 @@ class Update(nn.Cell):
         self.use_ema = request.ema_decay is not None
         self.ema_decay = Tensor(request.ema_decay or 0.0, ms.float32)
         self.true = Tensor(True)
+        self.all_finite = overflow.AllFinite(request.rank.world) if request.checked else nn.Identity()
         self.map = ops.HyperMap()
         self.apply_momentum = ops.ApplyMomentum()
 
@@ -201,7 +203,7 @@ class Update(nn.Cell):
         finite, momentum = self.true, self.momentum
         if self.checked:
             gradients = self.map(ops.partial(_divide, scale), gradients)
-            finite = ops.logical_and(amp.all_finite(gradients), self.true)
+            finite = self.all_finite(gradients)
             # A skipped step must leave weights and momenta as they are, inside one graph without
             # branches: v = 1·v + 0 and p −= 0·v do that exactly.
             gradients = self.map(ops.partial(_where, finite), gradients)
