@@ -16,11 +16,23 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parents[2] / "tests"))  # images that core's tests make
 
 from cpp_cases import Done
+from resnext_cpp_infer.lite import LiteHome, lite_home
 from resnext_cpp_infer.program import VARIABLE, build, missing_tools
 
 from resnext_core.testing.base import required
 
 REQUIRED = required("cpp-infer")
+
+
+@pytest.fixture(scope="session")
+def lite() -> LiteHome:
+    """MindSpore Lite as the program is built with it; tests with it skip where it is not on this machine."""
+    home = lite_home()
+    if home is None:
+        (pytest.fail if required("mslite") else pytest.skip)(
+            "MindSpore Lite is not here: resnext-run cpp build --lite download, or make test-lite"
+        )
+    return home
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +51,7 @@ def build_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (session / "cpp-program.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (session / "cpp-program.built").exists():
-            build(folder, [f"-DRESNEXT_SANITIZE={sanitizers}"] if sanitizers else [])
+            build(folder, [f"-DRESNEXT_SANITIZE={sanitizers}"] if sanitizers else [], lite=lite_home())
             (session / "cpp-program.built").touch()
     return folder
 

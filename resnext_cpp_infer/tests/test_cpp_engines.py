@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from cpp_cases import Done, manifest
 from images import class_tree
+from resnext_cpp_infer.lite import lite_home
 from resnext_cpp_infer.program import onnxruntime_library, sources
 
 from resnext_core.data.augment import load_eval
@@ -59,11 +60,12 @@ def test_unknown_engines_and_devices_list_those_there_are(infer: Infer, tmp_path
     (tmp_path / "m.onnx").write_bytes(b"x")
     done = infer("--model", tmp_path / "m.onnx", "--engine", "onxx", "--data", tmp_path)
     assert (done.code, done.err.count("\n")) == (2, 1)
-    assert "available: acl, null, onnx" in done.err
+    engines = ["acl", *(["mslite"] if lite_home() else []), "null", "onnx"]
+    assert f"available: {', '.join(engines)}" in done.err
     done = infer("--model", tmp_path / "m.onnx", "--device", "tpu", "--data", tmp_path)
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "supported: cpu cuda cann" in done.err
-    assert infer("--list-engines").out.split() == ["acl", "null", "onnx"]
+    assert infer("--list-engines").out.split() == engines
 
 
 # -- ONNX Runtime --------------------------------------------------------------------------------

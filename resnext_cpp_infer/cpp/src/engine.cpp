@@ -20,7 +20,8 @@ constexpr size_t kErrorSize = 1024;
 
 // How to get the engine that an ending asks for.
 std::string how_to_get(const std::string& name) {
-  return name == "mslite" ? "set LITE_HOME to MindSpore Lite and rebuild this program" : "rebuild this program";
+  return name == "mslite" ? "build this program with MindSpore Lite: resnext-run cpp build --lite download"
+                          : "rebuild this program";
 }
 
 std::string joined(const std::vector<std::string>& words) {
@@ -64,6 +65,7 @@ std::vector<std::string> engines_in(const std::string& folder) {
 }
 
 Model::Model(const EngineRequest& request) {
+  path_ = request.model;
   name_ = request.name.empty() ? usual_engine(request.model) : request.name;
   const std::string folder = request.folder.empty() ? program_folder() : request.folder;
   const auto known = engines_in(folder);
@@ -79,7 +81,10 @@ Model::Model(const EngineRequest& request) {
     throw Error(kData, "no such model: " + request.model);
   const std::string path = folder + "/" + kPrefix + name_ + ".so";
   library_ = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (library_ == nullptr) throw Error(kEngine, "engine " + name_ + " cannot be loaded: " + dlerror());
+  if (library_ == nullptr) {
+    const std::string why = dlerror();
+    throw Error(kEngine, "engine " + name_ + " cannot be loaded: " + why + "; " + how_to_get(name_));
+  }
   const auto get = reinterpret_cast<resnext_engine_get_t>(dlsym(library_, "resnext_engine_get"));
   uint32_t own = 0;
   engine_ = get == nullptr ? nullptr : get(RESNEXT_ENGINE_ABI, &own);
@@ -92,6 +97,8 @@ Model::Model(const EngineRequest& request) {
   text_ = sidecar(request.model);
   if (name_ == "onnx" && request.self_check != SelfCheck::kOff) checked_ = check_content(request.model, text_);
   if (!text_.empty()) manifest_ = Manifest::parse(text_, request.model + ".json");
+  if (name_ != "onnx" && name_ != "null" && request.self_check != SelfCheck::kOff)
+    checked_ = check_file_digest(request.model, manifest_);
   resnext_request asked{};
   asked.path = request.model.c_str();
   asked.device = request.device.c_str();
@@ -105,9 +112,7 @@ Model::Model(const EngineRequest& request) {
   char error[kErrorSize] = "";
   model_ = engine_->open(&asked, error, sizeof error);
   if (model_ == nullptr) {
-    // ONNX Runtime names the file where that is what it cannot take.
-    const bool file = name_ == "onnx" && std::strstr(error, request.model.c_str()) != nullptr;
-    throw Error(file ? kData : kEngine, "engine " + name_ + ": " + error);
+    fail(error);
   }
   try {
     read_manifest(request);
@@ -157,13 +162,27 @@ void Model::logits_from_tensor(const float* tensor, int n, float* out) {
   run(tensor, image_bytes() * sizeof(float), n, out);
 }
 
+void Model::fail(const std::string& error) const {
+  // An engine names the file, or the one with its manifest, where that is what it cannot take; AscendCL may name the
+  // first in any error.
+  const bool file = error.find(name_ == "acl" ? path_ + ".json" : path_) != std::string::npos;
+  throw Error(file ? kData : kEngine, "engine " + name_ + ": " + error);
+}
+
+int Model::padded_size(int n) const {
+  if (const int fixed = fixed_batch(); fixed > 0) return fixed;
+  const std::vector<int>& sizes = manifest_.batch_sizes;
+  if (sizes.empty()) return n;
+  const auto found = std::lower_bound(sizes.begin(), sizes.end(), n);
+  return found == sizes.end() ? sizes.back() : *found;
+}
+
 void Model::run(const void* rows, size_t row_bytes, int n, float* out) {
   char error[kErrorSize] = "";
   const auto width = static_cast<size_t>(classes());
   const auto* data = static_cast<const char*>(rows);
-  const int fixed = fixed_batch(), step = fixed > 0 ? fixed : n;
-  for (int first = 0; first < n; first += step) {
-    const int count = std::min(step, n - first);
+  for (int first = 0; first < n;) {
+    const int step = padded_size(n - first), count = std::min(step, n - first);
     const char* from = data + static_cast<size_t>(first) * row_bytes;
     float* to = out + static_cast<size_t>(first) * width;
     if (count < step) {  // the artefact takes whole batches only
@@ -174,9 +193,10 @@ void Model::run(const void* rows, size_t row_bytes, int n, float* out) {
       to = padded_logits_.data();
     }
     if (engine_->run(model_, from, step, to, static_cast<size_t>(step) * width, error, sizeof error) != 0)
-      throw Error(kEngine, "engine " + name_ + ": " + error);
+      fail(error);
     if (to == padded_logits_.data())
       std::memcpy(out + static_cast<size_t>(first) * width, to, static_cast<size_t>(count) * width * sizeof(float));
+    first += count;
   }
 }
 

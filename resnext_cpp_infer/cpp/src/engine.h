@@ -55,12 +55,16 @@ class Model {
 
  private:
   void read_manifest(const EngineRequest& request);
+  // Throws what an engine said: Error(kData) where it names the model's file, otherwise Error(kEngine).
+  [[noreturn]] void fail(const std::string& error) const;
+  // The size of the batch that `n` images, or the first of them, are computed in: one that the model takes.
+  int padded_size(int n) const;
   void run(const void* rows, size_t row_bytes, int n, float* out);
 
   void* library_ = nullptr;
   const resnext_engine* engine_ = nullptr;
   resnext_model* model_ = nullptr;
-  std::string name_, text_;
+  std::string path_, name_, text_;
   Manifest manifest_;
   SelfCheckResult checked_;
   std::vector<float> tensor_;

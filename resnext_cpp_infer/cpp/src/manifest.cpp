@@ -1,5 +1,6 @@
 #include "manifest.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
@@ -20,6 +21,7 @@ namespace {
 constexpr long kFormat = 1;
 constexpr long kMaxPixels = 8192, kMaxClasses = 1000000, kMaxWidth = 4096, kMaxDepth = 512, kMaxStages = 8;
 constexpr long kMaxGolden = 8;
+constexpr long kMaxBatch = 65536, kMaxBatchSizes = 100;  // the latter is ATC's limit
 // The last field of a manifest that has its own digest: that of the text before it.
 constexpr std::string_view kSeal = ", \"manifest_sha256\": \"";
 constexpr size_t kHex = 64;
@@ -124,6 +126,28 @@ void read_golden(const Json& json, Manifest& manifest) {
   }
 }
 
+void check_digest(const std::string& text, const std::string& what);
+
+// What a manifest notes of the artefact that it is in, or beside.
+void read_artefact(const Json& json, const Json& artefact, Manifest& manifest) {
+  if (const Json* content = artefact.find("content"); content != nullptr) {
+    manifest.content = content->string("artefact content");
+    check_digest(manifest.content, "artefact content");
+    json.at("manifest_sha256");  // whoever writes the one writes the other
+  }
+  if (const Json* digest = artefact.find("file_digest"); digest != nullptr) {
+    manifest.file_digest = digest->string("artefact file_digest");
+    check_digest(manifest.file_digest, "artefact file_digest");
+  }
+  const Json* sizes = artefact.find("batch_sizes");
+  if (sizes == nullptr || sizes->is(Json::Kind::kNull)) return;
+  for (const Json& size : sizes->array("artefact batch_sizes"))
+    manifest.batch_sizes.push_back(static_cast<int>(size.integer("a size of artefact batch_sizes", 1, kMaxBatch)));
+  if (manifest.batch_sizes.empty() || manifest.batch_sizes.size() > kMaxBatchSizes)
+    throw Error(kData, "artefact batch_sizes must be 1 to " + std::to_string(kMaxBatchSizes) + " integers");
+  std::sort(manifest.batch_sizes.begin(), manifest.batch_sizes.end());
+}
+
 void check_digest(const std::string& text, const std::string& what) {
   const size_t start = text.rfind("sha256:", 0) == 0 ? 7 : std::string::npos;
   if (start == std::string::npos || text.size() != start + kHex ||
@@ -167,14 +191,8 @@ Manifest Manifest::parse(const std::string& text, const std::string& where) {
     check_digest(manifest.digest, "digest");
     for (const char* key : {"origin", "metrics"}) object(json.at(key), key);
     if (const Json* golden = json.find("golden"); golden != nullptr) read_golden(object(*golden, "golden"), manifest);
-    if (const Json* artefact = json.find("artefact"); artefact != nullptr) {
-      const Json* content = object(*artefact, "artefact").find("content");
-      if (content != nullptr) {
-        manifest.content = content->string("artefact content");
-        check_digest(manifest.content, "artefact content");
-        json.at("manifest_sha256");  // whoever writes the one writes the other
-      }
-    }
+    if (const Json* artefact = json.find("artefact"); artefact != nullptr)
+      read_artefact(json, object(*artefact, "artefact"), manifest);
     return manifest;
   } catch (const Error& error) {
     const std::string text_of = error.what();

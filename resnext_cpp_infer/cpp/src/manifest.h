@@ -27,6 +27,8 @@ struct Manifest {
   std::string variant;
   std::string digest;
   std::string content;         // the artefact's own digest, empty where it does not state one
+  std::string file_digest;     // of the whole file that the manifest is beside, empty where it does not state one
+  std::vector<int> batch_sizes;  // that a model of dynamic batch was converted for, ascending; empty: any
   std::string golden_compute;  // what the golden logits were computed in
   std::vector<double> golden;  // (images, classes), empty where there are none
 

@@ -1,4 +1,4 @@
-// What an ONNX file says of itself, read without ONNX: enough of protobuf's wire format to find and to hash it.
+// What an ONNX file says of itself, read without ONNX.
 #pragma once
 
 #include <string>

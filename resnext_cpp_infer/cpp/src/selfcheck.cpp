@@ -8,6 +8,8 @@
 #include "error.h"
 #include "json.h"
 #include "onnx_file.h"
+#include "protobuf.h"
+#include "sha256.h"
 
 namespace resnext {
 namespace {
@@ -114,6 +116,19 @@ SelfCheckResult check_content(const std::string& path, const std::string& beside
     throw Error(kData, path + " is damaged, or another tool changed it: its graph does not have the digest of its " +
                            "manifest; export it again (--self-check off serves it as it is)");
   }
+  return result;
+}
+
+SelfCheckResult check_file_digest(const std::string& path, const Manifest& manifest) {
+  SelfCheckResult result;
+  if (manifest.file_digest.empty()) return result;
+  Sha256 digest;
+  digest.update(MappedFile(path).bytes());
+  result.content = "sha256:" + digest.hex() == manifest.file_digest;
+  if (!result.content)
+    throw Error(kData, path + " is damaged, or not the file that " + path +
+                           ".json describes: it does not have the digest of its manifest; export it again " +
+                           "(--self-check off serves it as it is)");
   return result;
 }
 

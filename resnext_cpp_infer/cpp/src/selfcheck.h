@@ -13,6 +13,10 @@ namespace resnext {
 // engine opens it. Error(kData) where it is damaged.
 SelfCheckResult check_content(const std::string& path, const std::string& beside);
 
+// Compares any other file with the digest in the manifest beside it, where it states one. Error(kData) where they do
+// not belong together.
+SelfCheckResult check_file_digest(const std::string& path, const Manifest& manifest);
+
 // Computes the golden logits. Error(kData) where they are further apart than rounding explains.
 void check_golden(Model& model, const EngineRequest& request, SelfCheckResult& result);
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from resnext_core.console.flags import add_json_flag
 from resnext_core.console.output import Output
 from resnext_core.errors import UsageError
+from resnext_cpp_infer.lite import LiteHome, install, lite_home
 from resnext_cpp_infer.options import CppInferOptions
 from resnext_cpp_infer.predictor import engine_flags
 from resnext_cpp_infer.program import (
@@ -19,11 +20,13 @@ from resnext_cpp_infer.program import (
     find_program,
     onnxruntime_library,
     other_builds,
+    require_tools,
 )
 
 EPILOG = """\
 examples:
   resnext-run cpp build                     compile it for this machine
+  resnext-run cpp build --lite download     the same with MindSpore Lite, for MINDIR files
   resnext-run cpp path                      print its path
   resnext-run cpp run -- --model model.onnx --data photos/val --summary summary.json
 """
@@ -35,6 +38,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "build", help="configure and compile the program and its engines", allow_abbrev=False
     )
     make.add_argument("--to", metavar="DIR", help=f"build folder (default: {_short(build_folder())})")
+    make.add_argument(
+        "--lite",
+        metavar="download|WHEEL|DIR",
+        help="MindSpore Lite, for the engine mslite: download it by pip (169 MB), or take a downloaded wheel or an "
+        "unpacked tarball; later builds find it. Without this flag: $LITE_HOME, $MS_LITE_HOME, the one last given here",
+    )
     make.add_argument("--define", metavar="NAME=VALUE", action="append", default=[], help="a CMake variable")
     add_json_flag(make)
     add_json_flag(actions.add_parser("path", help="print the program's path", allow_abbrev=False))
@@ -54,10 +63,12 @@ def handle(args: argparse.Namespace) -> int:
         if "=" not in text:
             raise UsageError(f"--define takes NAME=VALUE, not '{text}'")
     folder = Path(args.to) if args.to else build_folder()
-    found = sdks()
+    require_tools()
+    lite = install(args.lite, tell=output.say) if args.lite is not None else lite_home()
+    found = sdks(lite)
     for name, (state, detail) in found.items():
         output.say(f"{name:<8} {state:<8} {detail}")
-    program = build(folder, [f"-D{text}" for text in args.define], output.say)
+    program = build(folder, [f"-D{text}" for text in args.define], output.say, lite)
     engines = engines_beside(program)
     for old in other_builds():  # another installation may use them
         output.say(f"{old} was built from other sources; delete it if no other installation uses it")
@@ -69,13 +80,12 @@ def handle(args: argparse.Namespace) -> int:
     return 0
 
 
-def sdks() -> dict[str, tuple[str, str]]:
+def sdks(lite: LiteHome | None) -> dict[str, tuple[str, str]]:
     """Return what each engine finds on this machine: a state, and where or why not."""
-    library = onnxruntime_library()
-    lite, ascend = os.environ.get("LITE_HOME", ""), os.environ.get("ASCEND_TOOLKIT_HOME", "")
+    library, ascend = onnxruntime_library(), os.environ.get("ASCEND_TOOLKIT_HOME", "")
     return {
         "onnx": ("found", str(library)) if library else ("later", "needs libonnxruntime.so: pip install onnxruntime"),
-        "mslite": ("found", lite) if lite else ("skipped", "LITE_HOME is not set: unpack MindSpore Lite and export it"),
+        "mslite": ("found", str(lite)) if lite else ("skipped", "needs MindSpore Lite: --lite download"),
         "acl": ("found", ascend) if ascend else ("later", "needs CANN at run time: source its set_env.sh"),
         "null": ("found", "needs nothing; for tests"),
     }  # fmt: skip

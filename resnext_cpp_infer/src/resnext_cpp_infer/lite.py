@@ -54,6 +54,10 @@ class LiteHome:
     version: str
     found_by: str = ""
 
+    def __str__(self) -> str:
+        """Return where it is, its version, and what named it, for people."""
+        return f"{self.root} ({self.version}, by {self.found_by})"
+
     @property
     def library(self) -> Path:
         """The runtime's library, which programs link with."""

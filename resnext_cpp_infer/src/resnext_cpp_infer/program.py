@@ -16,6 +16,7 @@ from resnext_core import __version__
 from resnext_core.errors import BackendUnavailable, DataError
 from resnext_core.files import cache_folder
 from resnext_core.interfaces import READY, Readiness
+from resnext_cpp_infer.lite import LiteHome
 
 NAME = "resnext-infer"
 #: The engine that serves files with an ending, unless another one is named.
@@ -85,7 +86,7 @@ def engine_readiness(suffix: str) -> Readiness:
     if engine not in engines_beside(program):
         missing = f"the engine '{engine}' is not built beside {program}: resnext-run cpp build"
         if engine == "mslite":
-            missing = "it is built without MindSpore Lite: set LITE_HOME, then resnext-run cpp build"
+            missing = "it is built without MindSpore Lite: resnext-run cpp build --lite download"
     elif engine == "onnx" and onnxruntime_library() is None and not _loadable("onnxruntime"):
         missing = "libonnxruntime.so is not on this machine: pip install onnxruntime"
     elif engine == "acl" and not _loadable("ascendcl"):
@@ -128,18 +129,29 @@ def missing_tools() -> list[str]:
     return lacking
 
 
-def build(folder: Path, options: Sequence[str] = (), tell: Callable[[str], None] = lambda line: None) -> Path:
+def require_tools() -> None:
+    """Raise BackendUnavailable where a tool of the build is missing."""
+    if lacking := missing_tools():
+        raise BackendUnavailable(f"to build {NAME} install {', '.join(lacking)}")
+
+
+def build(
+    folder: Path,
+    options: Sequence[str] = (),
+    tell: Callable[[str], None] = lambda line: None,
+    lite: LiteHome | None = None,
+) -> Path:
     """Configure and build in `folder`; return the program. `tell` gets a line for each step.
 
-    Raises BackendUnavailable where a tool is missing, DataError with the compiler's last lines where it fails.
+    The engine `mslite` is built with `lite`; None leaves it out. Raises BackendUnavailable where a tool is missing,
+    DataError with the compiler's last lines where it fails.
     """
-    lacking = missing_tools()
-    if lacking:
-        raise BackendUnavailable(f"to build {NAME} install {', '.join(lacking)}")
+    require_tools()
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    lite = os.environ.get("LITE_HOME")
-    if lite:  # CMake would keep what it was the first time
-        options = [f"-DLITE_HOME={lite}", *options]
+    options = [
+        f"-DLITE_HOME={lite.root if lite else ''}",
+        *options,
+    ]  # CMake would keep what it was the last time
     tell(f"configuring in {folder}")
     _run(["cmake", *generator, "-S", str(sources()), "-B", str(folder), *options])
     tell("compiling")
