@@ -9,8 +9,8 @@ import struct
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,14 +103,28 @@ def install(
         raise UsageError(f"no such file or folder: {given}; --lite takes download, the wheel, or a folder")
     try:
         make_folder(cache)
-        if source != "download" and given.is_dir():
-            home = _read(given.resolve(), "--lite")
-        else:
-            home = _from_wheel(None if source == "download" else given, cache, tell)
-        _choose(home.root, cache)
+        with _locked(cache):
+            if source != "download" and given.is_dir():
+                home = _read(given.resolve(), "--lite")
+            else:
+                home = _from_wheel(None if source == "download" else given, cache, tell)
+            _choose(home.root, cache)
     except OSError as error:
         raise DataError(f"cannot write {cache}: {reason(error)}") from error
     return home
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time in; the kernel opens the lock of one that was killed."""
+    import fcntl  # not on Windows
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _from_wheel(wheel: Path | None, cache: Path, tell: Callable[[str], None]) -> LiteHome:
@@ -135,11 +149,7 @@ def _from_wheel(wheel: Path | None, cache: Path, tell: Callable[[str], None]) ->
         _lay_out(wheel, made)
         if target.exists():  # and is not complete
             os.rename(target, scratch / "old")
-        try:
-            os.rename(made, target)
-        except OSError:  # another process may have been faster
-            if not target.is_dir():
-                raise
+        os.rename(made, target)
     return _read(target, "--lite")
 
 
