@@ -158,8 +158,8 @@ class Outcomes:
 class DeviceUsage:
     """What an engine measured; None where it did not.
 
-    `copy_seconds` is how long steps waited for their images on the way to the device since the last call, `peak_bytes`
-    the most device memory that was in use so far.
+    Both are since the engine was made or was last asked: `copy_seconds` is how long steps waited for their images on
+    the way to the device, `peak_bytes` the most device memory that was in use at a time.
     """
 
     copy_seconds: float | None = None

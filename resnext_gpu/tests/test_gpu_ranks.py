@@ -9,19 +9,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("torch.distributed", reason="PyTorch is not installed")
 
+import torch
 from gpu_cases import batches, relative, tiny_weights, train_request, trainer_with
 from gpu_rank import IMAGES, OTHER, STEPS, SYNC, sync_lrs
-from resnext_gpu.collectives import connect, meeting_point
+from resnext_gpu.collectives import connect, meeting_point, watch_over_nccl
+from resnext_gpu.gradients import lost, reaching_others
 from resnext_gpu.options import GpuOptions
 
 from resnext_core.config import OptimizerConfig, PrecisionConfig
-from resnext_core.errors import UsageError
+from resnext_core.errors import BackendUnavailable, UsageError
 from resnext_core.interfaces import LaunchRequest
 from resnext_core.ranks.collectives import SingleProcess
 from resnext_core.ranks.info import RankInfo
@@ -29,6 +32,7 @@ from resnext_core.ranks.launch import launch_local
 from resnext_core.testing.cases import oracle_trainer
 from resnext_core.testing.kinks import exact_steps
 from resnext_core.training.trainer import Trainer
+from resnext_gpu import engine
 
 TESTS = Path(__file__).parent
 CPU = GpuOptions(device="cpu")
@@ -210,6 +214,46 @@ def test_ranks_that_do_not_come_are_not_waited_for(tmp_path: Path) -> None:
     )
     assert done.stdout.startswith("rank 0 could not join 2 ranks: ")
     assert len(done.stdout.splitlines()) == 1
+
+
+def test_a_lost_rank_is_recognised_where_the_gpu_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL's collectives are queued; that one failed shows when results are fetched. With stand-ins for its errors."""
+    (batch,), lrs = batches(1), np.array([0.1], np.float32)
+    ours = trainer_with(CPU, train_request())
+    for error, kind in (
+        (
+            torch.distributed.DistBackendError("NCCL error in: x.cpp:1, remote error"),
+            BackendUnavailable,
+        ),
+        (RuntimeError("[Rank 1] Watchdog caught collective operation timeout: ..."), BackendUnavailable),
+        (RuntimeError("NCCL communicator was aborted on rank 1."), BackendUnavailable),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), RuntimeError),
+    ):
+
+        def fail(*_: Any, error: Exception = error) -> Any:
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(engine, "_fetch", fail)
+            with pytest.raises(
+                kind, match="lost another rank" if kind is BackendUnavailable else "illegal memory"
+            ):
+                ours.run_steps([batch], lrs)
+
+
+def test_memory_that_a_collective_lacks_is_no_lost_rank() -> None:
+    full = torch.distributed.DistBackendError("NCCL error ... Last error:\nCuda failure 2 'out of memory'")
+    assert lost(full) is full
+    with pytest.raises(torch.distributed.DistBackendError), reaching_others():
+        raise full
+
+
+def test_nccl_is_watched_unless_the_user_says_otherwise() -> None:
+    name = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
+    for given, wanted in (({}, "3"), ({name: "1"}, "1"), ({"NCCL_ASYNC_ERROR_HANDLING": "1"}, None)):
+        environ: dict[str, str] = dict(given)
+        watch_over_nccl(environ)
+        assert environ.get(name) == wanted
 
 
 def test_meeting_points() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 import time
 import weakref
@@ -25,6 +26,7 @@ from gpu_cases import (  # noqa: E402
     with_bad_rows,
 )
 from resnext_gpu.engine import _check_card  # noqa: E402
+from resnext_gpu.gradients import Gradients  # noqa: E402
 from resnext_gpu.memory import is_out_of_memory  # noqa: E402
 from resnext_gpu.network import Arithmetic, Network, max_pool  # noqa: E402
 from resnext_gpu.options import GpuOptions  # noqa: E402
@@ -174,21 +176,72 @@ def test_compiled_is_the_same_network(by_block: bool, capfd: pytest.CaptureFixtu
         pytest.skip(said)
 
 
+class BreaksBehind(torch.autograd.Function):
+    """Nothing in the forward pass, an error in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any) -> Any:
+        raise RuntimeError("Triton Error [CUDA]: invalid argument\nwith many lines")
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("where", ["forward", "midway", "backward"])
 def test_what_cannot_be_compiled_is_computed_as_it_is(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    where: str, accumulate: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """Whatever pass refuses, and after whatever it has moved: the same bits as without, and one line."""
+
     def refuse(network: Any) -> Callable[[Any], Any]:
         def call(images: Any) -> Any:
-            raise torch._dynamo.exc.Unsupported("not on this machine\nwith many lines")
+            if where == "forward":
+                raise torch._dynamo.exc.Unsupported("not on this machine\nwith many lines")
+            logits = network(images)
+            if where == "midway":
+                raise RuntimeError("a part behind a graph break was not compiled")
+            return BreaksBehind.apply(logits)
 
         return call
 
     monkeypatch.setattr(torch, "compile", refuse)
-    plain, compiled = trainer(), trainer({"compile": True})
+    changes = {"accumulate": accumulate, "skip_nonfinite": True, "ema_decay": 0.9}
+    plain, compiled = trainer(**changes), trainer({"compile": True}, **changes)
     steps = batches(2)
     np.testing.assert_array_equal(compiled.run_steps(steps, LRS[:2]), plain.run_steps(steps, LRS[:2]))
+    assert differing(plain.state(), compiled.state()) == []
     lines = capfd.readouterr().err.splitlines()
     assert len([line for line in lines if "torch.compile failed" in line]) == 1
+
+
+def test_trying_what_is_compiled_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def count(network: Any) -> Callable[[Any], Any]:
+        return lambda images: (calls.append(len(images)), network(images))[1]
+
+    monkeypatch.setattr(torch, "compile", count)
+    plain, compiled = trainer(accumulate=2), trainer({"compile": True}, accumulate=2)
+    steps = batches(2)
+    np.testing.assert_array_equal(compiled.run_steps(steps, LRS[:2]), plain.run_steps(steps, LRS[:2]))
+    assert differing(plain.state(), compiled.state()) == []
+    assert calls == [3] * 5, "one trial, then two steps of two micro-batches"
+
+
+def test_out_of_memory_while_compiling_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(network: Any) -> Callable[[Any], Any]:
+        def call(images: Any) -> Any:
+            if len(images) > 3:
+                raise RuntimeError("backend raised") from torch.cuda.OutOfMemoryError()
+            return network(images)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    with pytest.raises(UsageError, match=r"3 do: set train\.accumulate=2"):
+        trainer({"compile": True}).run_steps(batches(1), LRS[:1])
 
 
 class Again(graphs.Recorder):
@@ -222,20 +275,153 @@ def test_a_recorded_step_is_the_step(skip: bool) -> None:
     assert differing(plain.state(), recorded.state()) == []
 
 
-def test_a_step_that_cannot_be_recorded_is_taken(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_step_that_cannot_be_recorded_is_an_error() -> None:
+    """One line, and the state is what it was, so that it can be saved."""
+
     class Refuses(graphs.Recorder):
         def record(self, function: Callable[[], Any]) -> tuple[Callable[[], Any], Any]:
             function()
-            raise RuntimeError("operation not permitted when stream is capturing")
+            raise graphs.CaptureFailed("operation not permitted when stream is capturing")
 
-    plain, recorded = trainer(), trainer()
-    engine = recorded.engine
-    assert engine._own_step is not None
-    engine._step = graphs.Replayed(engine._own_step, list(engine._table.named().values()), Refuses())
-    steps = batches(2)
-    np.testing.assert_array_equal(recorded.run_steps(steps, LRS[:2]), plain.run_steps(steps, LRS[:2]))
-    assert differing(plain.state(), recorded.state()) == []
-    assert capfd.readouterr().err.count("cannot record this step as a CUDA graph") == 1
+    ours = trainer(ema_decay=0.9)
+    engine, before = ours.engine, ours.state()
+    engine._step = graphs.Replayed(step_of(ours), list(engine._table.named().values()), Refuses())
+    with pytest.raises(UsageError) as caught:
+        ours.run_steps(batches(2), LRS[:2])
+    assert str(caught.value) == (
+        "this step cannot be recorded as a CUDA graph (operation not permitted when stream is capturing); "
+        "set gpu.cuda_graphs=false"
+    )
+    assert [n for n in differing(before, ours.state()) if n != "scalars"] == []
+
+
+class FakeGraph:
+    """As CUDAGraph.cpp: a capture that was invalidated raises at its end, before the allocator is told."""
+
+    def __init__(self, log: list[str], *, valid: bool = True) -> None:
+        self._log, self._valid = log, valid
+
+    def capture_begin(self, pool: Any) -> None:
+        self._log.append(f"begin {pool}")
+
+    def capture_end(self) -> None:
+        self._log.append("end")
+        if not self._valid:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+
+@pytest.mark.parametrize("valid", [True, False])
+@pytest.mark.parametrize("error", [None, RuntimeError("not permitted"), torch.cuda.OutOfMemoryError("full")])
+def test_stream_and_allocator_leave_capture_mode(
+    error: Exception | None, valid: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(torch._C, name, lambda *a, name=name: log.append(f"{name}{a}"), raising=False)
+
+    def function() -> str:
+        if error is not None:
+            raise error
+        return "outputs"
+
+    graph = FakeGraph(log, valid=valid)
+    if valid and error is None:
+        assert graphs._capture(graph, function) == "outputs"
+    else:
+        kind = torch.cuda.OutOfMemoryError if "full" in str(error) else graphs.CaptureFailed
+        with pytest.raises(kind, match=str(error) if error else "previous error during capture"):
+            graphs._capture(graph, function)
+    ended = [] if valid else ["_cuda_endAllocateToPool(0, (0, 7))", "_cuda_releasePool(0, (0, 7))"]
+    assert log == ["begin (0, 7)", "end", *ended]
+
+
+def test_warm_steps_and_capture_share_a_stream_without_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    current, log = [FakeStream()], []
+    default = current[0]
+
+    class Entered(FakeStream):
+        def __enter__(self) -> FakeStream:
+            current.append(self)
+            return self
+
+        def __exit__(self, *_: Any) -> None:
+            current.pop()
+
+        def wait_stream(self, other: Any) -> None:
+            log.append("warm-up waits")
+
+    default.wait_stream = lambda other: log.append("back")  # type: ignore[attr-defined]
+    monkeypatch.setattr(torch.cuda, "Stream", Entered)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current[-1])
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("synchronize"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+
+    def capture(graph: Any, function: Callable[[], Any]) -> Any:
+        assert not gc.isenabled()
+        return function()
+
+    monkeypatch.setattr(graphs, "_capture", capture)
+
+    def step(fail: bool = False) -> None:
+        log.append(f"step on {type(current[-1]).__name__}")
+        if fail:
+            raise RuntimeError("a bug")
+
+    class Replays:
+        replay = None
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Replays)
+    graphs.CudaRecorder().record(step)
+    steps = ["step on Entered"] * 3
+    assert log == ["warm-up waits", *steps, "synchronize", "step on Entered", "back"]
+    assert gc.isenabled()
+    assert current == [default]
+    log.clear()
+    with pytest.raises(RuntimeError, match="a bug"):
+        graphs.CudaRecorder().record(lambda: step(fail=True))
+    assert log == ["warm-up waits", "step on Entered", "back"]
+    assert current == [default]
+
+
+# -- the end ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"checkpointing": True}, {"views": True}, {"graph": True}, {"compile": True}], ids=str
+)
+def test_nothing_is_kept_after_the_end(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tensor dies with the trainer's close, without a collection, though the trainer itself is still there."""
+    special = {name: options.get(name) for name in ("views", "graph")}
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    given = {name: value for name, value in options.items() if name not in special}
+    ours = trainer(given, ema_decay=0.9, skip_nonfinite=True)
+    engine = ours.engine
+    if special["views"]:
+        with_views(ours)
+    if special["graph"]:
+        engine._step = graphs.Replayed(step_of(ours), list(engine._table.named().values()), Again())
+    ours.run_steps(batches(2), LRS[:2])
+    logits = ours.predictor(), ours.predictor(ema=True)
+    for predictor in logits:
+        predictor.logits(batches(1)[0].images)
+    table, step = engine._table, step_of(ours)
+    held = [table.statistics, *table.weights.values(), *table.momentum.values(), *table.ema.values()]
+    held += [*step.gradients.flats, step.gradients.flag, step._one]
+    refs = [weakref.ref(tensor) for tensor in held]
+    del table, step, held, predictor
+    gc.collect()
+    gc.disable()
+    try:
+        ours.close()
+        alive = [ref() for ref in refs if ref() is not None]
+    finally:
+        gc.enable()
+    assert [tuple(t.shape) for t in alive if t is not None] == []
+    with pytest.raises(UsageError, match="closed"):
+        logits[0].logits(batches(1)[0].images)
 
 
 # -- memory and feed -----------------------------------------------------------------------------
@@ -392,15 +578,79 @@ def test_bfloat16_needs_a_card_that_has_it(monkeypatch: pytest.MonkeyPatch) -> N
     _check_card(request, torch.device("cpu"))
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_gradients_and_momentum_have_the_strides_of_their_weights(channels_last: bool) -> None:
-    """The fused update on a GPU insists, the one on the CPU does not look."""
-    ours = trainer({"channels_last": channels_last})
+def step_of(ours: Trainer) -> Step:
+    step = ours.engine._own_step
+    assert step is not None
+    return step
+
+
+def with_views(ours: Trainer) -> Trainer:
+    """Return the trainer with gradients in flat buffers, as with several ranks; before its first step."""
+    step = step_of(ours)
+    parameters = step.gradients._parameters
+    step.gradients.close()
+    step.gradients = Gradients(parameters, bucket_bytes=1 << 12, world=1, views=True)
+    assert len(step.gradients.flats) > 1
+    return ours
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        ({}, {}),
+        ({}, {"optimizer": OptimizerConfig(clip_norm=0.05, weight_decay=0.01), "ema_decay": 0.9}),
+        ({"checkpointing": True}, {"accumulate": 3, "optimizer": OptimizerConfig(clip_norm=0.5)}),
+        ({"channels_last": True}, {"skip_nonfinite": True, "ema_decay": 0.9, "accumulate": 2}),
+        ({}, {"precision": PrecisionConfig(loss_scale="dynamic", scale=2.0**120, growth_interval=2)}),
+        ({}, {"precision": PrecisionConfig(compute="bfloat16", loss_scale="fixed", scale=64.0)}),
+    ],
+    ids=["plain", "clip", "accumulate", "skip", "overflow", "bfloat16"],
+)
+def test_gradients_of_autograd_and_in_buffers_give_the_same_bits(
+    options: dict[str, Any], changes: dict[str, Any], recorded: bool
+) -> None:
+    own, buffered = trainer(options, **changes), with_views(trainer(options, **changes))
+    if recorded:
+        for one in (own, buffered):
+            engine = one.engine
+            engine._step = graphs.Replayed(step_of(one), list(engine._table.named().values()), Again())
+    steps = with_bad_rows(batches(4))
+    lrs = np.array([0.05, 0.02, 0.01, 0.01], np.float32)
+    np.testing.assert_array_equal(own.run_steps(steps, lrs), buffered.run_steps(steps, lrs))
+    assert differing(own.state(), buffered.state()) == []
+    assert all(p.grad is None for p in step_of(own).gradients._parameters), "memory for the next forward pass"
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_a_loss_that_is_not_finite_is_seen_by_either_kind_of_gradients(views: bool) -> None:
+    ours = trainer(skip_nonfinite=True)
+    if views:
+        with_views(ours)
+    before = ours.state()
+    step = step_of(ours)
+    step._loss = lambda logits, labels, weights: (logits * 0).sum() + float("inf")  # gradients are sound
     ours.run_steps(batches(1), LRS[:1])
+    after = ours.state()
+    assert after.scalars["overflow_steps"] == 1
+    assert [n for n in differing(before, after) if n != "scalars"] == []
+
+
+@pytest.mark.parametrize("views", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gradients_and_momentum_have_the_strides_of_their_weights(channels_last: bool, views: bool) -> None:
+    """The fused update on a GPU insists, but for dimensions of one element; the one on the CPU does not look."""
+    ours = trainer({"channels_last": channels_last})
+    if views:
+        with_views(ours)
+    step, (batch,) = step_of(ours), batches(1)
+    step.try_backward(torch.from_numpy(batch.images), torch.from_numpy(batch.labels.astype(np.int64)))
     for name, moment in ours.engine._table.momentum.items():
         weight = ours.engine._table.weights[name]
         assert weight.grad is not None
-        assert weight.stride() == weight.grad.stride() == moment.stride(), name
+        wide = [i for i, size in enumerate(weight.shape) if size > 1]
+        strides = [[t.stride(i) for i in wide] for t in (weight, weight.grad, moment)]
+        assert strides[0] == strides[1] == strides[2], name
         assert weight.grad.storage_offset() % 64 == 0, "vector loads want it aligned"
 
 
@@ -468,6 +718,55 @@ def test_the_feed_fills_one_slot_while_the_other_is_used(monkeypatch: pytest.Mon
     assert copies.waits == [used[i] for i in turns], "a copy waits for the step that used its slot"
     assert feeding.take_copy_seconds() == pytest.approx(len(turns) * 0.004)
     assert feeding.take_copy_seconds() == 0.0
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_the_next_batch_is_asked_for_once_the_step_is_queued(dynamic: bool) -> None:
+    """Before that the copy would hold up the step, after the step has been waited for it would be in nobody's shade."""
+    precision = PrecisionConfig(loss_scale="dynamic", scale=2.0) if dynamic else PrecisionConfig()
+    ours, log = trainer(precision=precision), []
+    engine = ours.engine
+    filled, taken, settled = engine._feed, engine._step, engine.settle
+
+    def feeding(steps: Any) -> Iterator[Any]:
+        for number, batch in enumerate(filled(steps)):
+            log.append(f"fill {number}")
+            yield batch
+
+    def step(*given: Any) -> Any:
+        log.append("step")
+        return taken(*given)
+
+    def settle(queued: Any) -> Any:
+        log.append(f"wait for {len(queued)}")
+        return settled(queued)
+
+    engine._feed, engine._step, engine.settle = feeding, step, settle
+    ours.run_steps(batches(3), LRS)
+    if dynamic:
+        wanted = [
+            "fill 0",
+            "step",
+            "fill 1",
+            "wait for 1",
+            "step",
+            "fill 2",
+            "wait for 1",
+            "step",
+            "wait for 1",
+        ]
+    else:
+        wanted = ["fill 0", "step", "fill 1", "step", "fill 2", "step", "wait for 3"]
+    assert log == wanted
+
+
+def test_the_peak_of_memory_is_of_one_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Since the engine was made or was last asked, not that of whatever ran in this process before."""
+    ours, peak = trainer(), [7]
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peak[0])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: peak.__setitem__(0, 1))
+    monkeypatch.setattr(ours.engine, "_device", torch.device("cuda", 0))
+    assert [ours.usage().peak_bytes for _ in range(2)] == [7, 1]
 
 
 def test_the_time_of_copies_is_part_of_the_steps() -> None:
@@ -545,6 +844,7 @@ def test_the_modelzoos_division_is_what_it_was() -> None:
         assert relative(wrong[f"momentum/{name}"], gradient / 1024 + part) <= 1e-4, name
 
 
+@pytest.mark.parametrize("views", [False, True])
 @pytest.mark.parametrize(
     ("compute", "changes"),
     [
@@ -557,7 +857,7 @@ def test_the_modelzoos_division_is_what_it_was() -> None:
     ],
 )
 def test_a_step_stays_on_its_device(
-    compute: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    compute: str, changes: dict[str, Any], views: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On PyTorch's device without memory, where a tensor of the CPU in between, or a look at a value, is an error."""
     device, weights = torch.device("meta"), tiny_weights(32, stem="imagenet")
@@ -573,7 +873,7 @@ def test_a_step_stays_on_its_device(
     table = Table.create(request, device, channels_last=True)
     how = Arithmetic(compute=getattr(torch, compute), channels_last=True)
     network = Network(weights.spec, weights.preprocess, table.weights, how).train()
-    step = Step(request, table, network, balanced=True, bucket_bytes=1 << 20)
+    step = Step(request, table, network, balanced=True, bucket_bytes=1 << 20, views=views)
     images = torch.empty((6, 32, 32, 3), dtype=torch.uint8, device=device)
     scalar = torch.full((), 1.0, device=device)
     labels, weights = torch.zeros(6, dtype=torch.int64, device=device), torch.ones(6, device=device)

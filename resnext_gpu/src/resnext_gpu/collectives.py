@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from datetime import timedelta
 
 import numpy as np
@@ -63,6 +63,8 @@ def connect(rank: RankInfo, options: GpuOptions) -> Collectives:
         # beyond `close`, and a thread that lets go of a tensor while the interpreter ends aborts the process.
         importlib.import_module("torch._dynamo")
     cuda = open_device(device_of(options, rank)).type == "cuda"
+    if cuda:
+        watch_over_nccl(os.environ)
     try:
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
@@ -79,6 +81,18 @@ def connect(rank: RankInfo, options: GpuOptions) -> Collectives:
             "check that rank 0 is running and its address can be reached"
         ) from error
     return collectives
+
+
+def watch_over_nccl(environ: MutableMapping[str, str]) -> None:
+    """Have PyTorch's watchdog end this process when a collective fails or takes longer than the group's timeout.
+
+    The default of PyTorch (3, SkipCleanUp), said here because all else would be wrong: 0 waits for a lost rank for
+    ever, and 2 aborts the collective and lets the step go on with gradients that are not summed
+    (torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp). The process then ends by SIGABRT, which the launcher takes for a
+    rank that lost another. A value of the user's stays.
+    """
+    if "NCCL_ASYNC_ERROR_HANDLING" not in environ:  # the old name
+        environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "3")
 
 
 def meeting_point(rank: RankInfo, environ: Mapping[str, str]) -> str:

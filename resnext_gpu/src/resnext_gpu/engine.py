@@ -14,7 +14,8 @@ from resnext_core.errors import UsageError
 from resnext_core.interfaces import DeviceUsage, Engine, Outcomes, StepInput, TrainRequest
 from resnext_gpu.device import channels_last, device_of, note, open_device
 from resnext_gpu.feed import Feed
-from resnext_gpu.graphs import Compiled, Replayed, StepFunction
+from resnext_gpu.gradients import reaching_others
+from resnext_gpu.graphs import Compiled, Replayed, StepFunction, closed
 from resnext_gpu.grouped_conv.op import grouped_conv
 from resnext_gpu.memory import Exhausted, exhausted, fitting, out_of_memory
 from resnext_gpu.network import Arithmetic, Network
@@ -42,6 +43,8 @@ class GpuEngine(Engine):
         self._request, self._spec = request, request.weights.spec
         self._device = open_device(device_of(options, request.rank))
         _check_card(request, self._device)
+        if self._device.type == "cuda":  # `usage` is of this engine, not of what ran in this process before
+            torch.cuda.reset_peak_memory_stats(self._device)
         layout = channels_last(options, self._device)
         with fitting(f"the tensors of {self._spec.variant} do", "use a smaller network", self._device):
             self._table = Table.create(request, self._device, channels_last=layout)
@@ -64,6 +67,7 @@ class GpuEngine(Engine):
             forward,
             balanced=options.balanced_loss_scale,
             bucket_bytes=options.bucket_mib << 20,
+            views=request.rank.world > 1,
         )
         self._step: StepFunction = self._own_step
         if options.cuda_graphs:
@@ -82,10 +86,15 @@ class GpuEngine(Engine):
         waits = self._request.skip_nonfinite and self._request.ema_decay is not None
         full: Exhausted | None = None
         try:
-            for step, given in zip(steps, self._feed(steps), strict=True):
+            batches = self._feed(steps)
+            given = next(batches, None)
+            for step in steps:
+                assert given is not None
                 loss, found = self._step(*given, self._scalar(step.lr), self._scalar(scale()))
+                given = next(batches, None)  # copied while the step runs, and before anybody waits for it
                 if waits:
-                    loss, found = torch.stack([loss, found]).cpu()
+                    with reaching_others():
+                        loss, found = torch.stack([loss, found]).cpu()
                     if not found:
                         self._own_step.average()
                 yield loss, found
@@ -98,16 +107,18 @@ class GpuEngine(Engine):
             raise out_of_memory(self._own_step, self._request, steps[0], self._device, full, alone=alone)
 
     def settle(self, queued: Sequence[tuple[Tensor, Tensor]]) -> Outcomes:
-        """Wait for the steps, once for all of them."""
+        """Wait for the steps, once for all of them; raises BackendUnavailable when another rank is lost."""
         losses, flags = zip(*queued, strict=True)
-        if not self._request.checked:
-            return Outcomes(losses=_fetch(losses), skipped=np.zeros(len(queued), np.bool_))
-        found = _fetch((*losses, *flags))
+        with reaching_others():
+            if not self._request.checked:
+                return Outcomes(losses=_fetch(losses), skipped=np.zeros(len(queued), np.bool_))
+            found = _fetch((*losses, *flags))
         return Outcomes(losses=found[: len(queued)], skipped=found[len(queued) :] > 0)
 
     def read(self) -> dict[str, NDArray[Any]]:
         """Return float32 copies of weights, momentum and EMA."""
-        return {name: np.array(t.cpu().numpy(), order="C") for name, t in self._table.named().items()}
+        with reaching_others():
+            return {name: np.array(t.cpu().numpy(), order="C") for name, t in self._table.named().items()}
 
     def write(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Go on from these values."""
@@ -121,15 +132,23 @@ class GpuEngine(Engine):
 
     def usage(self) -> DeviceUsage:
         """Return how long steps waited for their images, and on a GPU the most memory that tensors took."""
-        cuda = self._device.type == "cuda"
-        return DeviceUsage(
-            copy_seconds=self._feed.take_copy_seconds(),
-            peak_bytes=torch.cuda.max_memory_allocated(self._device) if cuda else None,
-        )
+        peak = None
+        if self._device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self._device)
+            torch.cuda.reset_peak_memory_stats(self._device)
+        return DeviceUsage(copy_seconds=self._feed.take_copy_seconds(), peak_bytes=peak)
 
     def close(self) -> None:
-        """Drop the network and its memory; the device stays open for the rest of the process."""
-        self._own_step, self._step = None, _closed
+        """Drop all tensors and the graph, and return their memory; the device stays open for the process."""
+        if isinstance(self._step, Replayed):
+            self._step.close()
+        if self._own_step is not None:
+            self._own_step.close()
+        self._own_step, self._step = None, closed
+        self._table = Table(weights={}, momentum={}, ema={}, statistics=torch.empty(0))
+        self._feed.close()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _graphed(self, step: Step) -> StepFunction:
         """Return `step` for replay where that is possible."""
@@ -149,10 +168,6 @@ class GpuEngine(Engine):
 def _fetch(scalars: Sequence[Tensor]) -> NDArray[np.float64]:
     """Return scalars of the device as float64 (n,), in one copy."""
     return torch.stack(list(scalars)).cpu().numpy().astype(np.float64)
-
-
-def _closed(*_: Tensor) -> tuple[Tensor, Tensor]:
-    raise UsageError("this trainer is closed")
 
 
 def _check_card(request: TrainRequest, device: torch.device) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from resnext_core.interfaces import StepInput
@@ -16,13 +17,14 @@ from resnext_core.interfaces import StepInput
 class Feed:
     """Yields (images, labels, weights) on `device`; valid until the next is asked for.
 
-    On a GPU there are two slots, each a page-locked buffer and its twin on the GPU, filled on a stream of its own. A
-    slot is filled again only after the step that used it.
+    On a GPU there are two slots, filled on a stream of its own. The next batch is read only when it is asked for: ask
+    once the step on this one is queued, and both copies, that to page-locked memory by the processor and that to the
+    GPU, go on beside the step.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._slots: list[_Slot] = []
+        self._slots: list[Slot] = []
         self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._copied = 0.0
         self._waits: list[tuple[Any, Any]] = []
@@ -48,47 +50,53 @@ class Feed:
                 self._copied += time.perf_counter() - started
                 yield images, labels, weights
             return
-        if not self._slots or self._slots[0].shape != steps[0].images.shape:
-            self._slots = [_Slot(steps[0], self._device) for _ in range(2)]
-        self._slots[0].fill(steps[0], self._stream)
-        for i in range(len(steps)):
+        shape, rows = steps[0].images.shape, steps[0].labels.shape
+        if not self._slots or self._slots[0].tensors[0].shape != shape:
+            layout = ((shape, torch.uint8), (rows, torch.int64), (rows, torch.float32))
+            self._slots = [Slot(layout, self._device) for _ in range(2)]
+        current = torch.cuda.current_stream(self._device)
+        for i, step in enumerate(steps):
             slot = self._slots[i % 2]
-            if i + 1 < len(steps):
-                self._slots[(i + 1) % 2].fill(steps[i + 1], self._stream)
-            current = torch.cuda.current_stream(self._device)
+            slot.fill((step.images, step.labels, step.weights), self._stream)
             wait = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             wait[0].record(current)
             current.wait_event(slot.filled)
             wait[1].record(current)
             self._waits.append(wait)
-            yield slot.images, slot.labels, slot.weights
+            images, labels, weights = slot.tensors
+            yield images, labels, weights
             slot.used.record(current)
 
+    def close(self) -> None:
+        """Let go of the buffers."""
+        self._slots = []
 
-class _Slot:
-    """Room for one batch on both sides of the bus."""
 
-    def __init__(self, step: StepInput, device: torch.device) -> None:
-        self.shape = step.images.shape
-        self._images = torch.empty(self.shape, dtype=torch.uint8, pin_memory=True)
-        self._labels = torch.empty(len(step.labels), dtype=torch.int64, pin_memory=True)
-        self._weights = torch.empty(len(step.labels), dtype=torch.float32, pin_memory=True)
-        self.images = torch.empty(self.shape, dtype=torch.uint8, device=device)
-        self.labels = torch.empty(len(step.labels), dtype=torch.int64, device=device)
-        self.weights = torch.empty(len(step.labels), dtype=torch.float32, device=device)
+class Slot:
+    """Room for arrays of these shapes and types on both sides of the bus: page-locked memory, and `tensors` on the GPU.
+
+    What computes on `tensors` waits for `filled` first, and records `used` afterwards.
+    """
+
+    def __init__(self, layout: Sequence[tuple[Sequence[int], torch.dtype]], device: torch.device) -> None:
+        self._pinned = [torch.empty(tuple(shape), dtype=dtype, pin_memory=True) for shape, dtype in layout]
+        self.tensors = [torch.empty(tuple(shape), dtype=dtype, device=device) for shape, dtype in layout]
         self.filled, self.used = torch.cuda.Event(), torch.cuda.Event()
         # The buffers come from the stream of the computation: what was freed there must be done with.
         self.used.record(torch.cuda.current_stream(device))
 
-    def fill(self, step: StepInput, stream: Any) -> None:
-        """Start the copy of a batch; it waits for the last step that used the slot."""
+    def fill(self, arrays: Sequence[NDArray[Any]], stream: Any, rows: int | None = None) -> None:
+        """Start the copy of `arrays` on `stream`; it waits for the last computation that used the slot.
+
+        With `rows` the arrays may be shorter than that, and this many rows are copied: those that are missing are 0.
+        """
         self.filled.synchronize()  # the page-locked buffer has been read
-        np.copyto(self._images.numpy(), step.images)
-        np.copyto(self._labels.numpy(), step.labels, casting="safe")
-        np.copyto(self._weights.numpy(), step.weights, casting="same_kind")
+        for pinned, array in zip(self._pinned, arrays, strict=True):
+            own = pinned.numpy()[:rows]
+            np.copyto(own[: len(array)], array, casting="same_kind")
+            own[len(array) :] = 0
         with torch.cuda.stream(stream):
             stream.wait_event(self.used)
-            self.images.copy_(self._images, non_blocking=True)
-            self.labels.copy_(self._labels, non_blocking=True)
-            self.weights.copy_(self._weights, non_blocking=True)
+            for tensor, pinned in zip(self.tensors, self._pinned, strict=True):
+                tensor[:rows].copy_(pinned[:rows], non_blocking=True)
             self.filled.record(stream)

@@ -1,20 +1,26 @@
-"""Gradients as views of a few flat buffers, which are summed over the ranks while the backward pass goes on.
+"""The gradients of a step: with several ranks views of flat buffers, which are summed while the backward pass goes on.
 
-This is what DistributedDataParallel does with a static graph, bucket views and its buffers left alone. It is written
+That is what DistributedDataParallel does with a static graph, bucket views and its buffers left alone. It is written
 out because DDP lays its buckets out anew after its first step: with three ranks or more that changes the order of
 additions, so a resumed run would not be, bit for bit, the run that never stopped. Here the layout is that of the
 network. It also sums once a step however many micro-batches there are, and one pass finds what is not finite.
+
+One rank has nothing to sum. It takes the tensors in which autograd computed the gradients, which saves a pass that
+clears the buffers, one that adds to them, and their memory during the forward pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from resnext_core.errors import BackendUnavailable, one_line
+from resnext_gpu.memory import is_out_of_memory
 
 #: Elements that the views are aligned to: 256 bytes, for vector loads.
 _ALIGNED = 64
@@ -23,14 +29,24 @@ _ALIGNED = 64
 class Gradients:
     """The gradients of `parameters`, over `world` ranks in buckets of about `bucket_bytes`.
 
-    `flats` are the buffers, `flag` is one more element of the first of them: what a rank adds to it, all ranks get.
+    With `views` they are parts of `flats`, always the same memory. Without, which is for one rank, autograd's own
+    tensors; there are none between :meth:`release` and the next backward pass. `flag` is one element besides: what a
+    rank adds to it, all ranks get.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], *, bucket_bytes: int, world: int) -> None:
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], *, bucket_bytes: int, world: int, views: bool
+    ) -> None:
+        assert views or world == 1
+        self._parameters = parameters
         self.flats: list[Tensor] = []
         self._counts: list[int] = []
         self._missing: list[int] = []
         self._works: list[torch.distributed.Work] = []
+        self._hooks: list[RemovableHandle] = []
+        if not views:
+            self.flag = torch.zeros((), dtype=torch.float32, device=parameters[0].device)
+            return
         buckets: list[list[nn.Parameter]] = [[]]
         filled = 0
         for parameter in reversed(parameters):  # the order in which the backward pass finds them
@@ -55,11 +71,39 @@ class Gradients:
             # With the parameter's own strides: autograd adds into it, and the fused update wants them the same.
             parameter.grad = flat.as_strided(parameter.size(), parameter.stride(), offset)
             if world > 1:
-                parameter.register_post_accumulate_grad_hook(partial(self._arrived, index))
+                hook = parameter.register_post_accumulate_grad_hook(partial(self._arrived, index))
+                self._hooks.append(hook)
 
     def clear(self) -> None:
-        """Set all gradients to zero."""
-        torch._foreach_zero_(self.flats)
+        """Prepare for the first backward pass of a step: views become zero, other gradients go."""
+        if self.flats:
+            torch._foreach_zero_(self.flats)
+        else:
+            self.flag.zero_()
+            self.release()
+
+    def release(self) -> None:
+        """Let go of the gradients that a step has used; of views this is nothing."""
+        if not self.flats:
+            for parameter in self._parameters:
+                parameter.grad = None
+
+    def whole(self) -> list[Tensor]:
+        """Return tensors that together hold every gradient, and the flag."""
+        return self.flats or [*gradients_of(self._parameters), self.flag]
+
+    def each(self) -> list[Tensor]:
+        """Return the gradient of each parameter, with the parameter's strides."""
+        return gradients_of(self._parameters)
+
+    def close(self) -> None:
+        """Let go of everything; there can be no step after that."""
+        for hook in self._hooks:
+            hook.remove()
+        for parameter in self._parameters:
+            parameter.grad = None
+        self._parameters, self.flats, self._hooks, self._works = [], [], [], []
+        del self.flag
 
     def expect(self, last: bool) -> None:
         """Prepare for a backward pass; the `last` one of a step sums over the ranks."""
@@ -88,6 +132,38 @@ class Gradients:
         self._works = []
 
 
-def lost(error: RuntimeError) -> BackendUnavailable:
-    """Return the error of a rank that could not talk to the others: the launcher looks for the one that failed."""
+def gradients_of(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Return the gradients of these parameters, all of which have one."""
+    found = [parameter.grad for parameter in parameters]
+    return [grad for grad in found if grad is not None]
+
+
+#: What an error says that comes from NCCL or the group around it, where it is no DistBackendError: NCCL's own text
+#: (NCCLUtils.hpp), a communicator that was aborted (NCCLUtils.cpp), and its watchdog (ProcessGroupNCCL.cpp).
+_OF_RANKS = ("NCCL error", "NCCL communicator was aborted", "Watchdog caught collective operation timeout")
+
+
+@contextmanager
+def reaching_others() -> Iterator[None]:
+    """Turn an error inside the block that says that another rank was lost into BackendUnavailable.
+
+    For what waits for the GPU: under NCCL a collective is queued like a kernel, and fails, if it says so at all, after
+    that. docs/gpu.md says what else ends a rank that waits for a lost one.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        known = isinstance(error, torch.distributed.DistError) or any(w in str(error) for w in _OF_RANKS)
+        if not known or is_out_of_memory(error):
+            raise
+        raise lost(error) from error
+
+
+def lost(error: RuntimeError) -> Exception:
+    """Return the error of a rank that could not talk to the others: the launcher looks for the one that failed.
+
+    That is BackendUnavailable, or `error` itself where it is of memory, which NCCL wants too.
+    """
+    if is_out_of_memory(error):
+        return error
     return BackendUnavailable(f"lost another rank ({one_line(error, 200)}); see the logs of the others")

@@ -1,15 +1,18 @@
-"""A faster way through the same step: torch.compile and CUDA graphs, each with a way back that says so."""
+"""A faster way through the same step: torch.compile, with a way back that says so, and CUDA graphs, without one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from resnext_core.errors import one_line
+from resnext_core.errors import ResnextError, UsageError, one_line
 from resnext_gpu.device import note
+from resnext_gpu.memory import is_out_of_memory
 from resnext_gpu.network import Network
 
 #: Steps before a capture, in which libraries choose their algorithms and allocate.
@@ -22,13 +25,16 @@ StepFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, 
 class Compiled:
     """`network` through torch.compile; what cannot be compiled is computed as it is, after a line that says so.
 
-    With several ranks each block is compiled by itself, so that gradients can leave while the backward pass goes on: a
-    whole compiled network hands them all out at its end.
+    torch.compile lowers the forward pass when it is first called, and the backward pass when gradients are first asked
+    for, when running statistics have moved. So :meth:`prove` has both compiled before the first step. With several
+    ranks each block is compiled by itself, so that gradients can leave while the backward pass goes on: a whole
+    compiled network hands them all out at its end.
     """
 
     def __init__(self, network: Network, *, by_block: bool) -> None:
         self._network = network
         self._call: Callable[[Tensor], Tensor] = network
+        self._proven: set[torch.Size] = set()
         if by_block:
             # Blocks differ by stage and place: more kinds than Dynamo expects of one function.
             torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)
@@ -38,10 +44,24 @@ class Compiled:
             self._call = torch.compile(network)
 
     def __call__(self, images: Tensor) -> Tensor:
+        return self._call(images)
+
+    def proven(self, images: Tensor) -> bool:
+        """True where a step on images of this shape was tried, or nothing is compiled any more."""
+        return images.shape in self._proven
+
+    def prove(self, images: Tensor, attempt: Callable[[], None]) -> None:
+        """Have compiled what a step on `images` needs by `attempt`, a forward and a backward pass for nothing.
+
+        After an error of `attempt` nothing is compiled any more. Which module it comes from (Dynamo, Inductor, Triton,
+        a C++ compiler) is not asked: what is wrong with the network itself is raised by the step that follows. Out of
+        memory is raised, for there compiled and not compiled differ little.
+        """
+        self._proven.add(images.shape)
         try:
-            return self._call(images)
+            attempt()
         except Exception as error:
-            if not _from_compiler(error):
+            if isinstance(error, ResnextError) or is_out_of_memory(error):
                 raise
             note(
                 f"torch.compile failed ({one_line(error, 200)}); continuing without, as with gpu.compile=false"
@@ -49,18 +69,17 @@ class Compiled:
             for block in self._network.blocks:
                 block._compiled_call_impl = None
             self._call = self._network
-            return self._network(images)
 
 
-def _from_compiler(error: BaseException | None) -> bool:
-    return error is not None and type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+class CaptureFailed(RuntimeError):
+    """A step that cannot be recorded: something in it is not allowed while a stream is captured."""
 
 
 class Replayed:
     """`step` as one recorded graph that is replayed: no launch of single kernels, no Python between them.
 
     The step is recorded at the first call, after a few steps to warm up; `state` are the tensors that these move, and
-    they are put back. Where it cannot be recorded, the step is taken as it is, after a line that says so.
+    they are put back. Raises UsageError where it cannot be recorded.
     """
 
     def __init__(self, step: StepFunction, state: Sequence[Tensor], recorder: Recorder | None = None) -> None:
@@ -69,58 +88,128 @@ class Replayed:
         self._replay: Callable[[], Any] | None = None
         self._inputs: list[Tensor] = []
         self._outputs: tuple[Tensor, Tensor] | None = None
-        self._given_up = False
 
     def __call__(
         self, images: Tensor, labels: Tensor, weights: Tensor, lr: Tensor, scale: Tensor
     ) -> tuple[Tensor, Tensor]:
         given = (images, labels, weights, lr, scale)
-        if self._replay is None and not self._given_up:
-            self._record(given)
         if self._replay is None or self._outputs is None:
-            return self._step(*given)
+            self._replay, self._outputs = self._record(given)
         for own, new in zip(self._inputs, given, strict=True):
             own.copy_(new, non_blocking=True)
         self._replay()
         loss, found = self._outputs
         return loss.clone(), found.clone()
 
-    def _record(self, given: Sequence[Tensor]) -> None:
+    def close(self) -> None:
+        """Let go of the graph, its memory and the step."""
+        self._replay, self._outputs, self._inputs, self._state = None, None, [], []
+        self._step = closed
+
+    def _record(self, given: Sequence[Tensor]) -> tuple[Callable[[], Any], tuple[Tensor, Tensor]]:
         kept = [t.clone() for t in self._state]
-        self._inputs = [t.clone() for t in given]
+        inputs = self._inputs = [t.clone() for t in given]
         try:
-            self._replay, self._outputs = self._recorder.record(lambda: self._step(*self._inputs))
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            why = one_line(error, 200)
-            note(
-                f"cannot record this step as a CUDA graph ({why}); continuing without, as with gpu.cuda_graphs=false"
-            )
-            self._given_up, self._inputs = True, []
-        for tensor, value in zip(self._state, kept, strict=True):
-            tensor.copy_(value)
+            return self._recorder.record(lambda: self._step(*inputs))
+        except CaptureFailed as error:
+            raise UsageError(
+                f"this step cannot be recorded as a CUDA graph ({one_line(error, 200)}); set gpu.cuda_graphs=false"
+            ) from error
+        finally:
+            for tensor, value in zip(self._state, kept, strict=True):
+                tensor.copy_(value)
+
+
+def closed(*_: Tensor) -> tuple[Tensor, Tensor]:
+    """Take the place of a step after the end."""
+    raise UsageError("this trainer is closed")
 
 
 class Recorder:
     """Records a function of tensors; a base for the one there is, and for tests without a GPU."""
 
     def record(self, function: Callable[[], Any]) -> tuple[Callable[[], Any], Any]:
-        """Return what runs `function` again on the same memory, and its outputs, which are then written anew."""
+        """Return what runs `function` again on the same memory, and its outputs, which are then written anew.
+
+        Raises CaptureFailed where it cannot be recorded, and what `function` raises before that is tried.
+        """
         raise NotImplementedError
 
 
 class CudaRecorder(Recorder):
-    """Records into a CUDA graph."""
+    """Records into a CUDA graph.
+
+    The steps that warm up and the capture share one stream: autograd runs the accumulation into a parameter's gradient
+    on the stream on which it first saw the parameter, and a captured stream may wait for no other.
+    """
 
     def record(self, function: Callable[[], Any]) -> tuple[Callable[[], Any], Any]:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_STEPS):
-                function()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = function()
+        before, stream, graph = torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        stream.wait_stream(before)
+        try:
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_STEPS):
+                    function()
+                with _no_garbage():
+                    outputs = _capture(graph, function)
+        finally:
+            before.wait_stream(stream)
         return graph.replay, outputs
+
+
+@contextlib.contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Collect garbage first, and not inside the block.
+
+    Graphs of autograd that reference counting leaves (with checkpointing) keep memory, and accumulators of another
+    stream; what a collection frees during a capture may need calls that are forbidden then.
+    """
+    torch.cuda.synchronize()
+    gc.collect()
+    torch.cuda.empty_cache()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _capture(graph: Any, function: Callable[[], Any]) -> Any:
+    """Capture `function` on the current stream; return its outputs.
+
+    However that fails, the stream and the allocator are out of capture mode afterwards. ``torch.cuda.graph`` does not
+    see to that: it leaves the capture stream current, and ``CUDAGraph.capture_end`` raises for an invalid capture
+    before it tells the allocator (ATen/cuda/CUDAGraph.cpp).
+    """
+    device, pool = torch.cuda.current_device(), torch.cuda.graph_pool_handle()
+    graph.capture_begin(pool=pool)
+    try:
+        outputs = function()
+    except Exception as error:
+        try:
+            graph.capture_end()
+        except RuntimeError:
+            _end_allocation(device, pool)
+        if isinstance(error, ResnextError) or is_out_of_memory(error):
+            raise
+        raise CaptureFailed(one_line(error)) from error
+    try:
+        graph.capture_end()
+    except RuntimeError as error:
+        _end_allocation(device, pool)
+        if is_out_of_memory(error):
+            raise
+        raise CaptureFailed(one_line(error)) from error
+    return outputs
+
+
+def _end_allocation(device: int, pool: Any) -> None:
+    """Take the allocator out of capture mode, and give the memory of a capture that failed back to it."""
+    end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+    if end is None:  # before PyTorch 2.8
+        end = torch._C._cuda_endAllocateCurrentStreamToPool  # type: ignore[attr-defined]
+    for call in (end, torch._C._cuda_releasePool):
+        with contextlib.suppress(RuntimeError):  # where capture_end had come so far
+            call(device, pool)

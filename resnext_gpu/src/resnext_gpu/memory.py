@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from resnext_core.errors import UsageError, one_line
 from resnext_core.interfaces import StepInput, TrainRequest
-from resnext_gpu.step import Step
+
+if TYPE_CHECKING:
+    from resnext_gpu.step import Step
 
 #: What an error says that means out of memory and is no ``torch.cuda.OutOfMemoryError``: CUDA's own allocations
 #: (c10/cuda/CUDAException.cpp, c10/cuda/driver_api.h), those of cuDNN 8 and 9 and of cuBLAS (ATen/cuda/Exceptions.cpp),

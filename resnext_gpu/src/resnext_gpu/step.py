@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from resnext_core.config import LossConfig
 from resnext_core.interfaces import CLIP_EPS, TrainRequest
 from resnext_core.model.spec import ModelSpec
-from resnext_gpu.gradients import Gradients
+from resnext_gpu.gradients import Gradients, gradients_of
+from resnext_gpu.graphs import Compiled
 from resnext_gpu.network import make_tensors
 
 
@@ -78,27 +79,29 @@ class Step:
 
     Where `request.checked`, a step whose gradients are not finite leaves weights and momentum alone. With
     `skip_nonfinite` a loss that is not finite counts too, and the running statistics come back; the EMA is then the
-    caller's. Gradients are divided by the loss scale; not `balanced`, the loss was not multiplied by it.
+    caller's. Gradients are divided by the loss scale; not `balanced`, the loss was not multiplied by it. `views` keeps
+    gradients in flat buffers (see :class:`~resnext_gpu.gradients.Gradients`); several ranks need it.
     """
 
     def __init__(
         self, request: TrainRequest, table: Table, forward: Callable[[Tensor], Tensor], *, balanced: bool,
-        bucket_bytes: int,
+        bucket_bytes: int, views: bool,
     ) -> None:  # fmt: skip
         spec = request.weights.spec
         self._request, self._table = request, table
         self.forward, self._balanced = forward, balanced
         self._loss = smoothed_loss(request.loss, spec.num_classes)
         parameters = [p for p in table.weights.values() if isinstance(p, nn.Parameter)]
-        self.gradients = Gradients(parameters, bucket_bytes=bucket_bytes, world=request.rank.world)
+        self.gradients = Gradients(
+            parameters, bucket_bytes=bucket_bytes, world=request.rank.world, views=views
+        )
         learned = [t for t in spec.tensors if t.trainable]
         self._groups = []
         for decay, amount in ((True, request.optimizer.weight_decay), (False, 0.0)):
             names = [t.name for t in learned if t.decay == decay]
             weights = [table.weights[name] for name in names]
             moments = [table.momentum[name] for name in names]
-            grads = [weight.grad for weight in weights]
-            self._groups.append((weights, grads, moments, amount))
+            self._groups.append((weights, moments, amount))
         self._one = torch.ones((), device=table.statistics.device)
 
     def __call__(
@@ -114,6 +117,7 @@ class Step:
         loss = self.backward(images, labels, weights, scale)
         with torch.no_grad():
             found = self._update(lr, scale)
+            self.gradients.release()
             if kept is not None:
                 self._table.statistics.copy_(torch.where(found > 0, kept, self._table.statistics))
             else:
@@ -124,6 +128,7 @@ class Step:
         """Fill the gradients: sums over micro-batches and ranks, times `scale`. Returns the mean loss of this rank."""
         count, world = self._request.accumulate, self._request.rank.world
         size = len(images) // count
+        self._prove(images[:size], labels[:size])
         self.gradients.clear()
         total = torch.zeros_like(self._one)
         for i in range(count):
@@ -140,8 +145,25 @@ class Step:
 
     def try_backward(self, images: Tensor, labels: Tensor) -> None:
         """Compute the gradients of one micro-batch for nothing but their use of memory."""
+        self.gradients.clear()
         self.gradients.expect(last=False)
         self._loss(self.forward(images), labels, torch.ones_like(labels, dtype=torch.float32)).backward()
+
+    def close(self) -> None:
+        """Let go of the tensors; there can be no step after that."""
+        self.gradients.close()
+        self._groups = []
+        del self._table, self.forward
+
+    def _prove(self, images: Tensor, labels: Tensor) -> None:
+        """Have the network compiled, if it is to be, without moving anything."""
+        forward = self.forward
+        if isinstance(forward, Compiled) and not forward.proven(images):
+            kept = self._table.statistics.clone()
+            try:
+                forward.prove(images, lambda: self.try_backward(images, labels))
+            finally:
+                self._table.statistics.copy_(kept)
 
     def average(self) -> None:
         """Move the EMA, if there is one: ema = decay · ema + (1 − decay) · w, over weights and statistics."""
@@ -153,26 +175,27 @@ class Step:
 
     def _update(self, lr: Tensor, scale: Tensor) -> Tensor:
         """v = momentum · v + g + weight_decay · p; p −= lr · v, of clipped gradients g. Returns 1 where skipped."""
-        optimizer, flats = self._request.optimizer, self.gradients.flats
+        optimizer = self._request.optimizer
         found = torch.zeros_like(self._one)
         divisor: Tensor | None = None
         shares = self._request.accumulate * self._request.rank.world
         if self._request.checked:  # in float64, as the reciprocal of a large scale is denormal
             inverse = (scale.double() * shares).reciprocal().float()
-            torch._amp_foreach_non_finite_check_and_unscale_(flats, found, inverse)
+            torch._amp_foreach_non_finite_check_and_unscale_(self.gradients.whole(), found, inverse)
         elif shares > 1:
             divisor = self._one * shares
         if optimizer.clip_norm is not None:
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(flats)))
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.gradients.each())))
             if divisor is not None:
                 norm = norm / divisor
             factor = (optimizer.clip_norm / (norm + CLIP_EPS)).clamp(max=1.0)
             divisor = (self._one if divisor is None else divisor) / factor
-        for weights, grads, moments, decay in self._groups:
+        for weights, moments, decay in self._groups:
             if weights:
                 torch._fused_sgd_(
-                    weights, grads, moments, weight_decay=decay, momentum=optimizer.momentum or 1.0, lr=lr,
-                    dampening=0.0, nesterov=False, maximize=False,
+                    weights, gradients_of(weights), moments,
+                    weight_decay=decay, momentum=optimizer.momentum or 1.0, lr=lr, dampening=0.0,
+                    nesterov=False, maximize=False,
                     is_first_step=optimizer.momentum == 0,  # then v = g, which is what no momentum is
                     grad_scale=divisor, found_inf=found if self._request.checked else None,
                 )  # fmt: skip
