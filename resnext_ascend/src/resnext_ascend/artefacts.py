@@ -22,7 +22,7 @@ from resnext_core.plugins import PluginSet
 ENDINGS = {"air": ".air", "om": ".om", "lite": ".mindir"}
 #: What a MindSpore Lite configuration takes under [ascend_context]; it ignores anything else.
 LITE_PRECISION = ("enforce_fp16", "enforce_fp32", "enforce_origin", "preferred_fp32", "preferred_optimal")
-_SOC = re.compile(r"Ascend\d{3}[A-Za-z0-9_]*")
+_SOC = re.compile(r"Ascend\d{3}[A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
