@@ -1,4 +1,4 @@
-"""``resnext-run ascend``: launch ranks on several servers, make and check rank tables, export for Ascend."""
+"""``resnext-run ascend``: launch on several servers, rank tables, export, self-test."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from resnext_ascend import artefacts, om, rank_table
 from resnext_ascend.artefacts import ENDINGS
 from resnext_ascend.launch import Servers, launch, parse_master
 from resnext_ascend.options import AscendOptions
+from resnext_ascend.selftest import command as selftest
 from resnext_core.config import Config
 from resnext_core.console.flags import add_config_flags, add_weights_flag, positive, resume_of
 from resnext_core.console.output import Output
@@ -32,16 +33,24 @@ examples:
   resnext-run ascend launch --devices 8 --servers 2 --server 0 --master 10.0.0.1:8118 -- train \\
     --recipe modelzoo-ascend-150e --data IMAGENET
   resnext-run ascend export --weights runs/RUN --format om --to model.om --soc-version Ascend310P3 --dry-run
+  resnext-run ascend selftest --out ascend-selftest.tar.gz
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(dest="what", metavar="launch | rank-table | export", required=True)
+    commands = parser.add_subparsers(
+        dest="what", metavar="launch | rank-table | export | selftest", required=True
+    )
     _configure_launch(
         commands.add_parser("launch", help="start the ranks of this server", allow_abbrev=False)
     )
     _configure_export(
         commands.add_parser("export", help="write AIR, .om or Lite's MINDIR", allow_abbrev=False)
+    )
+    selftest.configure(
+        commands.add_parser(
+            "selftest", help="check an Ascend part by part, write a report", allow_abbrev=False
+        )
     )
     table = commands.add_parser("rank-table", help="make or check a rank table", allow_abbrev=False)
     actions = table.add_subparsers(dest="action", metavar="make | check", required=True)
@@ -110,6 +119,8 @@ def handle(args: argparse.Namespace) -> int:
         return _launch(args)
     if args.what == "export":
         return _export(args)
+    if args.what == "selftest":
+        return selftest.handle(args)
     return _make(args) if args.action == "make" else _check(args)
 
 

@@ -1,0 +1,81 @@
+"""What a part of the self-test gets, and the ways in which it ends other than well."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnext_ascend.options import AscendOptions
+
+
+class NotHere(Exception):
+    """This machine lacks what a part needs; the message says what."""
+
+
+class Refuted(Exception):
+    """A part has found something wrong; the message has the numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a part runs: on an Ascend or in test mode on the CPU, with an own empty `folder`.
+
+    `soc_version` is the chip that an ``.om`` is made for, None to ask npu-smi.
+    """
+
+    device: Literal["ascend", "cpu"]
+    folder: Path
+    soc_version: str | None = None
+
+    def options(self, **changes: Any) -> AscendOptions:
+        """Return the backend's options on this device."""
+        return AscendOptions(device=self.device, **changes)
+
+    def need_device(self, why: str) -> None:
+        """Raise NotHere in test mode."""
+        if self.device == "cpu":
+            raise NotHere(f"needs a device: {why}")
+
+    def python(self, module: str, *words: object, code: int = 0) -> str:
+        """Run a module of Python and return what it printed; Refuted where its exit code is not `code`."""
+        done = subprocess.run(
+            [sys.executable, "-m", module, *map(str, words)], cwd=self.folder, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, errors="replace", check=False,
+        )  # fmt: skip
+        print(done.stdout, flush=True)
+        if done.returncode != code:
+            raise Refuted(
+                f"{module} {' '.join(map(str, words[:3]))} ... ended with {done.returncode}, not {code}"
+            )
+        return done.stdout
+
+    def json_of(self, *words: object) -> dict[str, Any]:
+        """Run a command of resnext-run with ``--json`` and return its result."""
+        text = self.python("resnext_core.cli", *words, "--json")
+        (line,) = [line for line in text.splitlines() if line.startswith("{")]
+        return dict(json.loads(line))
+
+
+def relative(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Return max |difference| over max |expected|, infinity where `found` is not finite."""
+    if found.shape != expected.shape:
+        raise Refuted(f"shape {found.shape}, not {expected.shape}")
+    if not np.isfinite(found).all():
+        return float("inf")
+    scale = float(np.abs(expected).max()) or 1.0
+    return float(np.abs(found.astype(np.float64) - expected).max()) / scale
+
+
+def within(measured: dict[str, Any], limits: dict[str, float]) -> None:
+    """Raise Refuted with the values of `measured` that exceed their limit."""
+    over = [f"{name} is {measured[name]:.2e}, above {limit:.0e}" for name, limit in limits.items()
+            if not measured[name] <= limit]  # fmt: skip
+    if over:
+        raise Refuted("; ".join(over))
