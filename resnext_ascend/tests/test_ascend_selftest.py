@@ -231,6 +231,27 @@ def test_two_steps(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         steps.two_steps(place)
 
 
+def of_rank(skipped: list[int], weight: float = 1.0) -> dict[str, Any]:
+    moved = np.diff([0, *skipped]) == 0
+    return {
+        "skipped": np.array(skipped), "moved": moved, "weights/fc.bias": np.array([weight, 2.0]),
+        "weights/bn1.running_mean": np.array([weight]),
+    }  # fmt: skip
+
+
+def test_ranks_that_part_ways_are_found() -> None:
+    """An overflow that one rank alone sees: it skips, the other steps."""
+    assert ranks.verdict([of_rank([0, 1, 1]), of_rank([0, 1, 1])])["weights_apart"] == 0
+    for second, says in (
+        (of_rank([0, 0, 0]), "each must have"),
+        (of_rank([1, 2, 3]), "each must have"),
+        (of_rank([0, 1, 1], weight=1.001), "the weights of two ranks differ by 5.00e-04"),
+        (of_rank([0, 1, 1]) | {"moved": np.array([True, True, True])}, "only the second may not"),
+    ):
+        with pytest.raises(Refuted, match=says):
+            ranks.verdict([of_rank([0, 1, 1]), second])
+
+
 def test_what_needs_a_device_says_so(place: Place) -> None:
     for call in (
         jobs.recipe, serving.infer_acl, lambda p: serving.om_export(p, "aipp"), lambda p: serving.om_export(p, "graph"),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from resnext_ascend import rank_table
 from resnext_ascend.selftest import samples
@@ -71,21 +73,21 @@ def _run(place: Place, table: Path | None) -> dict[str, Any]:
     for rank in range(_RANKS):
         with np.load(place.folder / f"rank-{rank}.npz") as file:
             found.append(dict(file))
-    skipped = [f["skipped"].tolist() for f in found]
-    names = [n for n in found[0] if n.startswith("weights/") and "running" not in n]
-    apart = max(relative(found[1][n], found[0][n]) for n in names)
-    measured = {
-        "skipped_after_each_step": skipped, "moved": [f["moved"].tolist() for f in found], "weights_apart": apart,
-    }  # fmt: skip
-    if skipped != [[0, 1, 1]] * _RANKS:
-        raise Refuted(f"steps skipped so far, on ranks 0 and 1: {skipped}, not {[[0, 1, 1]] * _RANKS}")
-    if [f["moved"].tolist() for f in found] != [[True, False, True]] * _RANKS:
-        raise Refuted(
-            f"weights moved on ranks 0 and 1: {measured['moved']}, not {[[True, False, True]] * _RANKS}"
-        )
+    return verdict(found)
+
+
+def verdict(ranks: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, Any]:
+    """Return what was measured from what each rank has written; Refuted where they disagree or a step went wrong."""
+    skipped, moved = ([rank[name].tolist() for rank in ranks] for name in ("skipped", "moved"))
+    names = [n for n in ranks[0] if n.startswith("weights/") and "running" not in n]
+    apart = max(relative(rank[n], ranks[0][n]) for rank in ranks for n in names)
+    if skipped != [[0, 1, 1]] * len(ranks):
+        raise Refuted(f"steps skipped after each of three, by rank: {skipped}; each must have [0, 1, 1]")
+    if moved != [[True, False, True]] * len(ranks):
+        raise Refuted(f"whether weights moved in each step, by rank: {moved}; only the second may not")
     if apart:
         raise Refuted(f"the weights of two ranks differ by {apart:.2e}")
-    return measured
+    return {"skipped_after_each_step": skipped, "moved": moved, "weights_apart": apart}
 
 
 def main(device: Any, folder: Path) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from resnext_ascend.selftest import samples
 from resnext_ascend.selftest.place import Place, Refuted, relative, within
@@ -39,7 +40,7 @@ def two_steps(place: Place) -> dict[str, Any]:
     return measured
 
 
-def run(backend: Backend, options: Any) -> dict[str, np.ndarray]:
+def run(backend: Backend, options: Any) -> dict[str, NDArray[Any]]:
     """Return losses, weights and momenta after two steps in float32."""
     request = samples.request(samples.small_weights(), options, _ROWS)
     with closing(create_trainer(backend, request)) as trainer:
