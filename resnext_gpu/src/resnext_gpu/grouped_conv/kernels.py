@@ -13,6 +13,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+#: Sizes of which Triton shall not compile kernels of their own, as it does of multiples of 16 and of 1. `channels` is
+#: not among them: that it is a multiple of 16, which it always is, makes loads of 16 bytes.
+_ANY_SIZE = ("squares", "span", "height", "width", "out_height", "out_width")
+
 
 @triton.jit
 def pack(
@@ -85,7 +89,7 @@ def _tap(total, tile, matrix, step, KH: tl.constexpr, KW: tl.constexpr):
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_ANY_SIZE)
 def forward(
     x, packed, y, squares, height, width, out_height, out_width, channels,
     STRIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
@@ -117,7 +121,7 @@ def forward(
     _store(first, y11, inside, row, column, out_height, out_width, channels, 1, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_ANY_SIZE)
 def input_gradient_of_stride_2(
     dy, packed, dx, squares, height, width, out_height, out_width, channels, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
@@ -183,7 +187,7 @@ def _keep(parts, total, tap, channels, lane, GW: tl.constexpr):
     tl.store(parts + at, total, mask=same)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_ANY_SIZE)
 def weight_gradient(
     dy, x, parts, squares, span, height, width, out_height, out_width, channels,
     GW: tl.constexpr, STRIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,

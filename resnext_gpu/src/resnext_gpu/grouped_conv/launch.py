@@ -57,14 +57,25 @@ def weight_gradient(dy: Tensor, x: Tensor, group_width: int, stride: int, plan: 
     out_height, out_width = dy.shape[2:]
     squares = _squares(dy)
     blocks = channels // plan.channels
-    span = triton.cdiv(triton.cdiv(squares, max(1, plan.programs // blocks)), plan.squares) * plan.squares
-    count = triton.cdiv(squares, span)
+    span, count = spans(squares, channels, plan)
     parts = torch.empty((count, 3, 3, channels, group_width), dtype=torch.float32, device=x.device)
     kernels.weight_gradient[(blocks, count)](
         dy, x, parts, squares, span, height, width, out_height, out_width, channels,
         GW=group_width, STRIDE=stride, BM=plan.squares, BC=plan.channels, num_warps=plan.warps, num_stages=1,
     )  # fmt: skip
     return parts.sum(0).permute(2, 3, 0, 1).contiguous()
+
+
+def spans(squares: int, channels: int, plan: Plan) -> tuple[int, int]:
+    """Return how many squares a program of a weight gradient sums over, and how many parts of the sum that makes."""
+    programs = max(1, plan.programs // (channels // plan.channels))
+    span = triton.cdiv(triton.cdiv(squares, programs), plan.squares) * plan.squares
+    return span, triton.cdiv(squares, span)
+
+
+def squares_of(images: int, height: int, width: int) -> int:
+    """Return how many squares of 2 x 2 pixels images have; those at the border may extend beyond it."""
+    return images * ((height + 1) // 2) * ((width + 1) // 2)
 
 
 def out_size(size: int, stride: int) -> int:
@@ -90,7 +101,7 @@ def _convolve(x: Tensor, packed: Tensor, y: Tensor, stride: int, plan: Plan) -> 
 
 def _squares(written: Tensor) -> int:
     images, _, height, width = written.shape
-    return images * ((height + 1) // 2) * ((width + 1) // 2)
+    return squares_of(images, height, width)
 
 
 def _pack(weight: Tensor, dtype: torch.dtype, block: int, *, back: bool) -> Tensor:

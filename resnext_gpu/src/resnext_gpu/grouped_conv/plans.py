@@ -17,7 +17,7 @@ from torch import Tensor
 from resnext_core.errors import BackendUnavailable, DataError, one_line
 from resnext_core.files import cache_folder, write_atomic
 from resnext_gpu.device import note
-from resnext_gpu.grouped_conv.launch import Plan
+from resnext_gpu.grouped_conv.launch import Plan, out_size, spans, squares_of
 
 #: What is computed.
 Pass = Literal["forward", "input gradient", "weight gradient"]
@@ -61,16 +61,9 @@ class Timing:
         return self.plan if self.ours_ms is not None and self.ours_ms < self.library_ms else None
 
 
-#: Plans of the weight gradient, and of what writes images. A100 and H100 have the registers for them, but for at most
-#: 80 bytes that spill (tests/test_gpu_grouped_conv.py). Of blocks of 16 channels those of few warps have the least to
-#: move in L1 and shared memory, by count of their instructions: see docs/log/kernels.md.
-_WEIGHT_GRADIENT = (
-    Plan(squares=16, channels=16, warps=1),
-    Plan(squares=16, channels=16, warps=1, programs=2048),
-    Plan(squares=32, channels=16, warps=1),
-    Plan(squares=16, channels=32, warps=2),
-    Plan(squares=16, channels=32, warps=4),
-)
+#: How images are written. A100 and H100 have the registers for these cuts, and for those below but for at most 80 bytes
+#: that spill (tests/test_gpu_grouped_conv.py). Of blocks of 16 channels those of few warps have the least to move in L1
+#: and shared memory, by count of their instructions: see docs/log/kernels.md.
 _IMAGES = (
     Plan(squares=32, channels=16, warps=1),
     Plan(squares=32, channels=16, warps=2),
@@ -80,21 +73,68 @@ _IMAGES = (
     Plan(squares=64, channels=32, warps=4),
     Plan(squares=128, channels=32, warps=8),
 )
+#: How weight gradients are summed. The registers allow 14 programs of the first cut in each multiprocessor, 10 of the
+#: second, 5 of the third, 4 and 2 of the last. More programs have more warps in flight and more parts to write and add.
+_WEIGHT_GRADIENT = tuple(
+    Plan(squares=squares, channels=channels, warps=warps, programs=programs)
+    for squares, channels, warps, all_programs in (
+        (16, 16, 1, (1024, 2048, 4096)),
+        (32, 16, 1, (1024, 2048, 4096)),
+        (32, 16, 2, (1024, 2048)),
+        (16, 32, 2, (256, 512, 1024)),
+        (32, 32, 4, (256, 512)),
+    )
+    for programs in all_programs
+)
+#: Without timing: programs by group width, so that their parts are at most a third of the traffic of the images.
+_PROGRAMS = {4: 2048, 8: 2048, 16: 1024, 32: 256}
 
 
 def default_plan(what: Pass, shape: Shape) -> Plan:
     """Return the plan that is taken where nothing is timed."""
     narrow = shape.group_width <= 16
     if what == "weight gradient":
-        return Plan(squares=16, channels=16 if narrow else 32, warps=1 if narrow else 2)
+        programs = _PROGRAMS[shape.group_width]
+        if narrow:
+            return Plan(squares=16, channels=16, warps=1, programs=programs)
+        return Plan(squares=32, channels=32, warps=4, programs=programs)
     return Plan(squares=64, channels=16 if narrow else 32, warps=2 if narrow else 4)
 
 
 def candidates(what: Pass, shape: Shape) -> Iterator[Plan]:
-    """Yield the plans that are timed, those whose blocks hold whole groups and divide the channels."""
-    for plan in _WEIGHT_GRADIENT if what == "weight gradient" else _IMAGES:
-        if plan.channels >= shape.group_width and shape.channels % plan.channels == 0:
+    """Yield the plans that are timed: their blocks hold whole groups and divide the channels.
+
+    Of weight gradients those whose blocks are as narrow as they can be, and whose parts are not more traffic than the
+    images, but for the fewest of each cut; numbers of programs that make the same parts are one candidate.
+    """
+    if what != "weight gradient":
+        for plan in _IMAGES:
+            if plan.channels >= shape.group_width and shape.channels % plan.channels == 0:
+                yield plan
+        return
+    images = image_bytes(shape)
+    seen = set()
+    for plan in _WEIGHT_GRADIENT:
+        if plan.channels != max(16, shape.group_width):
+            continue
+        cut = (plan.squares, plan.warps)
+        parts = partial_bytes(shape, plan)
+        if cut not in {known for known, _ in seen} or (2 * parts <= images and (cut, parts) not in seen):
+            seen.add((cut, parts))
             yield plan
+
+
+def image_bytes(shape: Shape) -> int:
+    """Return the bytes of input and output of a convolution, in 16 bits."""
+    rows, columns = (out_size(n, shape.stride) for n in (shape.height, shape.width))
+    return 2 * shape.images * shape.channels * (shape.height * shape.width + rows * columns)
+
+
+def partial_bytes(shape: Shape, plan: Plan) -> int:
+    """Return the bytes of the partial sums of a weight gradient, which are written once and read once."""
+    rows, columns = (out_size(n, shape.stride) for n in (shape.height, shape.width))
+    _, count = spans(squares_of(shape.images, rows, columns), shape.channels, plan)
+    return count * 9 * shape.channels * shape.group_width * 4
 
 
 class Timings:
