@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         why = reason or (_one_gpu() if several else None)
         if why is not None:
             item.add_marker(pytest.mark.skip(reason=why))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Say below a failure on a GPU how to tell the layout of cuDNN's kernels from the engine."""
+    report = yield
+    if report.failed and item.get_closest_marker("gpu"):
+        report.sections.append(("on a GPU", _HINT))
+    return report
+
+
+#: Below each test that failed on a GPU.
+_HINT = (
+    "If only a tolerance was missed: in channels_last cuDNN's batch normalisation may be less exact. "
+    "test_a_step_equals_the_reference compares both layouts, and the contract kit runs in the plain one with "
+    """RESNEXT_GPU_OPTIONS='{"channels_last": false}' pytest resnext_gpu/tests/test_contract_gpu.py -m gpu"""
+)
 
 
 def _no_gpu() -> str | None:

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,10 @@ STEPS, IMAGES = 20, 12
 SYNC, OTHER = {"size": 4, "seed": 44}, {"size": 6, "seed": 28}
 
 
+#: Where the ranks compute; with ``cuda`` each needs a GPU.
+PLACE: Any = os.environ.get("RESNEXT_TEST_DEVICE", "cpu")
+
+
 def sync_lrs() -> np.ndarray:
     """Return the learning rates of the test with sync-BN."""
     return np.full(STEPS, 0.02, np.float32)
@@ -34,7 +39,7 @@ def main(what: str, folder: Path) -> int:
     rank = rank_info()
     torch.set_num_threads(1)
     options = GpuOptions(
-        device="cpu", sync_bn=what == "sync", checkpointing=what == "train", timeout=60, bucket_mib=1
+        device=PLACE, sync_bn=what == "sync", checkpointing=what == "train", timeout=60, bucket_mib=1
     )
     try:
         collectives = connect(rank, options)

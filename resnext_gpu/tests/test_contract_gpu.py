@@ -1,5 +1,8 @@
 """The contract kit on the `gpu` backend: in its test mode everywhere, and on a GPU where there is one."""
 
+import json
+import os
+
 import pytest
 
 from resnext_core.testing import BackendContract
@@ -21,4 +24,5 @@ class TestGpuOnCpuOtherwise(BackendContract):
 class TestGpu(BackendContract):
     backend_id = "gpu"
     ranks = 2  # of which each needs a GPU
-    options = {"deterministic": True}  # noqa: RUF012
+    #: RESNEXT_GPU_OPTIONS='{"channels_last": false}' runs the kit with other settings, to tell causes apart.
+    options = {"deterministic": True} | json.loads(os.environ.get("RESNEXT_GPU_OPTIONS", "{}"))

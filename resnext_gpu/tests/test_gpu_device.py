@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from resnext_gpu import plugin
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from gpu_cases import tiny_weights  # noqa: E402
-from resnext_gpu.device import Device, channels_last, device_of, open_device  # noqa: E402
+from resnext_gpu.device import Device, _switch, channels_last, device_of, open_device  # noqa: E402
 from resnext_gpu.predictor import create_predictor  # noqa: E402
 
 
@@ -173,8 +174,50 @@ def test_requests_that_cannot_be_served() -> None:
         predictor.logits_from_tensor(np.zeros((1, 3, 16, 16), np.float64))
 
 
+@pytest.fixture
+def switches() -> Iterator[None]:
+    """Put the switches of the process back."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    names = ("allow_tf32", "deterministic", "benchmark")
+    before = matmul.allow_tf32, [getattr(cudnn, name) for name in names]
+    whole, fill = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )
+    yield
+    matmul.allow_tf32 = before[0]
+    for name, value in zip(names, before[1], strict=True):
+        setattr(cudnn, name, value)
+    torch.use_deterministic_algorithms(whole)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+def test_deterministic_switches(switches: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "CUBLAS_WORKSPACE_CONFIG"
+    monkeypatch.setenv(name, "what the test found comes back")
+    monkeypatch.delenv(name)
+    _switch(torch, Device())
+    assert name not in os.environ
+    assert torch.backends.cudnn.benchmark
+    _switch(torch, Device(deterministic=True))
+    assert os.environ[name] == ":4096:8"
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.deterministic
+    assert not torch.backends.cudnn.benchmark
+    _switch(torch, Device())
+    assert not torch.are_deterministic_algorithms_enabled()
+    monkeypatch.setenv(name, ":16:8")
+    _switch(torch, Device(deterministic=True))
+    assert os.environ[name] == ":16:8"
+    monkeypatch.setenv(name, ":0:0")
+    with pytest.raises(
+        UsageError, match=r"CUBLAS_WORKSPACE_CONFIG=:4096:8 or :16:8 in the environment, not :0:0"
+    ):
+        _switch(torch, Device(deterministic=True))
+
+
 @pytest.mark.gpu
-def test_switches_of_a_gpu() -> None:
+def test_switches_of_a_gpu(switches: None) -> None:
     open_device(Device(kind="cuda", tf32=True, deterministic=True))
     assert torch.backends.cudnn.allow_tf32
     assert torch.backends.cudnn.deterministic

@@ -183,6 +183,17 @@ def test_a_rank_that_dies_ends_the_job_and_is_named(
     assert "the last words of rank 1" in error
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")
+def test_a_rank_that_dies_ends_the_job_under_nccl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The other rank waits for the GPU and hears no signal; the launcher ends it all the same."""
+    monkeypatch.setenv("RESNEXT_TEST_DEVICE", "cuda")
+    assert launch("die", tmp_path, 2) == 9
+    assert "rank 1 of 2 ended with exit code 9; the others were stopped" in capfd.readouterr().err
+
+
 def test_a_rank_that_lost_another_says_so(tmp_path: Path) -> None:
     """Without a launcher that ends it first: exit code 4 and one line."""
     meeting = {"RESNEXT_WORLD_SIZE": "2", "RESNEXT_MASTER": f"127.0.0.1:{free_port()}"}

@@ -28,8 +28,9 @@ from gpu_cases import (  # noqa: E402
 from resnext_gpu.engine import _check_card  # noqa: E402
 from resnext_gpu.gradients import Gradients  # noqa: E402
 from resnext_gpu.memory import is_out_of_memory  # noqa: E402
-from resnext_gpu.network import Arithmetic, Network, max_pool  # noqa: E402
+from resnext_gpu.network import Arithmetic, Network, make_tensors, max_pool  # noqa: E402
 from resnext_gpu.options import GpuOptions  # noqa: E402
+from resnext_gpu.predictor import SIZES, GpuPredictor, split  # noqa: E402
 from resnext_gpu.step import Step, Table  # noqa: E402
 
 from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig  # noqa: E402
@@ -321,6 +322,8 @@ def test_stream_and_allocator_leave_capture_mode(
     for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
         monkeypatch.setattr(torch._C, name, lambda *a, name=name: log.append(f"{name}{a}"), raising=False)
 
+    monkeypatch.setattr(graphs, "_capture_nothing", lambda: log.append("a capture that succeeds"))
+
     def function() -> str:
         if error is not None:
             raise error
@@ -333,8 +336,8 @@ def test_stream_and_allocator_leave_capture_mode(
         kind = torch.cuda.OutOfMemoryError if "full" in str(error) else graphs.CaptureFailed
         with pytest.raises(kind, match=str(error) if error else "previous error during capture"):
             graphs._capture(graph, function)
-    ended = [] if valid else ["_cuda_endAllocateToPool(0, (0, 7))", "_cuda_releasePool(0, (0, 7))"]
-    assert log == ["begin (0, 7)", "end", *ended]
+    ended = ["_cuda_endAllocateToPool(0, (0, 7))", "_cuda_releasePool(0, (0, 7))", "a capture that succeeds"]
+    assert log == ["begin (0, 7)", "end", *([] if valid else ended)]
 
 
 def test_warm_steps_and_capture_share_a_stream_without_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,11 +356,12 @@ def test_warm_steps_and_capture_share_a_stream_without_garbage(monkeypatch: pyte
             log.append("warm-up waits")
 
     default.wait_stream = lambda other: log.append("back")  # type: ignore[attr-defined]
-    monkeypatch.setattr(torch.cuda, "Stream", Entered)
+    monkeypatch.setattr(graphs, "_stream", lambda device: Entered())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: current[-1])
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("synchronize"))
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
 
     def capture(graph: Any, function: Callable[[], Any]) -> Any:
         assert not gc.isenabled()
@@ -690,14 +694,7 @@ class FakeStream:
 
 def test_the_feed_fills_one_slot_while_the_other_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """The order of fills, uses and waits, with the parts of CUDA replaced; the copies themselves need a GPU."""
-    current, copies = FakeStream(), FakeStream()
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: copies)
-    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
-    empty = torch.empty
-    plain = lambda *a, pin_memory=False, device=None, **k: empty(*a, **k)  # noqa: E731
-    monkeypatch.setattr(feed.torch, "empty", plain)
+    current, copies = fake_cuda(monkeypatch)
     given = batches(5)
     feeding = feed.Feed(torch.device("cuda", 0))
     for _ in range(2):  # two calls of run_steps
@@ -758,6 +755,71 @@ def test_the_next_batch_is_asked_for_once_the_step_is_queued(dynamic: bool) -> N
     else:
         wanted = ["fill 0", "step", "fill 1", "step", "fill 2", "step", "wait for 3"]
     assert log == wanted
+
+
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> tuple[FakeStream, FakeStream]:
+    """Replace the parts of CUDA that copies use; returns the stream of the computation and that of the copies."""
+    current, copies = FakeStream(), FakeStream()
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: copies)
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    empty = torch.empty
+    plain = lambda *a, pin_memory=False, device=None, **k: empty(*a, **k)  # noqa: E731
+    monkeypatch.setattr(feed.torch, "empty", plain)
+    return current, copies
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["plain", "through slots"])
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 8, 11, 19])
+def test_a_batch_in_parts_has_the_same_logits(
+    count: int, copied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Filled up to sizes that cuDNN has timed; also through the slots of a GPU, which are then used again."""
+    weights, sizes = tiny_weights(), (1, 4, 8)
+    tensors = make_tensors(weights.spec, weights.tensors, torch.device("cpu"), channels_last=False)
+    how = Arithmetic(channels_last=False)
+    whole = GpuPredictor(weights, tensors, how)
+    parts = GpuPredictor(weights, tensors, how, sizes=sizes)
+    if copied:
+        current, copies = fake_cuda(monkeypatch)
+        parts._stream = copies
+    network, seen = parts._network, []
+
+    def count_rows(given: Any) -> Any:
+        seen.append(len(given))
+        assert network is not None
+        return network(given)
+
+    monkeypatch.setattr(parts, "_network", count_rows)
+    count_rows.from_tensor = lambda given: (seen.append(len(given)), network.from_tensor(given))[1]  # type: ignore
+    rng = np.random.default_rng(count)
+    for given in (rng.integers(0, 256, (n, 16, 16, 3), dtype=np.uint8)[::-1] for n in (19, count)):
+        seen.clear()
+        assert relative(parts.logits(given), whole.logits(given)) <= 1e-6
+        assert set(seen) <= set(sizes)
+        assert sum(seen) - len(given) < 4
+    tensor = rng.standard_normal((count, 3, 16, 16)).astype(np.float32)
+    assert relative(parts.logits_from_tensor(tensor), whole.logits_from_tensor(tensor)) <= 1e-6
+    if copied:
+        slots = parts._slots
+        assert current.waits[-1] in [slot.filled for slot in slots], "a part waits for its copy"
+        assert copies.waits[-1] in [slot.used for slot in slots], (
+            "a copy waits for the part that used its slot"
+        )
+        parts.close()
+        assert parts._slots == []
+
+
+def test_parts_of_a_batch() -> None:
+    assert split(5, None) == [(5, 5)]
+    assert split(64, SIZES) == [(64, 64)]
+    assert split(165, SIZES) == [(64, 64), (64, 64), (37, 48)]
+    assert split(1, SIZES) == [(1, 1)]
+    for count in range(1, 300):
+        parts = split(count, SIZES)
+        assert sum(rows for rows, _ in parts) == count
+        assert all(rows <= size < 2 * rows and size in SIZES for rows, size in parts)
 
 
 def test_the_peak_of_memory_is_of_one_window(monkeypatch: pytest.MonkeyPatch) -> None:

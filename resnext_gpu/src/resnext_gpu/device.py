@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from resnext_core.errors import BackendUnavailable, one_line
+from resnext_core.errors import BackendUnavailable, UsageError, one_line, shown
 
 if TYPE_CHECKING:
     from resnext_core.ranks.info import RankInfo
     from resnext_gpu.options import GpuOptions
 
+#: cuBLAS's workspaces, and the values with which its results can be repeated (its documentation, "Results
+#: reproducibility").
+_WORKSPACE, _REPEATABLE = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
 #: What every refusal ends with.
 _TEST_MODE = "use --set gpu.device=cpu for the test mode without a GPU"
 
@@ -41,7 +45,8 @@ def device_of(options: GpuOptions, rank: RankInfo) -> Device:
 def open_device(device: Device) -> Any:
     """Import PyTorch, set its switches for `device` and return its ``torch.device``.
 
-    Raises BackendUnavailable where PyTorch, its CUDA build, the driver or that GPU is missing.
+    Raises BackendUnavailable where PyTorch, its CUDA build, the driver or that GPU is missing, UsageError where
+    `deterministic` contradicts the environment.
     """
     try:
         import torch
@@ -86,10 +91,28 @@ def _why_not(torch: Any, index: int) -> str | None:
 
 
 def _switch(torch: Any, device: Device) -> None:
+    """Set the switches of the process; `deterministic` makes an operation that has no repeatable form an error."""
     torch.backends.cuda.matmul.allow_tf32 = device.tf32
     torch.backends.cudnn.allow_tf32 = device.tf32
     torch.backends.cudnn.deterministic = device.deterministic
     torch.backends.cudnn.benchmark = not device.deterministic
+    if device.deterministic:
+        # cuBLAS reads it when it is first used; PyTorch refuses its products without.
+        config = os.environ.setdefault(_WORKSPACE, _REPEATABLE[0])
+        if config not in _REPEATABLE:
+            wanted = " or ".join(_REPEATABLE)
+            raise UsageError(
+                f"gpu.deterministic needs {_WORKSPACE}={wanted} in the environment, not {shown(config)}"
+            )
+    if (
+        device.deterministic != torch.are_deterministic_algorithms_enabled()
+    ):  # setting it imports the compiler
+        torch.use_deterministic_algorithms(
+            device.deterministic
+        )  # for the compiler too: then it times nothing
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # a pass over each new tensor; none is read before
+    )
 
 
 def note(text: str) -> None:

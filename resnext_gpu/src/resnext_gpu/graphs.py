@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -140,11 +141,13 @@ class CudaRecorder(Recorder):
     """Records into a CUDA graph.
 
     The steps that warm up and the capture share one stream: autograd runs the accumulation into a parameter's gradient
-    on the stream on which it first saw the parameter, and a captured stream may wait for no other.
+    on the stream on which it first saw the parameter, and a captured stream may wait for no other. All recordings of a
+    process share it, as cuBLAS keeps a workspace for every stream.
     """
 
     def record(self, function: Callable[[], Any]) -> tuple[Callable[[], Any], Any]:
-        before, stream, graph = torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        before, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+        stream = _stream(torch.cuda.current_device())
         stream.wait_stream(before)
         try:
             with torch.cuda.stream(stream):
@@ -155,6 +158,11 @@ class CudaRecorder(Recorder):
         finally:
             before.wait_stream(stream)
         return graph.replay, outputs
+
+
+@functools.cache
+def _stream(device: int) -> Any:
+    return torch.cuda.Stream(device)
 
 
 @contextlib.contextmanager
@@ -179,30 +187,29 @@ def _no_garbage() -> Iterator[None]:
 def _capture(graph: Any, function: Callable[[], Any]) -> Any:
     """Capture `function` on the current stream; return its outputs.
 
-    However that fails, the stream and the allocator are out of capture mode afterwards. ``torch.cuda.graph`` does not
-    see to that: it leaves the capture stream current, and ``CUDAGraph.capture_end`` raises for an invalid capture
-    before it tells the allocator (ATen/cuda/CUDAGraph.cpp).
+    However that fails, the stream, the allocator and the generator of random numbers are out of capture mode
+    afterwards. ``torch.cuda.graph`` does not see to that: it leaves the capture stream current, and
+    ``CUDAGraph.capture_end`` raises for an invalid capture before it tells the others (ATen/cuda/CUDAGraph.cpp).
     """
     device, pool = torch.cuda.current_device(), torch.cuda.graph_pool_handle()
     graph.capture_begin(pool=pool)
+    failure: Exception | None = None
+    outputs = None
     try:
         outputs = function()
     except Exception as error:
-        try:
-            graph.capture_end()
-        except RuntimeError:
-            _end_allocation(device, pool)
-        if isinstance(error, ResnextError) or is_out_of_memory(error):
-            raise
-        raise CaptureFailed(one_line(error)) from error
+        failure = error
     try:
         graph.capture_end()
     except RuntimeError as error:
         _end_allocation(device, pool)
-        if is_out_of_memory(error):
-            raise
-        raise CaptureFailed(one_line(error)) from error
-    return outputs
+        _capture_nothing()
+        failure = failure or error
+    if failure is None:
+        return outputs
+    if isinstance(failure, ResnextError) or is_out_of_memory(failure):
+        raise failure
+    raise CaptureFailed(one_line(failure)) from failure
 
 
 def _end_allocation(device: int, pool: Any) -> None:
@@ -213,3 +220,13 @@ def _end_allocation(device: int, pool: Any) -> None:
     for call in (end, torch._C._cuda_releasePool):
         with contextlib.suppress(RuntimeError):  # where capture_end had come so far
             call(device, pool)
+
+
+def _capture_nothing() -> None:
+    """Make a capture that succeeds: its end, and nothing else, takes the default generator out of capture mode."""
+    with contextlib.suppress(RuntimeError):
+        number, graph = torch.zeros((), device="cuda"), torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        graph.capture_begin()
+        number.add_(1)
+        graph.capture_end()

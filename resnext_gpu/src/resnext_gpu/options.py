@@ -17,17 +17,17 @@ class GpuOptions:
     installed; the other options are then PyTorch's and mean nothing.
 
     `device` ``cuda`` is an NVIDIA GPU, ``cpu`` a test mode that computes the same over gloo, ``auto`` the first where
-    there is one and else the second, with a line that says so. `channels_last` None lays images and weights out so on a
-    GPU, and plainly on the CPU. `compile` runs the network through ``torch.compile``,
-    `cuda_graphs` replays a whole step as one CUDA graph; either falls back with a line. `checkpointing` computes the
-    activations of a block again in the backward pass instead of keeping them. `sync_bn` takes batch statistics over
-    all ranks. `tf32` lets float32 products round their factors to 10 bits. `deterministic` takes the same algorithms
-    every time. `grouped_conv` computes the grouped convolutions of training in 16 bits by our Triton kernels, by
-    cuDNN, or, on cards that the kernels were measured on, by the faster of the two for each shape.
-    `balanced_loss_scale` false divides gradients by a loss scale that the loss was not multiplied by: the
-    ModelZoo's mistake on GPUs, for those who must repeat its numbers. `threads` are the CPU threads of a process,
-    None leaves them to PyTorch. Gradients travel in buckets of `bucket_mib` MiB. `timeout` are the seconds that
-    ranks wait for each other.
+    there is one and else the second, with a line that says so. `channels_last` None lays images and weights out so on
+    a GPU, and plainly on the CPU. `compile` runs the network through ``torch.compile``, which falls back with a line;
+    `cuda_graphs` replays a whole step as one CUDA graph. `checkpointing` computes the activations of a block again in
+    the backward pass instead of keeping them. `sync_bn` takes batch statistics over all ranks. `tf32` lets float32
+    products round their factors to 10 bits. `deterministic` takes the same algorithms every time, and makes an
+    operation that cannot an error. `grouped_conv` computes the grouped convolutions of training in 16 bits by our
+    Triton kernels, by cuDNN, or, on cards that the kernels were measured on, by the faster of the two for each shape.
+    `balanced_loss_scale` false divides gradients by a loss scale that the loss was not multiplied by: the ModelZoo's
+    mistake on GPUs, for those who must repeat its numbers. `threads` are the CPU threads of a process, None leaves
+    them to PyTorch. Gradients travel in buckets of `bucket_mib` MiB. `timeout` are the seconds that ranks wait for
+    each other.
 
     Raises UsageError on sizes that cannot be and on settings that exclude each other.
     """

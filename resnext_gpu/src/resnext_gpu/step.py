@@ -68,7 +68,9 @@ def smoothed_loss(config: LossConfig, classes: int) -> Callable[[Tensor, Tensor,
 
     def loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         logs = F.log_softmax(logits, 1)
-        picked = logs.gather(1, labels[:, None]).squeeze(1)
+        # Not gather, whose gradient is a scatter: PyTorch's repeatable form of that sorts.
+        right = labels[:, None] == torch.arange(classes, device=labels.device)
+        picked = torch.where(right, logs, 0.0).sum(1)
         return -(((on - off) * picked + off * logs.sum(1)) * weights).mean()
 
     return loss
