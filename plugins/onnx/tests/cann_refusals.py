@@ -34,7 +34,7 @@ VALUES: dict[str, tuple[object, ...]] = {
     "optypelist_for_implmode": ("Gelu", "SoftmaxV2,Gelu", "a;b"),
     "precision_mode_v2": ("fp16",),
 }
-_STANDING_IN = "RESNEXT_CANN_STAND_IN"
+_STANDING_IN = "CANN_STAND_IN"
 
 
 def main() -> int:
