@@ -106,11 +106,16 @@ def test_a_report_names_no_person_and_no_machine(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(socket, "gethostname", lambda: "atlas-17")
     log = "atlas-17: /home/somebody/x, somebody at 10.1.2.3, then 10.1.2.4 and 10.1.2.3; 127.0.0.1, 2.10.0, atlas-170\n"
     (tmp_path / "part-0.log").write_text(log)
+    (tmp_path / "part-0/ranks").mkdir(parents=True)
+    (tmp_path / "part-0/ranks/rank-1.log").write_text("somebody\n")
     out = tmp_path / "ascend.tar.gz"
     summary = report.write(out, outcomes("proved", "failed"), tmp_path, "ascend")
     with tarfile.open(out) as packed:
         files = {m.name: packed.extractfile(m).read().decode() for m in packed.getmembers()}  # type: ignore[union-attr]
-    assert sorted(files) == ["ascend/logs/part-0.log", "ascend/report.json", "ascend/summary.txt"]
+    assert sorted(files) == [
+        "ascend/logs/part-0.log", "ascend/logs/part-0/ranks/rank-1.log", "ascend/report.json", "ascend/summary.txt",
+    ]  # fmt: skip
+    assert files["ascend/logs/part-0/ranks/rank-1.log"] == "USER\n"
     assert files["ascend/logs/part-0.log"] == (
         "HOST: ~/x, USER at ADDRESS-1, then ADDRESS-2 and ADDRESS-1; 127.0.0.1, 2.10.0, atlas-170\n"
     )
@@ -195,17 +200,34 @@ def test_convolution(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         operators.convolution(place, "O2")
 
 
-def test_pool_and_norm(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = operators.pool_and_norm(place)
+def test_a_type_that_fails_does_not_hide_the_other(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a chip whose max-pool has no float32."""
+    right = operators.reference.max_pool
+    given: list[Any] = []
+
+    def once(*values: Any) -> Any:
+        given.append(values)
+        if len(given) == 1:
+            raise RuntimeError("MaxPool does not support float32")
+        return right(*values)
+
+    monkeypatch.setattr(operators.reference, "max_pool", once)
+    with pytest.raises(Refuted, match=r"^float32: MaxPool does not support float32$") as raised:
+        operators.pool(place)
+    assert raised.value.measured == {"float16_output": 0, "float16_gradient": 0}
+    assert operators.pool(place)["float32_gradient"] == 0
+
+
+def test_norm(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = operators.norm(place)
     assert found["running_variance_is_unbiased"]
-    assert found["float16_pool_gradient"] == 0
-    monkeypatch.setattr(operators, "BN_MOMENTUM", 0.2)
+    assert found["running_variance"] <= 1e-5
     right = operators.reference.bn_train
     monkeypatch.setattr(
         operators.reference, "bn_train", lambda *given: (*right(*given)[:4], right(*given)[4] * 2)
     )
-    with pytest.raises(Refuted, match="norm_running_variance is"):
-        operators.pool_and_norm(place)
+    with pytest.raises(Refuted, match="running_variance is"):
+        operators.norm(place)
 
 
 def test_overflow(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

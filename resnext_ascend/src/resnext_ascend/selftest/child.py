@@ -29,7 +29,7 @@ def outcome(part: Part, place: Place) -> dict[str, Any]:
     except (NotHere, BackendUnavailable) as error:
         verdict, reason = NOT_HERE, one_line(error)
     except Refuted as error:
-        verdict, reason = FAILED, one_line(error)
+        verdict, reason, measured = FAILED, one_line(error), error.measured
     except Exception as error:
         traceback.print_exc()
         verdict, reason = FAILED, f"{type(error).__name__}: {one_line(error, 300)}"

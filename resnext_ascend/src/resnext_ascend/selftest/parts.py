@@ -54,9 +54,10 @@ PARTS = (
     _part("convolution-O0", "operators.convolution", 15, f"{_CONVOLUTION} O0", level="O0"),
     _part("convolution-O1", "operators.convolution", 15, f"{_CONVOLUTION} O1", level="O1"),
     _part("convolution-O2", "operators.convolution", 15, f"{_CONVOLUTION} O2", level="O2"),
+    _part("pool", "operators.pool", 15, "max-pool and its gradient are right in float32 and float16"),
     _part(
-        "pool-norm", "operators.pool_and_norm", 15,
-        "max-pool and batch normalisation are right, with gradients and running statistics",
+        "norm", "operators.norm", 15,
+        "batch normalisation, its gradients and running statistics are right; says which variance is kept",
     ),
     _part(
         "two-steps", "steps.two_steps", 30,

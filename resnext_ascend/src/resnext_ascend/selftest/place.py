@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,11 @@ class NotHere(Exception):
 
 
 class Refuted(Exception):
-    """A part has found something wrong; the message has the numbers."""
+    """A part has found something wrong; the message says what, and `measured` is all that it measured."""
+
+    def __init__(self, message: str, measured: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.measured = dict(measured or {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,4 +83,4 @@ def within(measured: dict[str, Any], limits: dict[str, float]) -> None:
     over = [f"{name} is {measured[name]:.2e}, above {limit:.0e}" for name, limit in limits.items()
             if not measured[name] <= limit]  # fmt: skip
     if over:
-        raise Refuted("; ".join(over))
+        raise Refuted("; ".join(over), measured)

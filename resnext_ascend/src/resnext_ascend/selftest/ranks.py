@@ -81,13 +81,18 @@ def verdict(ranks: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, Any]:
     skipped, moved = ([rank[name].tolist() for rank in ranks] for name in ("skipped", "moved"))
     names = [n for n in ranks[0] if n.startswith("weights/") and "running" not in n]
     apart = max(relative(rank[n], ranks[0][n]) for rank in ranks for n in names)
+    measured = {"skipped_after_each_step": skipped, "moved": moved, "weights_apart": apart}
     if skipped != [[0, 1, 1]] * len(ranks):
-        raise Refuted(f"steps skipped after each of three, by rank: {skipped}; each must have [0, 1, 1]")
+        raise Refuted(
+            f"steps skipped after each of three, by rank: {skipped}; each must have [0, 1, 1]", measured
+        )
     if moved != [[True, False, True]] * len(ranks):
-        raise Refuted(f"whether weights moved in each step, by rank: {moved}; only the second may not")
+        raise Refuted(
+            f"whether weights moved in each step, by rank: {moved}; only the second may not", measured
+        )
     if apart:
-        raise Refuted(f"the weights of two ranks differ by {apart:.2e}")
-    return {"skipped_after_each_step": skipped, "moved": moved, "weights_apart": apart}
+        raise Refuted(f"the weights of two ranks differ by {apart:.2e}", measured)
+    return measured
 
 
 def main(device: Any, folder: Path) -> int:

@@ -19,6 +19,8 @@ from resnext_core.files import atomic_path, check_folder, check_target, make_fol
 
 #: Bytes of a log that are kept: the end, where errors are.
 _MOST = 2 << 20
+#: Further logs of a part that are kept.
+_LOGS = 20
 _ENDING = ".tar.gz"
 _ADDRESS = re.compile(r"\b(?!127\.0\.0\.1\b)(?:\d{1,3}\.){3}\d{1,3}\b(?!\.?\d)")
 CONTENTS = (
@@ -49,9 +51,10 @@ def write(out: Path, outcomes: Sequence[Outcome], logs: Path, device: str) -> st
     data = {"format": 1, "device": device, "parts": [asdict(outcome) for outcome in outcomes]}
     files = {"report.json": scrub(json.dumps(data, indent=1) + "\n"), "summary.txt": summary + "\n"}
     for outcome in outcomes:
-        path = logs / f"{outcome.name}.log"
-        if path.is_file():
-            files[f"logs/{path.name}"] = scrub(_tail(path))
+        own = sorted((logs / outcome.name).rglob("*.log"))[:_LOGS]  # those of ranks, of a scheduler
+        for path in (logs / f"{outcome.name}.log", *own):
+            if path.is_file():
+                files[f"logs/{path.relative_to(logs).as_posix()}"] = scrub(_tail(path))
     try:
         if out.name.endswith(_ENDING):
             _pack(out, files)

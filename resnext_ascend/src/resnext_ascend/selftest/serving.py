@@ -128,7 +128,7 @@ def _command(*words: object) -> str:
         errors="replace", check=False,
     )  # fmt: skip
     print(done.stdout + done.stderr, flush=True)
-    said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1].removeprefix("resnext-run: ")
     if done.returncode == EXIT_UNAVAILABLE or "invalid choice" in said:
         raise NotHere(said)
     if done.returncode != EXIT_OK:

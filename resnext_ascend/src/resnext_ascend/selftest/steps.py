@@ -74,13 +74,15 @@ def overflow(place: Place) -> dict[str, Any]:
             f"{name}_moved": len(moved),
         }
         if found != skipped:
-            raise Refuted(f"with a loss scale of {scale:g} {found} of 3 steps were skipped, not {skipped}")
+            raise Refuted(
+                f"with a loss scale of {scale:g} {found} of 3 steps were skipped, not {skipped}", measured
+            )
         if bool(moved) == bool(skipped):
             raise Refuted(
                 f"with a loss scale of {scale:g} {len(moved)} tensors moved, and {found} steps were skipped"
             )
         if not np.isfinite(losses).all():
-            raise Refuted(f"losses are {losses.tolist()}")
+            raise Refuted(f"losses are {losses.tolist()}", measured)
     return measured
 
 
