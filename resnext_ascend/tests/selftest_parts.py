@@ -21,7 +21,7 @@ def good(place: Place, value: int = 1) -> dict[str, Any]:
 
 
 def refuted(place: Place) -> dict[str, Any]:
-    raise Refuted("x is 3.0e-01, above 1e-04")
+    raise Refuted("x is 3.0e-01, above 1e-04", {"x": 0.3, "lists": [[float("nan")], float("inf")]})
 
 
 def error(place: Place) -> dict[str, Any]:

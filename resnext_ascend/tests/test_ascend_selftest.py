@@ -62,6 +62,7 @@ def test_what_goes_wrong_in_a_part_is_its_verdict_and_ends_no_other(place: Place
         "good": ("proved", ""),
     }
     assert outcomes[-1].measured == {"value": 5}
+    assert outcomes[0].measured == {"x": 0.3, "lists": [["nan"], "inf"]}
     assert outcomes[-1].proves == "good on the CPU"
     assert "about to crash" in (place.folder / "crash.log").read_text()
     assert "Traceback" in (place.folder / "error.log").read_text()

@@ -31,7 +31,8 @@ class _Weighted(nn.Cell):
 
     def construct(self, *given: Tensor) -> tuple[Tensor, Tensor]:
         y = self.operator(*given[:-1])
-        return (y * given[-1]).sum(), y
+        # in float32, whose sum does not overflow; the gradient of y is the last input all the same
+        return (ops.cast(y, ms.float32) * ops.cast(given[-1], ms.float32)).sum(), y
 
 
 def with_gradients(operator: Any, inputs: list[Tensor], dy: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -34,8 +35,18 @@ def outcome(part: Part, place: Place) -> dict[str, Any]:
         traceback.print_exc()
         verdict, reason = FAILED, f"{type(error).__name__}: {one_line(error, 300)}"
     return {
-        "verdict": verdict, "reason": reason, "measured": measured, "seconds": round(time.monotonic() - start, 1),
+        "verdict": verdict, "reason": reason, "measured": _plain(measured),
+        "seconds": round(time.monotonic() - start, 1),
     }  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` with numbers that JSON does not have as text."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def main() -> None:
