@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 _PACKAGE = "resnext_gpu.grouped_conv"
+_NAMES = ("norm_kernels", "kernels", "launch", "fused_kernels", "fused_launch", "plans")
 #: Whether a kernel is interpreted is decided when its module is imported.
-_MODULES = tuple(f"{_PACKAGE}.{name}" for name in ("kernels", "launch", "plans"))
+_MODULES = tuple(f"{_PACKAGE}.{name}" for name in _NAMES)
 
 
 @contextmanager
@@ -29,6 +30,7 @@ def interpreted() -> Iterator[Any]:
             patch.setitem(sys.modules, name, importlib.import_module(name))
         _mend_bfloat16(patch)
         _trust_integers(patch)
+        _interpret_sums(patch)
         yield sys.modules[f"{_PACKAGE}.launch"]
 
 
@@ -58,3 +60,12 @@ def _trust_integers(patch: pytest.MonkeyPatch) -> None:
     builder = interpreter.interpreter_builder
     if hasattr(builder.options, "sanitize_overflow"):
         patch.setattr(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))
+
+
+def _interpret_sums(patch: pytest.MonkeyPatch) -> None:
+    """`sum` is a kernel's function too, which was not made for the interpreter where Triton was imported before."""
+    from triton import language
+    from triton.runtime import interpreter, jit
+
+    if isinstance(language.sum, jit.JITFunction):
+        patch.setattr(language, "sum", interpreter.InterpretedFunction(language.sum.fn))

@@ -16,6 +16,7 @@ from resnext_gpu.device import channels_last, device_of, note, open_device
 from resnext_gpu.feed import Feed
 from resnext_gpu.gradients import reaching_others
 from resnext_gpu.graphs import Compiled, Replayed, StepFunction, closed
+from resnext_gpu.grouped_conv.fused import fused_middle
 from resnext_gpu.grouped_conv.op import grouped_conv
 from resnext_gpu.memory import Exhausted, exhausted, fitting, out_of_memory
 from resnext_gpu.network import Arithmetic, Network
@@ -57,6 +58,14 @@ class GpuEngine(Engine):
             sync=sync_batch_norm if options.sync_bn and request.rank.world > 1 else None,
             grouped=grouped_conv(
                 options.grouped_conv, self._spec, compute, self._device, deterministic=options.deterministic
+            ),
+            middle=fused_middle(
+                options.fused_bn,
+                self._spec,
+                compute,
+                self._device,
+                bn_float32=request.precision.bn_float32,
+                deterministic=options.deterministic,
             ),
         )
         network = Network(self._spec, request.weights.preprocess, self._table.weights, self._how).train()

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from resnext_core.errors import UsageError
 from resnext_core.model.preprocess import PreprocessSpec
 from resnext_core.model.spec import BN_EPS, BN_MOMENTUM, BlockSpec, ModelSpec
+from resnext_gpu.grouped_conv.fused import Middle
 from resnext_gpu.grouped_conv.op import GroupedConv
 
 
@@ -25,7 +26,8 @@ class Arithmetic:
     Convolutions and the classifier compute in `compute`, on casts of the float32 parameters. Batch normalisation takes
     and gives `compute`, and inside it is float32 unless `bn_float32` is False. `sync` replaces batch normalisation in
     training (see :mod:`resnext_gpu.sync_bn`), `grouped` the grouped convolutions (see
-    :mod:`resnext_gpu.grouped_conv.op`).
+    :mod:`resnext_gpu.grouped_conv.op`), and `middle`, in training, all between a block's 1x1 convolutions (see
+    :mod:`resnext_gpu.grouped_conv.fused`).
     """
 
     compute: torch.dtype = torch.float32
@@ -34,6 +36,7 @@ class Arithmetic:
     checkpointing: bool = False
     sync: Callable[..., Tensor] | None = None
     grouped: GroupedConv | None = None
+    middle: Middle | None = None
 
 
 class Network(nn.Module):
@@ -117,10 +120,8 @@ class BatchNorm(nn.Module):
         mean, var, weight, bias = [t.to(x.dtype) for t in tensors] if low else tensors
         if not self.training:
             return F.batch_norm(x, mean, var, weight, bias, False, 0.0, BN_EPS)
-        if x.numel() == x.shape[1] and self.how.sync is None:
-            raise UsageError(
-                "a batch normalisation has only one value per channel, and so no variance; raise train.batch_size"
-            )
+        if self.how.sync is None:
+            self.need_several(x.numel() // x.shape[1])
         if not self.moves:  # copies move instead, so that the same operations save the same tensors
             mean, var = mean.clone(), var.clone()
         if self.how.sync is not None:
@@ -130,6 +131,21 @@ class BatchNorm(nn.Module):
             self.running_mean.copy_(mean)
             self.running_var.copy_(var)
         return y
+
+    def need_several(self, count: int) -> None:
+        """Raise UsageError where a channel has one value, and so no variance."""
+        if count == 1:
+            raise UsageError(
+                "a batch normalisation has only one value per channel, and so no variance; raise train.batch_size"
+            )
+
+    def move(self, moments: Tensor, count: int) -> None:
+        """Move the running statistics, as `forward` does, by mean and biased variance (2, C) of `count` values."""
+        if self.moves:
+            with torch.no_grad():
+                mean, var = moments.unbind()
+                self.running_mean.lerp_(mean, BN_MOMENTUM)
+                self.running_var.lerp_(var * (count / (count - 1)), BN_MOMENTUM)
 
 
 class Block(nn.Module):
@@ -141,6 +157,7 @@ class Block(nn.Module):
         self.bn1 = BatchNorm(spec.width, how)
         self.conv2 = Conv(spec.width, spec.width, 3, stride=spec.stride, groups=groups, way=how.grouped)
         self.bn2 = BatchNorm(spec.width, how)
+        self._middle = how.middle
         self.conv3 = Conv(spec.width, spec.out_channels, 1)
         self.bn3 = BatchNorm(spec.out_channels, how)
         self.downsample = None
@@ -149,8 +166,12 @@ class Block(nn.Module):
             self.downsample = nn.Sequential(shortcut, BatchNorm(spec.out_channels, how))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
+        y = self.conv1(x)
+        if self._middle is not None and self.training:
+            y = self._middle(y, self.bn1, self.conv2, self.bn2)
+        else:
+            y = F.relu(self.bn1(y), inplace=True)
+            y = F.relu(self.bn2(self.conv2(y)), inplace=True)
         y = self.bn3(self.conv3(y))
         y += x if self.downsample is None else self.downsample(x)
         return F.relu(y, inplace=True)

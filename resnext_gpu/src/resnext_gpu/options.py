@@ -29,6 +29,9 @@ class GpuOptions:
     them to PyTorch. Gradients travel in buckets of `bucket_mib` MiB. `timeout` are the seconds that ranks wait for
     each other.
 
+    Right by tests on the CPU, and not measured on a card yet: `fused_bn` joins batch normalisation and ReLU on both
+    sides of the grouped convolutions into our kernels, in training.
+
     Raises UsageError on sizes that cannot be and on settings that exclude each other.
     """
 
@@ -42,6 +45,7 @@ class GpuOptions:
     tf32: bool = False
     deterministic: bool = False
     grouped_conv: Literal["auto", "triton", "cudnn"] = "auto"
+    fused_bn: bool = False
     balanced_loss_scale: bool = True
     threads: Annotated[int | None, AtLeast(1)] = None
     bucket_mib: Annotated[int, AtLeast(1)] = 25
@@ -53,6 +57,12 @@ class GpuOptions:
                 "gpu.engine=mindspore cannot be combined with other gpu options, which are PyTorch's"
             )
         check_bounds("gpu", self)
-        for one, other in (("compile", "checkpointing"), ("compile", "sync_bn"), ("cuda_graphs", "sync_bn")):
+        for one, other in (
+            ("compile", "checkpointing"), ("compile", "sync_bn"), ("cuda_graphs", "sync_bn"), ("fused_bn", "sync_bn"),
+        ):  # fmt: skip
             if getattr(self, one) and getattr(self, other):
                 raise UsageError(f"gpu.{one} and gpu.{other} cannot be combined; set one of them to false")
+        if self.fused_bn and self.grouped_conv == "cudnn":
+            raise UsageError(
+                "gpu.fused_bn takes our kernels, not cuDNN's: set gpu.grouped_conv=auto or triton"
+            )

@@ -13,9 +13,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from resnext_gpu.grouped_conv.norm_kernels import activated
+
 #: Sizes of which Triton shall not compile kernels of their own, as it does of multiples of 16 and of 1. `channels` is
 #: not among them: that it is a multiple of 16, which it always is, makes loads of 16 bytes.
-_ANY_SIZE = ("squares", "span", "height", "width", "out_height", "out_width")
+ANY_SIZE = ("squares", "span", "height", "width", "out_height", "out_width")
 
 
 @triton.jit
@@ -46,7 +48,7 @@ def pack(
 
 
 @triton.jit
-def _place(square, height, width):
+def place_of(square, height, width):
     """Return image, row and column of the first pixel of each 2 x 2 square, counted over images of that size."""
     rows, columns = (height + 1) // 2, (width + 1) // 2
     image, place = square // (rows * columns), square % (rows * columns)
@@ -54,8 +56,8 @@ def _place(square, height, width):
 
 
 @triton.jit
-def _tile(first, inside, row, column, height, width, channels, DOWN: tl.constexpr, RIGHT: tl.constexpr):
-    """Load what is `DOWN` rows and `RIGHT` columns from `first`, which is at (row, column); zeros outside the image."""
+def within(inside, row, column, height, width, DOWN: tl.constexpr, RIGHT: tl.constexpr):
+    """Return where what is `DOWN` rows and `RIGHT` columns from (row, column), itself in an image, is in it too."""
     if DOWN < 0:
         inside = inside & (row + DOWN >= 0)
     if DOWN > 0:
@@ -64,18 +66,35 @@ def _tile(first, inside, row, column, height, width, channels, DOWN: tl.constexp
         inside = inside & (column + RIGHT >= 0)
     if RIGHT > 0:
         inside = inside & (column + RIGHT < width)
+    return inside
+
+
+@triton.jit
+def _tile(first, inside, row, column, height, width, channels, DOWN: tl.constexpr, RIGHT: tl.constexpr):
+    """Load what is `DOWN` rows and `RIGHT` columns from `first`, which is at (row, column); zeros outside the image."""
+    inside = within(inside, row, column, height, width, DOWN, RIGHT)
     return tl.load(first + (DOWN * width + RIGHT) * channels, mask=inside[:, None], other=0.0)
 
 
 @triton.jit
-def _store(
+def _read(
+    first, inside, row, column, height, width, channels, scale, shift,
+    DOWN: tl.constexpr, RIGHT: tl.constexpr, ACTIVE: tl.constexpr,
+):  # fmt: skip
+    """Load a tile as `_tile` does; if `ACTIVE`, normalised and activated, and zeros outside the image after that."""
+    tile = _tile(first, inside, row, column, height, width, channels, DOWN, RIGHT)
+    if ACTIVE:
+        inside = within(inside, row, column, height, width, DOWN, RIGHT)
+        tile = tl.where(inside[:, None], activated(tile, scale, shift), 0.0).to(first.dtype.element_ty)
+    return tile
+
+
+@triton.jit
+def store(
     first, total, inside, row, column, height, width, channels, DOWN: tl.constexpr, RIGHT: tl.constexpr
 ):
     """Store what is `DOWN` rows and `RIGHT` columns from `first`, where that is in the image."""
-    if DOWN > 0:
-        inside = inside & (row + DOWN < height)
-    if RIGHT > 0:
-        inside = inside & (column + RIGHT < width)
+    inside = within(inside, row, column, height, width, DOWN, RIGHT)
     tl.store(
         first + (DOWN * width + RIGHT) * channels, total.to(first.dtype.element_ty), mask=inside[:, None]
     )
@@ -89,7 +108,27 @@ def _tap(total, tile, matrix, step, KH: tl.constexpr, KW: tl.constexpr):
     return total
 
 
-@triton.jit(do_not_specialize=_ANY_SIZE)
+@triton.jit
+def four(
+    middle, matrix, step, inside, row, column, height, width, channels, scale, shift,
+    ACTIVE: tl.constexpr, STRIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Return the four tiles of y, float32, from the tiles around `middle`, which is at (row, column) of x."""
+    y00 = tl.full([BM, BC], 0.0, tl.float32)
+    y01, y10, y11 = y00, y00, y00
+    for i in tl.static_range(STRIDE + 3):
+        for j in tl.static_range(STRIDE + 3):
+            tile = _read(
+                middle, inside, row, column, height, width, channels, scale, shift, i - 1, j - 1, ACTIVE
+            )
+            y00 = _tap(y00, tile, matrix, step, i, j)
+            y01 = _tap(y01, tile, matrix, step, i, j - STRIDE)
+            y10 = _tap(y10, tile, matrix, step, i - STRIDE, j)
+            y11 = _tap(y11, tile, matrix, step, i - STRIDE, j - STRIDE)
+    return y00, y01, y10, y11
+
+
+@triton.jit(do_not_specialize=ANY_SIZE)
 def forward(
     x, packed, y, squares, height, width, out_height, out_width, channels,
     STRIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
@@ -99,38 +138,29 @@ def forward(
     block, part = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     square, lane = part * BM + tl.arange(0, BM), tl.arange(0, BC)
     inside = square < squares
-    image, row, column = _place(square, out_height, out_width)
+    image, row, column = place_of(square, out_height, out_width)
     at = ((image * height + row * STRIDE) * width + column * STRIDE).to(tl.int64) * channels + block * BC
     middle = x + at[:, None] + lane[None, :]
     matrix = packed + block * BC * BC + lane[:, None] * BC + lane[None, :]
     step = blocks * BC * BC
-    y00 = tl.full([BM, BC], 0.0, tl.float32)
-    y01, y10, y11 = y00, y00, y00
-    for i in tl.static_range(STRIDE + 3):
-        for j in tl.static_range(STRIDE + 3):
-            tile = _tile(middle, inside, row * STRIDE, column * STRIDE, height, width, channels, i - 1, j - 1)
-            y00 = _tap(y00, tile, matrix, step, i, j)
-            y01 = _tap(y01, tile, matrix, step, i, j - STRIDE)
-            y10 = _tap(y10, tile, matrix, step, i - STRIDE, j)
-            y11 = _tap(y11, tile, matrix, step, i - STRIDE, j - STRIDE)
+    y00, y01, y10, y11 = four(
+        middle, matrix, step, inside, row * STRIDE, column * STRIDE, height, width, channels, 0, 0,
+        False, STRIDE, BM, BC,
+    )  # fmt: skip
     at = ((image * out_height + row) * out_width + column).to(tl.int64) * channels + block * BC
     first = y + at[:, None] + lane[None, :]
-    _store(first, y00, inside, row, column, out_height, out_width, channels, 0, 0)
-    _store(first, y01, inside, row, column, out_height, out_width, channels, 0, 1)
-    _store(first, y10, inside, row, column, out_height, out_width, channels, 1, 0)
-    _store(first, y11, inside, row, column, out_height, out_width, channels, 1, 1)
+    store(first, y00, inside, row, column, out_height, out_width, channels, 0, 0)
+    store(first, y01, inside, row, column, out_height, out_width, channels, 0, 1)
+    store(first, y10, inside, row, column, out_height, out_width, channels, 1, 0)
+    store(first, y11, inside, row, column, out_height, out_width, channels, 1, 1)
 
 
-@triton.jit(do_not_specialize=_ANY_SIZE)
-def input_gradient_of_stride_2(
-    dy, packed, dx, squares, height, width, out_height, out_width, channels, BM: tl.constexpr, BC: tl.constexpr,
+@triton.jit
+def four_back(
+    dy, packed, inside, image, row, column, out_height, out_width, channels, block, lane,
+    BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Write `BM` of the `squares` of dx, counted over all images. A pixel has 1, 2, 2 or 4 taps, by its parity."""
-    blocks = channels // BC
-    block, part = tl.program_id(0) % blocks, tl.program_id(0) // blocks
-    square, lane = part * BM + tl.arange(0, BM), tl.arange(0, BC)
-    inside = square < squares
-    image, row, column = _place(square, height, width)
+    """Return the four tiles of dx, float32, of stride 2, for squares at (row, column) of x."""
     up, left = row // 2, column // 2
     at = ((image * out_height + up) * out_width + left).to(tl.int64) * channels + block * BC
     first = dy + at[:, None] + lane[None, :]
@@ -140,19 +170,35 @@ def input_gradient_of_stride_2(
     dy11 = _tile(first, inside, up, left, out_height, out_width, channels, 1, 1)
     # The matrices are those of the turned kernel: (2 - kh, 2 - kw) takes back what (kh, kw) of the forward pass gave.
     matrix = packed + block * BC * BC + lane[:, None] * BC + lane[None, :]
-    step = blocks * BC * BC
+    step = channels // BC * BC * BC
     none = tl.full([BM, BC], 0.0, tl.float32)
     dx00 = _tap(none, dy00, matrix, step, 1, 1)
     dx01 = _tap(_tap(none, dy00, matrix, step, 1, 0), dy01, matrix, step, 1, 2)
     dx10 = _tap(_tap(none, dy00, matrix, step, 0, 1), dy10, matrix, step, 2, 1)
     dx11 = _tap(_tap(none, dy00, matrix, step, 0, 0), dy01, matrix, step, 0, 2)
     dx11 = _tap(_tap(dx11, dy10, matrix, step, 2, 0), dy11, matrix, step, 2, 2)
+    return dx00, dx01, dx10, dx11
+
+
+@triton.jit(do_not_specialize=ANY_SIZE)
+def input_gradient_of_stride_2(
+    dy, packed, dx, squares, height, width, out_height, out_width, channels, BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Write `BM` of the `squares` of dx, counted over all images. A pixel has 1, 2, 2 or 4 taps, by its parity."""
+    blocks = channels // BC
+    block, part = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    square, lane = part * BM + tl.arange(0, BM), tl.arange(0, BC)
+    inside = square < squares
+    image, row, column = place_of(square, height, width)
+    dx00, dx01, dx10, dx11 = four_back(
+        dy, packed, inside, image, row, column, out_height, out_width, channels, block, lane, BM, BC
+    )
     at = ((image * height + row) * width + column).to(tl.int64) * channels + block * BC
     first = dx + at[:, None] + lane[None, :]
-    _store(first, dx00, inside, row, column, height, width, channels, 0, 0)
-    _store(first, dx01, inside, row, column, height, width, channels, 0, 1)
-    _store(first, dx10, inside, row, column, height, width, channels, 1, 0)
-    _store(first, dx11, inside, row, column, height, width, channels, 1, 1)
+    store(first, dx00, inside, row, column, height, width, channels, 0, 0)
+    store(first, dx01, inside, row, column, height, width, channels, 0, 1)
+    store(first, dx10, inside, row, column, height, width, channels, 1, 0)
+    store(first, dx11, inside, row, column, height, width, channels, 1, 1)
 
 
 @triton.jit
@@ -187,24 +233,18 @@ def _keep(parts, total, tap, channels, lane, GW: tl.constexpr):
     tl.store(parts + at, total, mask=same)
 
 
-@triton.jit(do_not_specialize=_ANY_SIZE)
-def weight_gradient(
-    dy, x, parts, squares, span, height, width, out_height, out_width, channels,
-    GW: tl.constexpr, STRIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+@triton.jit
+def nine(
+    dy, x, squares, span, part, lane, height, width, out_height, out_width, channels, scale, shift,
+    ACTIVE: tl.constexpr, STRIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Write the part (tap, out, in of group) that `span` squares of dy give, float32; their sum is the gradient.
-
-    Each part is summed in the order of the squares, by one program, so that the result is the same every time.
-    """
-    part = tl.program_id(1)
-    lane = tl.program_id(0) * BC + tl.arange(0, BC)
-    parts += part.to(tl.int64) * 9 * channels * GW
+    """Return the sums (out, in) of the nine taps over `span` squares of dy, in their order, float32."""
     t0 = tl.full([BC, BC], 0.0, tl.float32)
     t1, t2, t3, t4, t5, t6, t7, t8 = t0, t0, t0, t0, t0, t0, t0, t0
     for start in range(part * span, min((part + 1) * span, squares), BM):
         square = start + tl.arange(0, BM)
         inside = square < squares  # a span is a multiple of BM
-        image, row, column = _place(square, out_height, out_width)
+        image, row, column = place_of(square, out_height, out_width)
         at = ((image * out_height + row) * out_width + column).to(tl.int64) * channels
         first = dy + at[:, None] + lane[None, :]
         at = ((image * height + row * STRIDE) * width + column * STRIDE).to(tl.int64) * channels
@@ -215,9 +255,10 @@ def weight_gradient(
         turned11 = tl.trans(_tile(first, inside, row, column, out_height, out_width, channels, 1, 1))
         for i in tl.static_range(STRIDE + 3):
             for j in tl.static_range(STRIDE + 3):
-                tile = _tile(
-                    middle, inside, row * STRIDE, column * STRIDE, height, width, channels, i - 1, j - 1
-                )
+                tile = _read(
+                    middle, inside, row * STRIDE, column * STRIDE, height, width, channels, scale, shift,
+                    i - 1, j - 1, ACTIVE,
+                )  # fmt: skip
                 t0, t1, t2, t3, t4, t5, t6, t7, t8 = _add(
                     t0, t1, t2, t3, t4, t5, t6, t7, t8, turned00, tile, i, j
                 )
@@ -230,6 +271,12 @@ def weight_gradient(
                 t0, t1, t2, t3, t4, t5, t6, t7, t8 = _add(
                     t0, t1, t2, t3, t4, t5, t6, t7, t8, turned11, tile, i - STRIDE, j - STRIDE
                 )
+    return t0, t1, t2, t3, t4, t5, t6, t7, t8
+
+
+@triton.jit
+def keep_all(parts, t0, t1, t2, t3, t4, t5, t6, t7, t8, channels, lane, GW: tl.constexpr):
+    """Store the sums of the nine taps."""
     _keep(parts, t0, 0, channels, lane, GW)
     _keep(parts, t1, 1, channels, lane, GW)
     _keep(parts, t2, 2, channels, lane, GW)
@@ -239,3 +286,22 @@ def weight_gradient(
     _keep(parts, t6, 6, channels, lane, GW)
     _keep(parts, t7, 7, channels, lane, GW)
     _keep(parts, t8, 8, channels, lane, GW)
+
+
+@triton.jit(do_not_specialize=ANY_SIZE)
+def weight_gradient(
+    dy, x, parts, squares, span, height, width, out_height, out_width, channels,
+    GW: tl.constexpr, STRIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Write the part (tap, out, in of group) that `span` squares of dy give, float32; their sum is the gradient.
+
+    Each part is summed in the order of the squares, by one program, so that the result is the same every time.
+    """
+    part = tl.program_id(1)
+    lane = tl.program_id(0) * BC + tl.arange(0, BC)
+    parts += part.to(tl.int64) * 9 * channels * GW
+    t0, t1, t2, t3, t4, t5, t6, t7, t8 = nine(
+        dy, x, squares, span, part, lane, height, width, out_height, out_width, channels, 0, 0,
+        False, STRIDE, BM, BC,
+    )  # fmt: skip
+    keep_all(parts, t0, t1, t2, t3, t4, t5, t6, t7, t8, channels, lane, GW)

@@ -29,20 +29,20 @@ class Plan:
 
 def forward(x: Tensor, weight: Tensor, stride: int, plan: Plan) -> Tensor:
     """Return the convolution of `x` with `weight` (C, C / groups, 3, 3), padding 1, in the type of `x`."""
-    y = _image_like(x, out_size(x.shape[2], stride), out_size(x.shape[3], stride))
-    _convolve(x, _pack(weight, x.dtype, plan.channels, back=False), y, stride, plan)
+    y = image_like(x, out_size(x.shape[2], stride), out_size(x.shape[3], stride))
+    _convolve(x, pack(weight, x.dtype, plan.channels, back=False), y, stride, plan)
     return y
 
 
 def input_gradient(dy: Tensor, weight: Tensor, height: int, width: int, stride: int, plan: Plan) -> Tensor:
     """Return the gradient of an input of (`height`, `width`) from that of the output, in the latter's type."""
-    dx = _image_like(dy, height, width)
-    packed = _pack(weight, dy.dtype, plan.channels, back=True)
+    dx = image_like(dy, height, width)
+    packed = pack(weight, dy.dtype, plan.channels, back=True)
     if stride == 1:
         _convolve(dy, packed, dx, 1, plan)
         return dx
     channels, out_height, out_width = dy.shape[1:]
-    squares = _squares(dx)
+    squares = squares_in(dx)
     grid = (triton.cdiv(squares, plan.squares) * (channels // plan.channels),)
     kernels.input_gradient_of_stride_2[grid](
         dy, packed, dx, squares, height, width, out_height, out_width, channels,
@@ -55,7 +55,7 @@ def weight_gradient(dy: Tensor, x: Tensor, group_width: int, stride: int, plan: 
     """Return the float32 gradient (C, C / groups, 3, 3) of the weights; the same bits every time."""
     channels, height, width = x.shape[1:]
     out_height, out_width = dy.shape[2:]
-    squares = _squares(dy)
+    squares = squares_in(dy)
     blocks = channels // plan.channels
     span, count = spans(squares, channels, plan)
     parts = torch.empty((count, 3, 3, channels, group_width), dtype=torch.float32, device=x.device)
@@ -91,7 +91,7 @@ def fits(x: Tensor) -> bool:
 
 def _convolve(x: Tensor, packed: Tensor, y: Tensor, stride: int, plan: Plan) -> None:
     channels, out_height, out_width = y.shape[1:]
-    squares = _squares(y)
+    squares = squares_in(y)
     grid = (triton.cdiv(squares, plan.squares) * (channels // plan.channels),)
     kernels.forward[grid](
         x, packed, y, squares, x.shape[2], x.shape[3], out_height, out_width, channels,
@@ -99,12 +99,13 @@ def _convolve(x: Tensor, packed: Tensor, y: Tensor, stride: int, plan: Plan) -> 
     )  # fmt: skip
 
 
-def _squares(written: Tensor) -> int:
+def squares_in(written: Tensor) -> int:
+    """Return how many squares the image `written` has."""
     images, _, height, width = written.shape
     return squares_of(images, height, width)
 
 
-def _pack(weight: Tensor, dtype: torch.dtype, block: int, *, back: bool) -> Tensor:
+def pack(weight: Tensor, dtype: torch.dtype, block: int, *, back: bool) -> Tensor:
     """Return the matrices (tap, channel block, in, out) of `weight`; see the kernel."""
     channels, group_width = weight.shape[:2]
     packed = torch.empty((9, channels // block, block, block), dtype=dtype, device=weight.device)
@@ -114,6 +115,6 @@ def _pack(weight: Tensor, dtype: torch.dtype, block: int, *, back: bool) -> Tens
     return packed
 
 
-def _image_like(x: Tensor, height: int, width: int) -> Tensor:
+def image_like(x: Tensor, height: int, width: int) -> Tensor:
     size = (x.shape[0], x.shape[1], height, width)
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)

@@ -40,7 +40,7 @@ def grouped_conv(
     """
     if mode == "cudnn":
         return None
-    reason = _why_not(spec, compute, device)
+    reason = why_not(spec, compute, device)
     if mode == "triton":
         if reason is not None:
             raise UsageError(f"gpu.grouped_conv=triton cannot be used: {reason}")
@@ -55,7 +55,7 @@ def grouped_conv(
     return None
 
 
-def _why_not(spec: ModelSpec, compute: torch.dtype, device: torch.device) -> str | None:
+def why_not(spec: ModelSpec, compute: torch.dtype, device: torch.device) -> str | None:
     """Return why the kernels cannot compute `spec`, or None."""
     if compute not in (torch.float16, torch.bfloat16):
         return "the kernels need precision.compute=bfloat16 or float16"
@@ -154,6 +154,15 @@ def _way(
     theirs: Callable[[], Tensor],
 ) -> Tensor:  # fmt: skip
     """Compute by a plan of ours, or, if it may be and is faster, by PyTorch."""
+    plan = plan_for(what, x, weight, stride, library, timed, ours, theirs)
+    return theirs() if plan is None else ours(plan)
+
+
+def plan_for(
+    what: Any, x: Tensor, weight: Tensor, stride: int, library: bool, timed: bool, ours: Callable[[Any], Tensor],
+    theirs: Callable[[], Tensor],
+) -> Any:  # fmt: skip
+    """Return the plan to take for the pass `what`, or None for PyTorch, which only `library` allows."""
     from resnext_gpu.grouped_conv import launch, plans
 
     if not launch.fits(x):
@@ -169,10 +178,8 @@ def _way(
         if timing is None and not torch.cuda.is_current_stream_capturing():
             timing = timings.measure(what, shape, ours, theirs)
     if timing is None:
-        plan = None if library else plans.default_plan(what, shape)
-    else:
-        plan = timing.faster if library else plans.required(timing)
-    return theirs() if plan is None else ours(plan)
+        return None if library else plans.default_plan(what, shape)
+    return timing.faster if library else plans.required(timing)
 
 
 @functools.cache

@@ -19,11 +19,16 @@ from resnext_core.files import cache_folder, write_atomic
 from resnext_gpu.device import note
 from resnext_gpu.grouped_conv.launch import Plan, out_size, spans, squares_of
 
-#: What is computed.
-Pass = Literal["forward", "input gradient", "weight gradient"]
+#: What is computed; fused with the batch normalisation and ReLU before it.
+Pass = Literal[
+    "forward", "input gradient", "weight gradient",
+    "fused forward", "fused input gradient", "fused weight gradient",
+]  # fmt: skip
 #: Results of ours and of PyTorch's agree to this share of the largest value: both round once to 8 bits (bfloat16), to
 #: nearest, after sums in float32 of products of the same factors. A wrong tap or channel is off by more than a tenth.
 _AGREEMENT = 2e-2
+#: Files of kernels and of their launching: where one differs, what was timed before does not count.
+_SOURCES = ("norm_kernels.py", "kernels.py", "launch.py", "fused_kernels.py", "fused_launch.py")
 #: Milliseconds of warming up and of measuring a candidate.
 _WARM_MS, _TIMED_MS = 5, 20
 
@@ -93,7 +98,7 @@ _PROGRAMS = {4: 2048, 8: 2048, 16: 1024, 32: 256}
 def default_plan(what: Pass, shape: Shape) -> Plan:
     """Return the plan that is taken where nothing is timed."""
     narrow = shape.group_width <= 16
-    if what == "weight gradient":
+    if what.endswith("weight gradient"):
         programs = _PROGRAMS[shape.group_width]
         if narrow:
             return Plan(squares=16, channels=16, warps=1, programs=programs)
@@ -107,7 +112,7 @@ def candidates(what: Pass, shape: Shape) -> Iterator[Plan]:
     Of weight gradients those whose blocks are as narrow as they can be, and whose parts are not more traffic than the
     images, but for the fewest of each cut; numbers of programs that make the same parts are one candidate.
     """
-    if what != "weight gradient":
+    if not what.endswith("weight gradient"):
         for plan in _IMAGES:
             if plan.channels >= shape.group_width and shape.channels % plan.channels == 0:
                 yield plan
@@ -142,7 +147,7 @@ class Timings:
 
     def __init__(self, card: str, folder: Path | None = None) -> None:
         self._card = card
-        source = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("kernels.py", "launch.py"))
+        source = b"".join(Path(__file__).with_name(name).read_bytes() for name in _SOURCES)
         stamp = f"{card}|{torch.__version__}|{triton.__version__}|{hashlib.sha256(source).hexdigest()}"
         name = f"{hashlib.sha256(stamp.encode()).hexdigest()[:16]}.json"
         self.path = (folder or cache_folder() / "grouped-conv") / name
