@@ -79,6 +79,7 @@ def test_statistics_survive_a_large_mean(launch: Any) -> None:
     assert float(((joined[1] - var) / var).abs().max()) <= 1e-4
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite_reaches_the_loss_and_the_gradients(bad: float, launch: Any) -> None:
     """Else a step that overflowed would not be skipped: ReLU must not turn it into 0."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from resnext_core.model.spec import BN_EPS
 from resnext_gpu.grouped_conv import fused_kernels, norm_kernels
-from resnext_gpu.grouped_conv.launch import Plan, image_like, out_size, pack, squares_in, spans
+from resnext_gpu.grouped_conv.launch import Plan, image_like, out_size, pack, spans, squares_in
 
 #: Values of a tile of (rows, C), and the most channels of one: 16 loads of 16 bits a thread at 4 warps of 2 x 8.
 _TILE, _MOST_CHANNELS, _WARPS = 4096, 64, 4
