@@ -15,6 +15,10 @@ SAMPLES = Path(__file__).with_name("samples")
 @pytest.mark.parametrize(
     ("file", "version", "chips", "soc_version"),
     [
+        ("npu-smi-910a.txt", "21.0.4", [(0, 0, "0000:C1:00.0", 1, 32768), (1, 0, "0000:81:00.0", 1, 32768)],
+         "Ascend910A"),
+        ("npu-smi-910a-old.txt", "1.8.21", [(0, 0, "0000:C1:00.0", 0, 32768), (1, 0, "0000:81:00.0", 0, 32768)],
+         "Ascend910A"),
         ("npu-smi-910b4.txt", "24.1.1", [(0, 0, "0000:C1:00.0", 26838, 32768), (1, 0, "0000:C2:00.0", 29356, 32768)],
          "Ascend910B4"),
         ("npu-smi-310p3-duo.txt", "25.2.0",
