@@ -140,7 +140,7 @@ def broken_rule(hint: Any, value: Any) -> str | None:
     each = value if isinstance(value, tuple) else (value,)
     for bound in bounds:
         if not (bound.allows(value) if isinstance(bound, Ascending) else all(map(bound.allows, each))):
-            return f"{_how_many(value, bound)}{bound.rule}{', or null' if type(None) in kinds else ''}"
+            return f"{_how_many(hint, value, bound)}{bound.rule}{', or null' if type(None) in kinds else ''}"
     for one in each:
         if isinstance(one, float) and not math.isfinite(one):
             return "finite"
@@ -151,9 +151,11 @@ def broken_rule(hint: Any, value: Any) -> str | None:
     return None
 
 
-def _how_many(value: Any, bound: Bound) -> str:
+def _how_many(hint: Any, value: Any, bound: Bound) -> str:
     if not isinstance(value, tuple) or isinstance(bound, Ascending):
         return ""
+    if any(Ellipsis in typing.get_args(kind) for kind in _kinds(hint)):  # as many as one likes
+        return "numbers "
     return f"{_COUNTS.get(len(value), len(value))} numbers "
 
 

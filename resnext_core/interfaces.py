@@ -257,7 +257,10 @@ class Backend:
     backend can run here; it must be fast and must not import a framework. `formats` are the file suffixes that the
     predictor can serve; a backend that serves weights in memory lists ``.safetensors``. `format_probe` is asked with
     one of them, and answers like `probe()` whether such files can be served here; None means that all can that
-    `probe()` allows. `exporters` maps the name of a format, its suffix without the dot, to its exporter. `packages` are
+    `probe()` allows. `file_probe` is asked with a file that ends so, and the backend's options, whether it can serve
+    this very file; it is for endings that several kinds of files share. `exporters` maps the name of a format to its
+    exporter, `endings` to what its files end in where that is not a dot and the name, and `dry_runs` to a function that
+    returns what the exporter would run, in lines, where that is another program. `packages` are
     the distributions whose versions a run records beside those of core. `connect` joins the other ranks and returns
     the collectives; None takes core's own over TCP. `launch` starts several processes and returns their exit code;
     None takes core's own local launcher. `steps_per_call` is how many steps the engine likes in one call of
@@ -275,9 +278,21 @@ class Backend:
     predictor: Callable[[PredictRequest], Predictor] | None = None
     formats: tuple[str, ...] = (".safetensors",)
     format_probe: Callable[[str], Readiness] | None = None
+    file_probe: Callable[[Path, Any], Readiness] | None = None
     exporters: Mapping[str, Exporter] = field(default_factory=dict)
+    endings: Mapping[str, str] = field(default_factory=dict)
+    dry_runs: Mapping[str, Callable[[Weights, Path, ExportRequest], str]] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
     options: type | None = None
     steps_per_call: int = 1
     connect: Callable[[RankInfo, Any], Collectives] | None = None
     launch: Callable[[LaunchRequest], int] | None = None
+
+    def ending(self, name: str) -> str:
+        """Return what files of the exporter's format `name` end in: ``.suffix``."""
+        return self.endings.get(name, f".{name}")
+
+    def file_name(self, stem: str, name: str) -> str:
+        """Return the usual name of a file of that format: unlike those of other formats with the same ending."""
+        ending = self.ending(name)
+        return f"{stem}{ending}" if ending == f".{name}" else f"{stem}.{name}{ending}"

@@ -25,14 +25,14 @@ from resnext_core.reference.predictor import create_predictor
 
 pytest.importorskip("onnx")
 
-#: Writes what it was given and an artefact where --output or --outputFile says, as the real ones do.
+#: Writes what it was given and an artefact where --output says, as ATC does.
 TOOL = """#!/bin/sh
 printf '%s\\n' "$@" > "{calls}"
 for word in "$@"; do
   case "$word" in
-    --model=*|--modelFile=*) test -s "${{word#*=}}" || exit 3;;
-    --configFile=*|--insert_op_conf=*) cat "${{word#*=}}" > "{config}";;
-    --output=*|--outputFile=*) printf artefact > "${{word#*=}}{ending}";;
+    --model=*) test -s "${{word#*=}}" || exit 3;;
+    --insert_op_conf=*) cat "${{word#*=}}" > "{config}";;
+    --output=*) printf artefact > "${{word#*=}}{ending}";;
   esac
 done
 """
@@ -85,13 +85,6 @@ def tool(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch) ->
                 "--precision_mode=allow_fp32_to_fp16", "--log=error", "--dynamic_batch_size=1,8,32",
             },
         ),
-        (
-            "lite", "converter_lite", ".mindir", ["--precision", "enforce_origin"],
-            {
-                "--fmk=ONNX", "--saveType=MINDIR", "--optimize=ascend_oriented:Ascend310P3",
-                "--inputShape=images:1,16,16,3",
-            },
-        ),
     ],
 )  # fmt: skip
 def test_tools_are_called_with_what_the_weights_say(
@@ -113,21 +106,12 @@ def test_tools_are_called_with_what_the_weights_say(
     assert manifest.digest == tiny_weights().digest
     assert artefact["input"] == ("float" if "export.input=float" in words else "uint8")
     found = set(calls.read_text().splitlines())
-    files = {
-        w
-        for w in found
-        if w.split("=")[0]
-        in ("--model", "--modelFile", "--output", "--outputFile", "--configFile", "--insert_op_conf")
-    }
+    files = {w for w in found if w.split("=")[0] in ("--model", "--output", "--insert_op_conf")}
     assert found - files == expected
     assert (
         set(shown[1:]) - {w for w in shown if w.split("=")[0] in {f.split("=")[0] for f in files}} == expected
     )
     assert shown[0] == name
-    if kind == "lite":
-        assert config.read_text() == (
-            "[ascend_context]\nprecision_mode=enforce_origin\ninput_shape=images:1,16,16,3\n"
-        )
     normalised = [w for w in found if w.startswith("--insert_op_conf=")]
     assert bool(normalised) == (name == "atc" and "graph" not in words and "export.input=float" not in words)
     if normalised:
@@ -172,9 +156,7 @@ def test_a_tool_that_fails_leaves_nothing(
         (["--format", "om", "--to", "x.om", "--dynamic-batch", "1,8", "--set", "export.batch_size=4", "--dry-run"], 2,
          "give export.batch_size or --dynamic-batch, not both"),
         (["--format", "air", "--to", "x.air", "--dynamic-batch", "1,8"], 2, "are options of --format om"),
-        (["--format", "lite", "--to", "x.mindir", "--normalise", "graph"], 2, "are options of --format om"),
-        (["--format", "lite", "--to", "x.mindir", "--precision", "allow_fp32_to_fp16", "--dry-run"], 2,
-         "MindSpore Lite's precision is one of enforce_fp16"),
+        (["--format", "lite", "--to", "x.mindir"], 2, "invalid choice: 'lite'"),
     ],
 )  # fmt: skip
 def test_wrong_words_are_refused(

@@ -8,7 +8,7 @@ from pathlib import Path
 from resnext_core.cli.common import print_config, settings_of
 from resnext_core.console.flags import add_config_flags, add_json_flag, add_weights_flag
 from resnext_core.console.output import Output, ProgressBar
-from resnext_core.jobs.export import ExportJob, export
+from resnext_core.jobs.export import ExportJob, export, plan_export
 from resnext_core.jobs.settings import resolve
 from resnext_core.plugins import load_plugins
 
@@ -31,6 +31,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         f"installed: {', '.join(installed) or 'none'}",
     )
     parser.add_argument("--to", metavar="PATH", required=True, help="file, or a folder for several formats")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be written and run; write nothing"
+    )
     add_config_flags(parser)
     add_json_flag(parser)
 
@@ -43,6 +46,10 @@ def handle(args: argparse.Namespace) -> int:
     if args.print_config:
         return print_config(resolve(job.settings, load_plugins()))
     output = Output(json_result=args.json)
+    if args.dry_run:
+        planned = plan_export(job)
+        output.result({"planned": [one.to_dict() for one in planned]}, "\n".join(map(str, planned)))
+        return 0
     with ProgressBar(output) as bar:
         result = export(job, bar)
     output.result(result.to_dict())

@@ -12,7 +12,7 @@ from resnext_core.errors import BackendUnavailable, ResnextError, one_line
 from resnext_core.files.scratch import Scratch
 from resnext_core.interfaces import Backend, ExportRequest
 from resnext_core.model.spec import PoolPadding
-from resnext_core.plugins import PluginSet, probe, probe_format
+from resnext_core.plugins import PluginSet, probe, probe_file, probe_format
 from resnext_core.serving.golden import GOLDEN_LOGITS, check_backend, golden_weights
 from resnext_core.serving.load import WEIGHTS_SUFFIX
 
@@ -93,7 +93,7 @@ def _check_format(backend: Backend, suffix: str, plugins: PluginSet) -> FormatCh
             difference = check_backend(backend, options.get(backend.id))
         else:
             with Scratch("doctor") as folder:
-                made, why_not = _artefacts(folder, suffix, plugins, options)
+                made, why_not = _artefacts(folder, backend, suffix, plugins, options)
                 if why_not is not None:
                     return found(NOT_CHECKED, why_not)
                 difference = check_backend(backend, options.get(backend.id), made)
@@ -108,26 +108,31 @@ def _check_format(backend: Backend, suffix: str, plugins: PluginSet) -> FormatCh
 
 
 def _artefacts(
-    folder: Path, suffix: str, plugins: PluginSet, options: Mapping[str, Any]
+    folder: Path, server: Backend, suffix: str, plugins: PluginSet, options: Mapping[str, Any]
 ) -> tuple[dict[PoolPadding, Path], str | None]:
-    """Write the golden networks in the format of `suffix`; return them by pool padding, or why no backend can."""
+    """Write the golden networks as files with `suffix` that `server` reads; return them by pool padding, or why not."""
     reasons = []
-    for maker in plugins.ranked():
-        exporter = maker.exporters.get(suffix.removeprefix("."))
-        if exporter is None:
-            continue
-        answer = probe(maker)
-        reason = answer.reason
-        if answer.usable:
+    origin = {b.id: plugins.origins.get(("backend", b.id)) for b in plugins.backends.values()}
+    for maker in sorted(plugins.ranked(server.id), key=lambda b: origin[b.id] != origin.get(server.id)):
+        for name, exporter in maker.exporters.items():
+            if maker.ending(name) != suffix:
+                continue
+            if not (answer := probe(maker)).usable:
+                reasons.append(f"{maker.id} cannot write one here: {answer.reason}")
+                continue
             request = ExportRequest(options=options.get(maker.id))
-            made = {padding: folder / f"{maker.id}-{padding}{suffix}" for padding in GOLDEN_LOGITS}
+            made = {padding: folder / f"{maker.id}-{name}-{padding}{suffix}" for padding in GOLDEN_LOGITS}
             try:
                 for padding, path in made.items():
                     exporter(golden_weights(padding), path, request)
-                return made, None
             except ResnextError as error:
-                reason = str(error)
-        reasons.append(f"{maker.id} cannot write one here: {reason}")
+                reasons.append(f"{maker.id} cannot write one here: {error}")
+                continue
+            unread = {answer.reason for path in made.values()
+                      if not (answer := probe_file(server, path, options.get(server.id))).usable}  # fmt: skip
+            if not unread:
+                return made, None
+            reasons.append(f"that of {maker.id}: {'; '.join(sorted(unread))}")
     return {}, "; ".join(reasons) or _NO_EXPORTER
 
 

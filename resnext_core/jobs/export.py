@@ -113,12 +113,56 @@ class ExportResult(Result):
         return "\n".join(map(str, self.artefacts))
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlannedArtefact:
+    """An artefact that would be written at `path` by `backend`; `commands` is what it would run, in lines."""
+
+    format: str
+    path: Path
+    backend: str
+    commands: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types."""
+        return asdict(self) | {"path": str(self.path)}
+
+    def __str__(self) -> str:
+        return f"{self.format}: {self.path}, by {self.backend}" + (f"\n{self.commands}" * bool(self.commands))
+
+
 def export(job: ExportJob, listen: Listener = ignore) -> ExportResult:
     """Write the artefacts; `listen` gets a line about each.
 
     Raises UsageError on an unknown format, BackendUnavailable where nothing here writes one, DataError where an
     artefact disagrees with its source: it is not kept.
     """
+    weights, config, plugins, chosen = _choice(job)
+    made = []
+    with Source(weights, config, plugins) as source:
+        for name, (backend, path) in chosen.items():
+            made.append(write_artefact(source, name, backend, path))
+            listen(Note(text=str(made[-1])))
+    return ExportResult(artefacts=tuple(made))
+
+
+def plan_export(job: ExportJob) -> tuple[PlannedArtefact, ...]:
+    """Return what :func:`export` would write; nothing is written. A format that is named may lack what it needs here.
+
+    Raises what :func:`export` does for its settings.
+    """
+    weights, config, _, chosen = _choice(job, planned=True)
+    planned = []
+    for name, (backend, path) in chosen.items():
+        describe = backend.dry_runs.get(name)
+        commands = describe(weights, path, _request(config, backend)) if describe is not None else ""
+        planned.append(PlannedArtefact(format=name, path=path, backend=backend.id, commands=commands))
+    return tuple(planned)
+
+
+def _choice(
+    job: ExportJob, *, planned: bool = False
+) -> tuple[Weights, Config, PluginSet, dict[str, tuple[Backend, Path]]]:
+    """Return what to export, and by format the backend that writes it and its path."""
     plugins = load_plugins()
     resolved = resolve(job.settings, plugins)
     config = resolved.config
@@ -127,19 +171,15 @@ def export(job: ExportJob, listen: Listener = ignore) -> ExportResult:
     wanted = job.formats or config.export.formats
     if not wanted and target.suffix and not target.is_dir():
         wanted = (target.suffix[1:],)
-    chosen = exporters(plugins, wanted, only=job.backend)
+    chosen = exporters(plugins, wanted, only=job.backend, planned=planned)
     if not chosen:
         raise BackendUnavailable(
             "no backend here writes an artefact; 'resnext-run backends' shows what is missing"
         )
-    single = len(chosen) == 1 and target.suffix == f".{next(iter(chosen))}"
-    made = []
-    with Source(weights, config, plugins) as source:
-        for name, backend in chosen.items():
-            path = target if single else target / f"{weights.spec.variant}.{name}"
-            made.append(write_artefact(source, name, backend, path))
-            listen(Note(text=str(made[-1])))
-    return ExportResult(artefacts=tuple(made))
+    names = {name: target / backend.file_name(weights.spec.variant, name) for name, backend in chosen.items()}
+    if len(chosen) == 1 and all(target.suffix == backend.ending(name) for name, backend in chosen.items()):
+        names = dict.fromkeys(chosen, target)
+    return weights, config, plugins, {name: (backend, names[name]) for name, backend in chosen.items()}
 
 
 class Source:
@@ -173,7 +213,9 @@ class Source:
         if artefact.suffix == WEIGHTS_SUFFIX:
             return None
         try:
-            server_of(self.plugins, artefact.suffix, prefer=self.prefer)
+            server_of(
+                self.plugins, artefact.suffix, prefer=self.prefer, file=artefact, options=self.config.backends
+            )
         except ResnextError:
             return None
         size = self.weights.spec.image_size
@@ -202,11 +244,7 @@ class Source:
 
 def write_artefact(source: Source, name: str, backend: Backend, path: Path) -> Artefact:
     """Write one artefact beside `path`, compare its logits with the source's, then move it into place."""
-    config = source.config
-    request = ExportRequest(
-        batch_size=config.export.batch_size, input=config.export.input, fold_bn=config.export.fold_bn,
-        options=config.backends.get(backend.id),
-    )  # fmt: skip
+    request = _request(source.config, backend)
     with _beside_target(path) as partial:
         made = partial / path.name
         backend.exporters[name](source.weights, made, request)
@@ -221,6 +259,13 @@ def write_artefact(source: Source, name: str, backend: Backend, path: Path) -> A
     return Artefact(
         format=name, path=path, bytes=path.stat().st_size, digest=file_digest(path), backend=backend.id,
         weights_digest=source.weights.digest, difference=difference,
+    )  # fmt: skip
+
+
+def _request(config: Config, backend: Backend) -> ExportRequest:
+    return ExportRequest(
+        batch_size=config.export.batch_size, input=config.export.input, fold_bn=config.export.fold_bn,
+        options=config.backends.get(backend.id),
     )  # fmt: skip
 
 

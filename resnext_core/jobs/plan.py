@@ -95,7 +95,7 @@ class Plan:
         chosen = {}
         for name, exporter in exporters(self.plugins, asked, prefer=prefer).items():
             try:
-                server_of(self.plugins, f".{name}", prefer=prefer)
+                server_of(self.plugins, exporter.ending(name), prefer=prefer)
             except ResnextError as error:
                 if asked:
                     raise BackendUnavailable(

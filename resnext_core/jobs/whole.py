@@ -147,7 +147,7 @@ def finish(run: RunFolder, plan: Plan, listen: Listener, started: float) -> Whol
         artefacts: list[Artefact] = []
         made_from = Source(weights, config, plugins, prefer=prefer, predictor=source.predictor)
         for name, backend in plan.formats.items():
-            target = run.path / f"{weights.spec.variant}.{name}"
+            target = run.path / backend.file_name(weights.spec.variant, name)
             artefacts.append(write_artefact(made_from, name, backend, target))
             say(str(artefacts[-1]))
         run.write_result("artefacts", [artefact.to_dict() for artefact in artefacts])

@@ -56,6 +56,18 @@ def read_sidecar(path: Path) -> Manifest | None:
     return parse_manifest(manifest_text(beside), where=str(beside))
 
 
+def artefact_section(path: Path) -> Mapping[str, Any]:
+    """Return what the exporter of the artefact at `path` noted in its sidecar, unverified; empty without one."""
+    beside = sidecar_path(path)
+    if not beside.is_file():
+        return {}
+    try:
+        section = parse_strict_json(manifest_text(beside)).get("artefact")
+    except (DataError, ValueError):  # whoever opens it will say so
+        return {}
+    return section if isinstance(section, dict) else {}
+
+
 def read_artefact(path: Path, needs: tuple[str, ...] = ()) -> tuple[Manifest, dict[str, Any]]:
     """Return the manifest and the section ``artefact`` of the artefact at `path`, its digest verified.
 

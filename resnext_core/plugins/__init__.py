@@ -6,4 +6,5 @@ from resnext_core.plugins.loading import get_backend as get_backend
 from resnext_core.plugins.loading import load_plugins as load_plugins
 from resnext_core.plugins.offers import PluginSet as PluginSet
 from resnext_core.plugins.offers import probe as probe
+from resnext_core.plugins.offers import probe_file as probe_file
 from resnext_core.plugins.offers import probe_format as probe_format

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from resnext_core.errors import BackendUnavailable, UsageError, shown, suggest
 from resnext_core.extras import install_hint
@@ -117,3 +119,11 @@ def probe_format(backend: Backend, suffix: str) -> Readiness:
     if backend.format_probe is None:
         return READY
     return ask(functools.partial(backend.format_probe, suffix))
+
+
+def probe_file(backend: Backend, path: Path, options: Any) -> Readiness:
+    """Return whether `backend`, where it can run, can serve the file at `path` here with its `options`."""
+    answer = probe_format(backend, path.suffix)
+    if not answer.usable or backend.file_probe is None:
+        return answer
+    return ask(functools.partial(backend.file_probe, path, options))

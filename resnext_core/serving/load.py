@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from resnext_core.config import Config
 from resnext_core.convert.containers import readable
@@ -19,7 +20,7 @@ from resnext_core.model.preprocess import PreprocessSpec
 from resnext_core.model.sidecar import read_sidecar, sidecar_path
 from resnext_core.model.spec import ModelSpec
 from resnext_core.model.weights import Manifest, Weights, load_weights, read_manifest_text
-from resnext_core.plugins import PluginSet, probe_format
+from resnext_core.plugins import PluginSet, probe_file, probe_format
 from resnext_core.ranks.info import RankInfo
 from resnext_core.runs.folder import other_runs
 from resnext_core.runs.pointers import best_weights
@@ -92,11 +93,18 @@ def described_model(config: Config, sources: Mapping[str, str]) -> ModelDescript
 
 
 def server_of(
-    plugins: PluginSet, suffix: str, backend_id: str | None = None, *, prefer: str | None = None
+    plugins: PluginSet,
+    suffix: str,
+    backend_id: str | None = None,
+    *,
+    prefer: str | None = None,
+    file: Path | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Backend:
-    """Return the backend that serves files with the ending `suffix`; see :meth:`PluginSet.choose`.
+    """Return the backend that serves files with the ending `suffix`, or this very `file`; see :meth:`PluginSet.choose`.
 
-    Raises UsageError where no installed backend does, BackendUnavailable where none of them can run here.
+    `options` are the backends' by id, for those that look into the file. Raises UsageError where no installed backend
+    does, BackendUnavailable where none of them can run here.
     """
     known = sorted({s for b in plugins.backends.values() if b.predictor for s in b.formats})
     if suffix not in known:
@@ -108,17 +116,25 @@ def server_of(
         "serve weights" if suffix == WEIGHTS_SUFFIX else f"serve {suffix} files",
         lambda b: b.predictor is not None and suffix in b.formats,
         prefer=prefer,
-        here=lambda b: probe_format(b, suffix),
+        here=lambda b: (
+            probe_format(b, suffix) if file is None else probe_file(b, file, (options or {}).get(b.id))
+        ),
     )
 
 
 def exporters(
-    plugins: PluginSet, formats: Sequence[str], *, only: str | None = None, prefer: str | None = None
+    plugins: PluginSet,
+    formats: Sequence[str],
+    *,
+    only: str | None = None,
+    prefer: str | None = None,
+    planned: bool = False,
 ) -> dict[str, Backend]:
     """Return the backend that writes each format; without `formats`, everything that can be written here.
 
-    `only` names the one backend to take, `prefer` the one to take where it can. Raises UsageError on a format that
-    no installed backend writes, BackendUnavailable with what is missing where none of them can run here.
+    `only` names the one backend to take, `prefer` the one to take where it can. With `planned`, one of `formats` that
+    cannot be written here is given to the first backend that has it. Raises UsageError on a format that no installed
+    backend writes, BackendUnavailable with what is missing where none of them can run here.
     """
     able = [plugins.get(only)] if only is not None else list(plugins.backends.values())
     known = {name for backend in able for name in backend.exporters}
@@ -133,7 +149,9 @@ def exporters(
         try:
             chosen[name] = plugins.choose(only, f"export {name}", partial(_exports, name), prefer=prefer)
         except BackendUnavailable:
-            if formats:
+            if formats and planned:
+                chosen[name] = next(b for b in plugins.ranked(only or prefer) if name in b.exporters)
+            elif formats:
                 raise
     return chosen
 
@@ -175,7 +193,9 @@ def serve(
             rank=rank,
             source=f"{path} ({quoted(entry)})" if (entry := weights.origin.get("entry")) else str(path),
         )
-    backend = server_of(plugins, path.suffix or path.name, backend_id, prefer=prefer)
+    backend = server_of(
+        plugins, path.suffix or path.name, backend_id, prefer=prefer, file=path, options=config.backends
+    )
     assert backend.predictor is not None
     predictor = backend.predictor(
         PredictRequest(

@@ -14,7 +14,7 @@ import pytest
 from resnext_core.errors import UsageError
 from resnext_core.interfaces import Backend, ExportRequest, Predictor, PredictRequest, TrainRequest
 from resnext_core.model.weights import Weights
-from resnext_core.plugins import get_backend, load_plugins, probe
+from resnext_core.plugins import get_backend, load_plugins, probe, probe_file
 from resnext_core.testing import cases
 from resnext_core.training.trainer import Trainer, create_trainer
 
@@ -164,12 +164,14 @@ class ContractBase:
         folder = self.keep("folder", lambda: tempfile.TemporaryDirectory(prefix="resnext-contract-"))
         for suffix in self.record.formats:
             for backend in (self.record, *load_plugins().backends.values()):
-                exporter = backend.exporters.get(suffix.lstrip("."))
-                if exporter is not None and probe(backend).usable:
+                for format_name, exporter in backend.exporters.items():
+                    if backend.ending(format_name) != suffix or not probe(backend).usable:
+                        continue
                     path = Path(folder.name) / f"{name}-{kind}-{batch or 'any'}{suffix}"
                     own = self.backend_options if backend is self.record else _default_options(backend)
                     exporter(weights, path, ExportRequest(batch_size=batch, input=kind, options=own))
-                    return path
+                    if probe_file(self.record, path, self.backend_options).usable:
+                        return path
         self.missing(
             f"no installed exporter writes what {self.record.id} serves: {', '.join(self.record.formats)}"
         )
@@ -179,9 +181,12 @@ def _default_options(backend: Backend) -> Any:
     return None if backend.options is None else backend.options()
 
 
-def server_of(suffix: str, first: Backend) -> Backend | None:
-    """Return an available backend that serves artefacts with `suffix`, `first` if it does."""
+def server_of(path: Path, first: Backend, options: Any) -> Backend | None:
+    """Return an available backend that serves the artefact at `path`, `first` with these `options` if it does."""
     for backend in (first, *load_plugins().backends.values()):
-        if backend.predictor is not None and suffix in backend.formats and probe(backend).usable:
+        if backend.predictor is None or path.suffix not in backend.formats or not probe(backend).usable:
+            continue
+        own = options if backend is first else _default_options(backend)
+        if backend.file_probe is None or probe_file(backend, path, own).usable:
             return backend
     return None

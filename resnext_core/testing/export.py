@@ -97,7 +97,7 @@ class ExportContract(ContractBase):
         )
         paths, refusals = [], []
         for name, exporter in exporters.items():
-            path = folder / f"artefact.{name}"
+            path = folder / self.record.file_name("artefact", name)
             try:
                 exporter(source, path, request)
             except BackendUnavailable as refusal:  # a format for which this machine lacks the tools
@@ -113,13 +113,13 @@ class ExportContract(ContractBase):
 
     def _served(self, paths: list[Path]) -> list[Path]:
         """Return the artefacts that an installed backend serves; skip where there are none."""
-        served = [path for path in paths if server_of(path.suffix, self.record) is not None]
+        served = [path for path in paths if server_of(path, self.record, self.backend_options) is not None]
         if not served:
             pytest.skip(f"no installed backend serves {', '.join(p.suffix for p in paths)} here")
         return served
 
     def _open(self, path: Path, *, tensor_input: bool = False) -> Predictor:
-        server = server_of(path.suffix, self.record)
+        server = server_of(path, self.record, self.backend_options)
         assert server is not None
         assert server.predictor is not None
         if server is self.record:

@@ -52,6 +52,10 @@ class IdentityContract(ContractBase):
         assert backend.steps_per_call >= 1
         assert all(re.fullmatch(r"\.[a-z0-9]+", suffix) for suffix in backend.formats)
         assert all(re.fullmatch(r"[a-z0-9]+", name) for name in backend.exporters)
+        assert all(re.fullmatch(r"\.[a-z0-9]+", backend.ending(name)) for name in backend.exporters)
+        assert not {*backend.endings, *backend.dry_runs} - set(backend.exporters), (
+            "of a format without exporter"
+        )
         assert backend.engine or backend.predictor or backend.exporters, "the backend can do nothing"
 
     def test_probe_answers_in_one_sentence(self) -> None:

@@ -1,4 +1,4 @@
-"""Artefacts of Ascend: AIR on an Ascend, MindSpore Lite's MINDIR by its converter; `om` has the others."""
+"""Artefacts of Ascend: AIR on an Ascend, and what every vendor's tool needs; `om` has the others."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from resnext_ascend import diagnose
@@ -18,22 +17,9 @@ from resnext_core.model.sidecar import keep_artefact
 from resnext_core.model.weights import Weights
 from resnext_core.plugins import PluginSet
 
-#: Formats, their endings, and the program that makes them.
-ENDINGS = {"air": ".air", "om": ".om", "lite": ".mindir"}
-#: What a MindSpore Lite configuration takes under [ascend_context]; it ignores anything else.
-LITE_PRECISION = ("enforce_fp16", "enforce_fp32", "enforce_origin", "preferred_fp32", "preferred_optimal")
+#: Formats and their endings.
+ENDINGS = {"air": ".air", "om": ".om"}
 _SOC = re.compile(r"Ascend\d{3}[A-Za-z0-9_-]*")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conversion:
-    """How an ONNX file becomes an artefact of Ascend: `soc_version` of the device, `precision` of its tool."""
-
-    soc_version: str
-    precision: str | None = None
-
-    def __post_init__(self) -> None:
-        check_soc(self.soc_version)
 
 
 def check_soc(soc_version: str) -> None:
@@ -45,79 +31,13 @@ def check_soc(soc_version: str) -> None:
         )
 
 
-def input_shape(size: int, request: ExportRequest) -> str:
-    """Return the name and shape of the input as converter_lite takes it; UsageError without a fixed batch."""
-    if request.batch_size is None:
-        raise UsageError("converter_lite needs a fixed batch: --set export.batch_size=N")
-    # the names that the ONNX exporter gives, see docs/deployment.md
-    name, shape = ("images", (size, size, 3)) if request.input == "uint8" else ("tensor", (3, size, size))
-    return f"{name}:" + ",".join(map(str, (request.batch_size, *shape)))
-
-
-def lite_command(onnx: Path, target: Path, size: int, request: ExportRequest, how: Conversion) -> list[str]:
-    """Return converter_lite's command line; its precision stands in a file, see :func:`lite_config`."""
-    return [
-        "converter_lite", "--fmk=ONNX", f"--modelFile={onnx}", f"--outputFile={target.with_suffix('')}",
-        "--saveType=MINDIR", f"--optimize=ascend_oriented:{how.soc_version}",
-        f"--inputShape={input_shape(size, request)}", f"--configFile={onnx.with_suffix('.ini')}",
-    ]  # fmt: skip
-
-
-def lite_config(size: int, request: ExportRequest, how: Conversion) -> str:
-    """Return the configuration of converter_lite; UsageError on a precision that it would ignore."""
-    precision = how.precision or "enforce_fp16"
-    if precision not in LITE_PRECISION:
-        raise UsageError(
-            f"MindSpore Lite's precision is one of {', '.join(LITE_PRECISION)}, not '{precision}'"
-        )
-    return f"[ascend_context]\nprecision_mode={precision}\ninput_shape={input_shape(size, request)}\n"
-
-
-def convert(
-    weights: Weights, kind: str, target: Path, request: ExportRequest, how: Conversion, plugins: PluginSet
-) -> None:
-    """Write `weights` as ``lite`` at `target` with its sidecar, through ONNX and the vendor's tool.
-
-    Raises BackendUnavailable where the tool or an exporter of ONNX is missing, DataError when the tool fails.
-    """
-    tool = tool_path(kind)
-    with Scratch("ascend") as folder:
-        onnx = folder / "network.onnx"
-        export_onnx(weights, onnx, request, plugins)
-        made = folder / f"made{ENDINGS[kind]}"
-        run_tool([tool, *command(kind, onnx, made, weights.spec.image_size, request, how)[1:]], str(folder))
-        found = made if made.is_file() else next(folder.glob(f"made*{ENDINGS[kind]}"), None)
-        if found is None:  # ATC adds the operating system to some names
-            raise DataError(f"{Path(tool).name} succeeded but wrote no {ENDINGS[kind]} file")
-        keep_artefact(found, target, weights, {"input": request.input, "batch_size": request.batch_size})
-
-
-def command(
-    kind: str, onnx: Path, target: Path, size: int, request: ExportRequest, how: Conversion
-) -> list[str]:
-    """Return the command line of the tool that makes `kind`; writes the file that converter_lite reads."""
-    text = lite_config(size, request, how)
-    if onnx.parent.is_dir() and onnx.is_file():
-        onnx.with_suffix(".ini").write_text(text, encoding="utf-8")
-    return lite_command(onnx, target, size, request, how)
-
-
-def dry_run(kind: str, target: Path, size: int, request: ExportRequest, how: Conversion) -> str:
-    """Return the command line that would be run, on an ONNX file beside `target`."""
-    return shlex.join(command(kind, target.with_suffix(".onnx"), target, size, request, how))
-
-
-def tool_path(kind: str) -> str:
-    """Return where the tool is; BackendUnavailable with what to source when it is not."""
-    name, where = (
-        ("atc", "CANN's toolkit: source its set_env.sh, in a separate environment (protobuf 3.20)")
-        if kind == "om"
-        else ("converter_lite", "MindSpore Lite: put its tools/converter/converter on PATH, its lib on LD_LIBRARY_PATH")
-    )  # fmt: skip
-    found = shutil.which(name)
+def atc_path() -> str:
+    """Return where ATC is; BackendUnavailable with what to source when it is not."""
+    found = shutil.which("atc")
     if found is None:
         raise BackendUnavailable(
-            f"{name} was not found; it comes with {where}. --dry-run shows its command line"
+            "atc was not found; it comes with CANN's toolkit: source its set_env.sh, in a separate environment "
+            "(protobuf 3.20). --dry-run shows its command line"
         )
     return found
 

@@ -44,9 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _configure_launch(
         commands.add_parser("launch", help="start the ranks of this server", allow_abbrev=False)
     )
-    _configure_export(
-        commands.add_parser("export", help="write AIR, .om or Lite's MINDIR", allow_abbrev=False)
-    )
+    _configure_export(commands.add_parser("export", help="write AIR or .om", allow_abbrev=False))
     selftest.configure(
         commands.add_parser(
             "selftest", help="check an Ascend part by part, write a report", allow_abbrev=False
@@ -91,14 +89,15 @@ def _configure_launch(parser: argparse.ArgumentParser) -> None:
 def _configure_export(parser: argparse.ArgumentParser) -> None:
     add_weights_flag(parser)
     parser.add_argument(
-        "--format", choices=sorted(ENDINGS), required=True, help="air, om (ATC), lite (MindSpore Lite)"
+        "--format",
+        choices=sorted(ENDINGS),
+        required=True,
+        help="air, om (ATC); for MindSpore Lite: resnext-run export --format lite",
     )
     parser.add_argument(
         "--to", metavar="FILE", required=True, help="artefact; its manifest is written beside it"
     )
-    parser.add_argument(
-        "--soc-version", default="Ascend310P3", metavar="CHIP", help="for om and lite (Ascend310P3)"
-    )
+    parser.add_argument("--soc-version", default="Ascend310P3", metavar="CHIP", help="for om (Ascend310P3)")
     parser.add_argument(
         "--precision", metavar="MODE", help="the tool's precision mode (default: float16 where possible)"
     )
@@ -155,7 +154,7 @@ def _export(args: argparse.Namespace) -> int:
     output = Output()
     if args.format == "air":
         artefacts.export_air(weights, target, request, args.device)
-    elif args.format == "om":
+    else:
         given = {} if args.precision is None else {"precision": args.precision}
         conversion = om.OmConversion(
             soc_version=args.soc_version, normalise=args.normalise, dynamic=args.dynamic_batch, **given
@@ -164,12 +163,6 @@ def _export(args: argparse.Namespace) -> int:
             output.say(om.dry_run(target, weights.preprocess, request, conversion))
             return 0
         om.convert(weights, target, request, conversion, plugins)
-    else:
-        how = artefacts.Conversion(soc_version=args.soc_version, precision=args.precision)
-        if args.dry_run:
-            output.say(artefacts.dry_run(args.format, target, weights.spec.image_size, request, how))
-            return 0
-        artefacts.convert(weights, args.format, target, request, how, plugins)
     output.say(
         f"{args.format}: {target} ({target.stat().st_size / 1e6:.1f} MB, not compared: it cannot be run here)"
     )

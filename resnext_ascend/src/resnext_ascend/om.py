@@ -148,7 +148,7 @@ def convert(
     Raises BackendUnavailable where ATC or an exporter of ONNX is missing, DataError when ATC fails.
     """
     source = onnx_request(request, how)
-    tool = artefacts.tool_path("om")
+    tool = artefacts.atc_path()
     with Scratch("ascend") as folder:
         onnx, made = folder / "network.onnx", folder / "made.om"
         words = command(onnx, made, weights.preprocess, request, how)

@@ -41,6 +41,7 @@ def resnext_backends() -> Iterator[Backend]:
         predictor=_predictor,
         formats=(".safetensors", ".mindir"),
         exporters={"mindir": _export_mindir},
+        file_probe=_file_probe,
         packages=("mindspore",),
         options=AscendOptions,
         steps_per_call=10,
@@ -76,6 +77,12 @@ def probe() -> Readiness:
         reason = f"{missing}; --set ascend.device=cpu computes on the CPU"
         return Readiness(state="test mode", reason=reason)
     return READY
+
+
+def _file_probe(path: Path, options: AscendOptions | None) -> Readiness:
+    from resnext_mindspore.plugin import file_readiness
+
+    return file_readiness(path)
 
 
 def _engine(request: TrainRequest) -> Engine:

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 from resnext_core.errors import BackendUnavailable
 from resnext_core.hookspecs import hookimpl
 from resnext_core.interfaces import READY, Backend, Command, Readiness
-from resnext_cpp_infer.options import CppInferOptions
+from resnext_cpp_infer.options import CppInferOptions, LiteOptions
 from resnext_cpp_infer.program import ENGINES, engine_readiness, find_program
 
 if TYPE_CHECKING:
-    from resnext_core.interfaces import Predictor, PredictRequest
+    from pathlib import Path
+
+    from resnext_core.interfaces import ExportRequest, Predictor, PredictRequest
+    from resnext_core.model.weights import Weights
 
 
 @hookimpl
@@ -27,7 +30,19 @@ def resnext_backends() -> Iterator[Backend]:
         formats=tuple(ENGINES),
         packages=("onnxruntime",),
         format_probe=engine_readiness,
+        file_probe=_file_probe,
         options=CppInferOptions,
+    )
+    yield Backend(
+        id="lite",
+        summary="MindSpore Lite's MINDIR from ONNX, by its converter",
+        priority=-5,
+        probe=_lite_probe,
+        exporters={"lite": _export_lite},
+        endings={"lite": ".mindir"},
+        dry_runs={"lite": _describe_lite},
+        formats=(),
+        options=LiteOptions,
     )
 
 
@@ -50,3 +65,27 @@ def _predictor(request: PredictRequest) -> Predictor:
     from resnext_cpp_infer.predictor import StreamPredictor
 
     return StreamPredictor(request)
+
+
+def _file_probe(path: Path, options: CppInferOptions | None) -> Readiness:
+    from resnext_cpp_infer.lite_export import file_readiness
+
+    return file_readiness(path, options)
+
+
+def _lite_probe() -> Readiness:
+    from resnext_cpp_infer.lite_export import lite_readiness
+
+    return lite_readiness()
+
+
+def _export_lite(weights: Weights, path: Path, request: ExportRequest) -> None:
+    from resnext_cpp_infer.lite_export import export_lite
+
+    export_lite(weights, path, request)
+
+
+def _describe_lite(weights: Weights, path: Path, request: ExportRequest) -> str:
+    from resnext_cpp_infer.lite_export import describe
+
+    return describe(weights, path, request)

@@ -19,6 +19,7 @@ from resnext_core.interfaces import (
     Readiness,
     TrainRequest,
 )
+from resnext_core.model.sidecar import artefact_section
 from resnext_mindspore.options import MindsporeOptions
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def resnext_backends() -> Iterator[Backend]:
         predictor=_predictor,
         formats=(".safetensors", ".mindir"),
         exporters={"mindir": _export_mindir},
+        file_probe=file_readiness,
         packages=("mindspore",),
         options=MindsporeOptions,
         connect=_connect,
@@ -68,6 +70,14 @@ def missing_software(install: str) -> str | None:
     if int(numpy.split(".", maxsplit=1)[0]) >= 2:
         return f"MindSpore needs numpy below 2 and {numpy} is installed: pip install 'numpy<2'"
     return None
+
+
+def file_readiness(path: Path, options: object = None) -> Readiness:
+    """Return whether MindSpore can read an artefact: not where its sidecar says that it is of another format."""
+    found = artefact_section(path).get("format", "mindir")
+    if path.suffix != ".mindir" or found == "mindir":
+        return READY
+    return Readiness(state="missing", reason=f"MindSpore cannot read the format '{found}' of {path.name}")
 
 
 def _engine(request: TrainRequest) -> Engine:
