@@ -45,7 +45,7 @@ ALLOWED: dict[str, tuple[set[str], str]] = {
     ),
     "console/advice.py": ({"gpus"}, "what other programs call --devices, for a suggestion"),
     "testing/identity.py": (
-        {"mindspore", "torch", "onnx", "onnxruntime", "tensorflow", "jax", "openvino"},
+        {"mindspore", "lite", "torch", "onnx", "onnxruntime", "tensorflow", "jax", "openvino"},
         "checks that no plugin imports a framework before a factory is called",
     ),
 }

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from resnext_cpp_infer.lite import LiteHome
-from resnext_cpp_infer.lite_export import OWN_CONVERTER, VENDOR_CONVERTER
+from resnext_cpp_infer.lite_converter import OWN_CONVERTER, VENDOR_CONVERTER
 from resnext_cpp_infer.options import CppInferOptions, LiteOptions
 
 from resnext_core.cli.main import main
@@ -24,7 +24,7 @@ from resnext_core.plugins import load_plugins
 from resnext_core.serving.golden import GOLDEN_LOGITS, golden_images, golden_weights, synthetic_images
 from resnext_core.serving.load import server_of
 from resnext_core.testing.base import required
-from resnext_cpp_infer import lite_export
+from resnext_cpp_infer import lite_converter, lite_export
 
 pytest.importorskip("onnx")
 
@@ -65,6 +65,12 @@ exit 1
 Install = Callable[[str], LiteHome]
 
 
+def find(monkeypatch: pytest.MonkeyPatch, home: Callable[[], LiteHome | None]) -> None:
+    """Let the exporter find this MindSpore Lite."""
+    for module in (lite_export, lite_converter):
+        monkeypatch.setattr(module, "lite_home", home)
+
+
 @pytest.fixture
 def tarball(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     """A LITE_HOME whose converter_lite is the script that it is called with."""
@@ -78,7 +84,7 @@ def tarball(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         home = LiteHome(
             root=root, include=root / "runtime/include", lib=root / "runtime/lib", version="2.0.0"
         )
-        monkeypatch.setattr(lite_export, "lite_home", lambda: home)
+        find(monkeypatch, lambda: home)
         return home
 
     return install
@@ -159,7 +165,7 @@ def test_precisions_are_those_of_lite(weights: Path, capsys: pytest.CaptureFixtu
 def test_requests_that_cannot_be_are_refused_before_anything_is_looked_for(
     request_: ExportRequest, name: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lite_export, "lite_home", lambda: pytest.fail("it looked for MindSpore Lite"))
+    find(monkeypatch, lambda: pytest.fail("it looked for MindSpore Lite"))
     with pytest.raises(UsageError, match=says):
         lite_export.export_lite(golden_weights(), tmp_path / name, request_)
 
@@ -230,7 +236,7 @@ def test_a_converter_that_fails_leaves_what_was_there(
 def test_what_is_missing_is_said(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(lite_export, "lite_home", lambda: None)
+    find(monkeypatch, lambda: None)
     words = ["export", "--weights", str(weights), "--format", "lite", "--to", str(tmp_path / "m.mindir")]
     assert main(words) == 4
     error = capsys.readouterr().err
@@ -242,20 +248,20 @@ def test_what_is_missing_is_said(
     program.chmod(0o755)
     monkeypatch.setenv("RESNEXT_INFER", str(program))
     home = LiteHome(root=tmp_path, include=tmp_path, lib=tmp_path, version="2.0.0")
-    monkeypatch.setattr(lite_export, "lite_home", lambda: home)
+    find(monkeypatch, lambda: home)
     assert main(words) == 4
     assert f"no converter of MindSpore Lite beside {program}" in capsys.readouterr().err
     assert not (tmp_path / "m.mindir").exists()
     (program.parent / OWN_CONVERTER).touch()
     assert lite_export.find_converter(home) == program.parent / OWN_CONVERTER
-    assert lite_export.lite_readiness() == READY
+    assert lite_converter.lite_readiness() == READY
 
 
 def test_dry_run_shows_command_and_configuration_and_writes_nothing(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also where MindSpore Lite is not: to see what to run on the machine that has it."""
-    monkeypatch.setattr(lite_export, "lite_home", lambda: None)
+    find(monkeypatch, lambda: None)
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
     words = ["export", "--weights", str(weights), "--format", "lite", "--to", "m.mindir", "--dry-run"]
@@ -312,7 +318,7 @@ def test_who_serves_a_mindir_depends_on_who_wrote_it(
         "MindSpore Lite 2.0.0 does not read: resnext-run export --format lite"
     )
     home = LiteHome(root=tmp_path, include=tmp_path, lib=tmp_path, version="2.7.0")
-    monkeypatch.setattr(lite_export, "lite_home", lambda: home)
+    find(monkeypatch, lambda: home)
     assert lite_export.file_readiness(path, cpu) == READY, "of newer releases it is not known"
     assert lite_export.file_readiness(tmp_path / "m.onnx", cpu) == READY
 
@@ -387,7 +393,7 @@ def test_real_converter_says_why_it_fails(
     def broken(weights: Weights, path: Path, request: ExportRequest) -> None:
         path.write_bytes(b"\x08\x08 no ONNX")
 
-    monkeypatch.setattr(lite_export, "_onnx_exporter", lambda: broken)
+    monkeypatch.setattr(lite_export, "onnx_exporter", lambda: broken)
     assert main(words) == 3
     error = capsys.readouterr().err
     assert f"{converter.name} failed: Read onnx model file failed" in error

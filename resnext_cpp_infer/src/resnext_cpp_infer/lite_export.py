@@ -13,40 +13,27 @@ from pathlib import Path
 
 from resnext_core.errors import BackendUnavailable, DataError, ResnextError, UsageError, reason
 from resnext_core.files.scratch import Scratch
-from resnext_core.interfaces import READY, Exporter, ExportRequest, Readiness
+from resnext_core.interfaces import READY, ExportRequest, Readiness
 from resnext_core.model.sidecar import artefact_section, keep_artefact
 from resnext_core.model.weights import Weights
-from resnext_core.plugins import load_plugins
-from resnext_core.serving.load import exporters
 from resnext_cpp_infer.lite import LiteHome, lite_home
+from resnext_cpp_infer.lite_converter import (
+    ENDING,
+    FORMAT,
+    NO_LITE,
+    OWN_CONVERTER,
+    VENDOR_CONVERTER,
+    find_converter,
+    onnx_exporter,
+)
 from resnext_cpp_infer.options import CppInferOptions, LiteOptions
-from resnext_cpp_infer.program import find_program
 
-#: Name of the format, and what its files end in: the runtimes of MindSpore Lite know it as MINDIR.
-FORMAT, ENDING = "lite", ".mindir"
-#: Our program that calls the converter in the wheel's libraries, and the program of the tarballs.
-OWN_CONVERTER = "resnext-lite-converter"
-VENDOR_CONVERTER = Path("tools", "converter", "converter", "converter_lite")
-_NO_LITE = "MindSpore Lite is not on this machine: resnext-run cpp build --lite download"
 #: What the converter's --optimize takes for each of our words.
 _OPTIMIZE = {"none": "none", "general": "general", "ascend": "ascend_oriented"}
 #: An error in MindSpore's log: ``[ERROR] LITE(pid,thread,program):time [file:line] function] message``.
 _ERROR = re.compile(r"^\[ERROR\] [^\]]*\[[^\]]*\] \w+\] (?P<message>.*)")
 #: Names of ONNX inputs as the ONNX exporter gives them, see docs/deployment.md, and the layout that they have.
 _INPUTS = {"uint8": "images", "float": "tensor"}
-
-
-def lite_readiness() -> Readiness:
-    """Return whether the format can be written here: MindSpore Lite, its converter, and an exporter of ONNX."""
-    try:
-        home = lite_home()
-        if home is None:
-            return Readiness(state="missing", reason=_NO_LITE)
-        find_converter(home)
-        _onnx_exporter()
-    except ResnextError as error:
-        return Readiness(state="missing", reason=str(error))
-    return READY
 
 
 def file_readiness(path: Path, options: CppInferOptions | None) -> Readiness:
@@ -83,9 +70,9 @@ def export_lite(weights: Weights, path: Path, request: ExportRequest) -> None:
     options = _checked(path, request)
     home = lite_home()
     if home is None:
-        raise BackendUnavailable(_NO_LITE)
+        raise BackendUnavailable(NO_LITE)
     converter = find_converter(home)
-    to_onnx = _onnx_exporter()
+    to_onnx = onnx_exporter()
     with Scratch("lite") as folder:
         onnx = folder / "network.onnx"
         to_onnx(weights, onnx, ExportRequest(
@@ -161,19 +148,6 @@ def config_text(size: int, request: ExportRequest) -> str:
     return "\n".join(lines) + "\n"
 
 
-def find_converter(home: LiteHome) -> Path:
-    """Return the converter: the program in `home`, or ours; BackendUnavailable where neither is there."""
-    vendor = home.root / VENDOR_CONVERTER
-    if vendor.is_file() and os.access(vendor, os.X_OK):
-        return vendor
-    own = find_program().parent / OWN_CONVERTER
-    if own.is_file():
-        return own
-    raise BackendUnavailable(
-        f"no converter of MindSpore Lite beside {own.parent / 'resnext-infer'}, nor {vendor}: resnext-run cpp build"
-    )
-
-
 def _checked(path: Path, request: ExportRequest) -> LiteOptions:
     """Return the options; UsageError where they, the request and the target do not fit each other."""
     if path.suffix != ENDING:
@@ -200,11 +174,6 @@ def _options(request: ExportRequest) -> LiteOptions:
 def _shape(batch: int, size: int, request: ExportRequest) -> str:
     rest = (size, size, 3) if request.input == "uint8" else (3, size, size)
     return ",".join(map(str, (batch, *rest)))
-
-
-def _onnx_exporter() -> Exporter:
-    """Return what writes ONNX; UsageError or BackendUnavailable with what is missing where nothing here does."""
-    return exporters(load_plugins(), ("onnx",))["onnx"].exporters["onnx"]
 
 
 def _convert(words: Sequence[str], home: LiteHome, folder: Path, options: LiteOptions) -> None:

@@ -74,7 +74,7 @@ def _file_probe(path: Path, options: CppInferOptions | None) -> Readiness:
 
 
 def _lite_probe() -> Readiness:
-    from resnext_cpp_infer.lite_export import lite_readiness
+    from resnext_cpp_infer.lite_converter import lite_readiness
 
     return lite_readiness()
 

@@ -19,7 +19,6 @@ from resnext_core.interfaces import (
     Readiness,
     TrainRequest,
 )
-from resnext_core.model.sidecar import artefact_section
 from resnext_mindspore.options import MindsporeOptions
 
 if TYPE_CHECKING:
@@ -74,6 +73,8 @@ def missing_software(install: str) -> str | None:
 
 def file_readiness(path: Path, options: object = None) -> Readiness:
     """Return whether MindSpore can read an artefact: not where its sidecar says that it is of another format."""
+    from resnext_core.model.sidecar import artefact_section
+
     found = artefact_section(path).get("format", "mindir")
     if path.suffix != ".mindir" or found == "mindir":
         return READY
