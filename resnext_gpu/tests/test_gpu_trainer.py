@@ -26,7 +26,7 @@ from gpu_cases import (  # noqa: E402
     with_bad_rows,
 )
 from resnext_gpu.engine import _check_card  # noqa: E402
-from resnext_gpu.gradients import Gradients  # noqa: E402
+from resnext_gpu.gradients import Gradients, gradients_of  # noqa: E402
 from resnext_gpu.memory import is_out_of_memory  # noqa: E402
 from resnext_gpu.network import Arithmetic, Network, make_tensors, max_pool  # noqa: E402
 from resnext_gpu.options import GpuOptions  # noqa: E402
@@ -643,19 +643,20 @@ def test_a_loss_that_is_not_finite_is_seen_by_either_kind_of_gradients(views: bo
 @pytest.mark.parametrize("views", [False, True])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_gradients_and_momentum_have_the_strides_of_their_weights(channels_last: bool, views: bool) -> None:
-    """The fused update on a GPU insists, but for dimensions of one element; the one on the CPU does not look."""
+    """The fused update on a GPU insists, the one on the CPU does not look."""
     ours = trainer({"channels_last": channels_last})
     if views:
         with_views(ours)
     step, (batch,) = step_of(ours), batches(1)
     step.try_backward(torch.from_numpy(batch.images), torch.from_numpy(batch.labels.astype(np.int64)))
-    for name, moment in ours.engine._table.momentum.items():
-        weight = ours.engine._table.weights[name]
+    weights = [ours.engine._table.weights[name] for name in ours.engine._table.momentum]
+    for weight, grad, moment in zip(
+        weights, gradients_of(weights), ours.engine._table.momentum.values(), strict=True
+    ):
+        assert weight.stride() == grad.stride() == moment.stride()
         assert weight.grad is not None
-        wide = [i for i, size in enumerate(weight.shape) if size > 1]
-        strides = [[t.stride(i) for i in wide] for t in (weight, weight.grad, moment)]
-        assert strides[0] == strides[1] == strides[2], name
-        assert weight.grad.storage_offset() % 64 == 0, "vector loads want it aligned"
+        assert torch.equal(grad, weight.grad)
+        assert grad.storage_offset() % 64 == 0, "vector loads want it aligned"
 
 
 class FakeEvent:
@@ -829,6 +830,10 @@ def test_the_peak_of_memory_is_of_one_window(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: peak.__setitem__(0, 1))
     monkeypatch.setattr(ours.engine, "_device", torch.device("cuda", 0))
     assert [ours.usage().peak_bytes for _ in range(2)] == [7, 1]
+    recorded = graphs.Replayed(step_of(ours), [], Again())
+    monkeypatch.setattr(ours.engine, "_step", recorded)
+    recorded.peak_bytes = 5
+    assert ours.usage().peak_bytes == 5, "a replay allocates nothing"
 
 
 def test_the_time_of_copies_is_part_of_the_steps() -> None:

@@ -145,6 +145,8 @@ class GpuEngine(Engine):
         if self._device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self._device)
             torch.cuda.reset_peak_memory_stats(self._device)
+            if isinstance(self._step, Replayed):
+                peak = max(peak, self._step.peak_bytes)
         return DeviceUsage(copy_seconds=self._feed.take_copy_seconds(), peak_bytes=peak)
 
     def close(self) -> None:

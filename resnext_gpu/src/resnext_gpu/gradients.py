@@ -133,9 +133,18 @@ class Gradients:
 
 
 def gradients_of(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Return the gradients of these parameters, all of which have one."""
-    found = [parameter.grad for parameter in parameters]
-    return [grad for grad in found if grad is not None]
+    """Return the gradients of these parameters, which all have one, with the strides of their parameters.
+
+    Autograd sees to the order in memory, but not to the strides of dimensions of one element, at which the fused update
+    of PyTorch before 2.5 looks too.
+    """
+    found = []
+    for parameter in parameters:
+        grad = parameter.grad
+        assert grad is not None
+        same = grad.stride() == parameter.stride()
+        found.append(grad if same else grad.as_strided(parameter.size(), parameter.stride()))
+    return found
 
 
 #: What an error says that comes from NCCL or the group around it, where it is no DistBackendError: NCCL's own text

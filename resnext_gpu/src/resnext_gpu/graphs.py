@@ -80,7 +80,8 @@ class Replayed:
     """`step` as one recorded graph that is replayed: no launch of single kernels, no Python between them.
 
     The step is recorded at the first call, after a few steps to warm up; `state` are the tensors that these move, and
-    they are put back. Raises UsageError where it cannot be recorded.
+    they are put back. `peak_bytes` is the most memory that was in use meanwhile: a replay takes none, and uses all of
+    it. Raises UsageError where the step cannot be recorded.
     """
 
     def __init__(self, step: StepFunction, state: Sequence[Tensor], recorder: Recorder | None = None) -> None:
@@ -89,6 +90,7 @@ class Replayed:
         self._replay: Callable[[], Any] | None = None
         self._inputs: list[Tensor] = []
         self._outputs: tuple[Tensor, Tensor] | None = None
+        self.peak_bytes = 0
 
     def __call__(
         self, images: Tensor, labels: Tensor, weights: Tensor, lr: Tensor, scale: Tensor
@@ -96,6 +98,8 @@ class Replayed:
         given = (images, labels, weights, lr, scale)
         if self._replay is None or self._outputs is None:
             self._replay, self._outputs = self._record(given)
+            if images.device.type == "cuda":
+                self.peak_bytes = torch.cuda.max_memory_allocated(images.device)
         for own, new in zip(self._inputs, given, strict=True):
             own.copy_(new, non_blocking=True)
         self._replay()
