@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from resnext_core.config import AugmentConfig
-from resnext_core.data.decode import decode, opened, read_image
+from resnext_core.data.decode import MAX_PIXELS, BadImage, decode, opened, opened_bytes, read_image
 from resnext_core.model.preprocess import PreprocessSpec, eval_pixels, resize_plain
 
 _TRIES = 10
@@ -35,6 +35,21 @@ def load_eval(path: str | Path, spec: PreprocessSpec, remarks: list[str] | None 
     """Read `path` for evaluation: uint8 (size, size, 3). Raises BadImage. `remarks` as for read_image."""
     minimum = spec.resize if spec.scaled_decode else None
     return eval_pixels(read_image(path, minimum=minimum, remarks=remarks), spec)
+
+
+def load_eval_bytes(
+    content: bytes, spec: PreprocessSpec, *, name: str = "given", most_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
+    """As :func:`load_eval`, of an image file in memory, which messages call `name`: uint8 (size, size, 3).
+
+    Raises BadImage, also where its header states more than `most_pixels`; no pixel is decoded then.
+    """
+    sides = (spec.resize, spec.resize) if spec.scaled_decode else None
+    with opened_bytes(content, name) as source:
+        width, height = source.size
+        if width * height > most_pixels:
+            raise BadImage(name, f"{width} x {height} is more than {most_pixels} pixels")
+        return eval_pixels(decode(source, name, sides)[0], spec)
 
 
 def load_train(

@@ -113,30 +113,45 @@ def opened(path: str | Path) -> Iterator[Source]:
     with ExitStack() as stack:
         with _guarded(path):
             stream = stack.enter_context(_open_regular(path))
-            head = stream.read(len(_LFS_POINTER))
-            stream.seek(0)
-            if not head:
-                raise BadImage(path, "the file is empty")
-            if head.startswith(_LFS_POINTER):
-                raise BadImage(path, "a Git LFS pointer, not an image; run git lfs pull")
-            png, content = None, None
-            if head.startswith((SIGNATURE, b"\xff\xd8\xff")):
-                size = os.fstat(stream.fileno()).st_size
-                if size > MAX_BYTES:
-                    raise BadImage(
-                        path, f"the file has {size} bytes; the limit for JPEG and PNG is {MAX_BYTES}"
-                    )
-                content = stream.read()
-                png = read_png(content) if head.startswith(SIGNATURE) else None
-                if png is not None:
-                    _check_size(path, png.width, png.height)
-                content = without_metadata(content) if png is None else png.stream
-            source = (
-                io.BytesIO(content) if content is not None else stack.enter_context(io.BufferedReader(stream))
-            )
-            image = stack.enter_context(_identified(source))
-            _check_size(path, *image.size)
-        yield Source(image=image, stream=source, png=png)
+            source = _source(stack, path, stream, os.fstat(stream.fileno()).st_size)
+        yield source
+
+
+@contextmanager
+def opened_bytes(content: bytes, name: str) -> Iterator[Source]:
+    """As :func:`opened`, of an image file in memory, which messages call `name`."""
+    with ExitStack() as stack:
+        with _guarded(name):
+            source = _source(stack, name, io.BytesIO(content), len(content))
+        yield source
+
+
+def _source(stack: ExitStack, path: str | Path, stream: io.RawIOBase | io.BytesIO, size: int) -> Source:
+    """Return the image in a `stream` of `size` bytes with its header read; `stack` closes what it opens."""
+    head = stream.read(len(_LFS_POINTER)) or b""
+    stream.seek(0)
+    if not head:
+        raise BadImage(path, "the file is empty")
+    if head.startswith(_LFS_POINTER):
+        raise BadImage(path, "a Git LFS pointer, not an image; run git lfs pull")
+    png, content = None, None
+    if head.startswith((SIGNATURE, b"\xff\xd8\xff")):
+        if size > MAX_BYTES:
+            raise BadImage(path, f"the file has {size} bytes; the limit for JPEG and PNG is {MAX_BYTES}")
+        content = stream.read() or b""
+        png = read_png(content) if head.startswith(SIGNATURE) else None
+        if png is not None:
+            _check_size(path, png.width, png.height)
+        content = without_metadata(content) if png is None else png.stream
+    if content is not None:
+        source: IO[bytes] = io.BytesIO(content)
+    elif isinstance(stream, io.BytesIO):
+        source = stream
+    else:
+        source = stack.enter_context(io.BufferedReader(stream))
+    image = stack.enter_context(_identified(source))
+    _check_size(path, *image.size)
+    return Source(image=image, stream=source, png=png)
 
 
 def decode(

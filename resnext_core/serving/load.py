@@ -19,7 +19,7 @@ from resnext_core.interfaces import Backend, Predictor, PredictRequest
 from resnext_core.model.preprocess import PreprocessSpec
 from resnext_core.model.sidecar import read_sidecar, sidecar_path
 from resnext_core.model.spec import ModelSpec
-from resnext_core.model.weights import Manifest, Weights, load_weights, read_manifest_text
+from resnext_core.model.weights import Golden, Manifest, Weights, load_weights, read_manifest_text
 from resnext_core.plugins import PluginSet, probe_file, probe_format
 from resnext_core.ranks.info import RankInfo
 from resnext_core.runs.folder import other_runs
@@ -31,7 +31,7 @@ WEIGHTS_SUFFIX = ".safetensors"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoadedModel:
-    """A model on a backend: its predictor, and what must be known to use it."""
+    """A model on a backend: its predictor, and what must be known to use it; `golden` are its own golden logits."""
 
     predictor: Predictor
     backend: Backend
@@ -41,6 +41,7 @@ class LoadedModel:
     classes: tuple[str, ...]
     digest: str
     has_names: bool = True
+    golden: Golden | None = None
 
 
 def find_model(path: Path) -> Path:
@@ -209,7 +210,7 @@ def serve(
     return LoadedModel(
         predictor=predictor, backend=backend, source=str(path), spec=manifest.spec,
         preprocess=manifest.preprocess, classes=manifest.classes, digest=manifest.digest,
-        has_names=manifest.has_names,
+        has_names=manifest.has_names, golden=manifest.golden,
     )  # fmt: skip
 
 
@@ -238,7 +239,7 @@ def serve_weights(
     return LoadedModel(
         predictor=predictor, backend=backend, source=source, spec=weights.spec,
         preprocess=weights.preprocess, classes=weights.classes, digest=weights.digest,
-        has_names=weights.has_names,
+        has_names=weights.has_names, golden=weights.golden,
     )  # fmt: skip
 
 
