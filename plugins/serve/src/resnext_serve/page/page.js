@@ -85,7 +85,7 @@ async function describe() {
     const model = await (await ask("/v2/models/" + encodeURIComponent(el("name").value))).json();
     const about = model.parameters;
     el("model").textContent = about.variant + ", " + about.classes.length + " classes, on " + about.backend + ", weights " +
-      about.digest.slice(0, 12);
+      about.digest.replace("sha256:", "").slice(0, 12);
     el("ask").hidden = true;
     return true;
   } catch (error) {
@@ -101,7 +101,8 @@ function take(files) {
 
 for (const id of ["file", "camera"]) {
   const input = el(id);
-  input.addEventListener("change", () => { take(input.files); input.value = ""; });
+  input.addEventListener("click", () => { input.value = ""; }); // the same picture again is a change too
+  input.addEventListener("change", () => take(input.files));
   const label = document.querySelector('label[for="' + id + '"]');
   input.addEventListener("focus", () => label.classList.add("focused"));
   input.addEventListener("blur", () => label.classList.remove("focused"));
