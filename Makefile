@@ -12,7 +12,7 @@ CORE := .venv-core
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 TUTORIAL := tests/docs/test_tutorial.py
 PROJECTS := $(wildcard pyproject.toml plugins/*/pyproject.toml resnext_*/pyproject.toml)
-DISTRIBUTIONS := . resnext_gpu resnext_ascend resnext_cpp_infer plugins/mindspore plugins/onnx plugins/example
+DISTRIBUTIONS := . resnext_gpu resnext_ascend resnext_cpp_infer plugins/mindspore plugins/onnx plugins/serve plugins/example
 FORMATTED := resnext_core resnext_gpu resnext_ascend resnext_cpp_infer plugins tests benchmarks
 
 .PHONY: demo test test-core test-tutorial lint format wheels bench clean help
@@ -70,7 +70,7 @@ $(VENV)/.ready: $(VENV)/.made $(PROJECTS)
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready $(PROJECTS)
-	$(BIN)/pip install --quiet "$(TORCH)" '$(TRITON)' -e ".[dev,demo,tensorboard]" -e resnext_gpu -e resnext_ascend -e resnext_cpp_infer
+	$(BIN)/pip install --quiet "$(TORCH)" '$(TRITON)' -e ".[dev,demo,tensorboard]" -e resnext_gpu -e resnext_ascend -e resnext_cpp_infer -e "plugins/serve[test]"
 	touch $@
 
 $(CORE)/.ready: pyproject.toml

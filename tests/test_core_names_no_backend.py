@@ -23,6 +23,7 @@ ORDINARY = {
     "core",
     "reference",
     "example",
+    "serve",
     ".safetensors",
     "safetensors",
     ".npz",

@@ -12,7 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOREIGN = {"mindspore", "torch", "torchvision", "onnx", "onnxruntime", "tensorflow", "jax", "acl", "tensorrt"}
-PLUGINS = {"resnext_mindspore", "resnext_onnx", "resnext_ascend", "resnext_gpu", "resnext_cpp_infer"}
+PLUGINS = {
+    "resnext_mindspore", "resnext_onnx", "resnext_ascend", "resnext_gpu", "resnext_cpp_infer", "resnext_serve",
+}  # fmt: skip
 
 
 def test_the_contracts_hold() -> None:
@@ -22,6 +24,7 @@ def test_the_contracts_hold() -> None:
     pytest.importorskip("resnext_gpu.plugin")
     pytest.importorskip("resnext_ascend.plugin")
     pytest.importorskip("resnext_cpp_infer.plugin")
+    pytest.importorskip("resnext_serve.plugin")
     done = subprocess.run(
         [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()", "--no-cache"],
         cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,

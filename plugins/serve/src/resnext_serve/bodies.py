@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from python_multipart.multipart import parse_options_header
@@ -66,12 +66,12 @@ async def files_of(request: Request, body: bytes, most: int) -> tuple[list[Given
     if b"boundary" not in options:
         raise Refused(400, "the form has no boundary")
 
-    async def stream() -> AsyncIterator[bytes]:
+    async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
     parser = _InMemory(
         request.headers, stream(), max_files=most, max_fields=most, max_part_size=len(body) + 1
-    )  # type: ignore[arg-type]
+    )
     try:
         form = await parser.parse()
     except MultiPartException as error:

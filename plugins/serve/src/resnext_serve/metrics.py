@@ -24,46 +24,52 @@ class Metrics:
     """Counts requests and their time. With several workers, figures of all of them are added up."""
 
     def __init__(self) -> None:
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
-        given = {"registry": self._registry}
         self._requests = Counter(
-            "resnext_requests", "Answered requests", ["route", "method", "code"], **given
+            "resnext_requests", "Answered requests", ["route", "method", "code"], registry=self._registry
         )
         self._seconds = Histogram(
             "resnext_request_seconds",
             "From the header of a request to its answer",
             ["route"],
             buckets=_SECONDS,
-            **given,
+            registry=self._registry,
         )
         self._stages = Histogram(
             "resnext_stage_seconds", "Parts of a request: preprocess, queue, compute", ["model", "stage"],
-            buckets=_SECONDS, **given,
+            buckets=_SECONDS, registry=self._registry,
         )  # fmt: skip
         self._batches = Histogram(
-            "resnext_batch_images", "Images computed at once", ["model"], buckets=_IMAGES, **given
+            "resnext_batch_images",
+            "Images computed at once",
+            ["model"],
+            buckets=_IMAGES,
+            registry=self._registry,
         )
         self._images = Counter(
-            "resnext_images", "Images by what became of them", ["model", "outcome"], **given
+            "resnext_images", "Images by what became of them", ["model", "outcome"], registry=self._registry
         )
         self._waiting = Gauge(
             "resnext_queue_images",
             "Images that wait to be computed",
             ["model"],
             multiprocess_mode="livesum",
-            **given,
+            registry=self._registry,
         )
         self._open = Gauge(
-            "resnext_requests_open", "Requests that are being answered", multiprocess_mode="livesum", **given
+            "resnext_requests_open",
+            "Requests that are being answered",
+            multiprocess_mode="livesum",
+            registry=self._registry,
         )
         self._ready = Gauge(
             "resnext_model_ready", "1 while the golden logits of a model agree, else 0", ["model"],
-            multiprocess_mode="livemin", **given,
+            multiprocess_mode="livemin", registry=self._registry,
         )  # fmt: skip
         self._difference = Gauge(
             "resnext_model_golden_difference", "Largest relative difference from the golden logits at the last check",
-            ["model"], multiprocess_mode="livemax", **given,
+            ["model"], multiprocess_mode="livemax", registry=self._registry,
         )  # fmt: skip
 
     def begin(self) -> None:

@@ -245,7 +245,8 @@ def _files(given: Mapping[str, Any], count: int, binary: bytes | None) -> list[b
 
 def _elements(binary: bytes, count: int) -> list[bytes]:
     """Split binary BYTES: each element behind its length, 4 bytes, little-endian."""
-    found, at = [], 0
+    found: list[bytes] = []
+    at = 0
     while at < len(binary) and len(found) < count:
         (length,) = struct.unpack_from("<I", binary, at) if at + 4 <= len(binary) else (len(binary),)
         found.append(binary[at + 4 : at + 4 + length])
