@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib import metadata, util
 from pathlib import Path
@@ -11,7 +12,7 @@ from resnext_ascend.device import device_of, meeting, prepare, visible_devices
 from resnext_ascend.options import AscendOptions
 from resnext_ascend.rank_table import make
 
-from resnext_ascend import diagnose, plugin
+from resnext_ascend import device, diagnose, plugin
 from resnext_core.cli.main import main
 from resnext_core.config import Layer, load_config
 from resnext_core.errors import BackendUnavailable, DataError, UsageError
@@ -85,9 +86,7 @@ def test_a_whole_machine_lacks_nothing(tmp_path: Path) -> None:
 def test_each_missing_part_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     environ = machine(tmp_path)
     home = Path(environ["ASCEND_HOME_PATH"])
-    (home / "compiler/version.info").write_text("Version=7.3.0.1.231\n")
-    found = [diagnose.hardware(environ, tmp_path)]
-    found.append(diagnose.hardware({}, tmp_path))
+    found = [diagnose.hardware({}, tmp_path)]
     (home / "compiler/version.info").unlink()
     (home / "compiler").rmdir()
     home.rmdir()
@@ -100,7 +99,6 @@ def test_each_missing_part_is_one_sentence(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(diagnose, "_plugin", lambda: False)
     found.append(diagnose.hardware(environ, tmp_path))
     beginnings = [
-        "CANN 7.3 does not match MindSpore 2.10: install CANN 8.2, 8.3, 8.5, 9.0 or 9.1",
         "CANN is installed but not set up: source ",
         "CANN is not installed: install its toolkit, 8.2, 8.3, 8.5, 9.0 or 9.1, and source its set_env.sh",
         "no Ascend device found (no /dev/davinci0)",
@@ -110,6 +108,40 @@ def test_each_missing_part_is_one_sentence(tmp_path: Path, monkeypatch: pytest.M
     for sentence, beginning in zip(found, beginnings, strict=True):
         assert sentence is not None
         assert sentence.startswith(beginning)
+
+
+def test_what_may_fail_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in MindSpore, which goes on with another CANN and without what CANN's operator compiler imports."""
+    environ = machine(tmp_path)
+    there = {*diagnose.PACKAGES, "te", "hccl"}
+    monkeypatch.setattr(diagnose, "_importable", lambda module: module in there)
+    assert diagnose.doubts(environ) == ()
+    assert diagnose.collectives() is None
+    (Path(environ["ASCEND_HOME_PATH"]) / "compiler/version.info").write_text("Version=7.3.0.1.231\n")
+    there -= {"te", "attr", "absl", "hccl"}
+    version, packages, te = diagnose.doubts(environ)
+    assert version == "MindSpore 2.10 was not made for CANN 7.3: it wants 8.2, 8.3, 8.5, 9.0 or 9.1"
+    assert packages == "CANN's operator compiler needs packages: pip install attrs absl-py"
+    assert te.startswith(
+        "CANN's operator compiler, the package te, cannot be imported: source CANN's set_env.sh"
+    )
+    monkeypatch.setattr(diagnose, "hardware", lambda environ=None: None)
+    monkeypatch.setattr(device, "_doubted", set())
+    for _ in range(2):
+        prepare(AscendOptions(), environ)
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"ascend: warning: {doubt}" for doubt in (version, packages, te)], "once"
+    with pytest.raises(BackendUnavailable, match="CANN's package hccl cannot be imported"):
+        prepare(AscendOptions(), environ, world=2)
+
+
+def test_the_extra_has_the_packages_of_cann() -> None:
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    required = set(re.findall(r'"([a-z0-9-]+)(?:>=[\d.]+)?"', text))
+    assert required >= set(diagnose.PACKAGES.values()) - {"pyyaml"}
+    assert "pyyaml>=6" in text
 
 
 def test_supported_versions_are_those_that_mindspore_checks() -> None:

@@ -92,6 +92,63 @@ def test_missing_accelerator_is_one_line() -> None:
     assert "one line: MindSpore has no device Ascend" in output
 
 
+#: An Ascend that set_device accepts, as it does one in use, with these features of its chip.
+_ASCEND = """
+import mindspore as ms
+from resnext_core.errors import BackendUnavailable
+from resnext_mindspore import soc
+from resnext_mindspore.device import Device, open_device
+said = []
+ms.set_device = lambda *given: said.append(given)
+soc._has = lambda feature: feature in {features}
+precision = ms.device_context.ascend.op_precision
+precision.conv_allow_hf32 = lambda value: said.append(("conv", value))
+precision.matmul_allow_hf32 = lambda value: said.append(("matmul", value))
+"""
+
+
+def test_a_device_that_fails_at_its_first_operation_is_told_when_it_is_opened() -> None:
+    """As an Ascend in use does; among ranks it is left alone until they have met."""
+    code = _ASCEND.format(features=()) + (
+        "class Failing:\n"
+        "    def __init__(self, value): pass\n"
+        "    def __add__(self, other): raise RuntimeError('Call aclrtSetDevice failed, ret[507033]')\n"
+        "ms.Tensor = Failing\n"
+        "try:\n    open_device(Device(target='Ascend', device_id=3))\n"
+        "except BackendUnavailable as error:\n    print('one line:', error)\n"
+        "open_device(Device(target='Ascend', device_id=3), alone=False)\n"
+        "print('told:', said)"
+    )
+    output = _run(code)
+    assert "one line: MindSpore cannot compute on Ascend 3: Call aclrtSetDevice failed, ret[507033]" in output
+    assert "told: [('Ascend', 3), ('Ascend', 3)]" in output
+
+
+@pytest.mark.parametrize("hf32", [False, True])
+def test_float32_is_shortened_only_where_asked(hf32: bool) -> None:
+    code = _ASCEND.format(features={"train_hq_dtype_line"}) + (
+        f"open_device(Device(target='Ascend', hf32={hf32}))\n"
+        "print('told:', said, soc.has_bfloat16('Ascend'), soc.has_bfloat16('CPU'))"
+    )
+    expected = [("Ascend", 0), ("conv", hf32), ("matmul", hf32)]
+    assert f"told: {expected} True False" in _run(code)
+
+
+def test_chips_are_asked_as_mindspore_asks() -> None:
+    """By names that its library knows: an unknown one is false for every chip, silently."""
+    code = (
+        "import inspect, mindspore\n"
+        "from mindspore.nn.wrap import loss_scale\n"
+        "from resnext_mindspore import soc\n"
+        "source = inspect.getsource(loss_scale)\n"
+        "assert soc._SATURATES in source and soc._BFLOAT16 in source and soc._MODE in source\n"
+        "assert not soc.saturates('CPU') and not soc._has(soc._SATURATES)\n"
+        "library = open(mindspore.__path__[0] + '/lib/libmindspore_core.so', 'rb').read()\n"
+        "assert all(name.encode() in library for name in (soc._SATURATES, soc._FIRST, soc._BFLOAT16))"
+    )
+    _run(code)
+
+
 def test_ranks_share_the_cores() -> None:
     both = RankInfo(rank=1, world=2, local_rank=1)
     assert device_of(MindsporeOptions(), RankInfo()).threads is None

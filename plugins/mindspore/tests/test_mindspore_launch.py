@@ -6,6 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from mindspore_cases import batches, relative, train_request
 
 from resnext_core.config import OptimizerConfig, PrecisionConfig
-from resnext_core.errors import UsageError
+from resnext_core.errors import BackendUnavailable, UsageError
 from resnext_core.interfaces import LaunchRequest
 from resnext_core.ranks.collectives import SingleProcess
 from resnext_core.ranks.info import RankInfo
@@ -22,6 +23,7 @@ from resnext_core.testing.kinks import exact_steps
 from resnext_core.testing.processes import stop_when_ready
 
 pytest.importorskip("mindspore.nn")
+from resnext_mindspore import collectives
 from resnext_mindspore.collectives import connect
 from resnext_mindspore.device import Device
 from resnext_mindspore.launch import launch
@@ -127,3 +129,23 @@ def test_ranks_of_another_launcher_are_refused(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UsageError, match="torchrun started 2 ranks"):
         connect(RankInfo(rank=0, world=2, launcher="torchrun"), Device())
     assert isinstance(connect(RankInfo(), Device()), SingleProcess)
+
+
+def test_devices_that_do_not_reach_each_other_have_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HCCL says so at the first collective. No core is bound meanwhile, which CANN's children would keep."""
+    cores: list[set[int]] = []
+
+    def unreachable(tensor: object) -> None:
+        raise RuntimeError("Call HcclAllGather failed, EI0006: getting socket times out")
+
+    communication = SimpleNamespace(init=lambda: cores.append(os.sched_getaffinity(0)))
+    ops = SimpleNamespace(AllGather=lambda: unreachable)
+    fake = SimpleNamespace(communication=communication, ops=ops, Tensor=lambda array: array)
+    monkeypatch.setattr(collectives, "open_device", lambda device, alone: fake)
+    monkeypatch.setenv("MS_SCHED_HOST", "127.0.0.1")
+    monkeypatch.delenv("MS_ROLE", raising=False)
+    with pytest.raises(
+        BackendUnavailable, match="rank 1 could not join 2 ranks: Call HcclAllGather failed, EI"
+    ):
+        connect(RankInfo(rank=1, world=2, launcher="msrun"), Device(target="Ascend"))
+    assert cores == [os.sched_getaffinity(0)]

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,6 +121,21 @@ def test_float16_stays_near_float32(bn_float32: bool) -> None:
     weights = half.state().tensors["weights/layer1.0.conv2.weight"]
     assert weights.dtype == np.float32
     assert not np.array_equal(weights, weights.astype(np.float16))  # the master weights are not rounded
+
+
+def test_float16_keeps_half_of_what_float32_keeps(tmp_path: Path) -> None:
+    """Between the passes, with batch normalisation in float32 too: as the compiled graphs have it."""
+    command = [sys.executable, "-m", "mindspore_kept", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    kept = json.loads(done.stdout.splitlines()[-1])
+    assert kept["float32"]["types"] == ["Conv2D Float32", "ReLU Float32", "Transpose Float32"]
+    assert kept["float16"]["types"] == ["Cast Float16", "Conv2D Float16", "ReLU Float16"], (
+        "a cast: the images"
+    )
+    assert 2 * kept["float16"]["bytes"] == kept["float32"]["bytes"] > 0
 
 
 def test_resume_is_exact_and_the_predictor_follows() -> None:

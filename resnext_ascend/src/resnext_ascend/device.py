@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,9 @@ def device_of(options: AscendOptions, rank: RankInfo, environ: Mapping[str, str]
         raise UsageError(
             f"rank {rank.rank} wants device {device_id}, but {VISIBLE} shows {len(shown)}, numbered from 0"
         )
-    return Device(target="Ascend", device_id=device_id, mode=options.mode, jit_level=level)
+    return Device(
+        target="Ascend", device_id=device_id, mode=options.mode, jit_level=level, hf32=options.hf32
+    )  # fmt: skip
 
 
 def visible_devices(environ: Mapping[str, str]) -> tuple[int, ...] | None:
@@ -65,17 +68,29 @@ def visible_devices(environ: Mapping[str, str]) -> tuple[int, ...] | None:
     return tuple(numbers)
 
 
-def prepare(options: AscendOptions, environ: MutableMapping[str, str] | None = None) -> None:
+_doubted: set[str] = set()
+
+
+def prepare(
+    options: AscendOptions, environ: MutableMapping[str, str] | None = None, *, world: int = 1
+) -> None:
     """Set HCCL's variables and make sure that there is an Ascend, before MindSpore is opened.
 
-    Raises BackendUnavailable with what is missing.
+    What may fail later is said on standard error, once a process. Raises BackendUnavailable with what is missing for
+    one of `world` ranks.
     """
     environ = os.environ if environ is None else environ
     environ.update(options.hccl_environment())
     if options.device == "ascend":
         reason = diagnose.hardware(environ)
+        if reason is None and world > 1:
+            reason = diagnose.collectives()
         if reason is not None:
             raise BackendUnavailable(f"{reason} (a test without one: --set ascend.device=cpu)")
+        for doubt in diagnose.doubts(environ):
+            if doubt not in _doubted:
+                _doubted.add(doubt)
+                print(f"ascend: warning: {doubt}", file=sys.stderr, flush=True)
 
 
 def meeting(rank: RankInfo, environ: Mapping[str, str], options: AscendOptions) -> str:
@@ -157,8 +172,8 @@ def connect(rank: RankInfo, options: AscendOptions) -> Collectives:
     if rank.world == 1:
         return join(rank, device)
     meeting(rank, os.environ, options)
-    prepare(options)
-    open_device(device)  # importing takes its time, in which nobody waits yet
+    prepare(options, world=rank.world)
+    open_device(device, alone=False)  # importing takes its time, in which nobody waits yet
     beat(JOINING)
     found = join(rank, device)
     from mindspore import communication

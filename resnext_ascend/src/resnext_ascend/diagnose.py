@@ -11,9 +11,16 @@ from pathlib import Path
 from resnext_mindspore.plugin import missing_software
 
 INSTALL = "pip install 'resnext-core[ascend]'"
-#: Versions of CANN that a version of MindSpore checks for (its run_check/_check_version.py).
+#: Versions of CANN that a version of MindSpore checks for, and goes on with others (run_check/_check_version.py).
 CANN: Mapping[str, tuple[str, ...]] = {"2.10": ("8.2", "8.3", "8.5", "9.0", "9.1")}
+#: What CANN's tools in Python need, by the module to import (CANN installation guide, "Runtime Dependencies"). All are
+#: on PyPI and in the extra of this distribution; NumPy, SciPy, psutil and protobuf come with MindSpore.
+PACKAGES: Mapping[str, str] = {
+    "attr": "attrs", "Cython": "cython", "decorator": "decorator", "sympy": "sympy", "cffi": "cffi", "yaml": "pyyaml",
+    "pathlib2": "pathlib2", "scipy": "scipy", "requests": "requests", "psutil": "psutil", "absl": "absl-py",
+}  # fmt: skip
 _HOMES = ("usr/local/Ascend/ascend-toolkit/latest", "usr/local/Ascend/cann", "usr/local/Ascend/latest")
+_NOT_FOUND = "cannot be imported: source CANN's set_env.sh, which adds it to PYTHONPATH"
 _DRIVER = ("usr/local/Ascend/driver/version.info", "usr/local/Ascend/driver/lib64/driver/libascend_hal.so")
 
 
@@ -23,7 +30,7 @@ def software() -> str | None:
 
 
 def hardware(environ: Mapping[str, str] | None = None, root: Path = Path("/")) -> str | None:
-    """Return what is missing for an Ascend (MindSpore's plugin, driver, device, CANN, its version), or None.
+    """Return what is missing for an Ascend (MindSpore's plugin, driver, device, CANN), or None; see :func:`doubts`.
 
     `root` is the root of the file system, for tests.
     """
@@ -41,11 +48,31 @@ def hardware(environ: Mapping[str, str] | None = None, root: Path = Path("/")) -
         if found is None:
             return f"CANN is not installed: install its toolkit, {_fitting()}, and source its set_env.sh"
         return f"CANN is installed but not set up: source {found}/../set_env.sh"
-    version = cann_version(Path(home))
-    fitting = CANN.get(_mindspore())
-    if version is not None and fitting is not None and version not in fitting:
-        return f"CANN {version} does not match MindSpore {_mindspore()}: install CANN {_fitting()}"
     return None
+
+
+def doubts(environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Return what may fail on this machine's Ascend though nothing is missing at first sight, each in one sentence.
+
+    A version of CANN that MindSpore only warns of, and packages that CANN's operator compiler imports.
+    """
+    environ = os.environ if environ is None else environ
+    found = []
+    home = environ.get("ASCEND_HOME_PATH")
+    version, fitting = (cann_version(Path(home)) if home else None), CANN.get(_mindspore())
+    if version is not None and fitting is not None and version not in fitting:
+        found.append(f"MindSpore {_mindspore()} was not made for CANN {version}: it wants {_fitting()}")
+    lacking = [package for module, package in PACKAGES.items() if not _importable(module)]
+    if lacking:
+        found.append(f"CANN's operator compiler needs packages: pip install {' '.join(lacking)}")
+    if not _importable("te"):
+        found.append(f"CANN's operator compiler, the package te, {_NOT_FOUND}")
+    return tuple(found)
+
+
+def collectives() -> str | None:
+    """Return why ranks on Ascends cannot meet here, or None: MindSpore refuses to start HCCL without its package."""
+    return None if _importable("hccl") else f"CANN's package hccl {_NOT_FOUND}"
 
 
 def cann_version(home: Path) -> str | None:
@@ -59,6 +86,10 @@ def cann_version(home: Path) -> str | None:
         if found:
             return found[1]
     return None
+
+
+def _importable(module: str) -> bool:
+    return util.find_spec(module) is not None
 
 
 def _mindspore() -> str:

@@ -26,7 +26,8 @@ class AscendOptions:
     ``pynative`` runs operator by operator, for debugging. With `sink` a call takes its steps without waiting for any
     of them; without, every step is waited for. `bn_statistics` ``averaged`` gives all ranks the mean of their running
     statistics after every step, ``local`` leaves them a rank's own, as the ModelZoo did. `threads` are CPU threads of a
-    process in test mode.
+    process in test mode. With `hf32` an Atlas A2 or later shortens float32 in convolutions and matrix products, as CANN
+    does in convolutions by default; without, float32 is float32.
 
     `rank_table` starts ranks by that file, see ``resnext-run ascend rank-table``; without it they form a dynamic
     cluster. `affinity` binds each rank to its share of the cores. Ranks wait `cluster_timeout` seconds for each other
@@ -42,6 +43,7 @@ class AscendOptions:
     device: Literal["ascend", "cpu"] = "ascend"
     mode: Literal["graph", "pynative"] = "graph"
     jit_level: Literal["O0", "O1", "O2"] | None = None
+    hf32: bool = False
     sink: bool = True
     bn_statistics: Literal["local", "averaged"] = "local"
     threads: Annotated[int | None, AtLeast(1)] = None

@@ -39,9 +39,11 @@ class MindsporeGroup:
 
 
 def connect(rank: RankInfo, device: Device) -> Collectives:
-    """Open `device`, join the other ranks and return the collectives.
+    """Open `device`, join the other ranks and return the collectives, which have been used once.
 
-    A process that msrun started as the cluster's scheduler serves until all ranks are gone and exits here.
+    HCCL connects the devices at the first collective only, so that is where a wrong network or a device in use shows:
+    no rank has joined before all have passed a barrier. A process that msrun started as the cluster's scheduler serves
+    until all ranks are gone and exits here.
 
     Raises UsageError where no launcher of MindSpore started this process, BackendUnavailable when the ranks
     do not find each other in time.
@@ -53,29 +55,32 @@ def connect(rank: RankInfo, device: Device) -> Collectives:
             f"{rank.launcher} started {rank.world} ranks that MindSpore cannot join: "
             "use resnext-run --devices, or msrun"
         )
-    ms = open_device(device)
+    ms = open_device(device, alone=False)
     try:
-        with _unhurried_threads():
+        with _unhurried_threads(device):
             ms.communication.init()
+        if os.environ.get("MS_ROLE") == "MS_SCHED":
+            sys.exit(0)
+        found = GatheringCollectives(MindsporeGroup(rank, ms))
+        found.barrier()
     except (RuntimeError, ValueError) as error:
         reason = one_line(error, 200)
         raise BackendUnavailable(f"rank {rank.rank} could not join {rank.world} ranks: {reason}") from error
-    if os.environ.get("MS_ROLE") == "MS_SCHED":
-        sys.exit(0)
-    return GatheringCollectives(MindsporeGroup(rank, ms))
+    return found
 
 
 @contextmanager
-def _unhurried_threads() -> Iterator[None]:
+def _unhurried_threads(device: Device) -> Iterator[None]:
     """Let the threads that MindSpore's cluster starts in the block run only when the caller waits.
 
     MindSpore's client notes the two ends of a connection after it has asked for it. Where its event thread hears of the
     connection first, as it does on loopback, it takes it for broken, waits, and tries again: joining then takes half a
     minute instead of one second. Threads of the policy SCHED_BATCH do not interrupt one that runs on the same core.
     Afterwards the caller and the new threads have its cores and policy; threads from before are left alone. Where the
-    system forbids any of it, joining only takes longer.
+    system forbids any of it, joining only takes longer. Only for the CPU device: on an Ascend CANN starts processes of
+    its own in the block, which would stay on the one core, and takes longer to start than joining does.
     """
-    if "MS_SCHED_HOST" not in os.environ or not hasattr(os, "sched_setaffinity"):
+    if device.target != "CPU" or "MS_SCHED_HOST" not in os.environ or not hasattr(os, "sched_setaffinity"):
         yield
         return
     cores, policy, priority = os.sched_getaffinity(0), os.sched_getscheduler(0), os.sched_getparam(0)

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from resnext_core.errors import BackendUnavailable, UsageError, one_line
 from resnext_core.files.scratch import Scratch
+from resnext_mindspore import soc
 
 if TYPE_CHECKING:
     from resnext_core.ranks.info import RankInfo
@@ -23,7 +26,8 @@ ISA_VARIABLE = "ONEDNN_MAX_CPU_ISA"
 class Device:
     """Where MindSpore computes: `target` and `device_id`, how (`mode`), and on CPU with how many `threads`.
 
-    `jit_level` is how far graph mode compiles, None leaves it to MindSpore.
+    `jit_level` is how far graph mode compiles, None leaves it to MindSpore. With `hf32` an Ascend that can multiplies
+    float32 with 11 bits of mantissa, which CANN does in convolutions unless it is told not to.
     """
 
     target: Literal["CPU", "GPU", "Ascend"] = "CPU"
@@ -31,6 +35,7 @@ class Device:
     mode: Literal["graph", "pynative"] = "graph"
     threads: int | None = None
     jit_level: Literal["O0", "O1", "O2"] | None = None
+    hf32: bool = False
 
 
 _opened: Device | None = None
@@ -51,8 +56,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def open_device(device: Device) -> ModuleType:
+def open_device(device: Device, *, alone: bool = True) -> ModuleType:
     """Import MindSpore on `device` and return it; later calls in a process must name the same device.
+
+    MindSpore opens an accelerator at its first operation, so a process that is `alone` computes something at once, and
+    a device that cannot be used is told here. Among several ranks nothing may be computed before they have met
+    (documentation of ``mindspore.communication.init``).
 
     On AVX-512 processors MindSpore's plain NCHW layouts send oneDNN to its reference loop, 10 to 90 times
     slower than the code it picks when capped at AVX2; on others the cap changes nothing. oneDNN reads the
@@ -73,6 +82,8 @@ def open_device(device: Device) -> ModuleType:
         ms = _import_on(device)
         if capped:
             _first_convolution(ms)
+        elif _opened is None and alone and device.target != "CPU":
+            _first_operation(ms, device)
     finally:
         if capped:
             del os.environ[ISA_VARIABLE]
@@ -102,6 +113,10 @@ def _import_on(device: Device) -> ModuleType:
         except (RuntimeError, ValueError) as error:
             reason = one_line(error, 200)
             raise BackendUnavailable(f"MindSpore has no device {device.target}: {reason}") from error
+        if device.target == "Ascend" and soc.has_hf32(device.target):
+            # What CANN does by default, as the documentation of the two functions says: in convolutions, yes.
+            ms.device_context.ascend.op_precision.conv_allow_hf32(device.hf32)
+            ms.device_context.ascend.op_precision.matmul_allow_hf32(device.hf32)
         ms.set_context(mode=ms.PYNATIVE_MODE if device.mode == "pynative" else ms.GRAPH_MODE)
         if device.jit_level is not None:
             ms.set_context(jit_config={"jit_level": device.jit_level})
@@ -109,6 +124,19 @@ def _import_on(device: Device) -> ModuleType:
             # Not ms.runtime.dispatch_threads_num: to set it at all makes a step 1.5 times as much work.
             ms.device_context.cpu.op_tuning.threads_num(device.threads)
     return ms
+
+
+def _first_operation(ms: ModuleType, device: Device) -> None:
+    """Add two numbers on an accelerator, at which MindSpore opens it."""
+    try:
+        found = (ms.Tensor(np.float32(1)) + ms.Tensor(np.float32(1))).asnumpy()
+    except (RuntimeError, ValueError) as error:
+        reason = one_line(error, 200)
+        raise BackendUnavailable(
+            f"MindSpore cannot compute on {device.target} {device.device_id}: {reason}"
+        ) from error
+    if found != 2:
+        raise BackendUnavailable(f"{device.target} {device.device_id} computes 1 + 1 = {found}")
 
 
 def _first_convolution(ms: ModuleType) -> None:

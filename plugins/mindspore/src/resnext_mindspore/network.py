@@ -31,8 +31,10 @@ class Network(nn.Cell):
     a Cell switched from training to evaluation may serve the stale one.
 
     With `compute` float16 or bfloat16, convolutions and the classifier compute in it on casts of the float32
-    Parameters. Batch normalisation computes in float32 unless `bn_float32` is False, where it
-    takes and gives `compute` while its Parameters stay float32.
+    Parameters. Batch normalisation computes in float32 unless `bn_float32` is False; it takes and gives `compute`, and
+    its Parameters stay float32, as at MindSpore's level O2 (train/amp.py of 2.10, ``_OutputTo16`` around what is on its
+    black list). What is kept for the backward pass is `compute` throughout: the float32 input of a batch normalisation
+    is cast again there.
     """
 
     def __init__(
@@ -49,7 +51,9 @@ class Network(nn.Cell):
         super().__init__(auto_prefix=False)
         self.compute = compute
         self.source = nn.Identity() if tensor_input else _Normalize(preprocess)
-        norm = {"training": training, "compute": ms.float32 if bn_float32 else compute}
+        norm = {
+            "training": training, "compute": ms.float32 if bn_float32 else compute, "output": compute,
+        }  # fmt: skip
         kernel, stride = (7, 2) if spec.stem == "imagenet" else (3, 1)
         self.conv1 = _Conv(parameters["conv1.weight"], kernel, stride=stride, compute=compute)
         self.bn1 = _BatchNorm(parameters, "bn1", **norm)
@@ -106,20 +110,24 @@ class _BatchNorm(nn.Cell):
     """Batch normalisation; in training it also updates its running statistics (unbiased variance)."""
 
     def __init__(
-        self, parameters: Mapping[str, Parameter], name: str, *, training: bool, compute: Any
+        self, parameters: Mapping[str, Parameter], name: str, *, training: bool, compute: Any, output: Any
     ) -> None:
         super().__init__(auto_prefix=False)
         self.gamma, self.beta, self.moving_mean, self.moving_var = (
             parameters[f"{name}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
         )
-        self.compute = compute
+        self.compute, self.output = compute, output
+        self.widen = ops.Cast()
+        if training and compute != output:
+            self.widen.recompute()  # in graph mode; else this input would be kept in float32
         # The primitive's momentum is the weight of the new statistics, unlike that of nn.BatchNorm2d. Its
         # CPU kernel stores the unbiased variance, as cuDNN does.
         self.norm = ops.BatchNorm(is_training=training, epsilon=BN_EPS, momentum=BN_MOMENTUM)
 
     def construct(self, x: Tensor) -> Tensor:
-        x = ops.cast(x, self.compute)
-        return self.norm(x, self.gamma, self.beta, self.moving_mean, self.moving_var)[0]
+        x = self.widen(x, self.compute)
+        y = self.norm(x, self.gamma, self.beta, self.moving_mean, self.moving_var)[0]
+        return ops.cast(y, self.output)
 
 
 class _MaxPool(nn.Cell):

@@ -30,6 +30,11 @@ def has_bfloat16(target: str) -> bool:
     return target == "Ascend" and _has(_BFLOAT16)
 
 
+def has_hf32(target: str) -> bool:
+    """Return whether the device can shorten float32 to HF32, which CANN introduced with Atlas A2."""
+    return has_bfloat16(target)
+
+
 def is_910a(target: str) -> bool:
     """Return whether the device is a 910A, the first 910."""
     return target == "Ascend" and _has(_FIRST)
