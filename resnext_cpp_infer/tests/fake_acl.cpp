@@ -3,7 +3,8 @@
 //
 // FAKE_ACL_FAIL=name:n makes the n-th call of a function fail. At aclFinalize, or the end, FAKE_ACL_REPORT gets what
 // was made and not freed. Logit c of an image is the mean of its values at c, c + classes, ... (classes is
-// FAKE_ACL_CLASSES).
+// FAKE_ACL_CLASSES). As in AscendCL a context belongs to the thread that made it or set it, and a thread without one can
+// neither make nor free nor compute anything (ACL_ERROR_RT_CONTEXT_NULL).
 
 #include <cstdint>
 #include <cstdio>
@@ -28,6 +29,9 @@ struct State {
   uint64_t batch = 0;
   int side = 0;
 } state;
+
+constexpr int kNoContext = 107002;
+thread_local void* current = nullptr;
 
 bool fails(const char* name) {
   const int call = ++state.calls[name];
@@ -94,32 +98,41 @@ EXPORT int aclrtResetDevice(int32_t) {
 }
 EXPORT int aclrtCreateContext(void** context, int32_t) {
   if (fails("aclrtCreateContext")) return 1;
-  *context = made<void>("context");
+  *context = current = made<void>("context");
   return 0;
 }
 EXPORT int aclrtDestroyContext(void* context) {
+  if (current == context) current = nullptr;
   std::free(context);
   --state.live["context"];
   return 0;
 }
-EXPORT int aclrtSetCurrentContext(void*) { return fails("aclrtSetCurrentContext") ? 1 : 0; }
+EXPORT int aclrtSetCurrentContext(void* context) {
+  if (fails("aclrtSetCurrentContext")) return 1;
+  current = context;
+  return 0;
+}
 EXPORT int aclrtMalloc(void** memory, size_t size, int) {
+  if (current == nullptr) return kNoContext;
   if (fails("aclrtMalloc")) return 207001;
   *memory = std::malloc(size);
   ++state.live["memory"];
   return 0;
 }
 EXPORT int aclrtFree(void* memory) {
+  if (current == nullptr) return kNoContext;
   std::free(memory);
   --state.live["memory"];
   return 0;
 }
 EXPORT int aclrtMemcpy(void* to, size_t capacity, const void* from, size_t count, int) {
+  if (current == nullptr) return kNoContext;
   if (fails("aclrtMemcpy") || count > capacity) return 1;
   std::memcpy(to, from, count);
   return 0;
 }
 EXPORT int aclmdlLoadFromFile(const char* path, uint32_t* id) {
+  if (current == nullptr) return kNoContext;
   if (fails("aclmdlLoadFromFile")) return 145001;
   std::ifstream stream(path);
   std::string line;
@@ -136,11 +149,13 @@ EXPORT int aclmdlLoadFromFile(const char* path, uint32_t* id) {
   return 0;
 }
 EXPORT int aclmdlUnload(uint32_t) {
+  if (current == nullptr) return kNoContext;
   --state.live["model"];
   return 0;
 }
 EXPORT void* aclmdlCreateDesc() { return fails("aclmdlCreateDesc") ? nullptr : made<void>("desc"); }
 EXPORT int aclmdlDestroyDesc(void* desc) {
+  if (current == nullptr) return kNoContext;
   std::free(desc);
   --state.live["desc"];
   return 0;
@@ -191,6 +206,7 @@ EXPORT void* aclmdlCreateDataset() {
   return new FakeDataset;
 }
 EXPORT int aclmdlDestroyDataset(const void* dataset) {
+  if (current == nullptr) return kNoContext;
   delete static_cast<const FakeDataset*>(dataset);
   --state.live["dataset"];
   return 0;
@@ -211,6 +227,7 @@ EXPORT int aclDestroyDataBuffer(const void* buffer) {
   return 0;
 }
 EXPORT int aclmdlExecute(uint32_t, const void* inputs, void* outputs) {
+  if (current == nullptr) return kNoContext;
   if (fails("aclmdlExecute")) return 507011;
   const auto* in = static_cast<const char*>(static_cast<const FakeDataset*>(inputs)->buffers[0]->data);
   auto* out = static_cast<char*>(static_cast<FakeDataset*>(outputs)->buffers[0]->data);

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -284,6 +287,67 @@ def test_every_call_that_fails_is_named_and_leaves_nothing(ascend: Ascend, call:
     assert f"engine acl: {call} failed with code" in lines[0]
     assert "E99999: the fake says no" in lines[0]
     assert set(ascend.left().values()) <= {0}
+
+
+class _Request(ctypes.Structure):
+    """resnext_request of resnext_engine.h."""
+
+    _fields_ = (
+        ("path", ctypes.c_char_p), ("device", ctypes.c_char_p), ("device_id", ctypes.c_int32),
+        ("threads", ctypes.c_int32), ("runtime", ctypes.c_char_p), ("precision", ctypes.c_char_p),
+        ("batch", ctypes.c_int32), ("image_size", ctypes.c_int32), ("classes", ctypes.c_int32),
+    )  # fmt: skip
+
+
+class _Engine(ctypes.Structure):
+    """resnext_engine of the same file; of its functions the three that are called here."""
+
+    _fields_ = (
+        ("abi", ctypes.c_uint32), ("name", ctypes.c_char_p), ("devices", ctypes.c_char_p),
+        ("open", ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(_Request), ctypes.c_char_p, ctypes.c_size_t)),
+        ("others", ctypes.c_void_p * 4),
+        ("run", ctypes.CFUNCTYPE(
+            ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_size_t,
+            ctypes.c_char_p, ctypes.c_size_t,
+        )),
+        ("close", ctypes.CFUNCTYPE(None, ctypes.c_void_p)),
+    )  # fmt: skip
+
+
+def test_a_model_is_opened_used_and_closed_by_three_threads(
+    fake_acl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of which only the first has made the context, without which the others could free nothing."""
+    for name, value in (("CLASSES", "3"), ("SIDE", "24"), ("REPORT", str(tmp_path / "report"))):
+        monkeypatch.setenv(f"FAKE_ACL_{name}", value)
+    (tmp_path / "m.om").write_text("uint8\nfloat32\n4\n")
+    library, engines = tmp_path / "engine.so", sources() / "engines"
+    compile_library(engines / "acl.cpp", library, engines, sources() / "include")
+    get = ctypes.CDLL(str(library)).resnext_engine_get
+    get.restype = ctypes.POINTER(_Engine)
+    own = ctypes.c_uint32()
+    engine = get(1, ctypes.byref(own)).contents
+    request = _Request(
+        path=str(tmp_path / "m.om").encode(), device=b"ascend310p", runtime=str(fake_acl).encode(), precision=b"",
+        batch=4, image_size=24, classes=3,
+    )  # fmt: skip
+    error = ctypes.create_string_buffer(200)
+    images = np.random.default_rng(5).integers(0, 256, (4, 24, 24, 3), dtype=np.uint8)
+    logits = np.zeros((4, 3), np.float32)
+
+    def in_a_thread(call: Callable[..., Any], *given: Any) -> Any:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(call, *given).result()
+
+    model = in_a_thread(engine.open, ctypes.byref(request), error, 200)
+    assert model, error.value
+    run = (model, images.ctypes.data, 4, logits.ctypes.data, logits.size, error, 200)
+    assert in_a_thread(engine.run, *run) == 0, error.value
+    in_a_thread(engine.close, model)
+    expected = images.reshape(4, -1, 3).mean(axis=1)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5)
+    left = dict(line.split() for line in (tmp_path / "report").read_text().splitlines())
+    assert set(left.values()) == {"0"}
 
 
 @pytest.mark.parametrize(

@@ -219,6 +219,8 @@ struct resnext_model {
 
   void close() {
     const acl::Api& api = library.api;
+    // Contexts belong to threads: what was made in this one cannot be freed by a thread without it.
+    if (context != nullptr) api.aclrtSetCurrentContext(context);
     for (const acl::Buffer* buffer : buffers) api.aclDestroyDataBuffer(buffer);
     for (const auto& [data, size] : memory) api.aclrtFree(data);
     if (outputs != nullptr) api.aclmdlDestroyDataset(outputs);
