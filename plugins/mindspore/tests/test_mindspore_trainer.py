@@ -12,16 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 from mindspore_cases import batches, relative, tiny_weights, train_request, trainer_on
-from resnext_mindspore.device import Device
+from resnext_mindspore import soc
+from resnext_mindspore.device import Device, Operators
 
 from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
 from resnext_core.errors import DataError, UsageError
-from resnext_core.interfaces import TrainState
+from resnext_core.interfaces import PredictRequest, TrainState
+from resnext_core.ranks.info import RankInfo
 from resnext_core.testing.cases import oracle_trainer
 from resnext_core.testing.kinks import exact_steps
 from resnext_core.training.trainer import Trainer
 
 pytest.importorskip("mindspore.nn")
+from resnext_mindspore.network import Network, make_parameters
+from resnext_mindspore.predictor import create_predictor
 
 LRS = np.array([0.1, 0.05, 0.02], np.float32)
 
@@ -63,16 +67,59 @@ def test_steps_equal_the_reference(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize("padding", ["same", "symmetric"])
 @pytest.mark.parametrize("size", [20, 22])  # 10 and 11 pixels enter the pool: the two paddings of "same"
 def test_pool_paddings(padding: str, size: int) -> None:
+    """By the operator, and by what takes its place; ties go the same way, as the gradient of conv1 shows."""
     request = train_request(tiny_weights(size, stem="imagenet", pool_padding=padding))
     exact = dataclasses.replace(request, precision=PrecisionConfig(compute="float64"))
-    ours, reference = trainer_on(Device(), request), oracle_trainer(exact)
-    batch = batches(1, size)
-    ours.run_steps(batch, LRS[:1])
+    reference, batch = oracle_trainer(exact), batches(1, size)
     exact_steps(reference, batch, LRS[:1])
-    for name in ("weights/conv1.weight", "weights/bn1.running_var"):
-        assert relative(ours.state().tensors[name], reference.state().tensors[name]) <= 1e-5
-    images = batch[0].images
-    assert relative(ours.predictor().logits(images), reference.predictor().logits(images)) <= 1e-5
+    for slices in (False, True):
+        ours = trainer_on(Device(operators=Operators(slice_pool=slices)), request)
+        ours.run_steps(batch, LRS[:1])
+        for name in ("weights/conv1.weight", "weights/bn1.running_var"):
+            assert relative(ours.state().tensors[name], reference.state().tensors[name]) <= 1e-5
+        images = batch[0].images
+        assert relative(ours.predictor().logits(images), reference.predictor().logits(images)) <= 1e-5
+
+
+def test_a_convolution_a_group_computes_the_same() -> None:
+    (batch,) = batches(1)
+    states, logits = [], []
+    for split in (False, True):
+        device = Device(operators=Operators(split_groups=split))
+        trainer = trainer_on(device, train_request())
+        trainer.run_steps([batch], LRS[:1])
+        states.append(trainer.state().tensors)
+        logits.append(trainer.predictor().logits(batch.images))
+    for name, array in states[0].items():
+        assert relative(states[1][name], array) <= 1e-6, name
+    assert relative(*logits) <= 1e-6
+    found = PredictRequest(weights=tiny_weights(), rank=RankInfo())
+    served = [
+        create_predictor(found, Device(operators=Operators(split_groups=split))).logits(batch.images)
+        for split in (False, True)
+    ]
+    assert relative(*served) <= 1e-6
+
+
+def test_a_network_of_split_groups_has_no_grouped_convolution() -> None:
+    weights = tiny_weights()
+    for split in (False, True):
+        parameters = make_parameters(weights.spec, weights.tensors)
+        network = Network(
+            weights.spec, weights.preprocess, parameters, training=True, split_groups=split, slice_pool=split
+        )
+        groups = {c.conv.group for _, c in network.cells_and_names() if hasattr(c, "conv")}
+        assert groups == ({1} if split else {1, weights.spec.groups})
+
+
+def test_slices_take_the_place_of_the_pool_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For float32 on a 910A; what is asked for goes first."""
+    for first in (False, True):
+        monkeypatch.setattr(soc, "is_910a", lambda target, first=first: first)
+        assert Operators().slices("Ascend", "float32") is first
+        assert not Operators().slices("Ascend", "float16")
+        assert Operators(slice_pool=True).slices("Ascend", "float16")
+        assert not Operators(slice_pool=False).slices("Ascend", "float32")
 
 
 def test_overflow_is_skipped_counted_and_recovered_from() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from resnext_mindspore.device import Device, cores, open_device
+from resnext_mindspore.device import Device, Operators, cores, open_device
 
 from resnext_ascend import diagnose, rank_table
 from resnext_ascend.beat import JOINED, JOINING, beat, last
@@ -31,12 +31,14 @@ def device_of(options: AscendOptions, rank: RankInfo, environ: Mapping[str, str]
     """
     environ = os.environ if environ is None else environ
     level: Any = options.jit_level
+    slices = None if options.max_pool is None else options.max_pool == "slices"
+    operators = Operators(split_groups=options.grouped_conv == "split", slice_pool=slices)
     if options.device == "cpu":
         threads = options.threads
         if threads is None and rank.world > 1:
             bound = environ.get("RESNEXT_CORES", "")
             threads = int(bound) if bound.isdecimal() else max(1, cores() // rank.world)
-        return Device(target="CPU", mode=options.mode, threads=threads, jit_level=level)
+        return Device(target="CPU", mode=options.mode, threads=threads, jit_level=level, operators=operators)
     device_id = rank.local_rank
     if rank.world == 1:
         text = environ.get("DEVICE_ID", "0")
@@ -49,7 +51,8 @@ def device_of(options: AscendOptions, rank: RankInfo, environ: Mapping[str, str]
             f"rank {rank.rank} wants device {device_id}, but {VISIBLE} shows {len(shown)}, numbered from 0"
         )
     return Device(
-        target="Ascend", device_id=device_id, mode=options.mode, jit_level=level, hf32=options.hf32
+        target="Ascend", device_id=device_id, mode=options.mode, jit_level=level, hf32=options.hf32,
+        operators=operators,
     )  # fmt: skip
 
 

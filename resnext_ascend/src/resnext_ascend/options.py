@@ -27,7 +27,9 @@ class AscendOptions:
     of them; without, every step is waited for. `bn_statistics` ``averaged`` gives all ranks the mean of their running
     statistics after every step, ``local`` leaves them a rank's own, as the ModelZoo did. `threads` are CPU threads of a
     process in test mode. With `hf32` an Atlas A2 or later shortens float32 in convolutions and matrix products, as CANN
-    does in convolutions by default; without, float32 is float32.
+    does in convolutions by default; without, float32 is float32. `grouped_conv` ``split`` computes a grouped
+    convolution as one a group, for a device on which the operator fails. `max_pool` ``slices`` computes the stem's pool
+    without its operator; None does so where CANN has none, for float32 on a 910A. Both give the same numbers.
 
     `rank_table` starts ranks by that file, see ``resnext-run ascend rank-table``; without it they form a dynamic
     cluster. `affinity` binds each rank to its share of the cores. Ranks wait `cluster_timeout` seconds for each other
@@ -44,6 +46,8 @@ class AscendOptions:
     mode: Literal["graph", "pynative"] = "graph"
     jit_level: Literal["O0", "O1", "O2"] | None = None
     hf32: bool = False
+    grouped_conv: Literal["operator", "split"] = "operator"
+    max_pool: Literal["operator", "slices"] | None = None
     sink: bool = True
     bn_statistics: Literal["local", "averaged"] = "local"
     threads: Annotated[int | None, AtLeast(1)] = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
@@ -23,11 +23,30 @@ ISA_VARIABLE = "ONEDNN_MAX_CPU_ISA"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Operators:
+    """What takes the place of operators that a device lacks; the numbers are the same, the graph is larger.
+
+    With `split_groups` a grouped convolution is one convolution a group. With `slice_pool` the max-pool is a maximum of
+    nine strided slices; None takes them where they are needed, for float32 on a 910A (CANN's aclnnMaxPool has float32
+    "on Atlas A2 only").
+    """
+
+    split_groups: bool = False
+    slice_pool: bool | None = None
+
+    def slices(self, target: str, compute: str) -> bool:
+        """Return whether the max-pool is one of slices in `compute` on the opened device `target`."""
+        needed = compute == "float32" and soc.is_910a(target)
+        return needed if self.slice_pool is None else self.slice_pool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Device:
     """Where MindSpore computes: `target` and `device_id`, how (`mode`), and on CPU with how many `threads`.
 
     `jit_level` is how far graph mode compiles, None leaves it to MindSpore. With `hf32` an Ascend that can multiplies
-    float32 with 11 bits of mantissa, which CANN does in convolutions unless it is told not to.
+    float32 with 11 bits of mantissa, which CANN does in convolutions unless it is told not to. `operators` may differ
+    from one network of a process to the next.
     """
 
     target: Literal["CPU", "GPU", "Ascend"] = "CPU"
@@ -36,6 +55,7 @@ class Device:
     threads: int | None = None
     jit_level: Literal["O0", "O1", "O2"] | None = None
     hf32: bool = False
+    operators: Operators = field(default=Operators(), compare=False)
 
 
 _opened: Device | None = None

@@ -38,17 +38,21 @@ class MindsporeEngine(Engine):
             raise UsageError("the ranks of MindSpore are not connected: call the backend's connect first")
         self._request, self._ms = request, ms
         self._spec = request.weights.spec
-        self._compute = getattr(ms, request.precision.compute)
         self._table = step.Parameters.create(
             self._spec, request.weights.tensors, ema=request.ema_decay is not None
         )
+        operators = device.operators
+        self._how = {
+            "compute": getattr(ms, request.precision.compute), "bn_float32": request.precision.bn_float32,
+            "split_groups": operators.split_groups,
+            "slice_pool": operators.slices(device.target, request.precision.compute),
+        }  # fmt: skip
         network = Network(
             self._spec,
             request.weights.preprocess,
             self._table.weights,
             training=True,
-            compute=self._compute,
-            bn_float32=request.precision.bn_float32,
+            **self._how,
         )
         loss = step.SmoothedLoss(request.loss, self._spec.num_classes)
         gradients = step.Gradients(network, loss, self._table.trainable, with_loss=request.skip_nonfinite)
@@ -102,8 +106,7 @@ class MindsporeEngine(Engine):
             weights=self._request.weights,
             parameters=self._table.averages if ema else self._table.weights,
             batch_size=self._request.batch_size // self._request.accumulate,
-            compute=self._compute,
-            bn_float32=self._request.precision.bn_float32,
+            arithmetic=self._how,
         )
 
     def close(self) -> None:

@@ -34,7 +34,7 @@ class Network(nn.Cell):
     Parameters. Batch normalisation computes in float32 unless `bn_float32` is False; it takes and gives `compute`, and
     its Parameters stay float32, as at MindSpore's level O2 (train/amp.py of 2.10, ``_OutputTo16`` around what is on its
     black list). What is kept for the backward pass is `compute` throughout: the float32 input of a batch normalisation
-    is cast again there.
+    is cast again there. For `split_groups` and `slice_pool` see :class:`resnext_mindspore.device.Operators`.
     """
 
     def __init__(
@@ -47,6 +47,8 @@ class Network(nn.Cell):
         tensor_input: bool = False,
         compute: Any = ms.float32,
         bn_float32: bool = True,
+        split_groups: bool = False,
+        slice_pool: bool = False,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.compute = compute
@@ -58,8 +60,10 @@ class Network(nn.Cell):
         self.conv1 = _Conv(parameters["conv1.weight"], kernel, stride=stride, compute=compute)
         self.bn1 = _BatchNorm(parameters, "bn1", **norm)
         self.relu = ops.ReLU()
-        self.pool = _MaxPool(spec) if spec.stem == "imagenet" else nn.Identity()
-        blocks = [_Block(block, spec.groups, parameters, compute, norm) for block in spec.blocks]
+        pool = _SlicedMaxPool if slice_pool else _MaxPool
+        self.pool = pool(spec) if spec.stem == "imagenet" else nn.Identity()
+        grouped = _SplitConv if split_groups else _Conv
+        blocks = [_Block(block, spec.groups, parameters, compute, norm, grouped) for block in spec.blocks]
         self.blocks = nn.CellList(blocks, auto_prefix=False)
         self.mean = ops.ReduceMean(keep_dims=False)
         self.fc = _Dense(parameters["fc.weight"], parameters["fc.bias"], compute)
@@ -106,6 +110,34 @@ class _Conv(nn.Cell):
         return self.conv(ops.cast(x, self.compute), ops.cast(self.weight, self.compute))
 
 
+class _SplitConv(nn.Cell):
+    """A grouped convolution as one convolution a group, as in the ModelZoo's network; the weight is still one."""
+
+    def __init__(self, weight: Parameter, kernel: int, *, stride: int, groups: int, compute: Any) -> None:
+        super().__init__(auto_prefix=False)
+        self.weight = weight
+        self.compute = compute
+        self.groups = groups
+        self.split = ops.Split(axis=1, output_num=groups)
+        self.split_weight = ops.Split(axis=0, output_num=groups)
+        self.conv = ops.Conv2D(
+            out_channel=weight.shape[0] // groups,
+            kernel_size=kernel,
+            pad_mode="pad",
+            pad=kernel // 2,
+            stride=stride,
+        )
+        self.concat = ops.Concat(axis=1)
+
+    def construct(self, x: Tensor) -> Tensor:
+        inputs = self.split(ops.cast(x, self.compute))
+        weights = self.split_weight(ops.cast(self.weight, self.compute))
+        outputs = ()
+        for i in range(self.groups):
+            outputs += (self.conv(inputs[i], weights[i]),)
+        return self.concat(outputs)
+
+
 class _BatchNorm(nn.Cell):
     """Batch normalisation; in training it also updates its running statistics (unbiased variance)."""
 
@@ -148,6 +180,31 @@ class _MaxPool(nn.Cell):
         return self.pool(self.pad(x))
 
 
+class _SlicedMaxPool(nn.Cell):
+    """The same pool as a maximum of strided slices, where the operator is missing.
+
+    Among equal values the first of a window gets the gradient, as in the operator: the gradient of a maximum goes to
+    its first argument where both are equal.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(auto_prefix=False)
+        self.symmetric = spec.pool_padding == "symmetric"
+        self.pad = ops.Pad(((0, 0), (0, 0), (1, 1), (1, 1)))  # with zeros: see _MaxPool
+
+    def construct(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2], x.shape[3]
+        x = self.pad(x)
+        top = 0 if self.symmetric or height % 2 else 1  # "same" pads an even size at its end only
+        left = 0 if self.symmetric or width % 2 else 1
+        high, wide = (height + 1) // 2 * 2 - 1, (width + 1) // 2 * 2 - 1
+        found = x[:, :, top : top + high : 2, left : left + wide : 2]
+        for i in range(1, 9):
+            y, z = top + i // 3, left + i % 3
+            found = ops.maximum(found, x[:, :, y : y + high : 2, z : z + wide : 2])
+        return found
+
+
 class _Block(nn.Cell):
     """1x1 -> grouped 3x3 (stride here) -> 1x1, added to the shortcut."""
 
@@ -158,12 +215,13 @@ class _Block(nn.Cell):
         parameters: Mapping[str, Parameter],
         compute: Any,
         norm: Mapping[str, Any],
+        grouped: type[nn.Cell],
     ) -> None:
         super().__init__(auto_prefix=False)
         name, stride = block.name, block.stride
         self.conv1 = _Conv(parameters[f"{name}.conv1.weight"], 1, compute=compute)
         self.bn1 = _BatchNorm(parameters, f"{name}.bn1", **norm)
-        self.conv2 = _Conv(
+        self.conv2 = grouped(
             parameters[f"{name}.conv2.weight"], 3, stride=stride, groups=groups, compute=compute
         )
         self.bn2 = _BatchNorm(parameters, f"{name}.bn2", **norm)

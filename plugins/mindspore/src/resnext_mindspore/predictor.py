@@ -23,7 +23,8 @@ class NetworkPredictor(Predictor):
     """A network in evaluation mode over given Parameters, which it shares; the device must be open.
 
     MindSpore compiles a graph for each batch size, so batches are padded to a power of two, at most
-    `batch_size` (or the first batch, where that is larger), and longer ones are cut.
+    `batch_size` (or the first batch, where that is larger), and longer ones are cut. `arithmetic` is how the Network
+    computes.
     """
 
     def __init__(
@@ -32,12 +33,11 @@ class NetworkPredictor(Predictor):
         weights: Weights,
         parameters: Mapping[str, Any],
         batch_size: int,
-        compute: Any,
-        bn_float32: bool = True,
+        arithmetic: Mapping[str, Any],
     ) -> None:
         self.manifest: Manifest = manifest_of(weights)
         self._parameters = parameters
-        self._arithmetic = {"compute": compute, "bn_float32": bn_float32}
+        self._arithmetic = arithmetic
         self._usual = batch_size
         self._used = False
         self._networks: dict[bool, Any] = {}
@@ -160,8 +160,11 @@ def create_predictor(request: PredictRequest, device: Device) -> NetworkPredicto
         weights=weights,
         parameters=make_parameters(weights.spec, weights.tensors),
         batch_size=request.batch_size,
-        compute=ms.float32,
-    )
+        arithmetic={
+            "compute": ms.float32, "split_groups": device.operators.split_groups,
+            "slice_pool": device.operators.slices(device.target, "float32"),
+        },
+    )  # fmt: skip
 
 
 def in_batches(data: np.ndarray, size: int, run: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
