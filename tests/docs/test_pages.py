@@ -61,8 +61,8 @@ def test_broken_links_would_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert broken_links(page) == ["page.md#b", "no.md", "no.png"]
 
 
-#: Their Python trains and needs data: test_tutorial.py and test_python_page.py run it.
-ELSEWHERE = (TUTORIAL, ROOT / "README.md", ROOT / "docs" / "python.md")
+#: Their Python needs data, or a service: test_tutorial.py, test_python_page.py and plugins/serve/tests run it.
+ELSEWHERE = (TUTORIAL, ROOT / "README.md", ROOT / "docs" / "python.md", ROOT / "docs" / "serving.md")
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p not in ELSEWHERE], ids=page_id)

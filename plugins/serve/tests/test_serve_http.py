@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -371,3 +372,15 @@ def test_a_head_request_has_no_body(service: Running) -> None:
     answer = httpx.head(service.url + "/v2", trust_env=False)
     assert answer.status_code == 200
     assert answer.content == b""
+
+
+def test_the_client_of_the_page_runs(
+    service: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tritonclient.http", reason="tritonclient[http] is not installed")
+    text = (Path(__file__).parents[3] / "docs/serving.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    (tmp_path / "photo.jpg").write_bytes(photo())
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block.replace("127.0.0.1:8000", f"127.0.0.1:{service.port}"), "serving.md", "exec"), {})
+    assert re.search(r"0\.\d+:\d:class \d", capsys.readouterr().out)
