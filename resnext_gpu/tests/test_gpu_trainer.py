@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import itertools
@@ -338,6 +339,27 @@ def test_stream_and_allocator_leave_capture_mode(
             graphs._capture(graph, function)
     ended = ["_cuda_endAllocateToPool(0, (0, 7))", "_cuda_releasePool(0, (0, 7))", "a capture that succeeds"]
     assert log == ["begin (0, 7)", "end", *([] if valid else ended)]
+
+
+def test_a_capture_that_runs_out_of_memory_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the parts of the batch that are tried afterwards would not fit."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
+    held: list[weakref.ref[Any]] = []
+
+    def step() -> None:
+        activations = torch.zeros(3)
+        held.append(weakref.ref(activations))
+        raise torch.cuda.OutOfMemoryError("full")
+
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(torch.cuda.OutOfMemoryError):
+            graphs._capture(FakeGraph([]), step)
+        assert held[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_warm_steps_and_capture_share_a_stream_without_garbage(monkeypatch: pytest.MonkeyPatch) -> None:

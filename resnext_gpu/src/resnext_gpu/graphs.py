@@ -117,6 +117,7 @@ class Replayed:
         try:
             return self._recorder.record(lambda: self._step(*inputs))
         except CaptureFailed as error:
+            self._inputs = []
             raise UsageError(
                 f"this step cannot be recorded as a CUDA graph ({one_line(error, 200)}); set gpu.cuda_graphs=false"
             ) from error
@@ -211,9 +212,12 @@ def _capture(graph: Any, function: Callable[[], Any]) -> Any:
         failure = failure or error
     if failure is None:
         return outputs
-    if isinstance(failure, ResnextError) or is_out_of_memory(failure):
-        raise failure
-    raise CaptureFailed(one_line(failure)) from failure
+    try:
+        if isinstance(failure, ResnextError) or is_out_of_memory(failure):
+            raise failure
+        raise CaptureFailed(one_line(failure)) from failure
+    finally:
+        failure = None  # the error knows this frame; a circle would keep what the step had allocated
 
 
 def _end_allocation(device: int, pool: Any) -> None:

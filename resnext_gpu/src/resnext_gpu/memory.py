@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,6 +113,7 @@ def out_of_memory(
 
 def _parts_that_fit(step: Step, given: StepInput, micro: int, device: torch.device) -> int:
     """Return into how few equal parts `micro` must be split for the gradients of one to be computed; 0 if none fits."""
+    gc.collect()  # graphs of autograd in a circle would keep what the step had allocated
     parts = 2
     while parts <= micro:
         size = micro // parts
