@@ -15,6 +15,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from gpu_cases import (  # noqa: E402
+    FAR_FROM_KINKS,
     batches,
     differing,
     inputs_of,
@@ -108,7 +109,7 @@ def test_compiled_is_the_same_network(options: dict[str, Any], capfd: pytest.Cap
 
 
 @pytest.mark.parametrize("options", [{}, {"channels_last": False}, {"checkpointing": True}, {"tf32": True}])
-@pytest.mark.parametrize(("stem", "size", "seed"), [("cifar", 16, 37), ("imagenet", 32, 4)])
+@pytest.mark.parametrize(("stem", "size", "seed"), FAR_FROM_KINKS)
 def test_a_step_equals_the_reference(options: dict[str, Any], stem: str, size: int, seed: int) -> None:
     """In the layout of GPUs and in the plain one; the message tells the two apart. The batches are far from kinks.
 

@@ -17,6 +17,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from gpu_cases import (  # noqa: E402
+    FAR_FROM_KINKS,
     batches,
     differing,
     inputs_of,
@@ -39,7 +40,7 @@ from resnext_core.errors import DataError, UsageError  # noqa: E402
 from resnext_core.model.spec import model_spec  # noqa: E402
 from resnext_core.reference import ops  # noqa: E402
 from resnext_core.testing.cases import oracle_trainer  # noqa: E402
-from resnext_core.testing.kinks import exact_steps  # noqa: E402
+from resnext_core.testing.kinks import DISTANCE, exact_steps, watch_kinks  # noqa: E402
 from resnext_core.training.trainer import Trainer  # noqa: E402
 from resnext_gpu import feed, graphs  # noqa: E402
 
@@ -106,6 +107,19 @@ def test_channels_last_is_the_same_step(stem: str, size: int, seed: int) -> None
     resumed = trainer_with(GpuOptions(device="cpu", channels_last=True), request)
     resumed.load_state(found)
     assert differing(resumed.state(), found) == []
+
+
+@pytest.mark.parametrize(("stem", "size", "seed"), FAR_FROM_KINKS)
+def test_the_steps_of_the_hardware_tests_are_far_from_kinks(stem: str, size: int, seed: int) -> None:
+    """By nine times what a test must have: a GPU rounds otherwise than a CPU, and tests there are run rarely."""
+    precision = PrecisionConfig(compute="float64")
+    reference = oracle_trainer(
+        train_request(tiny_weights(size, stem=stem), ema_decay=0.9, precision=precision)
+    )
+    with watch_kinks() as found:
+        reference.run_steps(batches(1, size=size, seed=seed), LRS[:1])
+    assert found.inputs
+    assert found.distance >= 9 * DISTANCE
 
 
 @pytest.mark.parametrize("padding", ["same", "symmetric"])
