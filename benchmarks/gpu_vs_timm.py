@@ -82,6 +82,7 @@ def main() -> int:
     )
     parser.add_argument("--compute", choices=("bfloat16", "float16"), default="bfloat16")
     parser.add_argument("--smoke", action="store_true", help="on the CPU, tiny: shows that the code runs")
+    parser.add_argument("--grouped-conv", choices=("auto", "triton", "cudnn"), default="auto", help="of ours")
     parser.add_argument("--no-compile", action="store_true", help="leave out the contenders that compile")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
@@ -89,11 +90,16 @@ def main() -> int:
         if args.rounds < 1 or args.steps < 1 or args.warmup < 1 or min(args.batch) < 1:
             raise UsageError("--rounds, --steps, --warmup and --batch must be 1 or more")
         torch, timm = import_torch(args), import_timm()
-        results = [measure(args, torch, timm, batch) for batch in args.batch]
+        results = []
+        for batch in args.batch:
+            results.append(measure(args, torch, timm, batch))
+            if not args.json:
+                print(text(results[-1]), end="\n\n", flush=True)
     except ResnextError as error:
         print(f"gpu_vs_timm: {error}", file=sys.stderr)
         return error.exit_code
-    print(json.dumps(results, indent=1) if args.json else "\n\n".join(map(text, results)))
+    if args.json:
+        print(json.dumps(results, indent=1))
     return EXIT_OK
 
 
@@ -181,16 +187,20 @@ def _makers(
     args: argparse.Namespace, torch: Any, timm: Any, weights: Weights, batch: Batch, device: Any
 ) -> Iterator[tuple[str, Callable[[], Run]]]:
     """Yield the contenders by name, each with what makes it."""
-    yield "ours", lambda: ours(args, weights, batch)
+
+    def mine(**options: Any) -> Run:
+        return ours(args, weights, batch, grouped_conv=args.grouped_conv, **options)
+
+    yield "ours", mine
     yield "timm", lambda: theirs(args, torch, timm, weights, batch, device, compiled=False)
     if not args.no_compile:
-        yield "ours, compiled", lambda: ours(args, weights, batch, compile=True)
+        yield "ours, compiled", lambda: mine(compile=True)
         yield "timm, compiled", lambda: theirs(args, torch, timm, weights, batch, device, compiled=True)
     if device.type == "cuda":
-        yield "ours, CUDA graph", lambda: ours(args, weights, batch, cuda_graphs=True)
+        yield "ours, CUDA graph", lambda: mine(cuda_graphs=True)
         if not args.no_compile:
             both = {"compile": True, "cuda_graphs": True}
-            yield "ours, compiled, CUDA graph", lambda: ours(args, weights, batch, **both)
+            yield "ours, compiled, CUDA graph", lambda: mine(**both)
 
 
 def ours(args: argparse.Namespace, weights: Weights, batch: Batch, **options: Any) -> Run:
