@@ -49,7 +49,7 @@ MINUTES = 8.8
 #: Seconds kept for the table.
 _PRINTING = 2.0
 #: The CPU of a smoke test may be busy with other tests.
-_SMOKE_SLOWER = 4
+_SMOKE_SLOWER = 10
 #: Bytes of a log that are kept from its begin and from its end.
 _MOST_LOG = 1 << 20
 RESULTS, TABLE = "results.json", "table.txt"

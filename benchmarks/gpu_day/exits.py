@@ -57,6 +57,7 @@ def main() -> int:
 def _cases(folder: Path, smoke: bool, end: float) -> list[Case]:
     _write_images(folder / "data")
     (folder / "tiny.yaml").write_text(_RECIPE)
+    (folder / "damaged.safetensors").write_bytes(bytes(range(256)))
     cli = [sys.executable, "-m", "resnext_core.cli", "--backend", "gpu"]
     common = ["--recipe", str(folder / "tiny.yaml"), "--output", str(folder / "runs")]
     train = [*cli, "train", "--data", str(folder / "data"), *common]
@@ -71,6 +72,7 @@ def _cases(folder: Path, smoke: bool, end: float) -> list[Case]:
             time.sleep(0.05)
 
     python = [sys.executable, "-c"]
+    damaged = ["--pretrained", str(folder / "damaged.safetensors")]
     cases = [
         Case(name="one rank over NCCL", words=[*python, _NCCL.format(smoke=smoke)], code=0, word="the same gradients"),
         Case(
@@ -87,8 +89,8 @@ def _cases(folder: Path, smoke: bool, end: float) -> list[Case]:
             word="cuda_graph",
         ),
         Case(
-            name="no data ends with 3", words=[*cli, "train", "--data", str(folder / "none"), *common, *place],
-            code=3, word="none",
+            name="damaged weights end with 3", words=[*train, *place, *damaged], code=3,
+            word="damaged.safetensors",
         ),
     ]  # fmt: skip
     if not smoke:

@@ -28,7 +28,8 @@ _COMPILES = "kernel or compiled or auto_measures or _fused"
 #: On a card. Every test that is marked ``gpu`` is in one of them.
 TESTS = {
     "hardware": Selection(
-        files=("test_gpu_hardware.py", "test_gpu_device.py"), keywords=f"not ({_COMPILES})", marks="gpu", processes=4
+        files=("test_gpu_hardware.py", "test_gpu_device.py", "test_gpu_ranks.py"),
+        keywords=f"not ({_COMPILES})", marks="gpu", processes=4,
     ),
     "contract": Selection(files=("test_contract_gpu.py",), marks="gpu", processes=4),
     "kernels": Selection(

@@ -74,6 +74,7 @@ def _day(checkout: Path, python: Path, cwd: Path, *words: str) -> subprocess.Com
     )  # fmt: skip
 
 
+@pytest.mark.timeout(3600)
 def test_the_smoke_test_where_nothing_is_installed(checkout: Path, tmp_path: Path) -> None:
     """Every part on the CPU, found through the entry points that it lays out; nothing is written to the checkout."""
     pytest.importorskip("triton", reason="Triton is not installed")
@@ -94,7 +95,7 @@ def test_the_smoke_test_where_nothing_is_installed(checkout: Path, tmp_path: Pat
             path = Path(folder, name)
             path.chmod(path.stat().st_mode & ~0o222)
     before = sorted(checkout.rglob("*"))
-    ran = _day(checkout, python, tmp_path, "--smoke", "--out", "out")
+    ran = _day(checkout, python, tmp_path, "--smoke", "--minutes", "55", "--out", "out")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     known = json.loads((tmp_path / "out/results.json").read_text())
     found = known["parts"]
