@@ -32,7 +32,6 @@ from gpu_day.part import (
     FAILED,
     MISSING,
     NO_TIME,
-    RIGHT,
     STOPPED,
     WRONG,
     Command,
@@ -160,7 +159,10 @@ class Day:
                 for number, part in enumerate(self._parts):
                     later = sum(min(one.least, one.seconds) for one in self._parts[number + 1 :])
                     self._one(part, later)
-                    if number == 0 and self._rows[part.name]["status"] != RIGHT:
+                    if number == 0 and self._rows[part.name]["status"] in (
+                        WRONG,
+                        FAILED,
+                    ):  # slow is no reason
                         code = EXIT_UNAVAILABLE
                         break
             except Interrupted as signalled:

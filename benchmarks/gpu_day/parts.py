@@ -7,7 +7,7 @@ from gpu_day.place import CORE
 
 FLAGSHIP = "resnext152_64x4d"
 FIRST = (
-    own("versions", "the card, its driver, versions, and the backend found through its entry point", 15, needs=()),
+    own("versions", "the card, its driver, versions, and the backend found through its entry point", 45, needs=()),
     tests("hardware", "tests of feed, graphs, memory and steps against the reference, on the card", 75),
     tests("contract", "contract kit on the card, in four processes", 45),
     conv(
