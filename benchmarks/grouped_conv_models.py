@@ -113,20 +113,18 @@ def _train(
     else:  # the most telling first; graphs late, as they keep their memory
         makers["timm, compiled"] = theirs(True)
         ways: tuple[dict[str, bool], ...] = (
-            {"compile": True},
-            {"compile": True, "cuda_graphs": True},
-            {"cuda_graphs": True},
-            {},
-        )
+            {"fused_bn": True}, {"compile": True}, {"compile": True, "cuda_graphs": True}, {"cuda_graphs": True},
+            {"fused_bn": True, "cuda_graphs": True}, {},
+        )  # fmt: skip
         for kind in ("triton", "cudnn"):
             for way in ways:
-                if kind == "cudnn" or way:
+                if ("fused_bn" not in way) if kind == "cudnn" else way:
                     makers[_name(kind, way)] = ours(grouped_conv=kind, **way)
     return _contest(args, torch, timm, spec, batch_size, makers, clock, end, "first loss")
 
 
 def _name(kind: str, way: dict[str, bool]) -> str:
-    words = {"compile": "compiled", "cuda_graphs": "CUDA graph"}
+    words = {"compile": "compiled", "cuda_graphs": "CUDA graph", "fused_bn": "fused BN"}
     return ", ".join(["ours", *(["triton"] if kind == "triton" else []), *(words[key] for key in way)])
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import importlib
 import json
+import pkgutil
 import sys
 import tempfile
 import time
@@ -170,13 +172,13 @@ def summary(
     }  # fmt: skip
 
 
-def kind_of(kernel: str, op: str, dims: Any, ours: frozenset[str], category: str = "kernel") -> str:
+def kind_of(kernel: str, op: str, dims: Any, ours: Mapping[str, str], category: str = "kernel") -> str:
     """Return to which kind of layer a kernel belongs: by its name, else by the operation that launched it."""
     low = kernel.lower()
     if category in ("gpu_memcpy", "gpu_memset"):
         return "copies"
     if kernel in ours:
-        return "grouped 3x3, ours"
+        return ours[kernel]
     if "batch_norm" in op or "batch_norm" in low or "batchnorm" in low or "bn_fw" in low or "bn_bw" in low:
         return "batch norm"
     if "conv" in op:
@@ -194,15 +196,20 @@ def kind_of(kernel: str, op: str, dims: Any, ours: frozenset[str], category: str
     return "elementwise and others"
 
 
-def _own_kernels() -> frozenset[str]:
-    """Return the names of our kernels in Triton: every function of these modules that Triton compiles."""
-    try:
-        from resnext_gpu.grouped_conv import kernels
-    except ImportError:  # no Triton
-        return frozenset()
-    return frozenset(
-        name for name, made in vars(kernels).items() if hasattr(made, "warmup") or hasattr(made, "run")
-    )
+def _own_kernels() -> dict[str, str]:
+    """Return the kind of each of our kernels in Triton, by name: of every function that Triton compiles."""
+    from resnext_gpu import grouped_conv
+
+    found = {}
+    for module in pkgutil.iter_modules(grouped_conv.__path__):
+        if module.name.endswith("kernels"):
+            try:
+                made = vars(importlib.import_module(f"{grouped_conv.__name__}.{module.name}"))
+            except ImportError:  # no Triton
+                continue
+            kind = "batch norm, ours" if module.name.startswith("norm") else "grouped 3x3, ours"
+            found |= {name: kind for name, one in made.items() if hasattr(one, "warmup")}
+    return found
 
 
 def _union(spans: list[tuple[float, float]]) -> float:
