@@ -9,6 +9,7 @@ import itertools
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -846,6 +847,27 @@ def test_a_batch_in_parts_has_the_same_logits(
         )
         parts.close()
         assert parts._slots == []
+
+
+def test_threads_share_a_predictor_of_a_gpu_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second batch must not be written where the first one still lies."""
+    weights = tiny_weights()
+    tensors = make_tensors(weights.spec, weights.tensors, torch.device("cpu"), channels_last=False)
+    predictor = GpuPredictor(weights, tensors, Arithmetic(channels_last=False), sizes=(8,))
+    _, predictor._stream = fake_cuda(monkeypatch)
+    network, taken = predictor._network, []
+    assert network is not None
+
+    def compute(given: Any) -> Any:
+        with ThreadPoolExecutor(1) as pool:  # another thread, as it would ask
+            taken.append(pool.submit(predictor._turn.acquire, blocking=False).result(60))
+        return network(given)
+
+    monkeypatch.setattr(predictor, "_network", compute)
+    compute.from_tensor = network.from_tensor  # type: ignore[attr-defined]
+    for _ in range(2):
+        predictor.logits(batches(1)[0].images)
+    assert taken == [False, False]
 
 
 def test_parts_of_a_batch() -> None:

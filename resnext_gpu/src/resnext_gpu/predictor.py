@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,7 @@ class GpuPredictor(Predictor):
         self._sizes = SIZES if cuda and sizes is None else sizes
         self._stream: Any = torch.cuda.Stream(self._device) if cuda else None
         self._slots: list[Slot] = []
+        self._turn = threading.Lock()  # the slots are for one batch at a time, whoever asks
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map uint8 (N, H, W, 3) to float32 logits (N, classes); UsageError on other input."""
@@ -64,7 +67,8 @@ class GpuPredictor(Predictor):
             raise UsageError("this predictor is closed")
         forward = self._network.from_tensor if tensor_input else self._network
         most = min(len(data), max(self._sizes)) if self._sizes else len(data)
-        with fitting(f"{most} images at once do", "use a smaller eval.batch_size", self._device):
+        turn = self._turn if self._stream is not None else nullcontext()
+        with turn, fitting(f"{most} images at once do", "use a smaller eval.batch_size", self._device):
             parts = [forward(given)[:count] for given, count in self._parts(data)]
             found: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
         return found
