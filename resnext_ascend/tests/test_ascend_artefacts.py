@@ -186,6 +186,24 @@ def test_air_elsewhere_names_the_other_way(
     assert "--format onnx, then ATC" in error
 
 
+def test_air_is_compiled_by_the_backend_that_writes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mindspore.nn")
+    from resnext_mindspore import device
+
+    class Opened(Exception):
+        pass
+
+    def open_device(wanted: device.Device) -> None:
+        raise Opened(wanted.target, wanted.device_id, wanted.jit_level)
+
+    monkeypatch.setattr(diagnose, "hardware", lambda *_: None)
+    monkeypatch.setattr(device, "open_device", open_device)
+    with pytest.raises(Opened, match=r"'Ascend', 3, 'O2'"):
+        artefacts.export_air(tiny_weights(), tmp_path / "x.air", ExportRequest(batch_size=1), 3)
+
+
 @pytest.mark.parametrize("normalise", ["aipp", "graph"])
 @pytest.mark.parametrize("dynamic", [(), (1, 4)])
 @pytest.mark.parametrize("kind", ["uint8", "float"])

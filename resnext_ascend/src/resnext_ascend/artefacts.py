@@ -82,7 +82,9 @@ def export_air(weights: Weights, target: Path, request: ExportRequest, device_id
     import numpy as np
     from resnext_mindspore.device import Device, open_device
 
-    ms = open_device(Device(target="Ascend", device_id=device_id))
+    # An AIR is a graph of GE: MindSpore 2.10 has ExportDFGraph and SetExportAir in that backend alone
+    # (libmindspore_ge_backend.so, libmindspore_graph_ir.so), and level O2 is what chooses it.
+    ms = open_device(Device(target="Ascend", device_id=device_id, jit_level="O2"))
     from resnext_mindspore.network import Network, make_parameters
 
     spec, tensor = weights.spec, request.input == "float"
