@@ -29,8 +29,9 @@ from resnext_core.ranks.launch import Group, launch_local
 
 #: Ends that another try would only repeat, or that somebody wanted (143 and 130: a signal before a rank could save).
 _FINAL = (EXIT_OK, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED, 143, 130)
-#: MindSpore's own patience at the start is longer than ours by this, so that we name the rank that did not come.
-_MARGIN_S = 30
+#: MindSpore's own patience at the start is longer than ours by this, so that we name the rank that did not come. Its
+#: scheduler counts from its own start, we from the first rank that waits, which has imported MindSpore by then.
+_MARGIN_S = 300
 
 
 @dataclass(frozen=True, kw_only=True)
