@@ -243,7 +243,10 @@ class ExportRequest:
 
 
 class Exporter(Protocol):
-    """Write `weights` as an artefact at `path`, with its manifest inside or beside it."""
+    """Write `weights` as an artefact at `path`, with its manifest inside or beside it.
+
+    An artefact can be a folder: one of the files in it is then what a backend serves.
+    """
 
     def __call__(self, weights: Weights, path: Path, request: ExportRequest) -> None: ...
 
@@ -260,7 +263,8 @@ class Backend:
     `probe()` allows. `file_probe` is asked with a file that ends so, and the backend's options, whether it can serve
     this very file; it is for endings that several kinds of files share. `exporters` maps the name of a format to its
     exporter, `endings` to what its files end in where that is not a dot and the name, and `dry_runs` to a function that
-    returns what the exporter would run, in lines, where that is another program. `packages` are
+    returns what the exporter would run, in lines, where that is another program. Formats in `on_request` are written
+    only when they are named. `packages` are
     the distributions whose versions a run records beside those of core. `connect` joins the other ranks and returns
     the collectives; None takes core's own over TCP. `launch` starts several processes and returns their exit code;
     None takes core's own local launcher. `steps_per_call` is how many steps the engine likes in one call of
@@ -281,6 +285,7 @@ class Backend:
     file_probe: Callable[[Path, Any], Readiness] | None = None
     exporters: Mapping[str, Exporter] = field(default_factory=dict)
     endings: Mapping[str, str] = field(default_factory=dict)
+    on_request: tuple[str, ...] = ()
     dry_runs: Mapping[str, Callable[[Weights, Path, ExportRequest], str]] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
     options: type | None = None

@@ -19,6 +19,9 @@ from resnext_core.files.atomic import (
     file_digest as file_digest,
 )
 from resnext_core.files.atomic import (
+    files_digest as files_digest,
+)
+from resnext_core.files.atomic import (
     fsync as fsync,
 )
 from resnext_core.files.atomic import (
@@ -26,6 +29,9 @@ from resnext_core.files.atomic import (
 )
 from resnext_core.files.atomic import (
     make_folder as make_folder,
+)
+from resnext_core.files.atomic import (
+    place_folder as place_folder,
 )
 from resnext_core.files.atomic import (
     replace_file as replace_file,

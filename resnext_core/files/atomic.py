@@ -11,7 +11,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -172,6 +172,17 @@ def replace_file(made: Path, path: Path) -> None:
     made.unlink()
 
 
+def place_folder(made: Path, path: Path) -> None:
+    """Move the folder `made` to `path`, on the same file system; DataError where there is something already."""
+    try:
+        for file in (*made.rglob("*"), made):
+            fsync(file)
+        os.rename(made, path)  # only an empty folder is replaced
+        fsync(path.parent)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {reason(error)}") from error
+
+
 def fsync(path: Path) -> None:
     """Flush a file's or folder's content to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -188,6 +199,14 @@ def file_digest(path: Path) -> str:
         while block := stream.read(1 << 18):
             digest.update(block)
     return f"sha256:{digest.hexdigest()}"
+
+
+def files_digest(path: Path, files: Sequence[Path]) -> str:
+    """Return the digest of the file `path`, or of the digests of `files` and their names in the folder `path`."""
+    if list(files) == [path]:
+        return file_digest(path)
+    lines = "".join(f"{file_digest(file)} {file.relative_to(path).as_posix()}\n" for file in files)
+    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
 
 
 def cache_folder() -> Path:

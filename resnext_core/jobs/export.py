@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from resnext_core.config import Config
 from resnext_core.errors import BackendUnavailable, DataError, ResnextError, UsageError, reason
-from resnext_core.files import file_digest, make_folder, replace_file
+from resnext_core.files import files_digest, make_folder, place_folder, replace_file
 from resnext_core.files.scratch import Scratch
 from resnext_core.interfaces import Backend, ExportRequest, Predictor
 from resnext_core.jobs.recorder import ignore
@@ -53,10 +53,11 @@ class ExportJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Artefact(Result):
-    """An exported file; it stands for its path wherever one is taken.
+    """An exported file, or a folder of files; it stands for its path wherever one is taken.
 
-    `digest` is that of the file, `weights_digest` that of the tensors it was made from. `difference` is
-    max |logit difference| / max |logit| on random images, None where nothing here reads the format.
+    `digest` is that of the file (of a folder: of the digests and names of its files), `weights_digest` that of the
+    tensors it was made from. `difference` is max |logit difference| / max |logit| on random images, None where nothing
+    here reads the format.
     """
 
     format: str
@@ -210,6 +211,9 @@ class Source:
 
     def difference(self, artefact: Path) -> float | None:
         """Return max |logit difference| / max |logit| of an artefact; None where nothing here reads the format."""
+        if artefact.is_dir():
+            inside = (self.difference(file) for file in sorted(artefact.rglob("*")) if file.is_file())
+            return next((found for found in inside if found is not None), None)
         if artefact.suffix == WEIGHTS_SUFFIX:
             return None
         try:
@@ -245,6 +249,8 @@ class Source:
 def write_artefact(source: Source, name: str, backend: Backend, path: Path) -> Artefact:
     """Write one artefact beside `path`, compare its logits with the source's, then move it into place."""
     request = _request(source.config, backend)
+    if path.is_dir() and any(path.iterdir()):  # before the work
+        raise DataError(f"{path} already exists; remove it, or choose another --to")
     with _beside_target(path) as partial:
         made = partial / path.name
         backend.exporters[name](source.weights, made, request)
@@ -255,10 +261,12 @@ def write_artefact(source: Source, name: str, backend: Backend, path: Path) -> A
                 f"(allowed {TOLERANCE:.0e}); it was not kept"
             )
         for file in partial.iterdir():
-            replace_file(file, path.parent / file.name)
+            move = place_folder if file.is_dir() else replace_file
+            move(file, path.parent / file.name)
+    files = [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
     return Artefact(
-        format=name, path=path, bytes=path.stat().st_size, digest=file_digest(path), backend=backend.id,
-        weights_digest=source.weights.digest, difference=difference,
+        format=name, path=path, bytes=sum(file.stat().st_size for file in files), digest=files_digest(path, files),
+        backend=backend.id, weights_digest=source.weights.digest, difference=difference,
     )  # fmt: skip
 
 

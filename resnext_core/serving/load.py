@@ -131,7 +131,7 @@ def exporters(
     prefer: str | None = None,
     planned: bool = False,
 ) -> dict[str, Backend]:
-    """Return the backend that writes each format; without `formats`, everything that can be written here.
+    """Return the backend that writes each format; without `formats`, all that are not written on request alone.
 
     `only` names the one backend to take, `prefer` the one to take where it can. With `planned`, one of `formats` that
     cannot be written here is given to the first backend that has it. Raises UsageError on a format that no installed
@@ -142,7 +142,7 @@ def exporters(
     if not known and only is not None:
         raise UsageError(f"backend '{only}' has no exporter")
     chosen = {}
-    for name in formats or sorted(known):
+    for name in formats or sorted(known - {name for backend in able for name in backend.on_request}):
         if name not in known:
             hint = install_hint(name)
             missing = f"; {hint} adds it" if hint else suggest(name, known) + others_hint()

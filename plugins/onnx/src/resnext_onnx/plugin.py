@@ -44,6 +44,14 @@ def export(weights: Weights, path: Path, request: ExportRequest) -> None:
     export_onnx(weights, path, request)
 
 
+def triton(weights: Weights, path: Path, request: ExportRequest) -> None:
+    """Write `weights` as a model repository of Triton; see :func:`resnext_onnx.triton.export_triton`."""
+    _require()
+    from resnext_onnx.triton import export_triton
+
+    export_triton(weights, path, request)
+
+
 def _require() -> None:
     if not (here := probe()).usable:
         raise BackendUnavailable(f"backend onnx cannot run here: {here.reason}")
@@ -59,7 +67,8 @@ def resnext_backends() -> Iterator[Backend]:
         priority=10,
         predictor=predictor,
         formats=(".onnx",),
-        exporters={"onnx": export},
+        exporters={"onnx": export, "triton": triton},
+        on_request=("triton",),
         packages=("onnx", "onnxruntime"),
         options=OnnxOptions,
     )
