@@ -233,6 +233,37 @@ def test_what_cannot_be_compiled_is_computed_as_it_is(
     assert len([line for line in lines if "torch.compile failed" in line]) == 1
 
 
+@pytest.mark.slow
+def test_a_backward_pass_that_pytorch_cannot_lower(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By the real torch.compile, which lowers it when the first gradients are asked for; only its compiler refuses."""
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch.aot_autograd import make_boxed_func
+
+    lowered = []
+
+    def forward(module: Any, inputs: Any) -> Any:
+        lowered.append("forward")
+        return make_boxed_func(module.forward)
+
+    def backward(module: Any, inputs: Any) -> Any:
+        lowered.append("backward")
+        raise RuntimeError("no such kernel")
+
+    compile_ = torch.compile
+    backend = aot_autograd(fw_compiler=forward, bw_compiler=backward)
+    monkeypatch.setattr(torch, "compile", lambda network: compile_(network, backend=backend))
+    weights, steps = tiny_weights(8, depths=(1,)), batches(2, size=8)
+    plain, compiled = trainer(weights=weights), trainer({"compile": True}, weights=weights)
+    np.testing.assert_array_equal(compiled.run_steps(steps, LRS[:2]), plain.run_steps(steps, LRS[:2]))
+    assert differing(plain.state(), compiled.state()) == []
+    assert set(lowered) == {"forward", "backward"}
+    lines = [line for line in capfd.readouterr().err.splitlines() if "torch.compile failed" in line]
+    assert len(lines) == 1
+    assert "no such kernel" in lines[0]
+
+
 def test_trying_what_is_compiled_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
