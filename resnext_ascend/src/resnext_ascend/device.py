@@ -185,7 +185,7 @@ def connect(rank: RankInfo, options: AscendOptions) -> Collectives:
     if mine != (rank.rank, rank.world):
         raise UsageError(
             f"{rank.launcher} says rank {rank.rank} of {rank.world}, MindSpore says {mine[0]} of {mine[1]}: "
-            "unset what an earlier job left in the environment"
+            "unset what an earlier job left in the environment, and RANK_TABLE_FILE, by which it may number ranks"
         )
     beat(JOINED)
     return BeatingCollectives(found)
