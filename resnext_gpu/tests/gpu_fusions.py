@@ -118,6 +118,20 @@ def check_kernels(
     assert apart(dw, same) <= SUMS
 
 
+def check_every_plan(plain: Any, fused: Any, plans: Any, middle: Middle, to: Tolerance) -> None:
+    """Check the kernels by all plans that are timed, and by those taken where nothing is."""
+    shape = plans.Shape(
+        images=middle.x.shape[0], channels=middle.x.shape[1], group_width=middle.weight.shape[1],
+        height=middle.x.shape[2], width=middle.x.shape[3], stride=middle.stride, dtype=middle.x.dtype,
+    )  # fmt: skip
+    cuts, sums = (
+        list(dict.fromkeys([plans.default_plan(what, shape), *plans.candidates(what, shape)]))
+        for what in ("fused forward", "fused weight gradient")
+    )
+    for number in range(max(len(cuts), len(sums))):
+        check_kernels(plain, fused, middle, cuts[number % len(cuts)], sums[number % len(sums)], to)
+
+
 def _by(x: Any, affine: list[Any]) -> Any:
     """Return x in float64, normalised by mean, variance, weight and bias."""
     mean, var, weight, bias = (t[:, None, None] for t in affine)

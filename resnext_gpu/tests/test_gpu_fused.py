@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -181,3 +186,101 @@ def test_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
         GpuOptions(fused_bn=True, sync_bn=True)
     with pytest.raises(UsageError, match=r"set gpu\.grouped_conv=auto or triton"):
         GpuOptions(fused_bn=True, grouped_conv="cudnn")
+
+
+# -- machine code ---------------------------------------------------------------------------------
+
+_COMPILE = """
+import os, re, subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.compiler import ASTSource
+from resnext_core.model.spec import BN_EPS
+from resnext_gpu.grouped_conv import fused_kernels, norm_kernels, plans
+
+IMAGES, SIZES = {"dy", "x", "y", "dx", "packed"}, {"rows", "span", "many", "squares", "channels", "height", "width",
+                                                   "out_height", "out_width"}
+
+def build(kernel, warps, capability, **constants):
+    if "EPS" in kernel.arg_names:
+        constants["EPS"] = BN_EPS
+    types = {name: "*bf16" if name in IMAGES else "i32" if name in SIZES else "*fp32" for name in kernel.arg_names}
+    types |= dict.fromkeys(constants, "constexpr")
+    sixteen = {(n,): [["tt.divisibility", 16]] for n, name in enumerate(kernel.arg_names)
+               if types[name].startswith("*") or name == "channels"}
+    source = ASTSource(kernel, types, constants, sixteen)
+    options = {"num_warps": warps, "num_stages": 1}
+    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    name = f"{built.hash}.ptx"
+    with open(name, "w") as stream:
+        stream.write(built.asm["ptx"])
+    arch = f"sm_{capability}" + ("a" if capability >= 90 else "")
+    told = subprocess.run([get_ptxas(capability).path, "-v", "--gpu-name", arch, name, "-o", os.devnull],
+                          capture_output=True, text=True, check=True).stderr
+    spilled = int(re.search(r"(\\d+) bytes spill stores", told)[1])
+    return kernel.__name__, capability, spilled, built.metadata.shared, warps, constants
+
+everything = sys.argv[1] == "all"
+strides = (1, 2) if everything else (1,)
+jobs = []
+for capability in (80, 90) if everything else (90,):
+    for kernel in ("row_statistics", "activate", "gradient_sums", "input_of_norm"):
+        jobs.append((getattr(norm_kernels, kernel), 4, capability, {"BM": 64, "BC": 64}))
+    jobs.append((norm_kernels.combine, 4, capability, {"BM": 64, "BC": 16}))
+    seen = set()
+    for width in (4, 32) if everything else (4,):
+        shape = plans.Shape(images=128, channels=1024, group_width=width, height=28, width=28, stride=1,
+                            dtype=torch.bfloat16)
+        cuts, sums = ([*plans.candidates(what, shape)] if everything else [plans.default_plan(what, shape)]
+                      for what in ("fused forward", "fused weight gradient"))
+        for plan in cuts:
+            cut = {"BM": plan.squares, "BC": plan.channels}
+            if (plan.squares, plan.channels, plan.warps) not in seen:
+                seen.add((plan.squares, plan.channels, plan.warps))
+                jobs += [(fused_kernels.forward, plan.warps, capability, {"STRIDE": s, **cut}) for s in strides]
+                jobs += [(k, plan.warps, capability, cut)
+                         for k in (fused_kernels.input_gradient, fused_kernels.input_gradient_of_stride_2)]
+        for squares, channels, warps in {(plan.squares, plan.channels, plan.warps) for plan in sums}:
+            cut = {"GW": width, "BM": squares, "BC": channels}
+            jobs += [(fused_kernels.weight_gradient, warps, capability, {"STRIDE": s, **cut}) for s in strides]
+with ThreadPoolExecutor(os.cpu_count()) as pool:
+    for row in pool.map(lambda job: build(*job[:3], **job[3]), jobs):
+        print(*row)
+"""
+
+
+@pytest.mark.parametrize("which", ["default", pytest.param("all", marks=pytest.mark.slow)])
+def test_the_kernels_compile_for_a_gpu(which: str, tmp_path: Path) -> None:
+    """To machine code of the H100, and all plans also of the A100: with what they keep in registers."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    code = tmp_path / "build.py"
+    code.write_text(_COMPILE)
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    built = subprocess.run(
+        [sys.executable, str(code), which],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+        env=env,
+    )
+    assert built.returncode == 0, built.stderr[-2000:]
+    rows = [line.split() for line in built.stdout.splitlines()]
+    assert len({row[0] for row in rows}) == 9
+    for row in rows:
+        assert int(row[2]) <= 80, row
+        assert int(row[3]) <= 48 << 10, row
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs() -> None:
+    """On the CPU; what it measures there means nothing."""
+    script = Path(__file__).parents[2] / "benchmarks" / "fusion.py"
+    command = [sys.executable, str(script), "--smoke", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (row,) = json.loads(done.stdout)["rows"]
+    assert row["wrong"] == []
+    assert set(row["ms"]) == {"fused", "apart, our kernels", "apart, cuDNN"}

@@ -32,16 +32,22 @@ def affine(moments, weight, bias, lane, channels, EPS: tl.constexpr):
 
 
 @triton.jit
-def activated(x, scale, shift):
-    """Return relu(x * scale + shift) in the type of x; what is not a number stays so, and the step is skipped."""
-    z = x.to(tl.float32) * scale[None, :] + shift[None, :]
-    return tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL).to(x.dtype)
+def normalised(x, scale, shift):
+    """Return x * scale + shift, float32."""
+    return x.to(tl.float32) * scale[None, :] + shift[None, :]
+
+
+@triton.jit
+def activated(z, kind: tl.constexpr):
+    """Return relu(z) in the type `kind`; what is not a number stays so, and the step is skipped."""
+    return tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL).to(kind)
 
 
 @triton.jit
 def passed(gradient, x, scale, shift):
-    """Return `gradient`, float32, where the activation of x is not 0, and else 0."""
-    return tl.where(activated(x, scale, shift).to(tl.float32) <= 0.0, 0.0, gradient)
+    """Return `gradient`, float32, where the activation of x, as it is rounded, is not 0, and else 0."""
+    z = activated(normalised(x, scale, shift), x.dtype)
+    return tl.where(z.to(tl.float32) <= 0.0, 0.0, gradient)
 
 
 @triton.jit
@@ -117,7 +123,7 @@ def activate(
     scale, shift, _, _ = affine(moments, weight, bias, lane, channels, EPS)
     at, inside = row.to(tl.int64)[:, None] * channels + lane[None, :], (row < rows)[:, None]
     value = tl.load(x + at, mask=inside, other=0.0)
-    tl.store(y + at, activated(value, scale, shift), mask=inside)
+    tl.store(y + at, activated(normalised(value, scale, shift), value.dtype), mask=inside)
 
 
 @triton.jit(do_not_specialize=_ANY_SIZE)
