@@ -48,9 +48,7 @@ def infer_acl(place: Place) -> dict[str, Any]:
 def infer_lite(place: Place) -> dict[str, Any]:
     """The same by MindSpore Lite: in test mode the real library on its CPU device."""
     if not any("lite" in backend.exporters for backend in load_plugins().backends.values()):
-        raise NotHere(
-            "no installed backend exports 'lite': install the release of resnext-cpp-infer that does"
-        )
+        raise NotHere("no installed backend exports 'lite': install resnext-cpp-infer")
     weights = samples.small_weights(stem="imagenet")
     _program(place)
     expected = _onnx_logits(place, weights)
