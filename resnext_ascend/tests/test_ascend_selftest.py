@@ -181,6 +181,28 @@ def test_packages(place: Place) -> None:
     assert found["driver"] == "not looked for in test mode"
 
 
+def test_packages_on_a_device(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a driver that stands in: what npu-smi shows is kept, and what may fail later is a verdict."""
+    sample = TESTS / "samples/npu-smi-310p3-duo.txt"
+    tool = place.folder / "npu-smi"
+    tool.write_text(f"#!/bin/sh\ncat {sample}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{place.folder}:/usr/bin:/bin")
+    monkeypatch.setattr(machine.diagnose, "hardware", lambda: None)
+    monkeypatch.setattr(machine.diagnose, "doubts", tuple)
+    here = Place(device="ascend", folder=place.folder)
+    found = machine.packages(here)
+    assert found["npu_smi"] == "25.2.0"
+    assert found["chips"] == ["310P3: OK, 1529 of 44280 MiB", "310P3: OK, 1412 of 43693 MiB"]
+    monkeypatch.setattr(machine.diagnose, "doubts", lambda: ("the package te cannot be imported",))
+    with pytest.raises(Refuted, match="the package te cannot be imported") as raised:
+        machine.packages(here)
+    assert raised.value.measured["chips"] == found["chips"]
+    monkeypatch.setattr(machine.diagnose, "hardware", lambda: "no Ascend driver is installed")
+    with pytest.raises(Refuted, match=r"^no Ascend driver is installed$"):
+        machine.packages(here)
+
+
 def test_device(place: Place) -> None:
     assert machine.device(place)["target"] == "CPU"
 

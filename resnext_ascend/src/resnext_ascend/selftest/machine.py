@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,6 @@ from resnext_core.errors import ResnextError, one_line
 from resnext_core.jobs.environment import environment
 from resnext_core.ranks.info import RankInfo
 
-#: What CANN's operator compiler imports from the Python that runs MindSpore (CANN's installation guide).
-_CANN_NEEDS = (
-    "attrs", "cython", "decorator", "sympy", "cffi", "pathlib2", "requests", "absl-py", "psutil", "scipy",
-)  # fmt: skip
 #: Variables that decide where and how things run; no other is looked at.
 _VARIABLES = (
     "ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME", "ASCEND_OPP_PATH", "ASCEND_RT_VISIBLE_DEVICES", "LITE_HOME", "DEVICE_ID",
@@ -32,27 +27,24 @@ def packages(place: Place) -> dict[str, Any]:
     """Versions of packages, CANN and driver, and the chips that npu-smi lists."""
     facts = environment()
     del facts["command"]
-    needed = {name: _version(name) for name in _CANN_NEEDS}
     measured: dict[str, Any] = {
-        "environment": facts, "cann_python_packages": needed,
+        "environment": facts,
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
-    }  # fmt: skip
+    }
     missing = diagnose.software()
     if missing is not None:
-        raise Refuted(missing)
+        raise Refuted(missing, measured)
     if place.device == "cpu":
         return measured | {"driver": "not looked for in test mode"}
     missing = diagnose.hardware()
     if missing is not None:
-        raise Refuted(missing)
+        raise Refuted(missing, measured)
     home = os.environ.get("ASCEND_HOME_PATH")
     measured["cann"] = diagnose.cann_version(Path(home)) if home else None
     measured |= chips()
-    lacking = [name for name, version in needed.items() if version is None]
-    if lacking:
-        raise Refuted(
-            f"CANN's compiler needs packages that are not installed: pip install {' '.join(lacking)}"
-        )
+    measured["ranks"] = diagnose.collectives() or "can meet"
+    if doubts := diagnose.doubts():
+        raise Refuted("; ".join(doubts), measured)
     return measured
 
 
@@ -77,10 +69,3 @@ def device(place: Place) -> dict[str, Any]:
     if place.device == "ascend":
         measured["memory_bytes"] = int(ms.runtime.memory_allocated())
     return measured
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
