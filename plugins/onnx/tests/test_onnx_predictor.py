@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import pytest
 import resnext_onnx
 from onnx_cases import (
     IMAGENET,
+    SPECS,
     TOLERANCE,
     make_images,
     make_weights,
@@ -530,3 +532,21 @@ def test_cann_without_its_toolkit_says_which_library_and_from_where(artefact, mo
     monkeypatch.setattr(predictor, "_missing_library", lambda _: "")  # CANN is there: its own words count
     with pytest.raises(BackendUnavailable, match="CANNExecutionProvider: create CANN ExecutionProvider fail"):
         open_onnx(artefact, provider="cann")
+
+
+def test_the_runtime_reports_to_nobody(tmp_path: Path) -> None:
+    """Its wheels would keep an identifier of the device in the home folder, and send events."""
+    write(make_weights(SPECS["cifar"]), tmp_path / "m.onnx")
+    script = (
+        "import sys; from resnext_core.cli.main import main;"
+        "sys.exit(main(['infer', '--weights', 'm.onnx', '--tensor', 'x.npy', '--logits', 'y.npy']))"
+    )
+    np.save(tmp_path / "x.npy", normalised(make_images(SPECS["cifar"], 1), make_weights(SPECS["cifar"])))
+    home = tmp_path / "home"
+    home.mkdir()
+    environ = {k: v for k, v in os.environ.items() if k not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")}
+    subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env={**environ, "HOME": str(home)}, check=True
+    )
+    assert (tmp_path / "y.npy").exists()
+    assert not [path for path in home.rglob("*") if "onnxruntime" in path.name.lower()]

@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
@@ -21,6 +22,8 @@ class Runtime {
  public:
   explicit Runtime(const char* path) {
     const bool named = path[0] != '\0';
+    // Since 1.32 it sends usage events to Microsoft unless this is set before it is loaded (onnxruntime/Privacy.md).
+    setenv("ORT_DISABLE_TELEMETRY", "1", /* overwrite: */ 0);
     for (const char* name : {named ? path : "libonnxruntime.so.1", named ? path : "libonnxruntime.so"}) {
       library_ = dlopen(name, RTLD_NOW | RTLD_LOCAL);
       if (library_ != nullptr) break;

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 from numpy.typing import NDArray
 
 from resnext_core.errors import BackendUnavailable, DataError, UsageError, one_line, shown
@@ -16,6 +15,7 @@ from resnext_core.interfaces import PredictRequest
 from resnext_core.model.preprocess import normalize
 from resnext_onnx.artefact import Artefact, read_artefact, without_normalisation
 from resnext_onnx.options import OnnxOptions
+from resnext_onnx.runtime import onnxruntime
 
 Array = NDArray[Any]
 
