@@ -55,7 +55,7 @@ SMOKE = ModelSpec(
     variant="smoke", depths=(1, 1, 1, 1), groups=4, base_width=4, num_classes=10, image_size=32,
     pool_padding="symmetric",
 )  # fmt: skip
-#: A stage of it: one convolution.
+#: A stage of it, which timm has not: one convolution.
 ONE_STAGE = dataclasses.replace(SMOKE, variant="one stage", depths=(1,))
 #: Of the time left for a model and those after it; the last takes all.
 SHARE = 0.6
@@ -243,7 +243,8 @@ def _found(
 
 def text(found: dict[str, Any]) -> Iterator[str]:
     """Yield everything, and the short table last."""
-    yield from long_table(found["convolutions"])
+    if found["convolutions"]:
+        yield from long_table(found["convolutions"])
     for model in found["models"]:
         yield from ("", against.text(model), f"inference of {against.text(model['inference'])}")
     yield from ("", *(f"WRONG: {said}" for said in found["wrong"]), *short(found))
@@ -258,7 +259,8 @@ def short(found: dict[str, Any]) -> Iterator[str]:
         f"measured: copy {found['bytes_per_s'] / 1e12:.3f} TB/s, product {found['operations_per_s'] / 1e12:.0f} "
         "TFLOP/s; cuDNN on channels-last images; /floor is ours over the floor, cuDNN/ is cuDNN's over ours"
     )
-    yield from short_table(found["convolutions"], found["names"])
+    if found["convolutions"]:
+        yield from short_table(found["convolutions"], found["names"])
     trained = {model["model"]: model for model in found["models"]}
     for name in found["names"]:
         model = trained.get(name)

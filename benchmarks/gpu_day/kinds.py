@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -142,7 +143,8 @@ def conv(
     def command(context: Context, limit: float) -> Command:
         saved = ["--save", str(context.file(name)), "--cache", str(context.place.work / "cache")]
         minutes = ["--minutes", f"{max(limit - _ENDING, limit / 2) / 60:.3f}"]
-        smoke = ["--smoke", "one-stage"] if context.smoke else []
+        size = "all" if "--networks-only" in words else "one-stage"
+        smoke = ["--smoke", size] if context.smoke else []
         return Command(
             words=[context.python, str(BENCHMARKS / "grouped_conv.py"), *words, *saved, *minutes, *smoke]
         )
@@ -151,7 +153,8 @@ def conv(
         found = _read(context.file(name))
         if found is None or ended.up or ended.code not in (0, _CODE_WRONG):
             return broken(ended, log, found)
-        stopped = [line for line in log.splitlines() if " s: stopped: " in line]
+        stopped = [line.strip() for line in log.splitlines() if " s: stopped: " in line]
+        stopped += [f"{name}: {why}" for m in found["models"] for name, why in _crashed(m)]
         rows, wrong = found["convolutions"], found["wrong"]
         said = [] if "--networks-only" in words else [
             f"{sum(row['checked'] for row in rows)} of {len(rows)} checked, {len(wrong)} wrong, "
@@ -174,6 +177,12 @@ def against_timm(name: str, model: str, batch: int, seconds: float) -> Part:
     )  # fmt: skip
 
 
+def _crashed(model: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the contenders that ended with an exception, and its text; not those without time or memory."""
+    failed = [*model["failed"].items(), *model["inference"]["failed"].items()]
+    return [(name, why) for name, why in failed if re.match(r"\w+(Error|Exception): ", why)]
+
+
 def _fastest(model: Mapping[str, Any]) -> str:
     ways = {name: row["images_per_s"] for name, row in model["contenders"].items()}
     said = []
@@ -186,26 +195,28 @@ def _fastest(model: Mapping[str, Any]) -> str:
 
 
 def batches() -> Part:
+    """Return the part that compares small and large batches of a small network."""
+
     def command(context: Context, limit: float) -> Command:
-        words = [
-            context.python,
-            str(BENCHMARKS / "gpu_vs_timm.py"),
-            "--no-compile",
-            "--rounds",
-            "3",
-            "--steps",
-            "8",
-        ]
-        words += ["--model", "resnext50_32x4d", "--batch", "64", "256", "--grouped-conv", "triton"]
-        return Command(words=[*words, *(["--smoke"] if context.smoke else [])])
+        words = [context.python, str(BENCHMARKS / "gpu_vs_timm.py"), "--no-compile"]
+        if context.smoke:
+            return Command(
+                words=[*words, "--smoke", "--rounds", "1", "--steps", "1", "--warmup", "1", "--batch", "2"]
+            )
+        words += ["--rounds", "3", "--steps", "8", "--model", "resnext50_32x4d", "--batch", "64", "256"]
+        return Command(words=[*words, "--grouped-conv", "triton"])
 
     def judge(context: Context, ended: Ended, log: str) -> Verdict:
+        lines = [
+            line
+            for line in log.splitlines()
+            if ", batch " in line or " / timm" in line or " left out: " in line
+        ]
         if ended.up or ended.code != 0:
-            return broken(ended, log)
-        lines = [line for line in log.splitlines() if ", batch " in line or " / timm" in line]
-        return Verdict(
-            status=RIGHT, said=f"{sum(', batch ' in line for line in lines)} batch sizes", table=lines
-        )
+            return replace(broken(ended, log), table=lines)
+        ratios = [line.strip() for line in lines if " / timm" in line]
+        said = "; ".join(ratios) or "nothing to compare, see the log"
+        return Verdict(status=RIGHT if ratios else FAILED, said=said, table=lines)
 
     return Part(
         name="batches", what="gpu_vs_timm.py: resnext50_32x4d at batches of 64 and 256", seconds=45,

@@ -483,7 +483,20 @@ def test_a_benchmark_that_stopped_or_was_wrong(tmp_path: Path) -> None:
     assert part.judge(context, done, "long\n\nshort").status == "right"
     assert part.judge(context, done, "long\n\nshort").table == ["short"]
     stopped = part.judge(context, done, "  3.0 s: stopped: CUDA error\n")
-    assert (stopped.status, stopped.said[:32]) == ("failed", "  3.0 s: stopped: CUDA error; 1 ")
+    assert (stopped.status, stopped.said[:30]) == ("failed", "3.0 s: stopped: CUDA error; 1 ")
+    ways = {"ours": {"images_per_s": 9.0}, "timm": {"images_per_s": 3.0}}
+    model: dict[str, Any] = {
+        "model": "m", "contenders": ways, "failed": {"timm, compiled": "no time left"},
+        "inference": {"contenders": {}, "failed": {"timm": "CUDA out of memory"}},
+    }  # fmt: skip
+    context.file("grouped_conv").write_text(json.dumps(found | {"models": [model]}))
+    fine = part.judge(context, done, "")
+    assert fine.status == "right"
+    assert fine.said == "1 of 1 checked, 0 wrong, 0 timed; m: ours 9 images/s, timm 3 images/s"
+    model["inference"]["failed"]["timm"] = "ZeroDivisionError: float division by zero"
+    context.file("grouped_conv").write_text(json.dumps(found | {"models": [model]}))
+    crashed = part.judge(context, done, "")
+    assert (crashed.status, crashed.said[:30]) == ("failed", "timm: ZeroDivisionError: float")
     context.file("grouped_conv").write_text(json.dumps(found | {"wrong": ["a value"]}))
     assert part.judge(context, process.Ended(code=3, seconds=1), "").status == "WRONG"
     killed = part.judge(context, process.Ended(code=-9, seconds=1, up=True), "one\ntwo\n")
