@@ -1,4 +1,4 @@
-"""Count the bytes that batch normalisation, ReLU and the grouped convolution move: apart, compiled, and fused.
+"""Count the bytes that batch normalisation, ReLU and the grouped convolution move apart and fused, and the update.
 
     python benchmarks/fusion_counts.py
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 from grouped_conv_goals import FLAGSHIP, IMAGE_BYTES, Convolution, convolutions
 
@@ -53,6 +54,19 @@ WAYS = (
 )
 
 
+#: Bytes a parameter of an optimizer step with EMA, in float32: now, and by one kernel over flat buffers. Now: weight,
+#: gradient and momentum are read and two written (20), the EMA reads two and writes one (12); checked gradients are
+#: read and written before (8); clipped ones are read once more (4), and written by the update (4); with several ranks
+#: views are cleared and added to (16). Flat: weight, gradient, momentum and EMA are read, three written (28);
+#: gradients must be views with one rank too (16); they are checked and measured in one reading (4).
+UPDATES = {
+    "one rank": (20 + 12, 28 + 16),
+    "one rank, loss scale and clipping": (20 + 12 + 8 + 4 + 4, 28 + 16 + 4),
+    "several ranks": (20 + 12 + 16, 28 + 16),
+    "several ranks, loss scale and clipping": (20 + 12 + 16 + 8 + 4 + 4, 28 + 16 + 4),
+}
+
+
 def totals(spec: ModelSpec, images: int, way: Way) -> tuple[int, int]:
     """Return the bytes of a step's forward and backward passes, over all blocks."""
     moved = [(count, way.moved(one, images)) for one, count in convolutions(spec).items()]
@@ -74,6 +88,12 @@ def lines(spec: ModelSpec, images: int) -> Iterator[str]:
         moved = sum(totals(spec, images, way))
         times = " ".join(f"{1e3 * moved / speed:>9.1f}" for speed in BANDWIDTHS.values())
         yield f"{way.name:<50} {moved / 1e9:>6.1f} {times}"
+    count = sum(prod(t.shape) for t in spec.tensors if t.trainable)
+    yield ""
+    yield f"{f'update of {count / 1e6:.0f} M parameters, H100':<50} {'now, ms':>9} {'flat, ms':>9}"
+    for name, ways in UPDATES.items():
+        now, flat = (1e3 * count * way / BANDWIDTHS["H100"] for way in ways)
+        yield f"{name:<50} {now:>9.2f} {flat:>9.2f}"
 
 
 def main() -> None:

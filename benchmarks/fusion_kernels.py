@@ -45,7 +45,7 @@ class Middle:
 
     def fused(self, timed: bool, x: Tensor, weight: Tensor, *norms: Tensor) -> Tensor:
         """Return the result by our fused kernels."""
-        first = fused._moments(x.detach())
+        first = fused._norm(x.detach(), *(t.detach() for t in norms[:2]))
         found: Tensor = fused._forward(x, first, weight, *norms, self.stride, timed)[0]
         return found
 
@@ -70,7 +70,7 @@ def check(
 def _kernels(one: Convolution, middle: Middle) -> Iterator[str]:
     """Yield what is wrong of the convolution kernels by any plan, against float64 of the activated image."""
     x, dtype = middle.x, middle.x.dtype
-    norm = fused_launch.Norm(moments=fused_launch.moments(x), weight=middle.norms[0], bias=middle.norms[1])
+    norm = fused_launch.norm_of(x, *middle.norms[:2])
     a, dy = fused_launch.activate(x, norm), middle.dz
     wide = [a.double(), middle.weight.to(dtype).double(), dy.double()]
     exact = _passes(*wide, one.stride)

@@ -85,23 +85,22 @@ def check_kernels(
 ) -> None:
     """Every kernel alone, on the same operands, so that no ReLU turns over: against float64, and what it fuses."""
     x, stride, exact = middle.x, middle.stride, to.of(middle.x.dtype)
-    first = fused.moments(x)
-    assert apart(first, _moments(x)) <= SUMS
-    before = fused.Norm(moments=first, weight=middle.norms[0][0], bias=middle.norms[0][1])
+    before = fused.norm_of(x, *middle.norms[0])
+    assert apart(before[:2], _moments(x)) <= SUMS
     a = fused.activate(x, before)
-    affine = [t.double() for t in (*first, before.weight, before.bias)]
+    affine = [t.double() for t in (*before[:2], *middle.norms[0])]
     assert apart(a, torch.relu(_by(x, affine))) <= exact
 
-    y, second = fused.forward(x, before, middle.weight, stride, plan)
+    y, parts, counts = fused.forward(x, before, middle.weight, stride, plan)
     same = plain.forward(a, middle.weight, stride, plan)
     assert apart(y, same) <= exact / 8, "the convolution of what the normalisation gives"
     assert torch.isfinite(y).all()
-    assert apart(second, _moments(y)) <= SUMS
+    after = fused.combine(parts, counts, *middle.norms[1])
+    assert apart(after[:2], _moments(y)) <= SUMS
 
-    after = fused.Norm(moments=second, weight=middle.norms[1][0], bias=middle.norms[1][1])
     sums = fused.gradient_sums(middle.dz, y, after)
     dy = fused.input_of_norm(middle.dz, y, after, sums)
-    wanted = _gradients(middle.dz, y, after)
+    wanted = _gradients(middle.dz, y, *middle.norms[1])
     assert apart(dy, wanted[0]) <= exact
     assert apart(sums, torch.stack([wanted[2], wanted[1]])) <= SUMS
 
@@ -138,9 +137,9 @@ def _by(x: Any, affine: list[Any]) -> Any:
     return (x.double() - mean) / torch.sqrt(var + BN_EPS) * weight + bias
 
 
-def _gradients(dz: Any, y: Any, norm: Any) -> list[Any]:
-    """Return the gradients of y, weight and bias of relu of the normalised y, float64."""
-    leaves = [t.detach().double().requires_grad_() for t in (y, norm.weight, norm.bias)]
+def _gradients(dz: Any, *given: Any) -> list[Any]:
+    """Return the gradients of what is `given`, y, weight and bias, by relu of the normalised y, float64."""
+    leaves = [t.detach().double().requires_grad_() for t in given]
     torch.relu(_normalised(*leaves)).backward(dz.double())
     return [t.grad for t in leaves]
 
@@ -153,12 +152,12 @@ def check_middle(op: Any, middle: Middle, timed: bool = False) -> None:
     given = (middle.x, middle.weight, *middle.norms[0], *middle.norms[1])
     leaves = [t.detach().clone().requires_grad_() for t in given]
     x, weight, weight1, bias1, weight2, bias2 = leaves
-    first = op._moments(x.detach())
+    first = op._norm(x.detach(), *middle.norms[0])
     z, _, second = op._forward(x, first, weight, weight1, bias1, weight2, bias2, middle.stride, timed)
     z.backward(middle.dz)
     assert z.dtype == x.dtype
     assert [t.grad.dtype for t in leaves] == [t.dtype for t in leaves]
-    found = [z.detach(), first, second, *(t.grad for t in leaves)]
+    found = [z.detach(), first[:2], second[:2], *(t.grad for t in leaves)]
     wanted, plain = middle.wanted(torch.float64), middle.wanted(middle.x.dtype)
     names = ["result", "moments 1", "moments 2", "x", "weight", "weight 1", "bias 1", "weight 2", "bias 2"]
     for name, ours, other, exact in zip(names, found, plain, wanted, strict=True):

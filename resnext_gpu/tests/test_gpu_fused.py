@@ -56,8 +56,8 @@ def test_the_operations_are_what_pytorch_expects(launch: Any) -> None:
     """Their schemas, what they say about shapes and memory order, autograd, and tracing."""
     for stride in (1, 2):
         middle = make_middle(1, 16, 4, 3, 4, stride, HALF)
-        torch.library.opcheck(op._moments, (middle.x,))
-        first = op._moments(middle.x)
+        torch.library.opcheck(op._norm, (middle.x, *middle.norms[0]))
+        first = op._norm(middle.x, *middle.norms[0])
         x, weight, *affine = (
             t.clone().requires_grad_() for t in (middle.x, middle.weight, *middle.norms[0], *middle.norms[1])
         )
@@ -66,7 +66,7 @@ def test_the_operations_are_what_pytorch_expects(launch: Any) -> None:
         torch.library.opcheck(op._forward, args, test_utils=tests)
         with torch.no_grad():
             _, y, second = op._forward(*args)
-        given = (middle.dz, middle.x, first, middle.weight, *middle.norms[0], y, second, *middle.norms[1])
+        given = (middle.dz, middle.x, first, middle.weight, y, second)
         torch.library.opcheck(op._backward, (*given, stride, False), test_utils=tests)
 
 
@@ -75,12 +75,13 @@ def test_statistics_survive_a_large_mean(launch: Any) -> None:
     noise = torch.randn(2, 16, 9, 9, generator=torch.Generator().manual_seed(0))
     x = (noise + 3000).contiguous(memory_format=torch.channels_last)
     var, mean = torch.var_mean(x.double(), (0, 2, 3), correction=0)
-    found = launch.fused.moments(x)
+    affine = torch.ones(16), torch.zeros(16)
+    found = launch.fused.norm_of(x, *affine)
     assert float((found[0] - mean).abs().max()) <= 3000 * 2.0**-21
     assert float(((found[1] - var) / var).abs().max()) <= 1e-4
-    parts = [launch.fused.moments(part) for part in (x[:1], x[1:])]
+    parts = [launch.fused.norm_of(part, *affine)[:2] for part in (x[:1], x[1:])]
     given = torch.stack([torch.stack([mean, var * 81]) for mean, var in parts])
-    joined = launch.fused.combine(given, torch.tensor([81.0, 81.0]))
+    joined = launch.fused.combine(given, torch.tensor([81.0, 81.0]), *affine)
     assert float(((joined[1] - var) / var).abs().max()) <= 1e-4
 
 
@@ -92,7 +93,7 @@ def test_what_is_not_finite_reaches_the_loss_and_the_gradients(bad: float, launc
     middle.x[0, 3, 1, 1] = bad
     x, weight = middle.x.requires_grad_(), middle.weight.requires_grad_()
     affine = (*middle.norms[0], *middle.norms[1])
-    z, _, _ = op._forward(x, op._moments(x.detach()), weight, *affine, 1, False)
+    z, _, _ = op._forward(x, op._norm(x.detach(), *middle.norms[0]), weight, *affine, 1, False)
     assert z[:, :4].isnan().any(), "the channels of its group"
     z.backward(middle.dz)
     assert weight.grad[:4].isnan().any()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from resnext_core.errors import UsageError
-from resnext_core.model.spec import BN_EPS, ModelSpec
+from resnext_core.model.spec import ModelSpec
 from resnext_gpu.grouped_conv import op
 
 if TYPE_CHECKING:
@@ -47,21 +47,21 @@ def _middle(y: Tensor, bn1: BatchNorm, conv2: Conv, bn2: BatchNorm, *, timed: bo
     after = y.shape[0] * ((y.shape[2] - 1) // stride + 1) * ((y.shape[3] - 1) // stride + 1)
     bn1.need_several(before)
     bn2.need_several(after)
-    first = _moments(y.detach())
+    first = _norm(y.detach(), bn1.weight.detach(), bn1.bias.detach())
     found, _, second = _forward(
         y, first, conv2.weight, bn1.weight, bn1.bias, bn2.weight, bn2.bias, stride, timed
     )
-    bn1.move(first, before)
-    bn2.move(second, after)
+    bn1.move(first[:2], before)
+    bn2.move(second[:2], after)
     return found
 
 
-@torch.library.custom_op("resnext_gpu::moments", mutates_args=())
-def _moments(x: Tensor) -> Tensor:
-    """Return mean and biased variance (2, C) of x (N, C, H, W), float32."""
+@torch.library.custom_op("resnext_gpu::norm", mutates_args=())
+def _norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return the norm (5, C) of x (N, C, H, W): see `norm_kernels`."""
     from resnext_gpu.grouped_conv import fused_launch
 
-    return fused_launch.moments(_channels_last(x))
+    return fused_launch.norm_of(_channels_last(x), weight, bias)
 
 
 @torch.library.custom_op("resnext_gpu::fused_middle", mutates_args=())
@@ -69,52 +69,52 @@ def _forward(
     x: Tensor, first: Tensor, weight: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor,
     stride: int, timed: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the result, the raw output of the convolution and its moments; `first` are the moments of x."""
+    """Return the result, the raw output of the convolution and its norm; `first` is the norm of x.
+
+    That was computed of `weight1` and `bias1`, which stand here for autograd to give them gradients.
+    """
     from resnext_gpu.grouped_conv import fused_launch as launch
 
     x = _channels_last(x)
-    norm = launch.Norm(moments=first, weight=weight1, bias=bias1)
     plan = op.plan_for(
         "fused forward", x, weight, stride, False, timed,
-        lambda plan: launch.forward(x, norm, weight, stride, plan)[0],
-        lambda: op._convolve(_activated(x, first, weight1, bias1), weight.to(x.dtype), stride),
+        lambda plan: launch.forward(x, first, weight, stride, plan)[0],
+        lambda: op._convolve(_activated(x, first), weight.to(x.dtype), stride),
     )  # fmt: skip
-    y, second = launch.forward(x, norm, weight, stride, plan)
-    return launch.activate(y, launch.Norm(moments=second, weight=weight2, bias=bias2)), y, second
+    y, parts, counts = launch.forward(x, first, weight, stride, plan)
+    second = launch.combine(parts, counts, weight2, bias2)
+    return launch.activate(y, second), y, second
 
 
 @torch.library.custom_op("resnext_gpu::fused_middle_gradients", mutates_args=())
 def _backward(
-    dz: Tensor, x: Tensor, first: Tensor, weight: Tensor, weight1: Tensor, bias1: Tensor, y: Tensor, second: Tensor,
-    weight2: Tensor, bias2: Tensor, stride: int, timed: bool,
+    dz: Tensor, x: Tensor, first: Tensor, weight: Tensor, y: Tensor, second: Tensor, stride: int, timed: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of x and of the convolution's weight, and (2, C) those of bias and weight of either norm."""
     from resnext_gpu.grouped_conv import fused_launch as launch
 
     dz, x, y = _channels_last(dz), _channels_last(x), _channels_last(y)
-    before = launch.Norm(moments=first, weight=weight1, bias=bias1)
-    after = launch.Norm(moments=second, weight=weight2, bias=bias2)
-    sums2 = launch.gradient_sums(dz, y, after)
-    dy = launch.input_of_norm(dz, y, after, sums2)
+    sums2 = launch.gradient_sums(dz, y, second)
+    dy = launch.input_of_norm(dz, y, second, sums2)
     width, types = weight.shape[1], (x.dtype, weight.dtype)
     plan = op.plan_for(
         "fused weight gradient", x, weight, stride, False, timed,
-        lambda plan: launch.weight_gradient(dy, x, before, width, stride, plan),
-        lambda: op._backward(dy, _activated(x, first, weight1, bias1), weight.to(types[0]), stride, 1),
+        lambda plan: launch.weight_gradient(dy, x, first, width, stride, plan),
+        lambda: op._backward(dy, _activated(x, first), weight.to(types[0]), stride, 1),
     )  # fmt: skip
-    dw = launch.weight_gradient(dy, x, before, width, stride, plan).to(types[1])
+    dw = launch.weight_gradient(dy, x, first, width, stride, plan).to(types[1])
     plan = op.plan_for(
         "fused input gradient", x, weight, stride, False, timed,
-        lambda plan: launch.input_gradient(dy, weight, x, before, stride, plan)[0],
-        lambda: op._backward(dy, x, weight.to(types[0]), stride, 0) * (_activated(x, first, weight1, bias1) > 0),
+        lambda plan: launch.input_gradient(dy, weight, x, first, stride, plan)[0],
+        lambda: op._backward(dy, x, weight.to(types[0]), stride, 0) * (_activated(x, first) > 0),
     )  # fmt: skip
-    da, sums1 = launch.input_gradient(dy, weight, x, before, stride, plan)
-    return launch.input_of_norm(da, x, before, sums1), dw, sums1, sums2
+    da, sums1 = launch.input_gradient(dy, weight, x, first, stride, plan)
+    return launch.input_of_norm(da, x, first, sums1), dw, sums1, sums2
 
 
-@_moments.register_fake
-def _(x: Tensor) -> Tensor:
-    return x.new_empty((2, x.shape[1]), dtype=torch.float32)
+@_norm.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return x.new_empty((5, x.shape[1]), dtype=torch.float32)
 
 
 @_forward.register_fake
@@ -129,18 +129,17 @@ def _(
 
 @_backward.register_fake
 def _(
-    dz: Tensor, x: Tensor, first: Tensor, weight: Tensor, weight1: Tensor, bias1: Tensor, y: Tensor, second: Tensor,
-    weight2: Tensor, bias2: Tensor, stride: int, timed: bool,
+    dz: Tensor, x: Tensor, first: Tensor, weight: Tensor, y: Tensor, second: Tensor, stride: int, timed: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    sums = torch.empty_like(first), torch.empty_like(second)
+    sums = torch.empty_like(first[:2]), torch.empty_like(second[:2])
     return _channels_last(x.new_empty(x.shape)), weight.new_empty(weight.shape), *sums
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, first, weight, weight1, bias1, weight2, bias2, *ctx.how = inputs
+    x, first, weight, _, _, _, _, *ctx.how = inputs
     _, y, second = output
     ctx.mark_non_differentiable(y, second)
-    ctx.save_for_backward(x, first, weight, weight1, bias1, y, second, weight2, bias2)
+    ctx.save_for_backward(x, first, weight, y, second)
 
 
 def _gradients(ctx: Any, dz: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -151,9 +150,10 @@ def _gradients(ctx: Any, dz: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
 _forward.register_autograd(_gradients, setup_context=_setup)
 
 
-def _activated(x: Tensor, moments: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _activated(x: Tensor, norm: Tensor) -> Tensor:
     """Return relu of the normalised x by PyTorch, in the type of x: what our results are checked with."""
-    return torch.nn.functional.batch_norm(x, *moments, weight, bias, False, 0.0, BN_EPS).relu_()
+    scale, shift = norm[2:4, :, None, None]
+    return (x.float() * scale + shift).relu().to(x.dtype)
 
 
 def _channels_last(x: Tensor) -> Tensor:

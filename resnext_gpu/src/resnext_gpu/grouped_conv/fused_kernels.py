@@ -25,8 +25,8 @@ from resnext_gpu.grouped_conv.norm_kernels import affine, passed, put
 
 @triton.jit(do_not_specialize=ANY_SIZE)
 def forward(
-    x, moments, weight, bias, packed, y, parts, counts, squares, height, width, out_height, out_width, channels,
-    EPS: tl.constexpr, STRIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    x, norm, packed, y, parts, counts, squares, height, width, out_height, out_width, channels,
+    STRIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Write `BM` of the `squares` of y, the convolution of the activated x, and the statistics of these pixels."""
     blocks = channels // BC
@@ -38,7 +38,7 @@ def forward(
     middle = x + at[:, None] + lane[None, :]
     matrix = packed + block * BC * BC + lane[:, None] * BC + lane[None, :]
     step = blocks * BC * BC
-    scale, shift, _, _ = affine(moments, weight, bias, block * BC + lane, channels, EPS)
+    scale, shift, _, _ = affine(norm, block * BC + lane, channels)
     y00, y01, y10, y11 = four(
         middle, matrix, step, inside, row * STRIDE, column * STRIDE, height, width, channels, scale, shift,
         True, STRIDE, BM, BC,
@@ -79,8 +79,8 @@ def _apart(inside, value, mean):
 
 @triton.jit(do_not_specialize=ANY_SIZE)
 def input_gradient(
-    dy, packed, x, moments, weight, bias, dx, parts, squares, height, width, channels,
-    EPS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    dy, packed, x, norm, dx, parts, squares, height, width, channels,
+    BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Write `BM` of the `squares` of dx of stride 1, where the activation passed x, and their sums."""
     blocks = channels // BC
@@ -95,15 +95,15 @@ def input_gradient(
         middle, matrix, blocks * BC * BC, inside, row, column, height, width, channels, 0, 0, False, 1, BM, BC
     )
     _finish(
-        dx00, dx01, dx10, dx11, x, moments, weight, bias, dx, parts, part, block * BC + lane, inside, image, row,
-        column, height, width, channels, EPS,
+        dx00, dx01, dx10, dx11, x, norm, dx, parts, part, block * BC + lane, inside, image, row,
+        column, height, width, channels,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=ANY_SIZE)
 def input_gradient_of_stride_2(
-    dy, packed, x, moments, weight, bias, dx, parts, squares, height, width, out_height, out_width, channels,
-    EPS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    dy, packed, x, norm, dx, parts, squares, height, width, out_height, out_width, channels,
+    BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Write `BM` of the `squares` of dx of stride 2, where the activation passed x, and their sums."""
     blocks = channels // BC
@@ -115,18 +115,18 @@ def input_gradient_of_stride_2(
         dy, packed, inside, image, row, column, out_height, out_width, channels, block, lane, BM, BC
     )
     _finish(
-        dx00, dx01, dx10, dx11, x, moments, weight, bias, dx, parts, part, block * BC + lane, inside, image, row,
-        column, height, width, channels, EPS,
+        dx00, dx01, dx10, dx11, x, norm, dx, parts, part, block * BC + lane, inside, image, row,
+        column, height, width, channels,
     )  # fmt: skip
 
 
 @triton.jit
 def _finish(
-    dx00, dx01, dx10, dx11, x, moments, weight, bias, dx, parts, part, lane, inside, image, row, column,
-    height, width, channels, EPS: tl.constexpr,
+    dx00, dx01, dx10, dx11, x, norm, dx, parts, part, lane, inside, image, row, column,
+    height, width, channels,
 ):  # fmt: skip
     """Store the four tiles of dx where the activation passed x, and their sums as `norm_kernels.gradient_sums` does."""
-    scale, shift, mean, inverse = affine(moments, weight, bias, lane, channels, EPS)
+    scale, shift, mean, inverse = affine(norm, lane, channels)
     at = (((image * height + row) * width + column).to(tl.int64) * channels)[:, None] + lane[None, :]
     x, dx = x + at, dx + at
     plain, product = _finish_tile(
@@ -158,14 +158,14 @@ def _finish_tile(
 
 @triton.jit(do_not_specialize=ANY_SIZE)
 def weight_gradient(
-    dy, x, moments, weight, bias, parts, squares, span, height, width, out_height, out_width, channels,
-    EPS: tl.constexpr, GW: tl.constexpr, STRIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    dy, x, norm, parts, squares, span, height, width, out_height, out_width, channels,
+    GW: tl.constexpr, STRIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Write the part that `span` squares of dy give, as `kernels.weight_gradient` does, of the activated x."""
     part = tl.program_id(1)
     lane = tl.program_id(0) * BC + tl.arange(0, BC)
     parts += part.to(tl.int64) * 9 * channels * GW
-    scale, shift, _, _ = affine(moments, weight, bias, lane, channels, EPS)
+    scale, shift, _, _ = affine(norm, lane, channels)
     t0, t1, t2, t3, t4, t5, t6, t7, t8 = nine(
         dy, x, squares, span, part, lane, height, width, out_height, out_width, channels, scale, shift,
         True, STRIDE, BM, BC,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 from torch import Tensor
@@ -18,49 +16,37 @@ _TILE, _MOST_CHANNELS, _WARPS = 4096, 64, 4
 _PROGRAMS = 1024
 
 
-@dataclass(frozen=True, kw_only=True)
-class Norm:
-    """A batch normalisation: `moments` (2, C), mean and biased variance of the batch, weight and bias (C,), float32."""
-
-    moments: Tensor
-    weight: Tensor
-    bias: Tensor
-
-
-def moments(x: Tensor) -> Tensor:
-    """Return mean and biased variance (2, C) of `x` (N, C, H, W), float32."""
+def norm_of(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return the norm (5, C) of a batch `x` (N, C, H, W) by `weight` and `bias` (C,), float32; see `norm_kernels`."""
     rows, channels, cut, wide = _rows(x)
     span, many = _span(rows, channels, cut, wide)
     parts, counts = _statistics(many, channels, x.device)
     norm_kernels.row_statistics[(many, channels // wide)](
         x, parts, counts, rows, span, channels, BM=cut, BC=wide, num_warps=_WARPS
     )
-    return combine(parts, counts)
+    return combine(parts, counts, weight, bias)
 
 
-def combine(parts: Tensor, counts: Tensor) -> Tensor:
-    """Return mean and biased variance (2, C) of all, from means and centred squares (n, 2, C) of `counts` (n,)."""
+def combine(parts: Tensor, counts: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return the norm (5, C) of all, from means and centred squares (n, 2, C) of `counts` (n,) values."""
     many, _, channels = parts.shape
-    found = torch.empty((2, channels), dtype=torch.float32, device=parts.device)
+    found = torch.empty((5, channels), dtype=torch.float32, device=parts.device)
     norm_kernels.combine[(channels // 16,)](
-        parts, counts, found, many, channels, BM=64, BC=16, num_warps=_WARPS
+        parts, counts, weight, bias, found, many, channels, EPS=BN_EPS, BM=64, BC=16, num_warps=_WARPS
     )
     return found
 
 
-def activate(x: Tensor, norm: Norm) -> Tensor:
+def activate(x: Tensor, norm: Tensor) -> Tensor:
     """Return relu of the normalised `x` (N, C, H, W), in its type."""
     rows, channels, cut, wide = _rows(x)
     y = torch.empty_like(x, memory_format=torch.channels_last)
     norm_kernels.activate[(triton.cdiv(rows, cut), channels // wide)](
         x,
-        norm.moments,
-        norm.weight,
-        norm.bias,
+        norm,
         y,
         rows,
         channels,
-        EPS=BN_EPS,
         BM=cut,
         BC=wide,
         num_warps=_WARPS,
@@ -68,45 +54,50 @@ def activate(x: Tensor, norm: Norm) -> Tensor:
     return y
 
 
-def gradient_sums(dy: Tensor, x: Tensor, norm: Norm) -> Tensor:
+def gradient_sums(dy: Tensor, x: Tensor, norm: Tensor) -> Tensor:
     """Return the gradients (2, C) of bias and weight from `dy`, that of relu of the normalised `x`, float32."""
     rows, channels, cut, wide = _rows(x)
     span, many = _span(rows, channels, cut, wide)
     parts = torch.empty((many, 2, channels), dtype=torch.float32, device=x.device)
     norm_kernels.gradient_sums[(many, channels // wide)](
-        dy, x, norm.moments, norm.weight, norm.bias, parts, rows, span, channels,
-        EPS=BN_EPS, BM=cut, BC=wide, num_warps=_WARPS,
+        dy, x, norm, parts, rows, span, channels,
+        BM=cut, BC=wide, num_warps=_WARPS,
     )  # fmt: skip
     return parts.sum(0)
 
 
-def input_of_norm(dy: Tensor, x: Tensor, norm: Norm, sums: Tensor) -> Tensor:
+def input_of_norm(dy: Tensor, x: Tensor, norm: Tensor, sums: Tensor) -> Tensor:
     """Return the gradient of `x` from `dy`, that of relu of the normalised `x`, and its `sums` (2, C)."""
     rows, channels, cut, wide = _rows(x)
     dx = torch.empty_like(x, memory_format=torch.channels_last)
     norm_kernels.input_of_norm[(triton.cdiv(rows, cut), channels // wide)](
-        dy, x, norm.moments, norm.weight, norm.bias, sums, dx, rows, channels,
-        EPS=BN_EPS, BM=cut, BC=wide, num_warps=_WARPS,
+        dy, x, norm, sums, dx, rows, channels,
+        BM=cut, BC=wide, num_warps=_WARPS,
     )  # fmt: skip
     return dx
 
 
-def forward(x: Tensor, norm: Norm, weight: Tensor, stride: int, plan: Plan) -> tuple[Tensor, Tensor]:
-    """Return the convolution of relu of the normalised `x` with `weight` (C, C / groups, 3, 3), and its moments."""
+def forward(
+    x: Tensor, norm: Tensor, weight: Tensor, stride: int, plan: Plan
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the convolution of relu of the normalised `x` with `weight` (C, C / groups, 3, 3).
+
+    And of each program mean and centred square (n, 2, C) of what it wrote, and the count (n,): see `combine`.
+    """
     channels, height, width = x.shape[1:]
     y = image_like(x, out_size(height, stride), out_size(width, stride))
     many = triton.cdiv(squares_in(y), plan.squares)
     parts, counts = _statistics(many, channels, x.device)
     fused_kernels.forward[(many * (channels // plan.channels),)](
-        x, norm.moments, norm.weight, norm.bias, pack(weight, x.dtype, plan.channels, back=False), y, parts, counts,
+        x, norm, pack(weight, x.dtype, plan.channels, back=False), y, parts, counts,
         squares_in(y), height, width, y.shape[2], y.shape[3], channels,
-        EPS=BN_EPS, STRIDE=stride, BM=plan.squares, BC=plan.channels, num_warps=plan.warps, num_stages=1,
+        STRIDE=stride, BM=plan.squares, BC=plan.channels, num_warps=plan.warps, num_stages=1,
     )  # fmt: skip
-    return y, combine(parts, counts)
+    return y, parts, counts
 
 
 def input_gradient(
-    dy: Tensor, weight: Tensor, x: Tensor, norm: Norm, stride: int, plan: Plan
+    dy: Tensor, weight: Tensor, x: Tensor, norm: Tensor, stride: int, plan: Plan
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of the normalised `x` where relu passed it, and the gradients (2, C) of bias and weight."""
     channels, height, width = x.shape[1:]
@@ -118,21 +109,21 @@ def input_gradient(
     if stride == 2:
         kernel, out = fused_kernels.input_gradient_of_stride_2, dy.shape[2:]
     kernel[(many * (channels // plan.channels),)](
-        dy, packed, x, norm.moments, norm.weight, norm.bias, dx, parts, squares_in(dx), height, width, *out, channels,
-        EPS=BN_EPS, BM=plan.squares, BC=plan.channels, num_warps=plan.warps, num_stages=1,
+        dy, packed, x, norm, dx, parts, squares_in(dx), height, width, *out, channels,
+        BM=plan.squares, BC=plan.channels, num_warps=plan.warps, num_stages=1,
     )  # fmt: skip
     return dx, parts.sum(0)
 
 
-def weight_gradient(dy: Tensor, x: Tensor, norm: Norm, group_width: int, stride: int, plan: Plan) -> Tensor:
+def weight_gradient(dy: Tensor, x: Tensor, norm: Tensor, group_width: int, stride: int, plan: Plan) -> Tensor:
     """Return the float32 gradient (C, C / groups, 3, 3) of the weights, of relu of the normalised `x`."""
     channels, height, width = x.shape[1:]
     squares, blocks = squares_in(dy), channels // plan.channels
     span, count = spans(squares, channels, plan)
     parts = torch.empty((count, 3, 3, channels, group_width), dtype=torch.float32, device=x.device)
     fused_kernels.weight_gradient[(blocks, count)](
-        dy, x, norm.moments, norm.weight, norm.bias, parts, squares, span, height, width, *dy.shape[2:], channels,
-        EPS=BN_EPS, GW=group_width, STRIDE=stride, BM=plan.squares, BC=plan.channels,
+        dy, x, norm, parts, squares, span, height, width, *dy.shape[2:], channels,
+        GW=group_width, STRIDE=stride, BM=plan.squares, BC=plan.channels,
         num_warps=plan.warps, num_stages=1,
     )  # fmt: skip
     return parts.sum(0).permute(2, 3, 0, 1).contiguous()

@@ -1,7 +1,9 @@
 """Triton kernels of batch normalisation with ReLU: statistics, forward, and gradients.
 
-Images are (rows, C) in memory, rows being pixels of all images. `moments` (2, C) are the mean and the biased variance
-of a batch, float32. What is normalised and activated is rounded to the type of the images, also where it is not stored.
+Images are (rows, C) in memory, rows being pixels of all images. A `norm` (5, C) is all that a batch normalisation
+needs, float32: mean and biased variance of the batch, scale, shift, and 1 / standard deviation. It is computed once, by
+`combine`, as each of many small programs would take longer for it than for its pixels. What is normalised and activated
+is rounded to the type of the images, also where it is not stored.
 
 Statistics are never sums of squares, which lose the digits of a small variance beside a large mean: a program gives
 count, mean and centred sum of squares, which are combined in a fixed order as in Chan, Golub and LeVeque, "Updating
@@ -19,21 +21,20 @@ _ANY_SIZE = ("rows", "span", "many")
 
 
 @triton.jit
-def affine(moments, weight, bias, lane, channels, EPS: tl.constexpr):
-    """Return scale and shift of the channels `lane`, and their mean and 1 / standard deviation.
-
-    x * scale + shift takes one instruction where (x - mean) * scale + bias takes two. Its rounding, 2**-24 of mean /
-    deviation, is small beside that of x itself, which has 16 bits and so rounds 2**-12 of it or more.
-    """
-    mean, variance = tl.load(moments + lane), tl.load(moments + channels + lane)
-    inverse = 1.0 / tl.sqrt_rn(variance + EPS)
-    scale = tl.load(weight + lane) * inverse
-    return scale, tl.load(bias + lane) - mean * scale, mean, inverse
+def affine(norm, lane, channels):
+    """Return scale and shift of the channels `lane`, and their mean and 1 / standard deviation."""
+    at = norm + lane
+    scale, shift = tl.load(at + 2 * channels), tl.load(at + 3 * channels)
+    return scale, shift, tl.load(at), tl.load(at + 4 * channels)
 
 
 @triton.jit
 def normalised(x, scale, shift):
-    """Return x * scale + shift, float32."""
+    """Return x * scale + shift, float32.
+
+    It takes one instruction where (x - mean) * scale + bias takes two. Its rounding, 2**-24 of mean / deviation, is
+    small beside that of x itself, which has 16 bits and so rounds 2**-12 of it or more.
+    """
     return x.to(tl.float32) * scale[None, :] + shift[None, :]
 
 
@@ -91,8 +92,10 @@ def put(parts, counts, part, first, lane, channels, total, mean, squared):
 
 
 @triton.jit(do_not_specialize=_ANY_SIZE)
-def combine(parts, counts, moments, many, channels, BM: tl.constexpr, BC: tl.constexpr):
-    """Write the moments (2, C) of all from the statistics of `many` parts, in their order."""
+def combine(
+    parts, counts, weight, bias, norm, many, channels, EPS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr
+):
+    """Write the norm (5, C) of all from the statistics of `many` parts, in their order."""
     lane = tl.program_id(0) * BC + tl.arange(0, BC)
     count = tl.full([BM], 0.0, tl.float32)
     mean = tl.full([BM, BC], 0.0, tl.float32)
@@ -110,17 +113,21 @@ def combine(parts, counts, moments, many, channels, BM: tl.constexpr, BC: tl.con
         squared += apart * apart * (count * share)[:, None]
         count = total
     total, overall, squares = across(count, mean, squared)
-    tl.store(moments + lane, overall)
-    tl.store(moments + channels + lane, squares / total)
+    variance = squares / total
+    inverse = 1.0 / tl.sqrt_rn(variance + EPS)
+    scale = tl.load(weight + lane) * inverse
+    tl.store(norm + lane, overall)
+    tl.store(norm + channels + lane, variance)
+    tl.store(norm + 2 * channels + lane, scale)
+    tl.store(norm + 3 * channels + lane, tl.load(bias + lane) - overall * scale)
+    tl.store(norm + 4 * channels + lane, inverse)
 
 
 @triton.jit(do_not_specialize=_ANY_SIZE)
-def activate(
-    x, moments, weight, bias, y, rows, channels, EPS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr
-):
+def activate(x, norm, y, rows, channels, BM: tl.constexpr, BC: tl.constexpr):
     """Write relu of the normalised x (rows, C)."""
     row, lane = tl.program_id(0) * BM + tl.arange(0, BM), tl.program_id(1) * BC + tl.arange(0, BC)
-    scale, shift, _, _ = affine(moments, weight, bias, lane, channels, EPS)
+    scale, shift, _, _ = affine(norm, lane, channels)
     at, inside = row.to(tl.int64)[:, None] * channels + lane[None, :], (row < rows)[:, None]
     value = tl.load(x + at, mask=inside, other=0.0)
     tl.store(y + at, activated(normalised(value, scale, shift), value.dtype), mask=inside)
@@ -128,8 +135,7 @@ def activate(
 
 @triton.jit(do_not_specialize=_ANY_SIZE)
 def gradient_sums(
-    dy, x, moments, weight, bias, parts, rows, span, channels,
-    EPS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    dy, x, norm, parts, rows, span, channels, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Write, of each `span` rows, the sums (part, 2, C) of which the gradients of bias and weight are the sums.
 
@@ -137,7 +143,7 @@ def gradient_sums(
     """
     part = tl.program_id(0)
     lane = tl.program_id(1) * BC + tl.arange(0, BC)
-    scale, shift, mean, inverse = affine(moments, weight, bias, lane, channels, EPS)
+    scale, shift, mean, inverse = affine(norm, lane, channels)
     plain = tl.full([BM, BC], 0.0, tl.float32)
     product = plain
     for start in range(part * span, min((part + 1) * span, rows), BM):
@@ -155,7 +161,7 @@ def gradient_sums(
 
 @triton.jit(do_not_specialize=_ANY_SIZE)
 def input_of_norm(
-    dy, x, moments, weight, bias, sums, dx, rows, channels, EPS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr
+    dy, x, norm, sums, dx, rows, channels, BM: tl.constexpr, BC: tl.constexpr
 ):  # fmt: skip
     """Write the gradient of x (rows, C), which was normalised and activated, given the `sums` (2, C) over all rows.
 
@@ -163,7 +169,7 @@ def input_of_norm(
     x normalised.
     """
     row, lane = tl.program_id(0) * BM + tl.arange(0, BM), tl.program_id(1) * BC + tl.arange(0, BC)
-    scale, shift, mean, inverse = affine(moments, weight, bias, lane, channels, EPS)
+    scale, shift, mean, inverse = affine(norm, lane, channels)
     plain, product = tl.load(sums + lane) / rows, tl.load(sums + channels + lane) / rows * inverse
     at, inside = row.to(tl.int64)[:, None] * channels + lane[None, :], (row < rows)[:, None]
     value = tl.load(x + at, mask=inside, other=0.0)
