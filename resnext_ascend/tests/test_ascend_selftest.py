@@ -21,7 +21,7 @@ from resnext_ascend.selftest.runner import Outcome, run_parts
 from selftest_parts import part
 
 from resnext_core.cli.main import main
-from resnext_core.errors import UsageError
+from resnext_core.errors import BackendUnavailable, UsageError
 from resnext_core.model.weights import load_weights
 from resnext_core.ranks.info import RankInfo
 
@@ -205,6 +205,27 @@ def test_packages_on_a_device(place: Place, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_device(place: Place) -> None:
     assert machine.device(place)["target"] == "CPU"
+
+
+def test_a_device_that_does_not_open_is_a_failure(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(_: object) -> None:
+        raise BackendUnavailable("MindSpore has no device Ascend")
+
+    monkeypatch.setattr(machine, "open_device", closed)
+    with pytest.raises(Refuted, match="MindSpore has no device Ascend"):
+        machine.device(place)
+
+
+def test_a_command_that_is_not_available_or_fails(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    weights = serving._saved(place, samples.small_weights())
+    with pytest.raises(NotHere, match=r"^atc was not found; "):
+        place.command(
+            "ascend", "export", "--weights", weights, "--format", "om", "--to", place.folder / "x.om"
+        )
+    with pytest.raises(Refuted, match=r"resnext_core\.cli eval --weights .* ended with 3: no .*not-there"):
+        place.command("eval", "--weights", place.folder / "not-there")
+    assert "usage: " in place.command("ascend", "--help")
 
 
 def level(place: Place) -> Any:

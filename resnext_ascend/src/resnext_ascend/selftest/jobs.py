@@ -31,7 +31,7 @@ def training(place: Place) -> dict[str, Any]:
         "--set", "data.workers=0", "--epochs", 2, "--batch-size", 6, "--set", "train.checkpoint_steps=1",
         "--set", "train.ema_decay=0.9", "--set", "schedule.warmup_epochs=0", "--output", place.folder / "runs",
     ]  # fmt: skip
-    place.python("resnext_core.cli", *words, "--name", "whole")
+    place.command(*words, "--name", "whole")
     whole, stopped = place.folder / "runs/whole", place.folder / "runs/stopped"
     process = subprocess.Popen(
         [sys.executable, "-m", "resnext_core.cli", *map(str, words), "--name", "stopped"], cwd=place.folder
@@ -48,7 +48,7 @@ def training(place: Place) -> dict[str, Any]:
         raise Refuted("the run ended before it could be stopped")
     if code != EXIT_INTERRUPTED:
         raise Refuted(f"SIGTERM ended the run with {code}, not {EXIT_INTERRUPTED}")
-    place.python("resnext_core.cli", "--backend", "ascend", "train", "--resume", stopped)
+    place.command("--backend", "ascend", "train", "--resume", stopped)
     evaluated = place.json_of(
         "--backend", "ascend", "eval", "--weights", whole, "--data", data, "--set", f"ascend.device={place.device}",
         "--set", "data.workers=0",

@@ -12,7 +12,7 @@ from resnext_mindspore.device import open_device
 from resnext_ascend import diagnose, npu_smi
 from resnext_ascend.device import device_of
 from resnext_ascend.selftest.place import Place, Refuted
-from resnext_core.errors import ResnextError, one_line
+from resnext_core.errors import BackendUnavailable, ResnextError, one_line
 from resnext_core.jobs.environment import environment
 from resnext_core.ranks.info import RankInfo
 
@@ -60,7 +60,10 @@ def chips() -> dict[str, Any]:
 
 def device(place: Place) -> dict[str, Any]:
     """MindSpore opens the device, adds and multiplies on it, and says how much memory it has."""
-    ms = open_device(device_of(place.options(), RankInfo()))
+    try:
+        ms = open_device(device_of(place.options(), RankInfo()))
+    except BackendUnavailable as error:  # what this part is there to find out
+        raise Refuted(str(error)) from error
     values = np.arange(12, dtype=np.float32).reshape(3, 4)
     found = ms.ops.matmul(ms.Tensor(values), ms.Tensor(values.T)).asnumpy()
     if not np.array_equal(found, values @ values.T):

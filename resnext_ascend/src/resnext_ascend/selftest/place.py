@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnext_ascend.options import AscendOptions
+from resnext_core.errors import EXIT_OK, EXIT_UNAVAILABLE
 
 
 class NotHere(Exception):
@@ -48,23 +49,31 @@ class Place:
         if self.device == "cpu":
             raise NotHere(f"needs a device: {why}")
 
-    def python(self, module: str, *words: object, code: int = 0) -> str:
-        """Run a module of Python and return what it printed; Refuted where its exit code is not `code`."""
+    def python(self, module: str, *words: object) -> str:
+        """Run a module of Python, keep what it prints in the log, and return its standard output.
+
+        NotHere with its last line where it says that something is not available, Refuted where it fails otherwise.
+        """
         done = subprocess.run(
-            [sys.executable, "-m", module, *map(str, words)], cwd=self.folder, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, errors="replace", check=False,
+            [sys.executable, "-m", module, *map(str, words)], cwd=self.folder, capture_output=True, text=True,
+            errors="replace", check=False,
         )  # fmt: skip
-        print(done.stdout, flush=True)
-        if done.returncode != code:
-            raise Refuted(
-                f"{module} {' '.join(map(str, words[:3]))} ... ended with {done.returncode}, not {code}"
-            )
+        print(done.stdout + done.stderr, flush=True)
+        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1].removeprefix("resnext-run: ")
+        if done.returncode == EXIT_UNAVAILABLE:
+            raise NotHere(said)
+        if done.returncode != EXIT_OK:
+            shown = " ".join(map(str, words[:4]))
+            raise Refuted(f"python -m {module} {shown} ... ended with {done.returncode}: {said}")
         return done.stdout
+
+    def command(self, *words: object) -> str:
+        """Run a command of resnext-run; see :meth:`python`."""
+        return self.python("resnext_core.cli", *words)
 
     def json_of(self, *words: object) -> dict[str, Any]:
         """Run a command of resnext-run with ``--json`` and return its result."""
-        text = self.python("resnext_core.cli", *words, "--json")
-        (line,) = [line for line in text.splitlines() if line.startswith("{")]
+        (line,) = [line for line in self.command(*words, "--json").splitlines() if line.startswith("{")]
         return dict(json.loads(line))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +11,6 @@ from numpy.typing import NDArray
 from resnext_ascend import npu_smi, om
 from resnext_ascend.selftest import samples
 from resnext_ascend.selftest.place import NotHere, Place, Refuted, relative, within
-from resnext_core.errors import EXIT_OK, EXIT_UNAVAILABLE
 from resnext_core.interfaces import ExportRequest
 from resnext_core.model.weights import Weights, save_weights
 from resnext_core.plugins import load_plugins
@@ -53,7 +50,7 @@ def infer_lite(place: Place) -> dict[str, Any]:
     _program(place)
     expected = _onnx_logits(place, weights)
     path = place.folder / "model.mindir"
-    _command(
+    place.command(
         "export", "--weights", _saved(place, weights), "--format", "lite", "--to", path, "--set",
         f"export.batch_size={_BATCH}",
     )  # fmt: skip
@@ -89,7 +86,7 @@ def _chip(place: Place) -> str:
 
 
 def _program(place: Place) -> None:
-    _command("cpp", "path")
+    place.command("cpp", "path")
 
 
 def _saved(place: Place, weights: Weights) -> Path:
@@ -101,14 +98,14 @@ def _saved(place: Place, weights: Weights) -> Path:
 def _onnx_logits(place: Place, weights: Weights) -> NDArray[Any]:
     samples.write_images(place.folder / "data", train=0, val=_IMAGES)
     path = place.folder / "model.onnx"
-    _command("export", "--weights", _saved(place, weights), "--format", "onnx", "--to", path)
+    place.command("export", "--weights", _saved(place, weights), "--format", "onnx", "--to", path)
     return _logits(place, path, "onnx", "onnx", "cpu")
 
 
 def _logits(place: Place, model: Path, name: str, engine: str, device: str) -> NDArray[Any]:
     """Return float32 (N, classes) of the images in the order of their paths."""
     path = place.folder / f"{name}.npy"
-    _command(
+    place.command(
         "cpp", "run", "--", "--model", model, "--data", place.folder / "data/val", "--engine", engine,
         "--device", device, "--batch", _BATCH, "--logits", path,
     )  # fmt: skip
@@ -121,18 +118,3 @@ def _logits(place: Place, model: Path, name: str, engine: str, device: str) -> N
 def _compared(name: str, found: NDArray[Any], expected: NDArray[Any]) -> dict[str, Any]:
     agree = int((found.argmax(1) == expected.argmax(1)).sum())
     return {f"{name}_difference": relative(found, expected), f"{name}_same_class": f"{agree} of {len(found)}"}
-
-
-def _command(*words: object) -> str:
-    """Run resnext-run; NotHere with its line where it says that something is not installed, Refuted where it fails."""
-    done = subprocess.run(
-        [sys.executable, "-m", "resnext_core.cli", *map(str, words)], capture_output=True, text=True,
-        errors="replace", check=False,
-    )  # fmt: skip
-    print(done.stdout + done.stderr, flush=True)
-    said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1].removeprefix("resnext-run: ")
-    if done.returncode == EXIT_UNAVAILABLE or "invalid choice" in said:
-        raise NotHere(said)
-    if done.returncode != EXIT_OK:
-        raise Refuted(f"resnext-run {' '.join(map(str, words[:2]))} ended with {done.returncode}: {said}")
-    return done.stdout
