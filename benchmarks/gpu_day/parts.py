@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpu_day.kinds import against_timm, batches, conv, loader, own, sanitizer, tests
+from gpu_day.kinds import against_timm, batches, conv, fused, loader, own, sanitizer, tests
 from gpu_day.place import CORE
 
 FLAGSHIP = "resnext152_64x4d"
@@ -19,12 +19,28 @@ FIRST = (
 )  # fmt: skip
 SECOND = (
     against_timm("timm_152", FLAGSHIP, 128, 130),
-    against_timm("timm_101", "resnext101_64x4d", 128, 80),
-    against_timm("timm_50", "resnext50_32x4d", 256, 65),
+    fused(60),
+    against_timm("timm_101", "resnext101_64x4d", 128, 70),
+    against_timm("timm_50", "resnext50_32x4d", 256, 60),
     batches(),
     loader(),
-    own("exits", "NCCL with one rank, exit codes, the message when memory runs out", 50, log="checks"),
-    own("repeat", "the same seed gives the same bits, and so does a resumed run", 40, log="checks"),
+    own(
+        "exits",
+        "NCCL with one rank, exit codes, the message when memory runs out",
+        45,
+        log="checks",
+        least=25.0,
+    ),
+    own(
+        "repeat", "the same seed gives the same bits, and so does a resumed run", 40, log="checks", least=25.0
+    ),
+    tests(
+        "fused_tests",
+        "tests of the kernels of gpu.fused_bn, in twelve processes",
+        60,
+        log="fused",
+        least=20.0,
+    ),
     sanitizer(),
 )
 PARTS = {part.name: part for part in (*FIRST, *SECOND)}

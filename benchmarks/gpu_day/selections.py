@@ -36,6 +36,7 @@ TESTS = {
         files=("test_gpu_hardware.py", "test_gpu_grouped_conv.py"),
         keywords=f"(test_gpu_hardware and ({_COMPILES})) or kernels_compile_for_a_gpu", processes=12,
     ),
+    "fused_tests": Selection(files=("test_gpu_fusion.py",), marks="gpu", processes=12),
 }  # fmt: skip
 #: The same on the CPU, one or two of each.
 SMOKE = {
@@ -45,4 +46,5 @@ SMOKE = {
         keywords="TestGpuOnCpu and (loss_falls or record_is_complete) and not Otherwise",
     ),
     "kernels": Selection(files=("test_gpu_grouped_conv.py",), keywords="weights_in_any_memory_order"),
+    "fused_tests": Selection(files=("test_gpu_fused.py",), keywords="cannot"),
 }  # fmt: skip
