@@ -15,7 +15,7 @@ PROJECTS := $(wildcard pyproject.toml plugins/*/pyproject.toml resnext_*/pyproje
 DISTRIBUTIONS := . resnext_gpu resnext_ascend resnext_cpp_infer plugins/mindspore plugins/onnx plugins/serve plugins/example
 FORMATTED := resnext_core resnext_gpu resnext_ascend resnext_cpp_infer plugins tests benchmarks
 
-.PHONY: demo test test-core test-tutorial lint format wheels bench clean help
+.PHONY: demo test test-core test-lite test-tutorial lint format wheels bench clean help
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.* ##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -30,6 +30,11 @@ test: lint       ## all checks and tests that need no accelerator
 # The pages speak of all distributions, and the kills of test_reliability.py take a third of the time: `make test` has both.
 test-core: $(CORE)/.ready  ## the tests of core alone, without any framework: three minutes
 	$(CORE)/bin/python -m pytest $(PARALLEL) tests --ignore tests/docs --ignore tests/test_reliability.py
+
+# The wheel has 169 MB, so `make test` leaves these tests out where MindSpore Lite is not in the cache; here they may not skip.
+test-lite: $(VENV)/.ready-dev  ## the engine mslite and the converter with the real MindSpore Lite, which it downloads
+	$(BIN)/resnext-run cpp build --lite download
+	RESNEXT_REQUIRE=mslite,lite $(BIN)/python -m pytest $(PARALLEL) $(wildcard resnext_cpp_infer/tests/test_*lite*.py)
 
 test-tutorial: $(VENV)/.ready-dev  ## the tutorial's plugin, typed in from the page, installed and tested
 	$(BIN)/python -m pytest $(TUTORIAL)
