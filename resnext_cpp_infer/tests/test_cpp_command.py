@@ -250,6 +250,27 @@ def test_postprocess_counts_what_has_no_result(tmp_path: Path) -> None:
         accuracy(tmp_path / "r", tmp_path / "l.json")
 
 
+def test_postprocess_reads_the_float16_of_the_modelzoo(tmp_path: Path) -> None:
+    """The line is what the ModelZoo's postprocess.py (resnext152_64x4d, at eab643f51) printed for these files."""
+    raw = np.random.Philox(key=15).random_raw(12 * 1000).reshape(12, 1000)
+    logits = ((raw >> np.uint64(50)).astype(np.float32) / 512).astype(np.float16)
+    classes = {}
+    (tmp_path / "r").mkdir()
+    for i, row in enumerate(logits):
+        row.tofile(tmp_path / "r" / f"image{i}_0.bin")
+        best = np.argsort(-row.astype(np.float32), kind="stable")
+        classes[f"image{i}.JPEG"] = int(best[(0, 3, 7)[i % 3]])
+    (tmp_path / "l.json").write_text(json.dumps(classes))
+    line = "Total data: 12, top1 accuracy: 0.3333333333333333, top5 accuracy: 0.6666666666666666."
+    assert accuracy(tmp_path / "r", tmp_path / "l.json") == line
+    assert accuracy(tmp_path / "r", tmp_path / "l.json", "float16") == line
+    with pytest.raises(DataError, match="has 500 logits"):
+        accuracy(tmp_path / "r", tmp_path / "l.json", "float32")
+    (tmp_path / "r" / "image3_0.bin").write_bytes(bytes(2001))
+    with pytest.raises(DataError, match="2001 bytes: no whole float16 logits"):
+        accuracy(tmp_path / "r", tmp_path / "l.json", "float16")
+
+
 def test_labels_need_names_of_their_own(tmp_path: Path) -> None:
     data = class_tree(tmp_path / "data", per_class=1)
     with pytest.raises(DataError, match=r"two files 000\.jpg"):
