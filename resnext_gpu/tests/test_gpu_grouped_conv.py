@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-from gpu_cases import relative, tiny_weights  # noqa: E402
+from gpu_cases import relative, tiny_weights, train_request, trainer_with  # noqa: E402
 from gpu_convolutions import (  # noqa: E402
     BF16,
     CPU,
@@ -36,7 +37,9 @@ from gpu_convolutions import (  # noqa: E402
 )
 from gpu_interpreter import interpreted  # noqa: E402
 from resnext_gpu.grouped_conv import op  # noqa: E402
+from resnext_gpu.options import GpuOptions  # noqa: E402
 
+from resnext_core.config import PrecisionConfig  # noqa: E402
 from resnext_core.errors import BackendUnavailable, UsageError  # noqa: E402
 from resnext_core.model.spec import VARIANTS, ModelSpec  # noqa: E402
 
@@ -61,6 +64,8 @@ def kernel_shapes() -> list[tuple[int, int, int, int]]:
 
 
 WIDEST = (2048, 32, 2, 2)
+#: Kernels of all plans for resnext152_64x4d, in one type.
+COMPILED = 44
 
 
 # -- the kernels ----------------------------------------------------------------------------------
@@ -169,6 +174,7 @@ _COMPILE = """
 import os, re, subprocess
 from concurrent.futures import ThreadPoolExecutor
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
@@ -181,6 +187,7 @@ def build(kernel, warps, capability, **constants):
     types = {name: "*bf16" if name in POINTERS else "i32" for name in kernel.arg_names}
     types |= {"parts": "*fp32"} if "parts" in types else {}
     types |= {"weight": "*fp32"} if "weight" in types else {}
+    types |= {"table": "*i64", "places": "*i32"} if "table" in types else {}
     types |= {name: "constexpr" for name in constants}
     sixteen = {(n,): [["tt.divisibility", 16]] for n, name in enumerate(kernel.arg_names)
                if types[name].startswith("*") or name == "channels"}
@@ -195,9 +202,15 @@ def build(kernel, warps, capability, **constants):
                           capture_output=True, text=True, check=True).stderr
     spilled = int(re.search(r"(\\d+) bytes spill stores", told)[1])
     registers = int(re.search(r"Used (\\d+) registers", told)[1])
-    tiles = {"pack": 0, "input_gradient_of_stride_2": 4, "forward": (constants.get("STRIDE", 1) + 3) ** 2,
-             "weight_gradient": (constants.get("STRIDE", 1) + 3) ** 2 + 4}[kernel.__name__]
+    tiles = (constants.get("STRIDE", 1) + 3) ** 2
+    tiles = {"input_gradient_of_stride_2": 4, "forward": tiles, "weight_gradient": tiles + 4}.get(kernel.__name__, 0)
     wide = built.asm["ptx"].count("ld.global.v4") >= tiles  # 16 bytes each
+    what = "weight gradient" if kernel.__name__ == "weight_gradient" else "forward"
+    if tiles:
+        plan = plans.Plan(squares=constants["BM"], channels=constants["BC"], warps=warps)
+        known = plans.instruction(what, plan, (capability // 10, 0))
+        assert ("wgmma.mma_async" in built.asm["ptx"]) == (known == "wgmma"), (what, plan, known)
+        assert ("mma.sync" in built.asm["ptx"]) == (known == "mma.sync"), (what, plan, known)
     return kernel.__name__, capability, warps, registers, spilled, built.metadata.shared, wide, constants
 
 jobs = []
@@ -217,7 +230,9 @@ for capability in (80, 90):
             if (*cut.values(), plan.warps) not in seen:
                 seen.add((*cut.values(), plan.warps))
                 jobs += [(kernels.weight_gradient, plan.warps, capability, {"STRIDE": s, **cut}) for s in (1, 2)]
-    jobs.append((kernels.pack, 4, capability, {"GW": 4, "BC": 32, "BACK": True}))
+    jobs.append((kernels.pack, 4, capability, {"BC": 32}))
+    types = {"WEIGHT": tl.float32, "PACKED": tl.bfloat16}
+    jobs.append((kernels.pack_all, 4, capability, {"BC": 16, **types}))
 with ThreadPoolExecutor(os.cpu_count()) as pool:
     for row in pool.map(lambda job: build(*job[:3], **job[3]), jobs):
         print(*row)
@@ -230,25 +245,177 @@ def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     The sizes are of no known divisor, as in training, but for `channels`.
     """
     pytest.importorskip("triton", reason="Triton is not installed")
-    code = tmp_path / "build.py"  # Triton reads the source of kernels from their files
-    code.write_text(_COMPILE)
-    built = subprocess.run(
-        [sys.executable, str(code)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-        env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
-    )
-    assert built.returncode == 0, built.stderr[-2000:]
-    rows = [line.split() for line in built.stdout.splitlines()]
-    kernels = ("forward", "input_gradient_of_stride_2", "weight_gradient", "pack")
+    built = run_without_interpreter(_COMPILE, tmp_path)
+    rows = [line.split() for line in built.splitlines()]
+    kernels = ("forward", "input_gradient_of_stride_2", "weight_gradient", "pack", "pack_all")
     assert {tuple(row[:2]) for row in rows} == {(name, card) for name in kernels for card in ("80", "90")}
     for row in rows:
         spilled, shared = int(row[4]), int(row[5])
         assert spilled <= 80, row
         assert shared <= 48 << 10, row
         assert row[6] == "True", f"tiles are not loaded by 16 bytes: {row}"
+
+
+_COUNT = """
+import sys
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver, jit
+
+class Card:
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device: 0)
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+
+class Named:
+    def __init__(self, name):
+        self.name = name
+
+driver.set_active(Card())
+asked = []
+
+def compiles(kernel, key, signature, device, constants, options, attributes, warmup):
+    asked.append(kernel.__name__)
+    kernel.device_caches[device][0][key] = Named(kernel.__name__)
+    return kernel.device_caches[device][0][key]
+
+jit.JITFunction._do_compile = compiles
+from resnext_core.model.spec import model_spec
+from resnext_gpu.grouped_conv import plans
+for name, batch, size in (("resnext152_64x4d", 128, 224), ("resnext152_64x4d", 100, 288), ("resnext50_32x4d", 64, 224)):
+    spec = model_spec(name)
+    size //= 4
+    for block in spec.blocks:
+        shape = plans.Shape(images=batch, channels=block.width, group_width=block.width // spec.groups, height=size,
+                            width=size, stride=block.stride, dtype=torch.bfloat16)
+        for call in plans.compilations(shape):
+            call()
+        size = (size - 1) // block.stride + 1
+    print(name, len(asked), *(asked.count(k) for k in sorted(set(asked))), *sorted(set(asked)))
+"""
+
+
+def test_one_kernel_serves_many_shapes(tmp_path: Path) -> None:
+    """How many are compiled for all plans of resnext152_64x4d; other sizes, and another network, need none besides.
+
+    Forward passes: seven cuts of two strides. Weight gradients: three cuts for groups of 4, with stride 1 alone, for
+    groups of 8 and of 16, and two for groups of 32.
+    """
+    pytest.importorskip("triton", reason="Triton is not installed")
+    lines = run_without_interpreter(_COUNT, tmp_path).splitlines()
+    names = "forward input_gradient_of_stride_2 pack pack_all weight_gradient"
+    counts = f"{COMPILED} 14 7 2 2 {COMPILED - 25}"
+    assert lines[:2] == [f"resnext152_64x4d {counts} {names}"] * 2
+    assert lines[2] == f"resnext50_32x4d {counts} {names}"
+
+
+def run_without_interpreter(code: str, folder: Path) -> str:
+    """Return what a program prints; Triton reads the source of kernels from their files."""
+    (folder / "program.py").write_text(code)
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    words = [sys.executable, str(folder / "program.py")]
+    ran = subprocess.run(words, capture_output=True, text=True, cwd=folder, env=env, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    return ran.stdout
+
+
+# -- the matrices of weights ----------------------------------------------------------------------
+
+
+def test_one_kernel_packs_all_weights(launch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any group width and memory order, for both directions, also where their version does not tell of a change."""
+    from resnext_gpu.grouped_conv.packs import Packs
+
+    run = count_launches(launch, monkeypatch)
+    weights = [
+        torch.randn(channels, width, 3, 3) for channels, width in ((32, 4), (64, 8), (32, 16), (64, 32))
+    ]
+    weights[1:3] = [w.contiguous(memory_format=torch.channels_last) for w in weights[1:3]]
+    asked = [
+        (w, dtype, block, back)
+        for w in weights for dtype in (HALF, BF16) for block in (16, 32) for back in (False, True)
+        if block >= w.shape[1]
+    ]  # fmt: skip
+    packs = Packs()
+
+    def all_right(kernels: dict[str, int]) -> None:
+        run.clear()
+        found = [packs.get(w, dtype, block, back=back) for w, dtype, block, back in asked]
+        assert run == kernels
+        for (w, dtype, block, back), one in zip(asked, found, strict=True):
+            assert torch.equal(one, launch.pack(w, dtype, block, back=back))
+
+    packs.renew()
+    all_right({"pack": len(asked)})
+    all_right({})
+    weights[2].mul_(2)
+    all_right({"pack": 6 - 2 + 4})
+    for change in (lambda w: w.data.mul_(-3), lambda w: w.add_(1)):
+        for weight in weights:
+            change(weight)
+        run.clear()
+        packs.renew()
+        assert run == {"pack_all": 4}, "one for each type and width of blocks"
+        all_right({})
+
+
+def test_a_recorded_step_packs_without_new_tables(launch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No table can be copied to the GPU while a graph is recorded; what is not in one is packed by itself."""
+    from resnext_gpu.grouped_conv import packs as module
+
+    run = count_launches(launch, monkeypatch)
+    kept, weights = module.Packs(), [torch.randn(16, 4, 3, 3) for _ in range(3)]
+    for weight in weights[:2]:
+        kept.get(weight, HALF, 16, back=False)
+    kept.renew()
+    late = kept.get(weights[2], HALF, 16, back=True)
+    monkeypatch.setattr(module, "_recording", lambda tensor: True)
+    monkeypatch.setattr(module, "_tables", lambda entries: pytest.fail("a table"))
+    weights[2].data.mul_(2)
+    run.clear()
+    kept.renew()
+    assert run == {"pack_all": 1, "pack": 1}
+    assert torch.equal(late, launch.pack(weights[2], HALF, 16, back=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"checkpointing": True}])
+def test_a_step_packs_its_weights_once(
+    options: dict[str, Any], launch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all layers at once from the second step on; the fused update does not change their version.
+
+    A predictor of the same weights, or of their average, has its own, and follows them too.
+    """
+    run = count_launches(launch, monkeypatch)
+    weights = tiny_weights(NARROW.size, groups=4, base_width=32, depths=NARROW.depths)
+    precision = PrecisionConfig(compute="bfloat16", loss_scale="none")
+    request = train_request(weights, precision=precision, ema_decay=0.5)
+    ours = trainer_with(GpuOptions(device="cpu", grouped_conv="triton", **options), request)
+    ours.run_steps(NARROW.steps[:1], LRS[:1])
+    assert run["pack"] == 2 * 2, "two convolutions, forward and back"
+    assert "pack_all" not in run
+    images, seen = NARROW.steps[0].images, []
+    for served in (ours.predictor(), ours.predictor(ema=True)):
+        served.logits(images)
+        seen.append(served)
+    run.clear()
+    ours.run_steps(NARROW.steps[1:], LRS[1:])
+    assert {name: run[name] for name in ("pack", "pack_all")} == {"pack": 0, "pack_all": 1}
+    for served, fresh in zip(seen, (ours.predictor(), ours.predictor(ema=True)), strict=True):
+        np.testing.assert_array_equal(served.logits(images), fresh.logits(images))
+
+
+def count_launches(launch: Any, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Return how often each kernel is launched from now on."""
+    run: Counter[str] = Counter()
+    real = launch._launch
+
+    def counting(kernel: Any, *args: Any, **constants: Any) -> None:
+        run[kernel.__name__] += 1
+        real(kernel, *args, **constants)
+
+    monkeypatch.setattr(launch, "_launch", counting)
+    return run
 
 
 # -- the operation --------------------------------------------------------------------------------
@@ -260,9 +427,9 @@ def test_the_operation_is_what_pytorch_expects(launch: Any) -> None:
         case = make_case(2, 16, 4, 5, 6, stride, HALF)
         x = case.x.clone().requires_grad_()
         weight = torch.nn.Parameter(case.weight)
-        torch.library.opcheck(op._forward, (x, weight, stride, False, False), rtol=1e-3, atol=1e-3)
+        torch.library.opcheck(op._forward, (x, weight, stride, False, False, 0), rtol=1e-3, atol=1e-3)
         args = (case.dy, case.x, case.weight, stride, False, False)
-        torch.library.opcheck(op._input_gradient, args)
+        torch.library.opcheck(op._input_gradient, (*args, 0))
         torch.library.opcheck(op._weight_gradient, args)
 
 
@@ -272,13 +439,14 @@ def test_gradients_arrive(library: bool, launch: Any) -> None:
     case = make_case(2, 32, 8, 5, 6, 2, HALF)
     x = case.x.contiguous().requires_grad_()
     weight = torch.nn.Parameter(case.weight)
-    y = op._call(x, weight, 2, library=library, timed=False)
+    way = op.GroupedConv(library=library, timed=False)
+    y = way(x, weight, 2)
     assert y.is_contiguous(memory_format=torch.channels_last)
     y.backward(case.dy)
     for found, wanted in zip((y.detach(), x.grad, weight.grad), case.wanted, strict=True):
         assert float((found.double() - wanted).abs().max() / wanted.abs().max()) <= 1e-3
     frozen = case.weight.clone()
-    op._call(x, frozen, 2, library=library, timed=False).backward(case.dy)
+    way(x, frozen, 2).backward(case.dy)
     assert frozen.grad is None
 
 
@@ -340,10 +508,11 @@ def test_auto_takes_the_kernels_where_they_were_measured(
         "use cuDNN; our kernels were not measured on a card, to use them set gpu.grouped_conv=triton"
         in capfd.readouterr().err
     )
-    assert choose("triton", device=card).keywords == {"library": False, "timed": True}
-    assert choose("triton", device=card, deterministic=True).keywords == {"library": False, "timed": False}
+    how = lambda way: (way.library, way.timed)  # noqa: E731
+    assert how(choose("triton", device=card)) == (False, True)
+    assert how(choose("triton", device=card, deterministic=True)) == (False, False)
     monkeypatch.setattr(op, "MEASURED", frozenset({(9, 0)}))
-    assert choose("auto", device=card).keywords == {"library": True, "timed": True}
+    assert how(choose("auto", device=card)) == (True, True)
     assert choose("auto", device=card, deterministic=True) is None
     assert capfd.readouterr().err == ""
 
@@ -459,9 +628,9 @@ def test_the_operation_times_once(launch: Any, tmp_path: Path, monkeypatch: pyte
     x, weight = case.x.clone().requires_grad_(), torch.nn.Parameter(case.weight)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     for library in (False, True):
-        op._call(x, weight, 1, library=library, timed=True)
+        op.GroupedConv(library=library, timed=True)(x, weight, 1)
     assert taken == []
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     for library in (False, True, True):
-        op._call(x, weight, 1, library=library, timed=True).backward(case.dy)
+        op.GroupedConv(library=library, timed=True)(x, weight, 1).backward(case.dy)
     assert taken == ["forward", "input gradient", "weight gradient"]

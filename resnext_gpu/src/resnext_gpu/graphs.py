@@ -45,6 +45,8 @@ class Compiled:
             self._call = torch.compile(network)
 
     def __call__(self, images: Tensor) -> Tensor:
+        if self._call is not self._network:
+            self._network.prepare()
         return self._call(images)
 
     def proven(self, images: Tensor) -> bool:

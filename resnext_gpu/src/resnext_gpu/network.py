@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,6 +49,8 @@ class Network(nn.Module):
         self, spec: ModelSpec, preprocess: PreprocessSpec, tensors: Mapping[str, Tensor], how: Arithmetic
     ) -> None:
         super().__init__()
+        if how.grouped is not None:  # it keeps something of the weights, which are those of this network
+            how = replace(how, grouped=how.grouped.fresh())
         self.spec, self.how = spec, how
         device = next(iter(tensors.values())).device
         for name in ("mean", "std"):
@@ -71,8 +73,15 @@ class Network(nn.Module):
         """Map uint8 (N, H, W, 3) to float32 logits; the view as NCHW is in channels-last order as it is."""
         return self.from_tensor((images.permute(0, 3, 1, 2).float() - self.mean) / self.std)
 
+    def prepare(self) -> None:
+        """Derive from the weights what the grouped convolutions use in their place; before each forward pass."""
+        if self.how.grouped is not None:
+            self.how.grouped.prepare()
+
     def from_tensor(self, x: Tensor) -> Tensor:
         """Map normalised float32 (N, 3, H, W) to float32 logits (N, classes)."""
+        if not torch.compiler.is_compiling():  # who compiles this calls it before
+            self.prepare()
         layout = torch.channels_last if self.how.channels_last else torch.contiguous_format
         x = x.to(self.how.compute).contiguous(memory_format=layout)
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)

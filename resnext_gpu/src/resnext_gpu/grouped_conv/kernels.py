@@ -2,7 +2,7 @@
 
 Images are (N, H, W, C) in memory, C the fastest. A program works on `BC` neighbouring channels, several whole groups:
 the weights of a tap then are a BC x BC matrix with the groups on its diagonal and zeros elsewhere, which tensor cores
-multiply faster than they would many small matrices. `pack` makes these matrices. Sums are float32.
+multiply faster than they would many small matrices. `pack` and `pack_all` make these matrices. Sums are float32.
 
 What is written is cut into squares of 2 x 2 pixels. A program has `BM` of them; a tile is one place of each. The four
 tiles of the output share the tiles of the input: 16 loads for the 36 products of stride 1, in place of 36.
@@ -15,36 +15,65 @@ import triton.language as tl
 
 from resnext_gpu.grouped_conv.norm_kernels import activated, normalised
 
-#: Sizes of which Triton shall not compile kernels of their own, as it does of multiples of 16 and of 1. `channels` is
-#: not among them: that it is a multiple of 16, which it always is, makes loads of 16 bytes.
+#: Arguments whose values shall not make kernels of their own, as multiples of 16 and 1 do. `channels` is not one of
+#: them: that it is a multiple of 16, which it always is, makes loads of 16 bytes.
 ANY_SIZE = ("squares", "span", "height", "width", "out_height", "out_width")
+_ANY_WEIGHT = ("group_width", "stride_o", "stride_i", "stride_h", "stride_w", "back")
 
 
 @triton.jit
-def pack(
-    weight, packed, channels, stride_o, stride_i, stride_h, stride_w,
-    GW: tl.constexpr, BC: tl.constexpr, BACK: tl.constexpr,
+def _matrices(
+    weight, packed, block, channels, group_width, stride_o, stride_i, stride_h, stride_w, back, BC: tl.constexpr,
 ):  # fmt: skip
-    """Write the matrices (tap, channel block, in, out) of `weight` (out, in of group, 3, 3); one program each.
+    """Write the nine matrices of a channel block: see `pack`."""
+    first, second = tl.arange(0, BC)[:, None], tl.arange(0, BC)[None, :]
+    turned = back != 0
+    inner, outer = tl.where(turned, second, first), tl.where(turned, first, second)
+    same = first // group_width == second // group_width
+    at = (block * BC + outer) * stride_o + inner % group_width * stride_i
+    into = packed + block * BC * BC + first * BC + second
+    for tap in range(9):
+        source = tl.where(turned, 8 - tap, tap)
+        value = tl.load(weight + at + source // 3 * stride_h + source % 3 * stride_w, mask=same, other=0.0)
+        tl.store(into + tap * channels * BC, value.to(packed.dtype.element_ty))
 
-    `BACK` are those of the input gradient: in and out changed places, and tap (2 - kh, 2 - kw) at (kh, kw).
+
+@triton.jit(do_not_specialize=_ANY_WEIGHT)
+def pack(
+    weight, packed, channels, group_width, stride_o, stride_i, stride_h, stride_w, back, BC: tl.constexpr,
+):  # fmt: skip
+    """Write the matrices (tap, channel block, in, out) of `weight` (out, in of group, 3, 3); a program for each block.
+
+    If `back`, those of the input gradient: in and out changed places, and tap (2 - kh, 2 - kw) at (kh, kw).
     """
-    block, tap = tl.program_id(0), tl.program_id(1)
-    row, column = tl.arange(0, BC)[:, None], tl.arange(0, BC)[None, :]
-    if BACK:
-        inner, outer, source = column, row, 8 - tap
-    else:
-        inner, outer, source = row, column, tap
-    same = row // GW == column // GW
-    at = (
-        (block * BC + outer) * stride_o
-        + inner % GW * stride_i
-        + source // 3 * stride_h
-        + source % 3 * stride_w
+    _matrices(
+        weight,
+        packed,
+        tl.program_id(0),
+        channels,
+        group_width,
+        stride_o,
+        stride_i,
+        stride_h,
+        stride_w,
+        back,
+        BC,
     )
-    value = tl.load(weight + at, mask=same, other=0.0)
-    into = packed + (tap * (channels // BC) + block) * BC * BC + row * BC + column
-    tl.store(into, value.to(packed.dtype.element_ty))
+
+
+@triton.jit
+def pack_all(table, places, WEIGHT: tl.constexpr, PACKED: tl.constexpr, BC: tl.constexpr):
+    """As `pack`, for many weights: a program for each (row of the table, channel block) of `places`.
+
+    A row has the addresses of weight and matrices, and the other arguments of `pack`, all int64.
+    """
+    row = table + tl.load(places + 2 * tl.program_id(0)) * 9
+    block = tl.load(places + 2 * tl.program_id(0) + 1)
+    _matrices(
+        tl.load(row).to(tl.pointer_type(WEIGHT)), tl.load(row + 1).to(tl.pointer_type(PACKED)), block,
+        tl.load(row + 2), tl.load(row + 3), tl.load(row + 4), tl.load(row + 5), tl.load(row + 6),
+        tl.load(row + 7), tl.load(row + 8), BC,
+    )  # fmt: skip
 
 
 @triton.jit

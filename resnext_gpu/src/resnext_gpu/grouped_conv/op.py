@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
+import weakref
 from collections.abc import Callable
 from importlib import util
 from typing import Any, Literal
@@ -14,6 +16,7 @@ from torch import Tensor
 from resnext_core.errors import UsageError
 from resnext_core.model.spec import ModelSpec
 from resnext_gpu.device import note
+from resnext_gpu.grouped_conv.packs import Packs
 
 #: Widths of a group that the kernels know.
 GROUP_WIDTHS = (4, 8, 16, 32)
@@ -23,8 +26,34 @@ MEASURED: frozenset[tuple[int, int]] = frozenset()
 #: Triton's own switch: kernels run in Python, on the CPU.
 INTERPRET = "TRITON_INTERPRET"
 
-#: (x, weight, stride) to the convolution of x with padding 1.
-GroupedConv = Callable[[Tensor, Tensor, int], Tensor]
+#: The matrices of networks, by the number that the operations are given for them; 0 is none.
+_PACKS: weakref.WeakValueDictionary[int, Packs] = weakref.WeakValueDictionary()
+_NUMBERS = itertools.count(1)
+
+
+class GroupedConv:
+    """Maps (x, weight, stride) to the convolution of x with padding 1: how a network computes its grouped convolutions.
+
+    `library`: by PyTorch, that is cuDNN, where that is faster; `timed`: by the fastest plan, not by a fixed one. Call
+    :meth:`prepare` when weights may have changed.
+    """
+
+    def __init__(self, *, library: bool, timed: bool) -> None:
+        self.library, self.timed = library, timed
+        self._packs, self._number = Packs(), next(_NUMBERS)
+        _PACKS[self._number] = self._packs
+
+    def __call__(self, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        found: Tensor = _forward(x, weight, stride, self.library, self.timed, self._number)
+        return found
+
+    def fresh(self) -> GroupedConv:
+        """Return the same for another network."""
+        return GroupedConv(library=self.library, timed=self.timed)
+
+    def prepare(self) -> None:
+        """Make the matrices of all weights that were used so far anew."""
+        self._packs.renew()
 
 
 def grouped_conv(
@@ -44,9 +73,9 @@ def grouped_conv(
     if mode == "triton":
         if reason is not None:
             raise UsageError(f"gpu.grouped_conv=triton cannot be used: {reason}")
-        return functools.partial(_call, library=False, timed=not deterministic and device.type == "cuda")
+        return GroupedConv(library=False, timed=not deterministic and device.type == "cuda")
     if reason is None and not deterministic and torch.cuda.get_device_capability(device) in MEASURED:
-        return functools.partial(_call, library=True, timed=True)
+        return GroupedConv(library=True, timed=True)
     if reason is None and not deterministic:
         note(
             f"grouped convolutions use cuDNN; our kernels were not measured on {torch.cuda.get_device_name(device)}, "
@@ -75,31 +104,28 @@ def why_not(spec: ModelSpec, compute: torch.dtype, device: torch.device) -> str 
     return None
 
 
-def _call(x: Tensor, weight: Tensor, stride: int, *, library: bool, timed: bool) -> Tensor:
-    found: Tensor = _forward(x, weight, stride, library, timed)
-    return found
-
-
 @torch.library.custom_op("resnext_gpu::grouped_conv", mutates_args=())
-def _forward(x: Tensor, weight: Tensor, stride: int, library: bool, timed: bool) -> Tensor:
+def _forward(x: Tensor, weight: Tensor, stride: int, library: bool, timed: bool, packs: int) -> Tensor:
     from resnext_gpu.grouped_conv import launch
 
     x = _channels_last(x)
     return _way(
-        "forward", x, weight, stride, library, timed,
-        lambda plan: launch.forward(x, weight, stride, plan),
+        "forward", x, weight, stride, library, timed, packs,
+        lambda plan, kept: launch.forward(x, weight, stride, plan, kept),
         lambda: _channels_last(_convolve(x, weight.to(x.dtype), stride)),
     )  # fmt: skip
 
 
 @torch.library.custom_op("resnext_gpu::grouped_conv_input_gradient", mutates_args=())
-def _input_gradient(dy: Tensor, x: Tensor, weight: Tensor, stride: int, library: bool, timed: bool) -> Tensor:
+def _input_gradient(
+    dy: Tensor, x: Tensor, weight: Tensor, stride: int, library: bool, timed: bool, packs: int
+) -> Tensor:
     from resnext_gpu.grouped_conv import launch
 
     dy = _channels_last(dy)
     return _way(
-        "input gradient", x, weight, stride, library, timed,
-        lambda plan: launch.input_gradient(dy, weight, x.shape[2], x.shape[3], stride, plan),
+        "input gradient", x, weight, stride, library, timed, packs,
+        lambda plan, kept: launch.input_gradient(dy, weight, x.shape[2], x.shape[3], stride, plan, kept),
         lambda: _channels_last(_backward(dy, x, weight.to(x.dtype), stride, 0)),
     )  # fmt: skip
 
@@ -112,20 +138,20 @@ def _weight_gradient(
 
     dy, x = _channels_last(dy), _channels_last(x)
     return _way(
-        "weight gradient", x, weight, stride, library, timed,
-        lambda plan: launch.weight_gradient(dy, x, weight.shape[1], stride, plan).to(weight.dtype),
+        "weight gradient", x, weight, stride, library, timed, 0,
+        lambda plan, _: launch.weight_gradient(dy, x, weight.shape[1], stride, plan).to(weight.dtype),
         lambda: _backward(dy, x, weight.to(x.dtype), stride, 1).to(weight.dtype).contiguous(),
     )  # fmt: skip
 
 
 @_forward.register_fake
-def _(x: Tensor, weight: Tensor, stride: int, library: bool, timed: bool) -> Tensor:
+def _(x: Tensor, weight: Tensor, stride: int, library: bool, timed: bool, packs: int) -> Tensor:
     size = [(n - 1) // stride + 1 for n in x.shape[2:]]
     return _channels_last(x.new_empty((x.shape[0], weight.shape[0], *size)))
 
 
 @_input_gradient.register_fake
-def _(dy: Tensor, x: Tensor, weight: Tensor, stride: int, library: bool, timed: bool) -> Tensor:
+def _(dy: Tensor, x: Tensor, weight: Tensor, stride: int, library: bool, timed: bool, packs: int) -> Tensor:
     return _channels_last(dy.new_empty(x.shape))
 
 
@@ -142,20 +168,24 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     dx = _input_gradient(dy, x, weight, *ctx.how) if ctx.needs_input_grad[0] else None
-    dw = _weight_gradient(dy, x, weight, *ctx.how) if ctx.needs_input_grad[1] else None
-    return dx, dw, None, None, None
+    dw = _weight_gradient(dy, x, weight, *ctx.how[:3]) if ctx.needs_input_grad[1] else None
+    return dx, dw, None, None, None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_setup)
 
 
 def _way(
-    what: Any, x: Tensor, weight: Tensor, stride: int, library: bool, timed: bool, ours: Callable[[Any], Tensor],
-    theirs: Callable[[], Tensor],
+    what: Any, x: Tensor, weight: Tensor, stride: int, library: bool, timed: bool, packs: int,
+    ours: Callable[[Any, Packs | None], Tensor], theirs: Callable[[], Tensor],
 ) -> Tensor:  # fmt: skip
-    """Compute by a plan of ours, or, if it may be and is faster, by PyTorch."""
-    plan = plan_for(what, x, weight, stride, library, timed, ours, theirs)
-    return theirs() if plan is None else ours(plan)
+    """Compute by a plan of ours, or, if it may be and is faster, by PyTorch.
+
+    The time of a plan is that without making the weight's matrices, as they are made for all layers at once.
+    """
+    for_timing = Packs()
+    plan = plan_for(what, x, weight, stride, library, timed, lambda plan: ours(plan, for_timing), theirs)
+    return theirs() if plan is None else ours(plan, _PACKS.get(packs))
 
 
 def plan_for(

@@ -17,7 +17,10 @@ from torch import Tensor
 from resnext_core.errors import BackendUnavailable, DataError, one_line
 from resnext_core.files import cache_folder, write_atomic
 from resnext_gpu.device import note
+from resnext_gpu.grouped_conv import launch
+from resnext_gpu.grouped_conv.compiling import compile_ahead
 from resnext_gpu.grouped_conv.launch import Plan, out_size, spans, squares_of
+from resnext_gpu.memory import is_out_of_memory
 
 #: What is computed; fused with the batch normalisation and ReLU before it.
 Pass = Literal[
@@ -91,7 +94,7 @@ _WEIGHT_GRADIENT = tuple(
     )
     for programs in all_programs
 )
-#: Without timing: programs by group width, so that their parts are at most a third of the traffic of the images.
+#: Without timing: programs by group width; at batch 128 parts are at most 0.4 of the traffic of the images.
 _PROGRAMS = {4: 2048, 8: 2048, 16: 1024, 32: 256}
 
 
@@ -127,6 +130,49 @@ def candidates(what: Pass, shape: Shape) -> Iterator[Plan]:
         if cut not in {known for known, _ in seen} or (2 * parts <= images and (cut, parts) not in seen):
             seen.add((cut, parts))
             yield plan
+
+
+def compilations(shape: Shape) -> Iterator[Callable[[], object]]:
+    """Yield calls that compile the kernels of every plan of all three passes: see `launch` on ``meta``."""
+    rows, columns = (out_size(n, shape.stride) for n in (shape.height, shape.width))
+    x, dy = (
+        torch.empty((shape.images, shape.channels, *size), dtype=shape.dtype, device="meta")
+        for size in ((shape.height, shape.width), (rows, columns))
+    )
+    weight = torch.empty((shape.channels, shape.group_width, 3, 3), device="meta")
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    table = torch.empty((1, 9), dtype=torch.int64, device="meta")
+    places = torch.empty((1, 2), dtype=torch.int32, device="meta")
+    for block in {plan.channels for plan in candidates("forward", shape)}:
+        yield lambda block=block: launch.pack_all(table, places, weight.dtype, shape.dtype, block)
+    for plan in candidates("forward", shape):
+        yield lambda plan=plan: launch.forward(x, weight, shape.stride, plan)
+    for plan in candidates("input gradient", shape):
+        yield lambda plan=plan: launch.input_gradient(
+            dy, weight, shape.height, shape.width, shape.stride, plan
+        )
+    for plan in candidates("weight gradient", shape):
+        yield lambda plan=plan: launch.weight_gradient(dy, x, shape.group_width, shape.stride, plan)
+
+
+def instruction(what: Pass, plan: Plan, capability: tuple[int, int]) -> str:
+    """Return by which instruction Triton (3.6 to 3.9) has tensor cores multiply, on cards of generation 8 and 9.
+
+    `wgmma` needs four warps and 64 rows: the squares where images are written, the channels of a weight gradient.
+    """
+    rows = plan.channels if what == "weight gradient" else plan.squares
+    if capability[0] not in (8, 9):
+        return "tensor cores"
+    return "wgmma" if capability[0] == 9 and plan.warps % 4 == 0 and rows >= 64 else "mma.sync"
+
+
+def describe(what: Pass, plan: Plan, device: torch.device) -> str:
+    """Return the cut of a plan and its instruction in words: where results are wrong, one may be the reason."""
+    said = f"{plan.squares} squares, {plan.channels} channels, {plan.warps} warps"
+    said += f", {plan.programs} programs" if what == "weight gradient" else ""
+    if device.type != "cuda":
+        return said
+    return f"{said} ({instruction(what, plan, torch.cuda.get_device_capability(device))})"
 
 
 def image_bytes(shape: Shape) -> int:
@@ -193,21 +239,28 @@ class Timings:
 def measure(
     what: Pass, shape: Shape, ours: Callable[[Plan], Tensor], library: Callable[[], Tensor]
 ) -> Timing:
-    """Time every candidate whose result is right, and PyTorch's; the L2 cache is emptied between the calls."""
+    """Time every candidate whose result is right, and PyTorch's; the L2 cache is emptied between the calls.
+
+    Call it in the thread that will compute: PyTorch searches for cuDNN's algorithm once in each thread.
+    """
+    if not what.startswith("fused"):
+        compile_ahead(compilations(shape))
     wanted = library().float()
     most = float(wanted.abs().max())
     best: tuple[float, Plan] | None = None
     for plan in candidates(what, shape):
         try:
             apart = float((ours(plan).float() - wanted).abs().max())
-        except torch.cuda.OutOfMemoryError:
-            raise  # it says nothing about the plan
         except (RuntimeError, triton.TritonError) as error:  # more shared memory than this card has, for one
-            note(f"grouped 3x3, {what}: {plan} skipped: {one_line(error, 160)}")
+            if is_out_of_memory(error):
+                raise  # it says nothing about the plan
+            said = describe(what, plan, wanted.device)
+            note(f"grouped 3x3, {what}: {said} skipped: {one_line(error, 160)}")
             continue
         if not apart <= _AGREEMENT * most:
             note(
-                f"grouped 3x3, {what}: {plan} left out: {apart:.3g} apart from cuDNN, whose largest is {most:.3g}"
+                f"grouped 3x3, {what}: {describe(what, plan, wanted.device)} left out: {apart:.3g} apart from cuDNN, "
+                f"whose largest is {most:.3g}"
             )
             continue
         found = _milliseconds(lambda plan=plan: ours(plan))
