@@ -186,7 +186,7 @@ def _kernels(
     """Fill `rows`: all are checked first, then timed, until too little time is left for the models."""
     kept = clock.left() * FOR_MODELS
     if todo and not args.smoke:
-        clock.say(work.compile_all(todo, args.batch, dtype, device))
+        clock.say(work.compile_all(todo, args.batch, dtype))
     for one in todo:
         if clock.left() > kept:
             own = [row for row in rows if row["shape"] == str(one)]
@@ -271,6 +271,14 @@ def short(found: dict[str, Any]) -> Iterator[str]:
     yield from (f"WRONG: {said[:150]}" for said in wrong[:MOST_WRONG])
     if len(wrong) > MOST_WRONG:
         yield f"WRONG: and {len(wrong) - MOST_WRONG} more, see above"
+    if wrong:
+        plans = [said for said in wrong if " squares, " in said]
+        by = {family: sum(f"({family})" in said for said in plans) for family in ("wgmma", "mma.sync")}
+        if any(by.values()):
+            yield (
+                f"WRONG by instruction of the tensor cores: {by['wgmma']} plans with wgmma (4 and 8 warps, 64 squares "
+                f"and more), {by['mma.sync']} with mma.sync (all others)"
+            )
     unchecked, untimed = (sum(not row[key] for row in rows) for key in ("checked", "ours_ms"))
     if unchecked or untimed:
         yield f"of {len(rows)} convolutions and passes {unchecked} were not checked and {untimed} not timed"

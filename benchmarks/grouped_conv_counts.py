@@ -5,7 +5,9 @@
 Every plan is compiled to machine code, whose instructions are counted (of the weight gradient, those of its loop). A
 warp issues one a clock in each of four schedulers. Loads, and what goes through shared memory on its way to the tensor
 cores, move at most 128 bytes a clock in each multiprocessor: 4 clocks for 16 bytes a thread. The floor is that of the
-card's memory. Latencies, conflicts, divisions of work among multiprocessors and the last waves are not in it.
+card's memory. Latencies, conflicts, divisions of work among multiprocessors and the last waves are not in it. A weight
+gradient's parts are written and read besides: what that takes at the speed of the memory is the last column, for each
+number of programs among the plans. Parts that stay in L2 take less.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import triton
 from grouped_conv_goals import FLAGSHIP, Card, Convolution, convolutions, floor_ms
 from resnext_gpu.grouped_conv import kernels
 from resnext_gpu.grouped_conv.launch import Plan
-from resnext_gpu.grouped_conv.plans import Pass, Shape, candidates
+from resnext_gpu.grouped_conv.plans import Pass, Shape, candidates, partial_bytes
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -46,7 +48,7 @@ def main() -> None:
     args = parser.parse_args()
     print(f"{CARD.name}, batch {args.batch}, times in microseconds")
     print(f"{'convolution':<20} {'pass':<15} {'squares, channels, warps':<25} {'registers':>9} {'floor':>6} "
-          f"{'issue':>6} {'L1':>6}")  # fmt: skip
+          f"{'issue':>6} {'L1':>6}  parts")  # fmt: skip
     for one in convolutions(model_spec(args.model)):
         for line in _lines(one, args.batch):
             print(line, flush=True)
@@ -62,17 +64,17 @@ def _lines(one: Convolution, batch: int) -> Iterator[str]:
     for what in passes:
         if what == "input gradient" and one.stride == 1:
             continue  # by the kernel of the forward pass
-        seen = set()
+        cuts: dict[tuple[int, int, int], list[Plan]] = {}
         for plan in candidates(what, shape):
-            cut = (plan.squares, plan.channels, plan.warps)
-            if cut not in seen:
-                seen.add(cut)
-                registers, issued, moved = _cost(one, batch, what, plan)
-                name = ", ".join(map(str, cut))
-                yield (
-                    f"{one!s:<20} {what:<15} {name:<25} {registers:>9} {floor:6.0f} {1e6 * issued:6.0f} "
-                    f"{1e6 * moved:6.0f}"
-                )
+            cuts.setdefault((plan.squares, plan.channels, plan.warps), []).append(plan)
+        for cut, plans in cuts.items():
+            registers, issued, moved = _cost(one, batch, what, plans[0])
+            name = ", ".join(map(str, cut))
+            parts = [f"{p.programs}: {2e6 * partial_bytes(shape, p) / CARD.bytes_per_s:.1f}" for p in plans]
+            yield (
+                f"{one!s:<20} {what:<15} {name:<25} {registers:>9} {floor:6.0f} {1e6 * issued:6.0f} "
+                f"{1e6 * moved:6.0f}  {', '.join(parts) if what == 'weight gradient' else ''}"
+            )
 
 
 def _cost(one: Convolution, batch: int, what: Pass, plan: Plan) -> tuple[int, float, float]:

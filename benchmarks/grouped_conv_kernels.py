@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import gcd
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 import triton
 from grouped_conv_goals import PASSES, Card, Convolution, floor_ms, least_bytes, operations
 from resnext_gpu.device import note
-from resnext_gpu.grouped_conv import kernels, launch, op, plans
+from resnext_gpu.grouped_conv import launch, op, plans
+from resnext_gpu.grouped_conv.compiling import compile_ahead
+from resnext_gpu.grouped_conv.packs import Packs
 from torch import Tensor
 
 from resnext_core.errors import one_line
@@ -58,6 +57,7 @@ class Operands:
     weight: Tensor
     dy: Tensor
     one: Convolution
+    packs: Packs = field(default_factory=Packs)
 
     @classmethod
     def make(cls, one: Convolution, images: int, dtype: torch.dtype, device: torch.device) -> Operands:
@@ -79,12 +79,14 @@ class Operands:
         )  # fmt: skip
 
     def ours(self, what: str, plan: launch.Plan) -> Tensor:
-        """Return the result of a pass as training computes it."""
+        """Return the result of a pass as training computes it, with matrices of the weights made once."""
         one = self.one
         if what == "forward":
-            return launch.forward(self.x, self.weight, one.stride, plan)
+            return launch.forward(self.x, self.weight, one.stride, plan, self.packs)
         if what == "input gradient":
-            return launch.input_gradient(self.dy, self.weight, one.height, one.width, one.stride, plan)
+            return launch.input_gradient(
+                self.dy, self.weight, one.height, one.width, one.stride, plan, self.packs
+            )
         return launch.weight_gradient(self.dy, self.x, one.group_width, one.stride, plan)
 
     def library(self, what: str) -> Tensor:
@@ -140,21 +142,22 @@ def check(one: Convolution, batch: int, dtype: torch.dtype, device: torch.device
 
 def _wrong(given: Operands, what: str, plan: launch.Plan, wanted: Tensor, bound: Tensor) -> Iterator[str]:
     """Yield what is wrong with one result; a plan that this card cannot run is noted and left out, as in training."""
+    found_on = given.x.device
     try:
         with _memory_full_of_nan():
             found = given.ours(what, plan)
         apart = (found.double() - wanted).abs()
     except triton.OutOfResources as error:  # as of shared memory
-        note(f"{given.one}, {what}: {plan} left out: {one_line(error, 200)}")
+        note(f"{given.one}, {what}: {plans.describe(what, plan, found_on)} left out: {one_line(error, 200)}")
         return
     except triton.TritonError as error:
-        yield f"{plan}: {one_line(error, 200)}"
+        yield f"{plans.describe(what, plan, found_on)}: {one_line(error, 200)}"
         return
     bad = ~(apart <= bound)  # NaN is bad
     if bool(bad.any()):
         at = [int(index[0]) for index in bad.nonzero(as_tuple=True)]
         yield (
-            f"{plan}: {int(bad.sum())} of {bad.numel()} values, first at {at}: "
+            f"{plans.describe(what, plan, found_on)}: {int(bad.sum())} of {bad.numel()} values, first at {at}: "
             f"{float(found[tuple(at)]):.6g} for {float(wanted[tuple(at)]):.6g}"
         )
 
@@ -192,41 +195,20 @@ def _memory_full_of_nan() -> Iterator[None]:
 # -- fast -----------------------------------------------------------------------------------------
 
 
-def compile_all(todo: Sequence[Convolution], batch: int, dtype: torch.dtype, device: torch.device) -> str:
+def compile_all(todo: Sequence[Convolution], batch: int, dtype: torch.dtype) -> str:
     """Compile every kernel that the convolutions need, in parallel where Triton can; return what was done, in words."""
-    if not hasattr(triton, "AsyncCompileMode"):
+    done = compile_ahead(call for one in todo for call in _compilations(one, batch, dtype))
+    if done is None:
         return f"Triton {triton.__version__} compiles one kernel after the other, when they are first called"
-    workers = os.cpu_count() or 1
-    try:
-        with ThreadPoolExecutor(workers) as pool, triton.AsyncCompileMode(pool), _compiling_only() as asked:
-            for one in todo:
-                given = Operands.make(one, gcd(batch, 16), dtype, device)
-                for what in PASSES:
-                    for plan in {*plans.candidates(what, given.shape), plans.default_plan(what, given.shape)}:
-                        given.ours(what, plan)
-    except (RuntimeError, triton.TritonError) as error:  # the check tells of which kernel
-        return f"not all kernels compile: {one_line(error, 200)}"
-    return f"{len({id(kernel) for kernel in asked})} kernels compiled by {workers} threads"
+    return f"{done.kernels} kernels compiled by {done.threads} threads"
 
 
-@contextmanager
-def _compiling_only() -> Iterator[list[Any]]:
-    """`launch` compiles kernels instead of running them; yields a list that they are put on."""
-    asked: list[Any] = []
-
-    class Compiling:
-        def __init__(self, kernel: Any) -> None:
-            self._kernel = kernel
-
-        def __getitem__(self, grid: Any) -> Any:
-            return lambda *args, **how: asked.append(self._kernel.warmup(*args, grid=grid, **how))
-
-    names = ("pack", "forward", "input_gradient_of_stride_2", "weight_gradient")
-    launch.kernels = SimpleNamespace(**{name: Compiling(getattr(kernels, name)) for name in names})
-    try:
-        yield asked
-    finally:
-        launch.kernels = kernels
+def _compilations(one: Convolution, batch: int, dtype: torch.dtype) -> Iterator[Callable[[], object]]:
+    shape = plans.Shape(
+        images=batch, channels=one.channels, group_width=one.group_width, height=one.height, width=one.width,
+        stride=one.stride, dtype=dtype,
+    )  # fmt: skip
+    return plans.compilations(shape)
 
 
 def new_row(one: Convolution, what: str, batch: int, models: dict[str, int], card: Card) -> dict[str, Any]:
@@ -280,8 +262,6 @@ def _time(row: dict[str, Any], given: Operands, timings: plans.Timings) -> None:
     if timing.plan is None:
         row["wrong"] = ["no plan gives cuDNN's result at the full batch"]
     else:
-        p, row["ours_ms"] = timing.plan, timing.ours_ms
-        row["plan"] = f"{p.squares} squares, {p.channels} channels, {p.warps} warps"
-        row["plan"] += f", {p.programs} programs" if what == "weight gradient" else ""
+        row["plan"], row["ours_ms"] = plans.describe(what, timing.plan, given.x.device), timing.ours_ms
     plain = given.nchw()
     row["nchw_ms"] = plans._milliseconds(lambda: plain.library(what))

@@ -334,13 +334,12 @@ class Card:
 driver.set_active(Card())
 import grouped_conv_kernels as work
 one = work.Convolution(channels=16, group_width=4, height=5, width=6, stride=2)
-print(work.compile_all([one], 128, torch.bfloat16, torch.device("cpu")))
-assert work.launch.kernels is work.kernels
+print(work.compile_all([one], 128, torch.bfloat16))
 """
 
 
 def test_all_kernels_compile_at_once(tmp_path: Path) -> None:
-    """For an H100 that is not there; 4 plans that write images and 2 that sum, and 2 kernels that pack weights."""
+    """For an H100 that is not there; 4 cuts that write images and 3 that sum, and 2 kernels that pack weights."""
     triton = pytest.importorskip("triton", reason="Triton is not installed")
     if not hasattr(triton, "AsyncCompileMode"):
         pytest.skip(f"Triton {triton.__version__} compiles one kernel after the other")
@@ -351,8 +350,8 @@ def test_all_kernels_compile_at_once(tmp_path: Path) -> None:
     ran = subprocess.run(words, capture_output=True, text=True, env=env, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
     # The input gradient of stride 2 is a kernel of its own.
-    assert ran.stdout.startswith(f"{4 + 4 + 2 + 2} kernels compiled by ")
-    assert len(list((tmp_path / "cache").iterdir())) == 4 + 4 + 2 + 2
+    assert ran.stdout.startswith(f"{4 + 4 + 3 + 2} kernels compiled by ")
+    assert len(list((tmp_path / "cache").iterdir())) == 4 + 4 + 3 + 2
 
 
 # -- all of it ------------------------------------------------------------------------------------
