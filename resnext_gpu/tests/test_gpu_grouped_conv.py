@@ -256,8 +256,8 @@ def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
         assert row[6] == "True", f"tiles are not loaded by 16 bytes: {row}"
 
 
-_COUNT = """
-import sys
+#: An H100 that is not there, as far as compiling for it goes.
+_CARD = """
 import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
@@ -272,6 +272,42 @@ class Named:
         self.name = name
 
 driver.set_active(Card())
+"""
+_AHEAD = (
+    _CARD
+    + """
+from triton.runtime._async_compile import active_mode
+from resnext_gpu.grouped_conv import kernels, launch
+from resnext_gpu.grouped_conv.compiling import compile_ahead
+
+def pack(block=16):
+    launch.pack(torch.empty((32, 4, 3, 3), device="meta"), torch.bfloat16, block, back=False)
+
+def broken(*_, **__):
+    raise RuntimeError("no compiler")
+
+cache = kernels.pack.device_caches[0][0]
+kernels.pack.compile = broken
+done = compile_ahead([pack, broken, pack], 2)
+print(done.kernels, done.threads, active_mode.get(), len(cache))
+kernels.pack.compile = lambda *_, **__: Named("pack")
+done = compile_ahead([pack, pack, lambda: pack(32)], 1)
+print(done.kernels, done.threads, active_mode.get(), len(cache))
+"""
+)
+
+
+def test_what_does_not_compile_ahead_is_compiled_when_it_is_run(tmp_path: Path) -> None:
+    """Its error is not raised, and Triton does not stay in the mode in which kernels are not run."""
+    triton = pytest.importorskip("triton", reason="Triton is not installed")
+    if not hasattr(triton, "AsyncCompileMode"):
+        pytest.skip(f"Triton {triton.__version__} compiles one kernel after the other")
+    assert run_without_interpreter(_AHEAD, tmp_path).splitlines() == ["1 2 None 0", "2 1 None 2"]
+
+
+_COUNT = (
+    _CARD
+    + """
 asked = []
 
 def compiles(kernel, key, signature, device, constants, options, attributes, warmup):
@@ -293,6 +329,7 @@ for name, batch, size in (("resnext152_64x4d", 128, 224), ("resnext152_64x4d", 1
         size = (size - 1) // block.stride + 1
     print(name, len(asked), *(asked.count(k) for k in sorted(set(asked))), *sorted(set(asked)))
 """
+)
 
 
 def test_one_kernel_serves_many_shapes(tmp_path: Path) -> None:
