@@ -42,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     plugins = load_plugins()
+    if not plugins.commands:  # a checkout on the path that nobody installed
+        raise BackendUnavailable(
+            "resnext-core is not installed, only found: its entry points are missing; pip install it"
+        )
     top = _top_parser(plugins)
     position = _command_position(words)
     if position is None:

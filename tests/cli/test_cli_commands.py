@@ -21,6 +21,7 @@ from resnext_core.errors import EXIT_DATA, EXIT_UNAVAILABLE, EXIT_USAGE
 from resnext_core.interfaces import Command, PredictRequest
 from resnext_core.model.preprocess import normalize
 from resnext_core.model.weights import Weights
+from resnext_core.plugins import PluginSet
 from resnext_core.reference.predictor import create_predictor
 from resnext_core.serving.metrics import softmax
 
@@ -274,3 +275,8 @@ def test_nothing_to_export_with_is_said(cli: CommandLine, weights_file: Path, tm
     says = "no backend here writes an artefact"
     cli.refuses(EXIT_UNAVAILABLE, "export", "--weights", weights_file, "--to", tmp_path / "out", says=says)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_checkout_that_is_not_installed_is_said(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resnext_core.cli.main.load_plugins", PluginSet)
+    cli.refuses(EXIT_UNAVAILABLE, "--help", says="resnext-core is not installed, only found")
