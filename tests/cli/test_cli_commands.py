@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shutil
@@ -278,5 +279,5 @@ def test_nothing_to_export_with_is_said(cli: CommandLine, weights_file: Path, tm
 
 
 def test_a_checkout_that_is_not_installed_is_said(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resnext_core.cli.main.load_plugins", PluginSet)
+    monkeypatch.setattr(importlib.import_module("resnext_core.cli.main"), "load_plugins", PluginSet)
     cli.refuses(EXIT_UNAVAILABLE, "--help", says="resnext-core is not installed, only found")
