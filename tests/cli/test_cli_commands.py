@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import re
@@ -22,7 +23,7 @@ from resnext_core.errors import EXIT_DATA, EXIT_UNAVAILABLE, EXIT_USAGE
 from resnext_core.interfaces import Command, PredictRequest
 from resnext_core.model.preprocess import normalize
 from resnext_core.model.weights import Weights
-from resnext_core.plugins import PluginSet
+from resnext_core.plugins import load_plugins
 from resnext_core.reference.predictor import create_predictor
 from resnext_core.serving.metrics import softmax
 
@@ -279,5 +280,6 @@ def test_nothing_to_export_with_is_said(cli: CommandLine, weights_file: Path, tm
 
 
 def test_a_checkout_that_is_not_installed_is_said(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module("resnext_core.cli.main"), "load_plugins", PluginSet)
+    nothing = dataclasses.replace(load_plugins(), commands={})
+    monkeypatch.setattr(importlib.import_module("resnext_core.cli.main"), "load_plugins", lambda: nothing)
     cli.refuses(EXIT_UNAVAILABLE, "--help", says="resnext-core is not installed, only found")
