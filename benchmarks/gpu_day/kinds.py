@@ -40,6 +40,7 @@ def pytest_words(context: Context, name: str, selection: Selection, seconds: flo
     if processes > 1:
         words += ["-n", str(processes)]
     env = {outcomes.FILE: str(context.file(name)), "OMP_NUM_THREADS": str(max(1, context.cpus // processes))}
+    env["PYTHONSAFEPATH"] = ""  # tests may start modules that are beside them
     if not context.smoke:
         env["RESNEXT_REQUIRE"] = "gpu"  # what is missing fails, and is not skipped
     return Command(words=words, env=env)

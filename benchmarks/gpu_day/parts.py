@@ -15,7 +15,7 @@ FIRST = (
         "--models", FLAGSHIP,
     ),
     tests("kernels", "tests of the kernels and of torch.compile, in twelve processes", 120, least=40.0),
-    own("profile_step", f"profile of one training step of {FLAGSHIP}", 30, needs=(*CORE, "triton"), least=25.0),
+    own("profile_step", f"profile of one training step of {FLAGSHIP}", 45, needs=(*CORE, "triton"), least=35.0),
 )  # fmt: skip
 SECOND = (
     against_timm("timm_152", FLAGSHIP, 128, 130),

@@ -61,7 +61,7 @@ def prepare(work: Path, wheels: Path | None, mark: str) -> Place:
         **os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1",
         "PYTHONFAULTHANDLER": "1", "PYTHONDONTWRITEBYTECODE": "1", "GPU_DAY": mark, "TMPDIR": str(work / "tmp"),
         # Kernels that one part compiled are there for the next; nothing of another day, nothing left in the home.
-        "TRITON_CACHE_DIR": str(work / "triton"), "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"),
+        "TRITON_CACHE_DIR": str(work / "triton-cache"), "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor-cache"),
         "XDG_CACHE_HOME": str(work / "cache"),
     }  # fmt: skip
     (work / "tmp").mkdir()
