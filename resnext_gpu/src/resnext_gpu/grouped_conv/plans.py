@@ -69,7 +69,7 @@ class Timing:
         return self.plan if self.ours_ms is not None and self.ours_ms < self.library_ms else None
 
 
-#: How images are written. A100 and H100 have the registers for these cuts, and for those below but for at most 80 bytes
+#: How images are written. A100 and H100 have the registers for these cuts, and for those below but for at most 96 bytes
 #: that spill (tests/test_gpu_grouped_conv.py). Of blocks of 16 channels those of few warps have the least to move in L1
 #: and shared memory, by count of their instructions: see docs/log/kernels.md.
 _IMAGES = (
