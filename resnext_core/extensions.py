@@ -115,7 +115,9 @@ class Command:
     """A subcommand of ``resnext-run``.
 
     `module` is imported only when the command is used. It has two functions: ``configure(parser)`` adds
-    its flags to an :class:`argparse.ArgumentParser`, ``handle(args)`` does it and returns the exit code.
+    its flags to an :class:`argparse.ArgumentParser`, ``handle(args)`` does it and returns the exit code. It may have
+    three constants: ``EPILOG``, text below its help; ``SETTABLE``, how the keys begin that its ``--set`` takes; and
+    ``TAKES_BACKEND``, False where ``--backend`` means nothing to it and is refused.
     """
 
     name: str

@@ -66,7 +66,7 @@ def _run(words: list[str]) -> int:
     if getattr(module, "TAKES_BACKEND", True):
         parser.add_argument("--backend", metavar="ID", help="backend to use; see 'resnext-run backends'")
     elif any(word.split("=")[0] == "--backend" for word in words[:position]):
-        raise UsageError(f"the command '{name}' takes no --backend: it computes nothing")
+        raise UsageError(f"the command '{name}' takes no --backend")
     parser.settable = getattr(module, "SETTABLE", parser.settable)
     module.configure(parser)
     args = parser.parse_args(words[:position] + words[position + 1 :])

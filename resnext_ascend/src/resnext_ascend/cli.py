@@ -36,6 +36,9 @@ examples:
   resnext-run ascend selftest --out ascend-selftest.tar.gz
 """
 
+#: The backend is ascend: ``--backend`` is refused.
+TAKES_BACKEND = False
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(

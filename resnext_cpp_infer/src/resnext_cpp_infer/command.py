@@ -31,6 +31,9 @@ examples:
   resnext-run cpp run -- --model model.onnx --data photos/val --summary summary.json
 """
 
+#: It builds and runs a program of its own: ``--backend`` is refused.
+TAKES_BACKEND = False
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
