@@ -47,9 +47,7 @@ def test_a_command_that_computes_nothing_takes_no_backend(cli: CommandLine, word
     for given in (["--backend", "reference"], ["--backend=nothing"]):
         outcome = cli(*given, *words)
         assert outcome.code == EXIT_USAGE
-        assert (
-            outcome.err == f"resnext-run: the command '{words[0]}' takes no --backend\n"
-        )
+        assert outcome.err == f"resnext-run: the command '{words[0]}' takes no --backend\n"
     assert "--backend" not in cli.ok(words[0], "--help").out
 
 
