@@ -67,7 +67,7 @@ def train(photos: Path, recipe: Path, tmp_path: Path) -> list[object]:
         (["runs", "list", "--lr"], "unknown flag '--lr'; known: --json (see"),
         (
             ["convert", "a", "b", "--lr", "1"],
-            "unknown flag '--lr'; known: --any-padding, --backend, --classes,",
+            "unknown flag '--lr'; known: --any-padding, --classes, --dry-run,",
         ),
         (["convert", "a", "b", "--filter", "plain"], "use --set preprocess.filter=... (see"),
         (["train", "-x"], "unrecognized arguments: -x"),
