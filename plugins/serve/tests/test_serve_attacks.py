@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import socket
 import struct
 import zlib
@@ -101,21 +100,6 @@ def test_idle_connections_up_to_the_limit_and_beyond(model: Path) -> None:
         refused = dial(service, b"GET /v2 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         stack.enter_context(closing(refused))
         assert rest(refused).startswith(b"HTTP/1.1 503")
-
-
-@pytest.mark.slow
-def test_ten_thousand_idle_connections(model: Path) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard < 25_000:
-        pytest.skip(f"needs 25,000 open files, this system allows {hard}")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (25_000, hard))
-    try:
-        with running({"resnext": model}, connections=10_100, idle=120) as service, ExitStack() as stack:
-            for _ in range(10_000):
-                stack.enter_context(closing(dial(service)))
-            assert service.post("/predict", photo()).status_code == 200
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def bomb(width: int, height: int) -> bytes:

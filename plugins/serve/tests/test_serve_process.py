@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -261,3 +262,23 @@ def test_an_open_service_without_a_token_is_named(model: Path) -> None:
         process.send_signal(signal.SIGTERM)
         process.communicate()
     assert line.startswith("warning: whoever reaches http://0.0.0.0:")
+
+
+@pytest.mark.slow
+def test_ten_thousand_idle_connections(model: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 10_500:
+        pytest.skip(f"needs 10,500 open files, this system allows {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (10_500, hard))
+    try:
+        with command("--weights", model, "--connections", 10_200, "--idle", 300) as (process, url):
+            before = psutil.Process(process.pid).memory_info().rss
+            with contextlib.ExitStack() as stack:
+                for _ in range(10_000):
+                    address = ("127.0.0.1", int(url.rpartition(":")[2]))
+                    stack.enter_context(contextlib.closing(socket.create_connection(address, timeout=60)))
+                assert httpx.post(f"{url}/predict", content=photo(), trust_env=False).status_code == 200
+                print(f"{(psutil.Process(process.pid).memory_info().rss - before) / 1e6:.0f} MB for 10,000")
+            until(lambda: psutil.Process(process.pid).num_fds() < 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
