@@ -107,7 +107,8 @@ def _readme(weights: Weights, name: str, request: ExportRequest) -> str:
     return f"""\
 # {name}: a model repository for Triton
 
-    docker run --rm -p 8000:8000 -v "$PWD:/models:ro" nvcr.io/nvidia/tritonserver:VERSION-py3 \\
+    TRITON_IMAGE=...  # the image tritonserver of NVIDIA, with the ONNX Runtime backend
+    docker run --rm -p 8000:8000 -v "$PWD:/models:ro" "$TRITON_IMAGE" \\
       tritonserver --model-repository=/models
 
 Whether it serves, and what it takes:
