@@ -151,6 +151,22 @@ def test_who_goes_away_is_not_computed() -> None:
     assert device.sizes == [1, 1]
 
 
+def test_changes_of_the_queue_add_up_to_what_waits() -> None:
+    device, changes = Device(), []
+
+    async def scene(batcher: Batcher) -> None:
+        tasks = await later(batcher.submit(images(1)))
+        await begun(device)
+        gone, stays = await later(batcher.submit(images(2, 3)), batcher.submit(images(4)))
+        assert sum(changes) == batcher.waiting == 3
+        gone.cancel()
+        device.go.set()
+        await asyncio.gather(*tasks, stays)
+
+    play(device, scene, queued=changes.append)
+    assert sum(changes) == 0
+
+
 def test_a_failure_reaches_all_of_the_batch_and_no_other() -> None:
     device = Device()
 

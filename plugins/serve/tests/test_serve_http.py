@@ -334,6 +334,7 @@ def test_figures_count_requests_images_and_batches(model: Path) -> None:
         assert service.figure("resnext_batch_images_count") == 2
         assert service.figure("resnext_batch_images_sum") == 2
         assert service.figure("resnext_images_total") == 4
+        assert service.figure("resnext_queue_images") == 0
         text = service.get("/metrics").text
         assert 'resnext_requests_total{code="200",method="POST",route="/predict"} 2.0' in text
         assert 'resnext_requests_total{code="422",method="POST",route="/predict"} 1.0' in text

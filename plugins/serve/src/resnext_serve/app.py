@@ -116,9 +116,6 @@ class Service:
         return JSONResponse(document(self.settings))
 
     async def _figures(self, request: Request) -> Response:
-        for model in self.models.values():
-            if model.generation is not None:
-                self.metrics.waiting(model.name, model.generation.batcher.waiting)
         return Response(self.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _server(self, request: Request) -> Response:
@@ -164,8 +161,9 @@ class Service:
         return JSONResponse({"name": model.name, "ready": ready}, 200 if ready else 503)
 
     async def _metadata(self, request: Request) -> Response:
-        async with self._named(request).used() as generation:
-            return JSONResponse(_describe(self._named(request), generation))
+        model = self._named(request)
+        async with model.used() as generation:
+            return JSONResponse(_describe(model, generation))
 
     async def _infer(self, request: Request) -> Response:
         body = await read_body(request, self.limits.body_bytes)

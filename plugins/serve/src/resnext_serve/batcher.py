@@ -43,15 +43,16 @@ class Batcher:
     """Computes uint8 (N, H, W, 3) by `compute`, `most` images at once, in a thread of its own.
 
     `window` are the seconds that a batch waits for requests on their way, `queue` the images that may wait. `measure`
-    gets the number of images of each batch.
+    gets the number of images of each batch, `queued` the change of how many images wait.
     """
 
     def __init__(
         self, compute: Callable[[NDArray[np.uint8]], NDArray[np.float32]], *, most: int, window: float, queue: int,
         measure: Callable[[int], None] = lambda images: None,
+        queued: Callable[[int], None] = lambda change: None,
     ) -> None:  # fmt: skip
         self._compute, self._most, self._window, self._queue = compute, most, window, queue
-        self._measure = measure
+        self._measure, self._queued = measure, queued
         self._entries: deque[_Entry] = deque()
         self._waiting = self._arriving = 0
         self._changed = asyncio.Event()
@@ -81,7 +82,7 @@ class Batcher:
         parts = [images[i : i + self._most] for i in range(0, len(images), self._most)]
         entries = [_Entry(images=part, future=loop.create_future(), since=now) for part in parts]
         self._entries.extend(entries)
-        self._waiting += len(images)
+        self._count(len(images))
         self._changed.set()
         try:
             answers = [await entry.future for entry in entries]
@@ -118,6 +119,10 @@ class Batcher:
             if batch := self._take():
                 await self._batch(batch)
 
+    def _count(self, change: int) -> None:
+        self._waiting += change
+        self._queued(change)
+
     async def _until_changed(self, seconds: float | None) -> bool:
         """Wait until something is submitted, or is known not to come; returns False when the time is over first."""
         self._changed.clear()
@@ -133,7 +138,7 @@ class Batcher:
         size = 0
         while self._entries and size + len(self._entries[0].images) <= self._most:
             entry = self._entries.popleft()
-            self._waiting -= len(entry.images)
+            self._count(-len(entry.images))
             if not entry.future.done():
                 size += len(entry.images)
                 batch.append(entry)

@@ -96,9 +96,9 @@ class Metrics:
         self._images.labels(model, "answered").inc(answered)
         self._images.labels(model, "unreadable").inc(unreadable)
 
-    def waiting(self, model: str, images: int) -> None:
-        """Note how many images wait."""
-        self._waiting.labels(model).set(images)
+    def queued(self, model: str, change: int) -> None:
+        """Note that so many images more wait, or fewer."""
+        self._waiting.labels(model).inc(change)
 
     def proven(self, model: str, ready: bool, difference: float) -> None:
         """Note what a check of the golden logits found."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -30,10 +30,15 @@ log = logging.getLogger("resnext.serve")
 class Generation:
     """One load of a model; `users` are the requests that it has to answer yet."""
 
-    def __init__(self, proven: Proven, limits: Limits, measure: Callable[[int], None]) -> None:
+    def __init__(self, name: str, proven: Proven, limits: Limits, metrics: Metrics) -> None:
         self.proven = proven
         self.batcher = Batcher(
-            proven.logits, most=limits.batch, window=limits.window / 1000, queue=limits.queue, measure=measure
+            proven.logits,
+            most=limits.batch,
+            window=limits.window / 1000,
+            queue=limits.queue,
+            measure=lambda images: metrics.batch(name, images),
+            queued=lambda change: metrics.queued(name, change),
         )
         self.users = 0
         self._retired = False
@@ -148,9 +153,7 @@ class ServedModel:
     def _take(self, proven: Proven) -> Generation | None:
         """Serve from now on what was loaded; returns what was served before."""
         before = self.generation
-        self.generation = Generation(
-            proven, self._limits, lambda images: self._metrics.batch(self.name, images)
-        )
+        self.generation = Generation(self.name, proven, self._limits, self._metrics)
         self.reason, self.difference = None, proven.difference
         self._metrics.proven(self.name, True, proven.difference)
         return before
