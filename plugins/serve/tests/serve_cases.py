@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -61,6 +62,14 @@ def photo(seed: int = 0, size: tuple[int, int] = (60, 48), kind: str = "JPEG") -
 def pixels(count: int, seed: int = 0) -> NDArray[np.uint8]:
     """Return uint8 (count, SIZE, SIZE, 3)."""
     return np.random.default_rng(seed).integers(0, 256, (count, SIZE, SIZE, 3), np.uint8)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait until `condition` holds; fails after two minutes."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @dataclass(kw_only=True, eq=False)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import resnext_serve.served as served
-from serve_cases import photo, running, save, weights
+from serve_cases import photo, running, save, until, weights
 
 from resnext_core.errors import DataError
 from resnext_core.model.weights import save_weights
@@ -55,13 +53,6 @@ def moody(monkeypatch: pytest.MonkeyPatch) -> list[Moody]:
 
     monkeypatch.setattr(served, "load", load)
     return loaded
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def infer(service: Any) -> Any:

@@ -11,8 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,25 +19,18 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from serve_cases import photo, save, weights
+from serve_cases import photo, save, until, weights
 
 from resnext_core.cli.main import main
+
+#: The command, at a free port.
+SERVE = (sys.executable, "-m", "resnext_core.cli", "serve", "--port", "0")
 
 
 @contextmanager
 def command(*words: object, **environ: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Start the command at a free port; yields the process and its address, when it says that it is ready."""
-    given = [
-        sys.executable,
-        "-m",
-        "resnext_core.cli",
-        "serve",
-        "--port",
-        "0",
-        "--backend",
-        "reference",
-        *map(str, words),
-    ]
+    given = [*SERVE, "--backend", "reference", *map(str, words)]
     process = subprocess.Popen(
         given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environ}
     )
@@ -60,13 +52,6 @@ def command(*words: object, **environ: str) -> Iterator[tuple[subprocess.Popen[s
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     _, err = process.communicate(timeout=120)
     return process.returncode, err
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 class Load:
@@ -176,18 +161,7 @@ def test_killed_under_load_leaves_nothing(model: Path) -> None:
 def test_a_worker_that_cannot_begin_ends_all_with_its_code(tmp_path: Path) -> None:
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(save(tmp_path / "model.safetensors", weights()).read_bytes()[:-50])
-    words = [
-        sys.executable,
-        "-m",
-        "resnext_core.cli",
-        "serve",
-        "--port",
-        "0",
-        "--workers",
-        "2",
-        "--weights",
-        str(broken),
-    ]
+    words = [*SERVE, "--workers", "2", "--weights", str(broken)]
     found = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert found.returncode == 3
     assert all(str(broken) in line for line in found.stderr.splitlines())
@@ -244,19 +218,8 @@ def test_bad_flags_are_one_line(
 
 
 def test_an_open_service_without_a_token_is_named(model: Path) -> None:
-    words = [
-        sys.executable,
-        "-m",
-        "resnext_core.cli",
-        "serve",
-        "--port",
-        "0",
-        "--host",
-        "0.0.0.0",
-        "--weights",
-        str(model),
-    ]
-    with subprocess.Popen([*words, "--backend", "reference"], stdout=subprocess.PIPE, text=True) as process:
+    words = [*SERVE, "--host", "0.0.0.0", "--weights", str(model), "--backend", "reference"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         process.send_signal(signal.SIGTERM)
