@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.config import AugmentConfig
-from resnext_core.data.augment import load_eval, load_train
 from resnext_core.data.decode import BadImage
+from resnext_core.data.render import load_eval, load_train
 from resnext_core.data.sampler import sample_rng
 from resnext_core.model.preprocess import PreprocessSpec
 

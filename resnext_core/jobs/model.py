@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from resnext_core.data.augment import load_eval
 from resnext_core.data.index import image_folder, remarks
+from resnext_core.data.render import load_eval
 from resnext_core.errors import DataError, UsageError
 from resnext_core.files import local_path
 from resnext_core.jobs.infer import Prediction, predicted

@@ -20,7 +20,7 @@ from images import class_tree
 from resnext_cpp_infer.lite import lite_home
 from resnext_cpp_infer.program import onnxruntime_library, sources
 
-from resnext_core.data.augment import load_eval
+from resnext_core.data.render import load_eval
 from resnext_core.interfaces import ExportRequest
 from resnext_core.model.init import init_weights
 from resnext_core.model.preprocess import PreprocessSpec, normalize

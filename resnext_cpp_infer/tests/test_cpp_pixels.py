@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from images import bad_images, good_odd_images, picture
 from mutants import damaged_files, lossless_jpeg, sound_files
 
-from resnext_core.data.augment import load_eval
 from resnext_core.data.decode import BadImage
+from resnext_core.data.render import load_eval
 from resnext_core.model.preprocess import PreprocessSpec
 
 Infer = Callable[..., Done]

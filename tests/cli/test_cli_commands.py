@@ -18,7 +18,7 @@ from PIL import Image
 from resnext_core import __version__
 from resnext_core.cli import commands as builtin
 from resnext_core.config import load_config
-from resnext_core.data.augment import load_eval
+from resnext_core.data.render import load_eval
 from resnext_core.errors import EXIT_DATA, EXIT_UNAVAILABLE, EXIT_USAGE
 from resnext_core.interfaces import Command, PredictRequest
 from resnext_core.model.preprocess import normalize

@@ -12,7 +12,8 @@ from images import picture, pixels
 from PIL import Image, ImageEnhance
 
 from resnext_core.config import AugmentConfig
-from resnext_core.data.augment import Box, color_jitter, load_train, random_box
+from resnext_core.data.plan import Box, color_jitter, random_box
+from resnext_core.data.render import load_train, operated
 from resnext_core.data.sampler import sample_rng
 from resnext_core.model.preprocess import PreprocessSpec
 
@@ -110,7 +111,7 @@ def test_each_colour_operation_is_pillows(op: int, draw: float) -> None:
     draws[3 + op] = draw
     enhance = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[op]
     expected = np.asarray(enhance(image).enhance(1 + 0.4 * (2 * draw - 1)))
-    assert np.array_equal(np.asarray(color_jitter(image, strengths, Draws(*draws))), expected)  # type: ignore[arg-type]
+    assert np.array_equal(np.asarray(operated(image, color_jitter(strengths, Draws(*draws)))), expected)  # type: ignore[arg-type]
 
 
 def test_colour_operations_come_in_random_order() -> None:
@@ -123,16 +124,19 @@ def test_colour_operations_come_in_random_order() -> None:
         (0.3, 0.1, 0.2),
         (0.3, 0.2, 0.1),
     ]
-    results = {color_jitter(image, strengths, Draws(*o, 1.0, 0.9, 0.1)).tobytes() for o in orders}  # type: ignore[arg-type]
+    results = {
+        operated(image, color_jitter(strengths, Draws(*o, 1.0, 0.9, 0.1))).tobytes()  # type: ignore[arg-type]
+        for o in orders
+    }
     assert len(results) == 6
 
 
 def test_strength_zero_changes_nothing_and_no_other_draw() -> None:
     image = picture(30, 40)
     rng = sample_rng(0, 0, 1)
-    assert color_jitter(image, (0, 0, 0), rng) is image
+    assert operated(image, color_jitter((0, 0, 0), rng)) is image
     used = sample_rng(0, 0, 1)
-    color_jitter(image, (0.4, 0.4, 0.4), used)
+    assert len(list(color_jitter((0.4, 0.4, 0.4), used))) == 3
     assert rng.random() == used.random()
 
 

@@ -32,10 +32,10 @@ from PIL import Image
 
 from resnext_core.config import AugmentConfig
 from resnext_core.data import decode
-from resnext_core.data.augment import load_eval, load_train
 from resnext_core.data.decode import BadImage, read_image
 from resnext_core.data.depth import DARK_16_BITS
 from resnext_core.data.jpeg import without_metadata
+from resnext_core.data.render import load_eval, load_train
 from resnext_core.data.sampler import sample_rng
 from resnext_core.data.scan import examine
 from resnext_core.errors import DataError

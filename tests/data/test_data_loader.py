@@ -19,7 +19,6 @@ from PIL import Image
 from processes import alive, data_workers, eventually, holds
 
 from resnext_core.config import AugmentConfig
-from resnext_core.data.augment import load_eval
 from resnext_core.data.batch_pool import LIMITS
 from resnext_core.data.decode import BadImage
 from resnext_core.data.depth import DARK_16_BITS
@@ -27,6 +26,7 @@ from resnext_core.data.index import Index, image_folder, open_index
 from resnext_core.data.loader import Loader, default_workers
 from resnext_core.data.pool import Limits
 from resnext_core.data.quarantine import Quarantine, read_list, write_list
+from resnext_core.data.render import load_eval
 from resnext_core.data.sampler import Task, epoch_permutation, eval_tasks, rank_slice
 from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import Batch

@@ -77,7 +77,7 @@ def integers(result: Evaluation) -> dict[str, Any]:
 def by_hand(tiny_weights: Weights, photos: Path) -> NDArray[Any]:
     """Logits of every image of val, one at a time."""
     index = open_index(photos / "val", tiny_weights.classes)
-    from resnext_core.data.augment import load_eval
+    from resnext_core.data.render import load_eval
 
     pixels = [load_eval(index.path(i), tiny_weights.preprocess) for i in range(len(index))]
     tensors = {n: a.copy() for n, a in tiny_weights.tensors.items()}

@@ -15,7 +15,7 @@ from PIL import Image
 from resnext_serve.protocol import JSON_LENGTH
 from serve_cases import CLASSES, SIZE, Running, photo, pixels, predictor, running, weights
 
-from resnext_core.data.augment import load_eval_bytes
+from resnext_core.data.render import load_eval_bytes
 from resnext_core.serving.metrics import softmax
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from resnext_core.data.augment import load_eval_bytes
 from resnext_core.data.decode import BadImage
+from resnext_core.data.render import load_eval_bytes
 from resnext_core.model.preprocess import PreprocessSpec
 
 

@@ -1,0 +1,120 @@
+"""From a file to uint8 pixels with Pillow: by the preprocessing spec for evaluation, by a plan for training.
+
+This is the definition of both; other decoders give the same bytes. The colour operations are Pillow's ImageEnhance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from resnext_core.config import AugmentConfig
+from resnext_core.data.decode import MAX_PIXELS, BadImage, decode, opened, opened_bytes, read_image
+from resnext_core.data.plan import Box, Operation, Plan, train_plan
+from resnext_core.model.preprocess import PreprocessSpec, eval_pixels, resize_plain
+
+
+def load_eval(path: str | Path, spec: PreprocessSpec, remarks: list[str] | None = None) -> NDArray[np.uint8]:
+    """Read `path` for evaluation: uint8 (size, size, 3). Raises BadImage. `remarks` as for read_image."""
+    minimum = spec.resize if spec.scaled_decode else None
+    return eval_pixels(read_image(path, minimum=minimum, remarks=remarks), spec)
+
+
+def load_eval_bytes(
+    content: bytes, spec: PreprocessSpec, *, name: str = "given", most_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
+    """As :func:`load_eval`, of an image file in memory, which messages call `name`: uint8 (size, size, 3).
+
+    Raises BadImage, also where its header states more than `most_pixels`; no pixel is decoded then.
+    """
+    sides = (spec.resize, spec.resize) if spec.scaled_decode else None
+    with opened_bytes(content, name) as source:
+        width, height = source.size
+        if width * height > most_pixels:
+            raise BadImage(name, f"{width} x {height} is more than {most_pixels} pixels")
+        return eval_pixels(decode(source, name, sides)[0], spec)
+
+
+def load_train(
+    path: str | Path,
+    spec: PreprocessSpec,
+    augment: AugmentConfig,
+    rng: np.random.Generator,
+    remarks: list[str] | None = None,
+) -> NDArray[np.uint8]:
+    """Read `path` for training: uint8 (size, size, 3). Raises BadImage. `remarks` as for read_image.
+
+    The plan is drawn from the size in the header, before anything is decoded.
+    """
+    with opened(path) as source:
+        plan = train_plan(*source.size, spec, augment, rng)
+        image, scale = decode(source, path, plan.sides if plan.scaled_decode else None, remarks)
+    return rendered(image, scale, plan)
+
+
+def rendered(image: Image.Image, scale: float, plan: Plan) -> NDArray[np.uint8]:
+    """Execute `plan` on an RGB image that was decoded at `scale`: uint8 (size, size, 3)."""
+    image = _resized(image, plan.box.scaled(scale), plan)
+    if plan.flip:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(operated(image, plan.operations))
+
+
+def operated(image: Image.Image, operations: Iterable[Operation]) -> Image.Image:
+    """Return an RGB image after `operations`."""
+    for operation in operations:
+        image = OPERATIONS[operation.name](image, *operation.values)
+    return image
+
+
+# -- operations ------------------------------------------------------------------------------------
+
+
+def _black(image: Image.Image) -> Image.Image:
+    return Image.new("RGB", image.size)
+
+
+def _mean_gray(image: Image.Image) -> Image.Image:
+    counts = image.convert("L").histogram()
+    mean = int(np.dot(counts, np.arange(256)) / sum(counts) + 0.5)
+    return Image.new("RGB", image.size, (mean, mean, mean))
+
+
+def _gray(image: Image.Image) -> Image.Image:
+    return image.convert("L").convert("RGB")
+
+
+def _towards(degenerate: Callable[[Image.Image], Image.Image]) -> Callable[..., Image.Image]:
+    """Return Pillow's ImageEnhance of a property: the image as it is at factor 1, without the property at 0."""
+    return lambda image, factor: Image.blend(degenerate(image), image, factor)
+
+
+#: By name: what takes the image and the values of an :class:`Operation`.
+OPERATIONS: Mapping[str, Callable[..., Image.Image]] = {
+    "brightness": _towards(_black),
+    "contrast": _towards(_mean_gray),
+    "saturation": _towards(_gray),
+}
+
+
+# -- geometry --------------------------------------------------------------------------------------
+
+
+def _resized(image: Image.Image, box: Box, plan: Plan) -> Image.Image:
+    if plan.filter == "plain":
+        left, top = min(int(box.left), image.width - 1), min(int(box.top), image.height - 1)
+        right = min(max(left + 1, round(box.left + box.width)), image.width)
+        bottom = min(max(top + 1, round(box.top + box.height)), image.height)
+        pixels = np.asarray(image.crop((left, top, right, bottom)))
+        return Image.fromarray(resize_plain(pixels, plan.size, plan.size))
+    edges = (
+        box.left,
+        box.top,
+        min(box.left + box.width, image.width),
+        min(box.top + box.height, image.height),
+    )
+    return image.resize((plan.size, plan.size), Image.Resampling.BILINEAR, box=edges)
