@@ -55,7 +55,7 @@ class PreprocessConfig:
     """Evaluation preprocessing; `resize` None means image_size · 256 / 224."""
 
     mode: Literal["shorter-side", "squash"] = "squash"
-    filter: Literal["antialias", "plain"] = "antialias"
+    filter: Literal["antialias", "bicubic", "plain"] = "antialias"
     resize: int | None = None
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: Annotated[tuple[float, float, float], Above(0)] = (58.395, 57.12, 57.375)

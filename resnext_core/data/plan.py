@@ -57,7 +57,7 @@ class Plan:
     box: Box
     sides: tuple[int, int]
     size: int
-    filter: Literal["antialias", "plain"]
+    filter: Literal["antialias", "bicubic", "plain"]
     flip: bool
     scaled_decode: bool
     operations: tuple[Operation, ...] = ()

@@ -15,7 +15,7 @@ from PIL import Image
 from resnext_core.config import AugmentConfig
 from resnext_core.data.decode import MAX_PIXELS, BadImage, decode, opened, opened_bytes, read_image
 from resnext_core.data.plan import Box, Operation, Plan, train_plan
-from resnext_core.model.preprocess import PreprocessSpec, eval_pixels, resize_plain
+from resnext_core.model.preprocess import PreprocessSpec, eval_pixels, pillow_filter, resize_plain
 
 
 def load_eval(path: str | Path, spec: PreprocessSpec, remarks: list[str] | None = None) -> NDArray[np.uint8]:
@@ -117,4 +117,4 @@ def _resized(image: Image.Image, box: Box, plan: Plan) -> Image.Image:
         min(box.left + box.width, image.width),
         min(box.top + box.height, image.height),
     )
-    return image.resize((plan.size, plan.size), Image.Resampling.BILINEAR, box=edges)
+    return image.resize((plan.size, plan.size), pillow_filter(plan.filter), box=edges)

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL import Image
+    from PIL.Image import Resampling
 
     from resnext_core.config import PreprocessConfig
 
 #: ImageNet's mean and standard deviation of each colour on 0..255, as every ResNet since 2016 uses them.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+#: How far Pillow's filters reach to either side, in pixels of the smaller of the two images.
+_SUPPORT = {"antialias": 1.0, "bicubic": 2.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +31,16 @@ class PreprocessSpec:
 
     `mode` ``squash``: resize to `resize` × `resize` without keeping the aspect ratio, then centre crop
     `size` (the ModelZoo's); ``shorter-side``: resize the shorter side to `resize`, then centre crop.
-    `filter` ``antialias`` is Pillow's bilinear (support grows with the reduction), ``plain`` is OpenCV's
-    two-tap bilinear. `scaled_decode` allows the JPEG decoder to halve the image while
-    it stays at least as large as needed. Images are RGB; EXIF orientation is ignored; alpha is dropped.
+    `filter` ``antialias`` is Pillow's bilinear and ``bicubic`` Pillow's bicubic (a = −0.5); the support of both grows
+    with the reduction. ``plain`` is OpenCV's two-tap bilinear. `scaled_decode` allows the JPEG decoder to halve the
+    image while it stays at least as large as needed. Images are RGB; EXIF orientation is ignored; alpha is dropped.
     `mean` and `std` are on 0..255.
     """
 
     size: int = 224
     resize: int = 256
     mode: Literal["shorter-side", "squash"] = "squash"
-    filter: Literal["antialias", "plain"] = "antialias"
+    filter: Literal["antialias", "bicubic", "plain"] = "antialias"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     color_order: Literal["RGB"] = "RGB"
@@ -48,7 +51,7 @@ class PreprocessSpec:
             object.__setattr__(self, field, _three_numbers(field, getattr(self, field)))
         for field, allowed in (
             ("mode", ("shorter-side", "squash")),
-            ("filter", ("antialias", "plain")),
+            ("filter", ("antialias", "bicubic", "plain")),
             ("color_order", ("RGB",)),
         ):
             value = getattr(self, field)
@@ -145,7 +148,7 @@ def geometry(height: int, width: int, spec: PreprocessSpec) -> Geometry:
 def eval_pixels(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
     """Resize and centre-crop an RGB image: uint8 (size, size, 3).
 
-    The antialiased filter is applied to rows first, then to columns, each rounded to 8 bits. Two calls fix this order:
+    Pillow's filters are applied to rows first, then to columns, each rounded to 8 bits. Two calls fix this order:
     in a single call, Pillow 13 starts with the columns of tall images, unlike earlier releases.
 
     An image longer than 16 times its shorter side is not resized as a whole (100,000 × 1 would become
@@ -159,23 +162,29 @@ def eval_pixels(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
         rows = slice(place.top, place.top + spec.size)
         columns = slice(place.left, place.left + spec.size)
         return _bilinear(np.asarray(image), place.height, place.width, rows, columns)
-    from PIL.Image import Resampling
-
+    kernel = pillow_filter(spec.filter)
     right, bottom = place.left + spec.size, place.top + spec.size
     if max(place.height, place.width) <= 16 * spec.resize:
-        wide = image.resize((place.width, image.height), Resampling.BILINEAR)
-        resized = wide.resize((place.width, place.height), Resampling.BILINEAR)
+        wide = image.resize((place.width, image.height), kernel)
+        resized = wide.resize((place.width, place.height), kernel)
         return np.asarray(resized.crop((place.left, place.top, right, bottom)))
     down, across = image.height / place.height, image.width / place.width
-    reach = max(down, 1.0)  # of the filter, to either side
+    reach = _SUPPORT[spec.filter] * max(down, 1.0)  # of the filter, to either side
     first = max(math.floor(place.top * down - reach) - 1, 0)
     last = min(math.ceil(bottom * down + reach) + 1, image.height)
     part = image.crop((0, first, image.width, last))
     # Rounding must not leave the image.
     sides = (place.left * across, 0, min(right * across, image.width), last - first)
-    wide = part.resize((spec.size, last - first), Resampling.BILINEAR, box=sides)
+    wide = part.resize((spec.size, last - first), kernel, box=sides)
     ends = (0, place.top * down - first, spec.size, min(bottom * down - first, last - first))
-    return np.asarray(wide.resize((spec.size, spec.size), Resampling.BILINEAR, box=ends))
+    return np.asarray(wide.resize((spec.size, spec.size), kernel, box=ends))
+
+
+def pillow_filter(name: str) -> Resampling:
+    """Return Pillow's filter for a `filter` of a spec other than ``plain``."""
+    from PIL.Image import Resampling
+
+    return {"antialias": Resampling.BILINEAR, "bicubic": Resampling.BICUBIC}[name]
 
 
 def resize_plain(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

@@ -41,7 +41,7 @@ def specs(size: int = 48, resize: int = 56) -> list[PreprocessSpec]:
     return [
         PreprocessSpec(size=size, resize=resize, mode=mode, filter=kind, scaled_decode=scaled)
         for mode in ("squash", "shorter-side")
-        for kind in ("antialias", "plain")
+        for kind in ("antialias", "bicubic", "plain")
         for scaled in (False, True)
     ]
 
@@ -90,7 +90,7 @@ def test_every_pixel_of_every_kind_is_pythons(
 
 @given(
     sides=st.tuples(st.integers(1, 300), st.integers(1, 300)), size=st.integers(1, 80), more=st.integers(0, 30),
-    mode=st.sampled_from(["squash", "shorter-side"]), kind=st.sampled_from(["antialias", "plain"]),
+    mode=st.sampled_from(["squash", "shorter-side"]), kind=st.sampled_from(["antialias", "bicubic", "plain"]),
 )  # fmt: skip
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_shape(
@@ -103,7 +103,8 @@ def test_every_shape(
     assert np.array_equal(got[0], load_eval(path, spec))
 
 
-def test_every_pixel_of_a_panorama(infer: Infer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["antialias", "bicubic"])
+def test_every_pixel_of_a_panorama(infer: Infer, tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     rng = np.random.default_rng(3)
@@ -112,7 +113,7 @@ def test_every_pixel_of_a_panorama(infer: Infer, tmp_path: Path) -> None:
         sides = (short, 17 * short + int(rng.integers(0, 2500)))
         picture(*sides[:: 1 if i % 2 else -1], seed=i).save(folder / f"{i:02}.png")
     for size, resize in ((24, 24), (48, 56), (17, 40)):
-        spec = PreprocessSpec(size=size, resize=resize, mode="shorter-side")
+        spec = PreprocessSpec(size=size, resize=resize, mode="shorter-side", filter=kind)  # type: ignore[arg-type]
         got = pixels(infer, tmp_path, folder, spec)
         for path, image in zip(sorted(folder.iterdir()), got, strict=True):
             assert np.array_equal(image, load_eval(path, spec)), (path.name, size, resize)

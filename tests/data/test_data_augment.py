@@ -77,7 +77,7 @@ def test_crop_arithmetic() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["antialias", "plain"])
+@pytest.mark.parametrize("kind", ["antialias", "bicubic", "plain"])
 def test_flip_and_resize(tmp_path: Path, kind: str) -> None:
     spec = PreprocessSpec(size=20, resize=20, filter=kind)  # type: ignore[arg-type]
     image, path = picture(40, 40), tmp_path / "x.png"
@@ -87,8 +87,9 @@ def test_flip_and_resize(tmp_path: Path, kind: str) -> None:
     assert straight.shape == (20, 20, 3)
     assert np.array_equal(straight[:, ::-1], flipped)
     assert not np.array_equal(straight, flipped)
-    if kind == "antialias":
-        assert np.array_equal(straight, np.asarray(image.resize((20, 20), Image.Resampling.BILINEAR)))
+    if kind != "plain":
+        kernel = Image.Resampling.BILINEAR if kind == "antialias" else Image.Resampling.BICUBIC
+        assert np.array_equal(straight, np.asarray(image.resize((20, 20), kernel)))
 
 
 def test_half_of_the_images_are_flipped(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_every_odd_image_becomes_rgb(good: dict[str, Path], capfd: pytest.Captur
         image = read_image(path)
         assert image.mode == "RGB", name
         for mode in ("squash", "shorter-side"):
-            for kind in ("antialias", "plain"):
+            for kind in ("antialias", "bicubic", "plain"):
                 view = PreprocessSpec(size=32, resize=36, mode=mode, filter=kind)
                 assert load_eval(path, view).shape == (32, 32, 3), (name, mode, kind)
                 assert load_train(path, view, AugmentConfig(), sample_rng(1, 0, 3)).shape == (32, 32, 3), name

@@ -1,4 +1,4 @@
-// libFuzzer: any bytes as an image give pixels, resized in both ways, or a BadImage.
+// libFuzzer: any bytes as an image give pixels, resized in every way, or a BadImage.
 #include "image.h"
 
 #include <cstdint>
@@ -15,7 +15,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     how.size = 8;
     how.resize = 9;
     std::vector<uint8_t> pixels(8 * 8 * 3);
-    for (const auto filter : {resnext::Preprocess::Filter::kAntialias, resnext::Preprocess::Filter::kPlain}) {
+    using Filter = resnext::Preprocess::Filter;
+    for (const auto filter : {Filter::kAntialias, Filter::kBicubic, Filter::kPlain}) {
       how.filter = filter;
       how.mode = size % 2 == 0 ? resnext::Preprocess::Mode::kSquash : resnext::Preprocess::Mode::kShorterSide;
       resnext::eval_pixels(image, how, pixels.data());

@@ -6,9 +6,11 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <initializer_list>
 #include <iterator>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 
 #include "error.h"
 #include "json.h"
@@ -29,11 +31,14 @@ constexpr size_t kHex = 64;
 constexpr std::uintmax_t kMaxManifest = std::uintmax_t{256} << 20;
 
 template <typename T>
-T one_of(const Json& value, const std::string& what, const char* first, T a, const char* second, T b) {
+T one_of(const Json& value, const std::string& what, std::initializer_list<std::pair<const char*, T>> choices) {
   const std::string& text = value.string(what);
-  if (text == first) return a;
-  if (text == second) return b;
-  throw Error(kData, what + " must be " + first + " or " + second + ", not '" + text + "'");
+  std::string names;
+  for (const auto& [name, choice] : choices) {
+    if (text == name) return choice;
+    names += (names.empty() ? "" : " or ") + std::string(name);
+  }
+  throw Error(kData, what + " must be " + names + ", not '" + text + "'");
 }
 
 const Json& object(const Json& value, const std::string& what) {
@@ -60,10 +65,13 @@ Preprocess read_preprocess(const Json& json) {
   Preprocess p;
   p.size = static_cast<int>(json.at("size").integer("preprocess size", 1, kMaxPixels));
   p.resize = static_cast<int>(json.at("resize").integer("preprocess resize", 1, kMaxPixels));
-  p.mode = one_of(json.at("mode"), "preprocess mode", "shorter-side", Preprocess::Mode::kShorterSide, "squash",
-                  Preprocess::Mode::kSquash);
-  p.filter = one_of(json.at("filter"), "preprocess filter", "antialias", Preprocess::Filter::kAntialias, "plain",
-                    Preprocess::Filter::kPlain);
+  p.mode = one_of<Preprocess::Mode>(json.at("mode"), "preprocess mode",
+                                    {{"shorter-side", Preprocess::Mode::kShorterSide},
+                                     {"squash", Preprocess::Mode::kSquash}});
+  p.filter = one_of<Preprocess::Filter>(json.at("filter"), "preprocess filter",
+                                        {{"antialias", Preprocess::Filter::kAntialias},
+                                         {"bicubic", Preprocess::Filter::kBicubic},
+                                         {"plain", Preprocess::Filter::kPlain}});
   p.mean = three(json.at("mean"), "preprocess mean", -1e6, 1e6);
   p.std = three(json.at("std"), "preprocess std", 1e-6, 1e6);
   p.scaled_decode = json.at("scaled_decode").boolean("preprocess scaled_decode");
@@ -104,8 +112,8 @@ void read_model(const Json& json, Manifest& manifest) {
   const long width = json.at("base_width").integer("model base_width", 1, kMaxWidth);
   const long stem = json.at("stem_width").integer("model stem_width", 1, kMaxWidth);
   if (stem * width < 64) throw Error(kData, "model base_width gives an empty group at its stem_width");
-  one_of(json.at("stem"), "model stem", "imagenet", 0, "cifar", 0);
-  one_of(json.at("pool_padding"), "model pool_padding", "same", 0, "symmetric", 0);
+  one_of<int>(json.at("stem"), "model stem", {{"imagenet", 0}, {"cifar", 0}});
+  one_of<int>(json.at("pool_padding"), "model pool_padding", {{"same", 0}, {"symmetric", 0}});
   const long classes = json.at("num_classes").integer("model num_classes", 1, kMaxClasses);
   if (static_cast<long>(manifest.classes.size()) != classes)
     throw Error(kData, "there are " + std::to_string(manifest.classes.size()) + " class names for " +

@@ -10,7 +10,7 @@ namespace resnext {
 
 struct Preprocess {
   enum class Mode { kShorterSide, kSquash };
-  enum class Filter { kAntialias, kPlain };
+  enum class Filter { kAntialias, kBicubic, kPlain };
   int size = 0;    // pixels of the crop
   int resize = 0;  // pixels before it
   Mode mode = Mode::kSquash;

@@ -30,16 +30,17 @@ void eval_pixels(const Image& image, const Preprocess& how, uint8_t* target) {
     resize_plain(image, new_height, new_width, crop, target);
     return;
   }
+  const Kernel kernel = how.filter == Preprocess::Filter::kBicubic ? Kernel::kBicubic : Kernel::kBilinear;
   const Box whole{0, 0, static_cast<double>(image.width), static_cast<double>(image.height)};
   if (std::max(new_height, new_width) <= 16 * how.resize) {
-    resize_antialias(image, whole, new_height, new_width, crop, target);
+    resize_antialias(image, whole, kernel, new_height, new_width, crop, target);
     return;
   }
   // A thread of an image: only what the crop shows is resized, from the rows that it needs, as
   // resnext_core/model/preprocess.py does.
   const double down = static_cast<double>(image.height) / new_height,
                across = static_cast<double>(image.width) / new_width;
-  const double reach = std::max(down, 1.0);  // of the filter, to either side
+  const double reach = support(kernel) * std::max(down, 1.0);  // of the filter, to either side
   const double top = crop.top * down, bottom = (crop.top + how.size) * down;
   const int first = std::max(static_cast<int>(std::floor(top - reach)) - 1, 0);
   const int last = std::min(static_cast<int>(std::ceil(bottom + reach)) + 1, image.height);
@@ -50,7 +51,7 @@ void eval_pixels(const Image& image, const Preprocess& how, uint8_t* target) {
   rows.pixels.assign(image.pixels.begin() + first * stride, image.pixels.begin() + last * stride);
   const Box box{crop.left * across, top - first, std::min((crop.left + how.size) * across, whole.right),
                 std::min(bottom - first, static_cast<double>(rows.height))};
-  resize_antialias(rows, box, how.size, how.size, Window{0, 0, how.size, how.size}, target);
+  resize_antialias(rows, box, kernel, how.size, how.size, Window{0, 0, how.size, how.size}, target);
 }
 
 void normalize(const uint8_t* images, int n, const Preprocess& how, float* target) {

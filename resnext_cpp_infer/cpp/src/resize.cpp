@@ -18,11 +18,19 @@ struct Taps {
   std::vector<int32_t> weights;
 };
 
+// The kernel at a distance >= 0. Each expression is evaluated in Pillow's order, so that every bit of it is Pillow's.
+double value(Kernel kernel, double x) {
+  if (kernel == Kernel::kBilinear) return x < 1 ? 1 - x : 0;
+  constexpr double a = -0.5;
+  if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
+  return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
+}
+
 // The edges, and their difference, are of single precision, as Pillow takes them.
-Taps triangle_taps(int size, float from, float to, int new_size, int first, int count) {
+Taps filter_taps(Kernel kernel, int size, float from, float to, int new_size, int first, int count) {
   const double scale = static_cast<double>(to - from) / new_size;
   const double stretch = std::max(scale, 1.0);
-  const double support = stretch;  // a triangle reaches 1 to either side
+  const double support = resnext::support(kernel) * stretch;
   const double shrink = 1 / stretch;
   Taps taps;
   taps.most = static_cast<int>(std::ceil(support)) * 2 + 1;
@@ -34,8 +42,7 @@ Taps triangle_taps(int size, float from, float to, int new_size, int first, int 
     const int high = std::min(static_cast<int>(centre + support + 0.5), size);
     double sum = 0;
     for (int x = low; x < high; ++x) {
-      const double distance = std::abs((x - centre + 0.5) * shrink);
-      const double w = distance < 1 ? 1 - distance : 0;
+      const double w = value(kernel, std::abs((x - centre + 0.5) * shrink));
       raw[static_cast<size_t>(x - low)] = w;
       sum += w;
     }
@@ -44,7 +51,7 @@ Taps triangle_taps(int size, float from, float to, int new_size, int first, int 
     int32_t* weights = &taps.weights[static_cast<size_t>(i) * static_cast<size_t>(taps.most)];
     for (int x = 0; x < high - low; ++x) {
       const double w = raw[static_cast<size_t>(x)] / (sum != 0 ? sum : 1);
-      weights[x] = static_cast<int32_t>(0.5 + w * (1 << kBits));
+      weights[x] = static_cast<int32_t>((w < 0 ? -0.5 : 0.5) + w * (1 << kBits));
     }
   }
   return taps;
@@ -79,10 +86,14 @@ TwoTaps two_taps(int size, int new_size, int first, int count, bool clamp_fracti
 
 }  // namespace
 
-void resize_antialias(const Image& image, const Box& box, int height, int width, const Window& window,
+double support(Kernel kernel) { return kernel == Kernel::kBilinear ? 1 : 2; }
+
+void resize_antialias(const Image& image, const Box& box, Kernel kernel, int height, int width, const Window& window,
                       uint8_t* target) {
-  const Taps across = triangle_taps(image.width, single(box.left), single(box.right), width, window.left, window.width);
-  const Taps down = triangle_taps(image.height, single(box.top), single(box.bottom), height, window.top, window.height);
+  const Taps across =
+      filter_taps(kernel, image.width, single(box.left), single(box.right), width, window.left, window.width);
+  const Taps down =
+      filter_taps(kernel, image.height, single(box.top), single(box.bottom), height, window.top, window.height);
   int low = image.height, high = 0;
   for (size_t y = 0; y < down.start.size(); ++y) {
     low = std::min(low, down.start[y]);
