@@ -5,8 +5,10 @@ This is the definition of both; other decoders give the same bytes. The colour o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +17,13 @@ from PIL import Image
 from resnext_core.config import AugmentConfig
 from resnext_core.data.decode import MAX_PIXELS, BadImage, decode, opened, opened_bytes, read_image
 from resnext_core.data.plan import Box, Operation, Plan, train_plan
-from resnext_core.model.preprocess import PreprocessSpec, eval_pixels, pillow_filter, resize_plain
+from resnext_core.model.preprocess import (
+    FILTER_REACH,
+    PreprocessSpec,
+    eval_pixels,
+    pillow_filter,
+    resize_plain,
+)
 
 
 def load_eval(path: str | Path, spec: PreprocessSpec, remarks: list[str] | None = None) -> NDArray[np.uint8]:
@@ -111,10 +119,25 @@ def _resized(image: Image.Image, box: Box, plan: Plan) -> Image.Image:
         bottom = min(max(top + 1, round(box.top + box.height)), image.height)
         pixels = np.asarray(image.crop((left, top, right, bottom)))
         return Image.fromarray(resize_plain(pixels, plan.size, plan.size))
-    edges = (
-        box.left,
-        box.top,
-        min(box.left + box.width, image.width),
-        min(box.top + box.height, image.height),
-    )
-    return image.resize((plan.size, plan.size), pillow_filter(plan.filter), box=edges)
+    return resize_box(image, box, plan.size, plan.filter)
+
+
+def resize_box(
+    image: Image.Image, box: Box, size: int, filter: Literal["antialias", "bicubic"]
+) -> Image.Image:
+    """Resize `box` of an RGB image to `size` x `size`: rows first, then columns, each rounded to 8 bits.
+
+    Two calls of Pillow fix this order, as in :func:`resnext_core.model.preprocess.eval_pixels`: in a single call,
+    Pillow 13 starts with the columns of tall images, unlike earlier releases. The filter may reach beyond the box, but
+    not beyond the image. Edges of a box are multiples of 1/8, so that the single-precision arithmetic in Pillow is
+    exact; only the rows that the second pass needs go through the first.
+    """
+    kernel = pillow_filter(filter)
+    bottom = min(box.top + box.height, image.height)
+    reach = FILTER_REACH[filter] * max((bottom - box.top) / size, 1.0)
+    first = max(math.floor(box.top - reach) - 1, 0)
+    last = min(math.ceil(bottom + reach) + 1, image.height)
+    part = image.crop((0, first, image.width, last)) if (first, last) != (0, image.height) else image
+    sides = (box.left, 0, min(box.left + box.width, image.width), last - first)
+    wide = part.resize((size, last - first), kernel, box=sides)
+    return wide.resize((size, size), kernel, box=(0, box.top - first, size, bottom - first))

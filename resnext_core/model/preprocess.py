@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 #: How far Pillow's filters reach to either side, in pixels of the smaller of the two images.
-_SUPPORT = {"antialias": 1.0, "bicubic": 2.0}
+FILTER_REACH: Mapping[str, float] = {"antialias": 1.0, "bicubic": 2.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +169,7 @@ def eval_pixels(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
         resized = wide.resize((place.width, place.height), kernel)
         return np.asarray(resized.crop((place.left, place.top, right, bottom)))
     down, across = image.height / place.height, image.width / place.width
-    reach = _SUPPORT[spec.filter] * max(down, 1.0)  # of the filter, to either side
+    reach = FILTER_REACH[spec.filter] * max(down, 1.0)  # of the filter, to either side
     first = max(math.floor(place.top * down - reach) - 1, 0)
     last = min(math.ceil(bottom * down + reach) + 1, image.height)
     part = image.crop((0, first, image.width, last))

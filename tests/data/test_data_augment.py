@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,9 +14,9 @@ from PIL import Image, ImageEnhance
 
 from resnext_core.config import AugmentConfig
 from resnext_core.data.plan import Box, color_jitter, random_box
-from resnext_core.data.render import load_train, operated
+from resnext_core.data.render import load_train, operated, resize_box
 from resnext_core.data.sampler import sample_rng
-from resnext_core.model.preprocess import PreprocessSpec
+from resnext_core.model.preprocess import PreprocessSpec, pillow_filter
 
 PLAIN_VIEW = AugmentConfig(scale=(1, 1), ratio=(1, 1), flip=0, color_jitter=(0, 0, 0))
 
@@ -90,6 +91,27 @@ def test_flip_and_resize(tmp_path: Path, kind: str) -> None:
     if kind != "plain":
         kernel = Image.Resampling.BILINEAR if kind == "antialias" else Image.Resampling.BICUBIC
         assert np.array_equal(straight, np.asarray(image.resize((20, 20), kernel)))
+
+
+@pytest.mark.parametrize("shape", [(40, 300), (300, 40), (97, 101), (1, 90), (90, 1)])
+@pytest.mark.parametrize("kind", ["antialias", "bicubic"])
+def test_a_crop_is_resized_along_rows_first(
+    shape: tuple[int, int], kind: Literal["antialias", "bicubic"]
+) -> None:
+    image, kernel = picture(*shape), pillow_filter(kind)
+    for sample in range(40):
+        box = random_box(*image.size, AugmentConfig(), sample_rng(3, 0, sample))
+        if sample % 2:  # as on an image that was decoded at a smaller scale
+            box = Box(
+                left=box.left + 0.375 if box.width > 1 else box.left,
+                top=box.top,
+                width=max(box.width - 0.5, 0.5),
+                height=max(box.height - 0.625, 0.375),
+            )
+        columns = (box.left, 0, box.left + box.width, image.height)
+        wide = image.resize((24, image.height), kernel, box=columns)
+        expected = wide.resize((24, 24), kernel, box=(0, box.top, 24, box.top + box.height))
+        assert np.array_equal(resize_box(image, box, 24, kind), expected)
 
 
 def test_half_of_the_images_are_flipped(tmp_path: Path) -> None:
