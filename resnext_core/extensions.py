@@ -1,16 +1,20 @@
-"""Records that plugins yield beside backends: commands, recipes, kinds of weight files; and what a probe answers."""
+"""Records that plugins yield beside backends: commands, recipes, weight files, decoders; and what a probe answers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from resnext_core.errors import one_line, quoted
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
+
+    from resnext_core.data.plan import Plan
+    from resnext_core.model.preprocess import PreprocessSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +99,54 @@ class WeightFile:
     read: Callable[[Path], StoredTensors]
     write: Callable[[Path, Mapping[str, NDArray[Any]], str], None]
     naming: str | None = None
+
+
+class NotSupported(Exception):
+    """Raised by an :class:`ImageDecoder` for an image that it leaves to Pillow: another format, or a broken file."""
+
+
+class ImageDecoder(Protocol):
+    """Decodes image files into the pixels that core's Pillow path defines, to the bit.
+
+    Both methods write the whole of `out`, a C-contiguous uint8 array (size, size, 3), from `content`, the bytes-like
+    content of a file that messages call `name`. They raise NotSupported, or BadImage with the reason that Pillow's path
+    would give. What is probably wrong with an image that can be read is added to `remarks`. Where the record says
+    ``threads``, many threads call them at once.
+    """
+
+    def evaluation(
+        self, content: bytes, name: str, spec: PreprocessSpec, out: NDArray[np.uint8], remarks: list[str]
+    ) -> None:
+        """Write the pixels of an evaluation, as :func:`resnext_core.data.render.load_eval` returns them."""
+
+    def training(
+        self,
+        content: bytes,
+        name: str,
+        draw: Callable[[int, int], Plan],
+        out: NDArray[np.uint8],
+        remarks: list[str],
+    ) -> None:
+        """Execute the plan that `draw` gives for width and height of the image; it gives the same when called again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """What decodes images for the loader, under the name that ``data.decoder`` takes.
+
+    ``auto`` takes the ready one of highest `priority`; the pixels do not depend on which one is used. `probe` must be
+    fast and import nothing heavy. `open` is called in the processes that read, so it is a function of a module, or a
+    :class:`functools.partial` of one; that module should import little. With `threads`, what it returns is native
+    code that releases Python's lock and may be used by many threads at once: the readers are then threads of a few
+    processes. Otherwise each is a process.
+    """
+
+    name: str
+    summary: str
+    probe: Callable[[], Readiness]
+    open: Callable[[], ImageDecoder]
+    priority: int = 0
+    threads: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from resnext_core.interfaces import Backend, Command, Recipe, WeightFile
+    from resnext_core.interfaces import Backend, Command, Decoder, Recipe, WeightFile
 
 PROJECT = "resnext"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -90,4 +90,29 @@ def resnext_weight_files() -> Iterable[WeightFile]:  # type: ignore[empty-body]
             yield WeightFile(
                 suffixes=(".npz",), summary="NumPy archive", probe=lambda: READY, read=read, write=write
             )
+    """
+
+
+@hookspec
+def resnext_decoders() -> Iterable[Decoder]:  # type: ignore[empty-body]
+    """Yield decoders of images for ``data.decoder``; core's own, ``pillow``, comes through this hook too.
+
+    Example::
+
+        from resnext_core.data.render import load_eval_bytes, load_train_bytes
+        from resnext_core.hookspecs import hookimpl
+        from resnext_core.interfaces import READY, Decoder, NotSupported
+
+        class Photos:
+            def evaluation(self, content, name, spec, out, remarks):
+                if content[:3] != b"\\xff\\xd8\\xff":
+                    raise NotSupported  # Pillow reads it
+                out[...] = load_eval_bytes(content, spec, name=name, remarks=remarks)
+
+            def training(self, content, name, draw, out, remarks):
+                out[...] = load_train_bytes(content, draw, name=name, remarks=remarks)
+
+        @hookimpl
+        def resnext_decoders():
+            yield Decoder(name="mine", summary="JPEG on my accelerator", probe=lambda: READY, open=Photos)
     """

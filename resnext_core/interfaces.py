@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from resnext_core import API_VERSION
 from resnext_core.extensions import READY as READY
 from resnext_core.extensions import Command as Command
+from resnext_core.extensions import Decoder as Decoder
+from resnext_core.extensions import ImageDecoder as ImageDecoder
+from resnext_core.extensions import NotSupported as NotSupported
 from resnext_core.extensions import Readiness as Readiness
 from resnext_core.extensions import Recipe as Recipe
 from resnext_core.extensions import StoredTensors as StoredTensors

@@ -1,12 +1,13 @@
-"""Core's own commands and recipes, offered through the same hooks as a plugin's."""
+"""Core's own commands, recipes and decoder, offered through the same hooks as a plugin's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
+from resnext_core.data.pillow import PILLOW
 from resnext_core.hookspecs import hookimpl
-from resnext_core.interfaces import Command, Recipe
+from resnext_core.interfaces import Command, Decoder, Recipe
 
 _COMMANDS = {
     "run": "the whole job: train, evaluate, export, validate, report",
@@ -37,3 +38,8 @@ def resnext_recipes() -> Iterator[Recipe]:
     folder = Path(__file__).parents[1] / "recipes"
     for name in ("digits", "imagenet-150e", "photos-small"):
         yield Recipe(name=name, path=folder / f"{name}.yaml")
+
+
+@hookimpl
+def resnext_decoders() -> Iterator[Decoder]:
+    yield PILLOW

@@ -36,7 +36,8 @@ class DataConfig:
     ends the run (`bad_images` ``fail``), or keeps its place as a row that counts as wrong (``count``), or so and is
     put on the run's list and not tried again (``quarantine``). A run ends when more than the share `max_bad` of its
     training images could not be read; None is 1 %, or 10 images where that is more, but at most a tenth and at least
-    one image. `quarantine` is a list of files not to be tried.
+    one image. `quarantine` is a list of files not to be tried. `decoder` is what decodes the images: the best that is
+    ready here (``auto``), or a named one; the pixels do not depend on it.
     """
 
     dir: str | None = None
@@ -48,6 +49,7 @@ class DataConfig:
     bad_images: Literal["fail", "count", "quarantine"] = "count"
     max_bad: Annotated[float | None, Between(0, 1)] = None
     quarantine: str | None = None
+    decoder: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

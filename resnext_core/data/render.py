@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from resnext_core.config import AugmentConfig
-from resnext_core.data.decode import MAX_PIXELS, BadImage, decode, opened, opened_bytes, read_image
+from resnext_core.data.decode import MAX_PIXELS, BadImage, Source, decode, opened, opened_bytes, read_image
 from resnext_core.data.plan import Box, Operation, Plan, train_plan
 from resnext_core.model.preprocess import (
     FILTER_REACH,
@@ -33,7 +33,12 @@ def load_eval(path: str | Path, spec: PreprocessSpec, remarks: list[str] | None 
 
 
 def load_eval_bytes(
-    content: bytes, spec: PreprocessSpec, *, name: str = "given", most_pixels: int = MAX_PIXELS
+    content: bytes,
+    spec: PreprocessSpec,
+    *,
+    name: str = "given",
+    most_pixels: int = MAX_PIXELS,
+    remarks: list[str] | None = None,
 ) -> NDArray[np.uint8]:
     """As :func:`load_eval`, of an image file in memory, which messages call `name`: uint8 (size, size, 3).
 
@@ -44,7 +49,7 @@ def load_eval_bytes(
         width, height = source.size
         if width * height > most_pixels:
             raise BadImage(name, f"{width} x {height} is more than {most_pixels} pixels")
-        return eval_pixels(decode(source, name, sides)[0], spec)
+        return eval_pixels(decode(source, name, sides, remarks)[0], spec)
 
 
 def load_train(
@@ -60,7 +65,23 @@ def load_train(
     """
     with opened(path) as source:
         plan = train_plan(*source.size, spec, augment, rng)
-        image, scale = decode(source, path, plan.sides if plan.scaled_decode else None, remarks)
+        return _drawn(source, path, plan, remarks)
+
+
+def load_train_bytes(
+    content: bytes,
+    draw: Callable[[int, int], Plan],
+    *,
+    name: str = "given",
+    remarks: list[str] | None = None,
+) -> NDArray[np.uint8]:
+    """As :func:`load_train`, of an image file in memory, by the plan that `draw` gives for its width and height."""
+    with opened_bytes(content, name) as source:
+        return _drawn(source, name, draw(*source.size), remarks)
+
+
+def _drawn(source: Source, path: str | Path, plan: Plan, remarks: list[str] | None) -> NDArray[np.uint8]:
+    image, scale = decode(source, path, plan.sides if plan.scaled_decode else None, remarks)
     return rendered(image, scale, plan)
 
 

@@ -16,8 +16,8 @@ from resnext_core import API_VERSION, hookspecs
 from resnext_core.config import SECTIONS
 from resnext_core.errors import one_line
 from resnext_core.extras import CORE
-from resnext_core.interfaces import Backend, Command, Recipe, WeightFile
-from resnext_core.plugins.offers import PluginSet
+from resnext_core.interfaces import Backend, Command, Decoder, Recipe, WeightFile
+from resnext_core.plugins.offers import AUTO, PluginSet
 
 #: Weight files that core reads itself; no plugin can take them away.
 CORE_ENDINGS = (".safetensors", ".ckpt")
@@ -117,6 +117,7 @@ class _Gathered:
 
         return PluginSet(
             backends=of("backend"), commands=of("command"), weight_files=of("weight file"), recipes=of("recipe"),
+            decoders=of("decoder"),
             origins={key: owner for key, (owner, _) in owned.items()}, problems=tuple(self.lines), clashes=clashes,
         )  # fmt: skip
 
@@ -167,11 +168,26 @@ def _recipe(record: Any) -> Iterable[str]:
     yield recipe.name
 
 
+def _decoder(record: Any) -> Iterable[str]:
+    decoder: Decoder = _typed(record, Decoder, "resnext_decoders")
+    if decoder.name == AUTO or not decoder.name.replace("-", "").isalnum():
+        raise ValueError(
+            f"decoder '{decoder.name}' must be a name of letters, digits and dashes other than {AUTO}"
+        )
+    function = decoder.open
+    while isinstance(function, functools.partial):
+        function = function.func
+    if "<" in getattr(function, "__qualname__", "<"):  # it is found by name in another process
+        raise ValueError(f"decoder '{decoder.name}': open must be a function or class of a module")
+    yield decoder.name
+
+
 _KINDS = (
     _Kind(name="backend", hook="resnext_backends", keys=_backend),
     _Kind(name="command", hook="resnext_commands", keys=_command),
     _Kind(name="weight file", hook="resnext_weight_files", keys=_weight_file),
     _Kind(name="recipe", hook="resnext_recipes", keys=_recipe),
+    _Kind(name="decoder", hook="resnext_decoders", keys=_decoder),
 )
 
 

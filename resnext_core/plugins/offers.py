@@ -10,7 +10,10 @@ from typing import Any
 
 from resnext_core.errors import BackendUnavailable, UsageError, shown, suggest
 from resnext_core.extras import install_hint
-from resnext_core.interfaces import READY, Backend, Command, Readiness, Recipe, WeightFile, ask
+from resnext_core.interfaces import READY, Backend, Command, Decoder, Readiness, Recipe, WeightFile, ask
+
+#: The value of ``data.decoder`` that takes the best one here.
+AUTO = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +21,8 @@ class PluginSet:
     """What the installed plugins offer.
 
     `weight_files` maps a file ending to its kind; the others are by id or name. `origins` maps a kind (``backend``,
-    ``command``, ``weight file``, ``recipe``) and a name to its distribution, `clashes` the same to the distributions
-    that all claim it. `problems` are one line each about plugins that could not be used.
+    ``command``, ``weight file``, ``recipe``, ``decoder``) and a name to its distribution, `clashes` the same to the
+    distributions that all claim it. `problems` are one line each about plugins that could not be used.
     """
 
     backends: Mapping[str, Backend]
@@ -29,6 +32,7 @@ class PluginSet:
     clashes: Mapping[tuple[str, str], tuple[str, ...]]
     weight_files: Mapping[str, WeightFile] = field(default_factory=dict)
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
+    decoders: Mapping[str, Decoder] = field(default_factory=dict)
 
     def option_types(self) -> dict[str, type]:
         """Return the option dataclass of every backend that has one, by id."""
@@ -59,6 +63,22 @@ class PluginSet:
             if name in recipe.former_names:
                 return recipe
         raise UsageError(f"unknown recipe '{shown(name)}'{suggest(name, self.recipes)}")
+
+    def decoder(self, name: str) -> Decoder:
+        """Return the decoder named `name`; for ``auto`` the ready one of highest priority.
+
+        UsageError for a name that is not known, BackendUnavailable for a decoder that is not ready here.
+        """
+        if name == AUTO:
+            ready = [d for d in self.decoders.values() if ask(d.probe) == READY]
+            return min(ready, key=lambda d: (-d.priority, d.name))
+        self._refuse_clash("decoder", name)
+        if name not in self.decoders:
+            raise UsageError(f"unknown data.decoder '{shown(name)}'{suggest(name, [AUTO, *self.decoders])}")
+        answer = ask(self.decoders[name].probe)
+        if not answer.usable:
+            raise BackendUnavailable(f"data.decoder '{name}' is not available: {answer.reason}")
+        return self.decoders[name]
 
     def available(self, backend_id: str) -> Backend:
         """Return the backend if it can run here, if only in test mode; BackendUnavailable with its reason otherwise."""

@@ -74,7 +74,26 @@ BROKEN = {
     "recipes": HEAD + "@hookimpl\ndef resnext_recipes():\n    yield 'mine'\n",
     "half": HEAD + half,
     "command": HEAD + "@hookimpl\ndef resnext_commands():\n    yield 3\n",
+    "decoding": HEAD + "@hookimpl\ndef resnext_decoders():\n    yield 'mine'\n",
+    "anything": HEAD
+    + "from resnext_core.interfaces import Decoder\n"
+    + "@hookimpl\ndef resnext_decoders():\n"
+    + "    yield Decoder(name='auto', summary='s', probe=lambda: READY, open=print)\n",
+    "nameless": HEAD
+    + "from resnext_core.interfaces import Decoder\n"
+    + "@hookimpl\ndef resnext_decoders():\n"
+    + "    yield Decoder(name='mine', summary='s', probe=lambda: READY, open=lambda: None)\n",
 }
+
+DECODERS = """
+from resnext_core.hookspecs import hookimpl
+from resnext_core.interfaces import READY, Decoder, Readiness
+
+@hookimpl
+def resnext_decoders():
+    yield Decoder(name="fast", summary="s", probe=lambda: READY, open=print, priority=5, threads=True)
+    yield Decoder(name="faster", summary="s", probe=lambda: {probe}, open=print, priority=6)
+"""
 
 
 def good(id: str = "good", probe: str = "READY", priority: int = -5, module: str = "nowhere") -> str:
@@ -124,6 +143,9 @@ def test_what_is_wrong_is_said(site: Path) -> None:
     assert "options must be a dataclass" in lines["undefined"]
     assert "resnext_backend" in lines["misspelt"]
     assert lines["command"].endswith("resnext_commands must yield Command records, not int")
+    assert lines["decoding"].endswith("resnext_decoders must yield Decoder records, not str")
+    assert "must be a name of letters, digits and dashes other than auto" in lines["anything"]
+    assert lines["nameless"].endswith("open must be a function or class of a module")
     assert lines["recipe"].endswith("recipe 'a/b.yaml' must be a plain name: a path is a user's own file")
     assert lines["recipes"].endswith("resnext_recipes must yield Recipe records, not str")
     assert lines["half"].endswith("resnext_weight_files must yield WeightFile records, not int")
@@ -150,6 +172,26 @@ def test_no_plugin_can_take_away_what_core_has(site: Path) -> None:
         "backend 'reference' of dist-rude is not used: resnext-core has one of that name",
         "command 'train' of dist-rude is not used: resnext-core has one of that name",
     )
+
+
+def test_the_best_decoder_that_is_ready_is_taken(site: Path) -> None:
+    assert loaded().decoder("auto").name == "pillow"
+    write_plugin(site, "native", DECODERS.format(probe=LACKING))
+    found = loaded()
+    assert found.problems == ()
+    assert found.decoder("auto").name == found.decoder("fast").name == "fast"
+    assert found.decoder("pillow").name == "pillow"
+    says = r"^data\.decoder 'faster' is not available: its driver is missing$"
+    with pytest.raises(BackendUnavailable, match=says):
+        found.decoder("faster")
+    with pytest.raises(UsageError, match=r"^unknown data\.decoder 'fst'; did you mean 'fast'\?"):
+        found.decoder("fst")
+
+
+def test_a_decoder_in_test_mode_is_only_taken_by_name(site: Path) -> None:
+    write_plugin(site, "native", DECODERS.format(probe=CPU))
+    assert loaded().decoder("auto").name == "fast"
+    assert loaded().decoder("faster").name == "faster"
 
 
 @pytest.fixture
