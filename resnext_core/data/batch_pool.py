@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from resnext_core.data.batch_worker import BatchJob, DecodeBatches, Decoded, Transform
 from resnext_core.data.pool import Limits, Pool
+from resnext_core.data.sources.base import Reader
 from resnext_core.data.worker import HEADER
 
 #: A file at which a worker died is tried once more; after that it is the file. A machine that kills more than 20
@@ -20,17 +21,17 @@ LIMITS = Limits(tries=2, deaths=20, idle=20)
 class BatchPool:
     """`workers` processes and `slots` batches of shared memory; see :class:`resnext_core.data.pool.Pool`."""
 
-    def __init__(self, transform: Transform, workers: int, slots: int) -> None:
+    def __init__(self, transform: Transform, reader: Reader, workers: int, slots: int) -> None:
         self._pool: Pool[BatchJob, Decoded] = Pool(
-            DecodeBatches(transform=transform), workers, LIMITS, setting="data.workers"
+            DecodeBatches(transform=transform, reader=reader), workers, LIMITS, setting="data.workers"
         )
         self._free = list(range(slots))
         self._slot_of: dict[int, int] = {}
         self._stride = 0
         self._row_shape = (transform.preprocess.size, transform.preprocess.size, 3)
 
-    def submit(self, epoch: int, length: int, rows: Sequence[tuple[int, int, str]]) -> int | None:
-        """Hand out a batch of `length` rows (row, sample, path) and return its ticket; None: no room now."""
+    def submit(self, epoch: int, length: int, rows: Sequence[tuple[int, int, bytes]]) -> int | None:
+        """Hand out a batch of `length` rows (row, sample, locator) and return its ticket; None: no room now."""
         size = length * int(np.prod(self._row_shape))
         if size > self._stride and not self._slot_of:
             self._stride = size

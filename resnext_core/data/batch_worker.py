@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.config import AugmentConfig
-from resnext_core.data.decode import BadImage
-from resnext_core.data.render import load_eval, load_train
+from resnext_core.data.content import BadImage, Content
+from resnext_core.data.plan import train_plan
+from resnext_core.data.render import load_eval_bytes, load_train_bytes
 from resnext_core.data.sampler import sample_rng
+from resnext_core.data.sources.base import Reader
+from resnext_core.errors import DataError
 from resnext_core.model.preprocess import PreprocessSpec
 
 
@@ -25,15 +29,18 @@ class Transform:
     seed: int
 
     def pixels(
-        self, path: str, epoch: int, sample: int, remarks: list[str] | None = None
+        self, content: Content, epoch: int, sample: int, remarks: list[str] | None = None
     ) -> NDArray[np.uint8]:
-        """Return uint8 (size, size, 3) of `path`, a function of the transform, `epoch` and `sample` only.
+        """Return uint8 (size, size, 3) of a file, a function of `content`, the transform, `epoch` and `sample` only.
 
-        What is probably wrong with an image that can be read is added to `remarks`.
+        Raises BadImage. What is probably wrong with an image that can be read is added to `remarks`.
         """
+        name = f"number {sample}"  # callers know the path, and report only the reason
         if self.augment is None:
-            return load_eval(path, self.preprocess, remarks)
-        return load_train(path, self.preprocess, self.augment, sample_rng(self.seed, epoch, sample), remarks)
+            return load_eval_bytes(content, self.preprocess, name=name, remarks=remarks)
+        rng = sample_rng(self.seed, epoch, sample)
+        draw = partial(train_plan, spec=self.preprocess, augment=self.augment, rng=rng)
+        return load_train_bytes(content, draw, name=name, remarks=remarks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +49,7 @@ class BatchJob:
 
     offset: int
     epoch: int
-    rows: Sequence[tuple[int, int, str]]  # row, sample, path
+    rows: Sequence[tuple[int, int, bytes]]  # row, sample, locator
 
     @property
     def items(self) -> Sequence[int]:
@@ -58,11 +65,13 @@ class BatchJob:
 class Decoded:
     """A batch's end: row, reason and the system's error number (or None) for each sample that could not be read.
 
-    `remarks` are of samples that could be read: the sample and what is probably wrong with it.
+    `remarks` are of samples that could be read: the sample and what is probably wrong with it. `lost` is the message
+    where the whole source can no longer be read.
     """
 
     bad: Sequence[tuple[int, str, int | None]] = ()
     remarks: Sequence[tuple[int, str]] = ()
+    lost: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +79,21 @@ class DecodeBatches:
     """The duty of the workers of a :class:`resnext_core.data.batch_pool.BatchPool`."""
 
     transform: Transform
+    reader: Reader
 
     def do(self, job: BatchJob, at: Callable[[int], None], memory: int) -> Decoded:
         """Write the pixels of the job's rows into `memory`."""
         bad, remarks = [], []
         row_bytes = self.transform.preprocess.size**2 * 3
-        for row, sample, path in job.rows:
+        for row, sample, locator in job.rows:
             at(sample)
             found: list[str] = []
             try:
-                pixels = self.transform.pixels(path, job.epoch, sample, found)
+                pixels = self.transform.pixels(self.reader.read(locator), job.epoch, sample, found)
             except BadImage as error:
                 bad.append((row, error.reason, error.errno))
+            except DataError as error:
+                return Decoded(lost=str(error))
             else:
                 _write(memory, np.ascontiguousarray(pixels).reshape(-1).data, job.offset + row * row_bytes)
             remarks += [(sample, remark) for remark in found]

@@ -29,51 +29,28 @@ from __future__ import annotations
 import ctypes
 import io
 import logging
-import os
-import stat
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from resnext_core.data.content import JPEG, Content, Mapped, check_bytes, read_file
+from resnext_core.data.content import BadImage as BadImage
 from resnext_core.data.depth import declared_bits, eight_bit_colour, eight_bits, rawmode_16
 from resnext_core.data.jpeg import without_metadata
 from resnext_core.data.png import SIGNATURE, Png, read_png
-from resnext_core.errors import DataError, reason
+from resnext_core.errors import reason
 
 #: More pixels than this are refused before any of them is decoded (Pillow's own bound).
 MAX_PIXELS = 178_956_970
-#: JPEG and PNG files above this are refused, since they are read whole: more than any image of MAX_PIXELS needs.
-MAX_BYTES = 1 << 31
 #: Start of a Git LFS pointer, which stands for a large file until that is fetched.
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-
-_KINDS = (
-    (stat.S_ISDIR, "a directory"),
-    (stat.S_ISFIFO, "a pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
-
-
-class BadImage(DataError):
-    """An image file that cannot be decoded; the message is one line, `reason` is the message without the path."""
-
-    def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(f"cannot read image {path}: {reason}")
-        self.reason = reason
-
-    @property
-    def errno(self) -> int | None:
-        """The operating system's error number if that is the cause, None if the image itself is bad."""
-        return self.__cause__.errno if isinstance(self.__cause__, OSError) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,51 +84,43 @@ def read_image(
         return decode(source, path, None if minimum is None else (minimum, minimum), remarks)[0]
 
 
-@contextmanager
-def opened(path: str | Path) -> Iterator[Source]:
-    """Yield the image with its header read and no pixel decoded; raises BadImage when that fails."""
-    with ExitStack() as stack:
-        with _guarded(path):
-            stream = stack.enter_context(_open_regular(path))
-            source = _source(stack, path, stream, os.fstat(stream.fileno()).st_size)
-        yield source
+def opened(path: str | Path) -> AbstractContextManager[Source]:
+    """Return a context: the image with its header read and no pixel decoded; raises BadImage when that fails."""
+    return opened_bytes(read_file(path), path)
 
 
 @contextmanager
-def opened_bytes(content: bytes, name: str) -> Iterator[Source]:
+def opened_bytes(content: Content, name: str | Path) -> Iterator[Source]:
     """As :func:`opened`, of an image file in memory, which messages call `name`."""
     with ExitStack() as stack:
         with _guarded(name):
-            source = _source(stack, name, io.BytesIO(content), len(content))
+            source = _source(stack, name, content)
         yield source
 
 
-def _source(stack: ExitStack, path: str | Path, stream: io.RawIOBase | io.BytesIO, size: int) -> Source:
-    """Return the image in a `stream` of `size` bytes with its header read; `stack` closes what it opens."""
-    head = stream.read(len(_LFS_POINTER)) or b""
-    stream.seek(0)
+def _source(stack: ExitStack, path: str | Path, content: Content) -> Source:
+    """Return the image in `content` with its header read; `stack` closes what it opens."""
+    head = content[: len(_LFS_POINTER)]
     if not head:
         raise BadImage(path, "the file is empty")
     if head.startswith(_LFS_POINTER):
         raise BadImage(path, "a Git LFS pointer, not an image; run git lfs pull")
-    png, content = None, None
-    if head.startswith((SIGNATURE, b"\xff\xd8\xff")):
-        if size > MAX_BYTES:
-            raise BadImage(path, f"the file has {size} bytes; the limit for JPEG and PNG is {MAX_BYTES}")
-        content = stream.read() or b""
-        png = read_png(content) if head.startswith(SIGNATURE) else None
-        if png is not None:
-            _check_size(path, png.width, png.height)
-        content = without_metadata(content) if png is None else png.stream
-    if content is not None:
-        source: IO[bytes] = io.BytesIO(content)
-    elif isinstance(stream, io.BytesIO):
-        source = stream
+    png = None
+    if isinstance(content, Mapped):
+        stream: IO[bytes] = cast(IO[bytes], content)  # it has what Pillow uses of a stream
     else:
-        source = stack.enter_context(io.BufferedReader(stream))
-    image = stack.enter_context(_identified(source))
+        if head.startswith((SIGNATURE, JPEG)):
+            check_bytes(path, len(content))
+        if head.startswith(SIGNATURE):
+            png = read_png(content)
+            _check_size(path, png.width, png.height)
+            content = png.stream
+        elif head.startswith(JPEG):
+            content = without_metadata(content)
+        stream = io.BytesIO(content)
+    image = stack.enter_context(_identified(stream))
     _check_size(path, *image.size)
-    return Source(image=image, stream=source, png=png)
+    return Source(image=image, stream=stream, png=png)
 
 
 def decode(
@@ -173,25 +142,6 @@ def decode(
             if str(error).startswith("decoder error"):
                 raise ValueError(f"broken {source.format} data ({error})") from error
             raise
-
-
-def not_regular(mode: int) -> str | None:
-    """Return what kind of file `st_mode` is, as a reason, if it is not a regular file; otherwise None."""
-    if stat.S_ISREG(mode):
-        return None
-    return f"{next((name for test, name in _KINDS if test(mode)), 'something else')}, not a regular file"
-
-
-def _open_regular(path: str | Path) -> io.FileIO:
-    """Open a regular file without ever blocking; most other kinds are not opened at all."""
-    reason = not_regular(os.stat(path).st_mode)
-    if reason is None:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        reason = not_regular(os.fstat(descriptor).st_mode)  # it may have been replaced since
-        if reason is None:
-            return open(descriptor, "rb", buffering=0)
-        os.close(descriptor)
-    raise BadImage(path, reason)
 
 
 def _check_size(path: str | Path, width: int, height: int) -> None:

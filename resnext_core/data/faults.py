@@ -4,34 +4,39 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from resnext_core.data.index import Index
 from resnext_core.errors import DataError, reason, shown
 
 #: The process, or the machine, has too many files open.
 _DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 
-def blame(index: Index, sample: int, number: int) -> None:
-    """Raise DataError if the operating system's error `number` on image `sample` is not about that file alone.
+def blame(root: str, names: Sequence[str], sample: int, number: int) -> None:
+    """Raise DataError if the operating system's error `number` on file `sample` of `names` is not about that alone.
 
     This covers a missing folder, a folder that can no longer be listed or has lost all its files (as when a file
     system is unmounted), and running out of file descriptors. Returns if only one file is missing or unreadable.
     """
-    path = Path(os.path.abspath(index.path(sample)))
-    if number in _DESCRIPTORS:
-        raise DataError(
-            f"cannot read {shown(path, None)}: {os.strerror(number)}; "
-            "raise the limit (ulimit -n) or lower data.workers"
-        )
+    path = Path(os.path.abspath(os.path.join(root, names[sample])))
+    blame_machine(path, number)
     lost = _lost(path.parent)
-    if lost is None and _empty(path.parent) and not _alone(index, path):
+    if lost is None and _empty(path.parent) and not _alone(root, names, path):
         lost = path.parent, "it is empty now"
     if lost is not None:
         raise DataError(
             f"the data folder {shown(lost[0], None)} can no longer be read: {lost[1]}; "
             "check its permissions and whether it is mounted"
+        )
+
+
+def blame_machine(path: Path, number: int) -> None:
+    """Raise DataError if the operating system's error `number` on `path` means that too many files are open."""
+    if number in _DESCRIPTORS:
+        raise DataError(
+            f"cannot read {shown(path, None)}: {os.strerror(number)}; "
+            "raise the limit (ulimit -n) or lower data.workers"
         )
 
 
@@ -59,9 +64,9 @@ def _empty(folder: Path) -> bool:
         return False
 
 
-def _alone(index: Index, path: Path) -> bool:
-    """True if the index has no other image in the folder of `path`."""
+def _alone(root: str, names: Sequence[str], path: Path) -> bool:
+    """True if there is no other name in the folder of `path`."""
     return not any(
         other.parent == path.parent and other != path
-        for other in (Path(os.path.abspath(index.path(i))) for i in range(len(index)))
+        for other in (Path(os.path.abspath(os.path.join(root, name))) for name in names)
     )

@@ -18,6 +18,8 @@ from resnext_core.data.classes import by_folder, folder_remarks, ignored_remark
 from resnext_core.data.folders import SUFFIXES, ending, entries, is_folder, is_image_file, walk
 from resnext_core.data.lists import read_list
 from resnext_core.data.paths import Paths, encoded
+from resnext_core.data.sources.base import ImageSource
+from resnext_core.data.sources.files import FileSource
 from resnext_core.errors import DataError, UsageError
 
 #: The usual names of each split.
@@ -33,7 +35,8 @@ class Index:
     `paths` are relative to `root`, with ``/`` (absolute where a list says so); `labels` int32 (N,) are
     positions in `classes`, or -1 for images without label (`classes` is then empty unless given). `named` is False
     if the classes are only numbers, from a list of integers. `ignored` counts files that are not images by their
-    name, by ending; hidden files are not counted. `remarks` are messages for the user, see :func:`remarks`.
+    name, by ending; hidden files are not counted. `remarks` are messages for the user, see :func:`remarks`. `source`
+    says where the images are; by default each is a file of its own at its path.
     """
 
     root: Path
@@ -43,12 +46,17 @@ class Index:
     named: bool = True
     ignored: Mapping[str, int] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    source: ImageSource = field(default=None, repr=False)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.source is None:
+            object.__setattr__(self, "source", FileSource(self.root, self.paths))
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def path(self, i: int) -> Path:
-        """Return the path of image `i`."""
+        """Return the path of image `i`, for messages and results; what is in a shard has no file of that name."""
         return self.root / self.paths[i]
 
     @property
@@ -63,14 +71,8 @@ class Index:
         It distinguishes data sets without reading pixels, and does not depend on their location.
         """
         digest = hashlib.sha256()
-        root = encoded(str(self.root))
-        for name, label in zip(self.paths, map(int, self.labels), strict=True):
-            path = encoded(name)
-            try:
-                size = os.stat(os.path.join(root, path)).st_size
-            except (OSError, ValueError):
-                size = -1
-            digest.update(b"%s\0%d\0%d\n" % (path, label, size))
+        for i, (name, label) in enumerate(zip(self.paths, map(int, self.labels), strict=True)):
+            digest.update(b"%s\0%d\0%d\n" % (encoded(name), label, self.source.size(i)))
         return f"sha256:{digest.hexdigest()}"
 
 

@@ -15,7 +15,6 @@ from resnext_core.config import AugmentConfig
 from resnext_core.data.batch_pool import BatchPool
 from resnext_core.data.batch_worker import Transform
 from resnext_core.data.decode import BadImage
-from resnext_core.data.faults import blame
 from resnext_core.data.index import Index
 from resnext_core.data.pool import WorkerDied
 from resnext_core.data.quarantine import Quarantine
@@ -54,7 +53,7 @@ class Loader:
     ``quarantine`` it is also put on the list of `quarantine`; with ``fail`` BadImage is raised when its batch is
     due. What is on that list already is not tried again, under any policy. An image that ends two decoding
     processes counts as one that cannot be read. With `watch_folders` a file whose folder is gone is no bad image but
-    a DataError, see :func:`resnext_core.data.faults.blame`.
+    a DataError, see :func:`resnext_core.data.faults.blame`. So is a shard that is gone or has changed, always.
 
     A context manager; :meth:`close` ends the processes. They also end when this process does.
     """
@@ -83,7 +82,6 @@ class Loader:
         #: Images of the index on the quarantine list from the start.
         self.listed = frozenset(self._listed)
         self._transform = Transform(preprocess=preprocess, augment=augment, seed=seed)
-        self._root = os.path.abspath(index.root)  # a later chdir of this process must not matter
         self._prefetch = max(prefetch, 1)
         self._bad_images = bad_images
         self._watch_folders = watch_folders
@@ -148,14 +146,15 @@ class Loader:
                 self._notes.append(f"{path}: {remark}; resnext-run data scan names all such files")
 
     def _in_process(self, tasks: Iterable[Task]) -> Iterator[Batch]:
-        size = self._transform.preprocess.size
+        size, reader = self._transform.preprocess.size, self.index.source.reader()
         for task in tasks:
             images = np.zeros((len(task), size, size, 3), np.uint8)
             bad = []
-            for row, sample, path in self._rows(task):
+            for row, sample, locator in self._rows(task):
                 remarks: list[str] = []
                 try:
-                    images[row] = self._transform.pixels(path, task.epoch, sample, remarks)
+                    content = reader.read(locator)
+                    images[row] = self._transform.pixels(content, task.epoch, sample, remarks)
                 except BadImage as error:
                     bad.append((row, error.reason, error.errno))
                 self._remark((sample, remark) for remark in remarks)
@@ -183,6 +182,8 @@ class Loader:
                 upcoming = next(source, None)
             ticket, task = waiting.popleft()
             images, done = pool.result(ticket, len(task))
+            if done.lost is not None:
+                raise DataError(done.lost)
             self._notes += [self._named(note, pool) for note in pool.take_notes()]
             self._remark(done.remarks)
             if upcoming is not None:  # the slot is free again: fill it before the caller computes
@@ -200,16 +201,18 @@ class Loader:
 
     def _ready_pool(self) -> BatchPool:
         if self._pool is None:
-            self._pool = BatchPool(self._transform, self.workers, self.workers + self._prefetch)
+            reader = self.index.source.reader()
+            self._pool = BatchPool(self._transform, reader, self.workers, self.workers + self._prefetch)
         else:
             self._pool.discard()  # what an iterator left early had asked for
         return self._pool
 
-    def _rows(self, task: Task) -> list[tuple[int, int, str]]:
+    def _rows(self, task: Task) -> list[tuple[int, int, bytes]]:
+        """Return row, sample and locator of each image of a task that is to be read."""
         samples = task.indices.tolist()
-        names = self.index.paths
+        locator = self.index.source.locator
         return [
-            (row, samples[row], os.path.join(self._root, names[samples[row]]))
+            (row, samples[row], locator(samples[row]))
             for row in np.flatnonzero(task.valid).tolist()
             if samples[row] not in self._listed
         ]
@@ -221,7 +224,7 @@ class Loader:
         for row, reason, number in bad:
             sample = int(task.indices[row])
             if number is not None and self._watch_folders:
-                blame(self.index, sample, number)
+                self.index.source.blame(sample, number)
             if self._bad_images == "fail":
                 raise BadImage(
                     self.index.path(sample), f"{reason}; repair or remove it, or set data.bad_images=count"

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from resnext_core.config import AugmentConfig
-from resnext_core.data.decode import MAX_PIXELS, BadImage, Source, decode, opened, opened_bytes, read_image
+from resnext_core.data.content import Content, read_file
+from resnext_core.data.decode import MAX_PIXELS, BadImage, decode, opened_bytes
 from resnext_core.data.plan import Box, Operation, Plan, train_plan
 from resnext_core.model.preprocess import (
     FILTER_REACH,
@@ -28,15 +29,14 @@ from resnext_core.model.preprocess import (
 
 def load_eval(path: str | Path, spec: PreprocessSpec, remarks: list[str] | None = None) -> NDArray[np.uint8]:
     """Read `path` for evaluation: uint8 (size, size, 3). Raises BadImage. `remarks` as for read_image."""
-    minimum = spec.resize if spec.scaled_decode else None
-    return eval_pixels(read_image(path, minimum=minimum, remarks=remarks), spec)
+    return load_eval_bytes(read_file(path), spec, name=path, remarks=remarks)
 
 
 def load_eval_bytes(
-    content: bytes,
+    content: Content,
     spec: PreprocessSpec,
     *,
-    name: str = "given",
+    name: str | Path = "given",
     most_pixels: int = MAX_PIXELS,
     remarks: list[str] | None = None,
 ) -> NDArray[np.uint8]:
@@ -63,25 +63,25 @@ def load_train(
 
     The plan is drawn from the size in the header, before anything is decoded.
     """
-    with opened(path) as source:
-        plan = train_plan(*source.size, spec, augment, rng)
-        return _drawn(source, path, plan, remarks)
+    return load_train_bytes(
+        read_file(path),
+        lambda width, height: train_plan(width, height, spec, augment, rng),
+        name=path,
+        remarks=remarks,
+    )
 
 
 def load_train_bytes(
-    content: bytes,
+    content: Content,
     draw: Callable[[int, int], Plan],
     *,
-    name: str = "given",
+    name: str | Path = "given",
     remarks: list[str] | None = None,
 ) -> NDArray[np.uint8]:
     """As :func:`load_train`, of an image file in memory, by the plan that `draw` gives for its width and height."""
     with opened_bytes(content, name) as source:
-        return _drawn(source, name, draw(*source.size), remarks)
-
-
-def _drawn(source: Source, path: str | Path, plan: Plan, remarks: list[str] | None) -> NDArray[np.uint8]:
-    image, scale = decode(source, path, plan.sides if plan.scaled_decode else None, remarks)
+        plan = draw(*source.size)
+        image, scale = decode(source, name, plan.sides if plan.scaled_decode else None, remarks)
     return rendered(image, scale, plan)
 
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 
 from PIL import Image
 
-from resnext_core.data.decode import BadImage, decode, not_regular, opened
+from resnext_core.data.content import BadImage
+from resnext_core.data.decode import decode, opened_bytes
 from resnext_core.data.pool import Limits, Pool, WorkerDied
 from resnext_core.data.scan_cache import Facts as Facts
 from resnext_core.data.scan_cache import ScanCache as ScanCache
-from resnext_core.errors import DataError, reason
-from resnext_core.files import file_digest
+from resnext_core.data.sources.base import Reader
+from resnext_core.errors import DataError
 
 #: Files that a process gets at a time, and how many such portions wait for each process.
 _PORTION, _WAITING = 8, 2
@@ -35,26 +35,40 @@ class Scan:
     remembered: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScanFile:
+    """An image file to examine: its absolute path, the number of its reader, and the locator for that."""
+
+    path: str
+    reader: int
+    locator: bytes
+
+
 def scan_files(
-    paths: Sequence[str],
+    files: Sequence[ScanFile],
+    readers: Sequence[Reader],
     cache: ScanCache,
     *,
     workers: int,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Scan | None:
-    """Return the facts of `paths` (absolute), reading what `cache` lacks with `workers` processes.
+    """Return the facts of `files`, reading what `cache` lacks with `workers` processes.
 
     Each fact is in the cache as soon as it is known, so a scan that was killed continues where it was. A file that
     kills the process that reads it is a bad file. None when `stop` said so. `on_progress` gets files done and in
-    all. Raises DataError where no process can be started.
+    all. Raises DataError where no process can be started, and where a source is gone.
     """
-    unique = list(dict.fromkeys(paths))
-    facts = {path: known for path in unique if (known := cache.recall(path)) is not None}
-    missing = [path for path in unique if path not in facts]
+    unique = {file.path: file for file in files}
+    facts = {}
+    for path, file in unique.items():
+        known = cache.recall(path, partial(readers[file.reader].stamp, file.locator))
+        if known is not None:
+            facts[path] = known
+    missing = [file for path, file in unique.items() if path not in facts]
     remembered = len(facts)
     on_progress(remembered, len(unique))
-    with closing(_examine_all(missing, cache.orphans(unique), workers)) as portions:
+    with closing(_examine_all(missing, readers, cache.orphans(list(unique)), workers)) as portions:
         for found in portions:
             for path, fact in found:
                 facts[path] = fact
@@ -62,26 +76,29 @@ def scan_files(
             on_progress(len(facts), len(unique))
             if stop():
                 return None
-    cache.close(keep=unique)
+    cache.close(keep=list(unique))
     return Scan(facts={p: facts[p] for p in unique}, read=len(missing), remembered=remembered)
 
 
-def examine(path: str, known: Mapping[str, Facts]) -> Facts:
-    """Return the facts of one file; with the bytes of a `known` one (by digest) it is not decoded."""
+def examine(path: str, reader: Reader, locator: bytes, known: Mapping[str, Facts]) -> Facts:
+    """Return the facts of one file; with the bytes of a `known` one (by digest) it is not decoded.
+
+    Raises DataError where its source is gone.
+    """
     try:
-        status = os.stat(path)
-        special = not_regular(status.st_mode)
-        if special is not None:  # a pipe would be waited for
-            return Facts(size=-1, mtime_ns=-1, error=special)
-        facts = Facts(size=status.st_size, mtime_ns=status.st_mtime_ns)
-        sha256 = file_digest(Path(path)).removeprefix("sha256:")
-    except OSError as error:
-        return Facts(size=-1, mtime_ns=-1, error=reason(error))
+        size, mtime_ns = reader.stamp(locator)
+        content = reader.read(locator)
+    except BadImage as error:
+        return Facts(size=-1, mtime_ns=-1, error=error.reason)
+    except MemoryError:
+        return Facts(size=-1, mtime_ns=-1, error="not enough memory to read it")
+    facts = Facts(size=size, mtime_ns=mtime_ns)
+    sha256 = hashlib.sha256(content).hexdigest()
     if sha256 in known:
         return replace(known[sha256], size=facts.size, mtime_ns=facts.mtime_ns)
     remarks: list[str] = []
     try:
-        with opened(path) as source:
+        with opened_bytes(content, path) as source:
             form = source.format
             image = decode(source, path, remarks=remarks)[0]
     except BadImage as error:
@@ -104,7 +121,7 @@ def _pixel_digest(image: Image.Image) -> str:
 class _Portion:
     """Some files, each with its number."""
 
-    files: Sequence[tuple[int, str]]
+    files: Sequence[tuple[int, ScanFile]]
 
     @property
     def items(self) -> Sequence[int]:
@@ -114,29 +131,39 @@ class _Portion:
         return _Portion(files=[file for file in self.files if file[0] not in items]) if items else self
 
 
-_Found = list[tuple[str, Facts]]
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """Facts by path; or why a source can no longer be read."""
+
+    facts: Sequence[tuple[str, Facts]] = ()
+    lost: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Examine:
     """The duty of the processes; `known` are facts by the digest of a file's bytes."""
 
+    readers: Sequence[Reader]
     known: Mapping[str, Facts]
 
     def do(self, job: _Portion, at: Callable[[int], None], memory: int) -> _Found:
         found = []
-        for number, path in job.files:
+        for number, file in job.files:
             at(number)
-            found.append((path, examine(path, self.known)))
-        return found
+            try:
+                facts = examine(file.path, self.readers[file.reader], file.locator, self.known)
+            except DataError as error:
+                return _Found(lost=str(error))
+            found.append((file.path, facts))
+        return _Found(facts=found)
 
 
 def _examine_all(
-    paths: Sequence[str], known: Mapping[str, Facts], workers: int
-) -> Generator[_Found, None, None]:
-    """Yield the facts of `paths`, some at a time, in any order."""
-    duty, files = _Examine(known=known), list(enumerate(paths))
-    portions = deque(_Portion(files=files[i : i + _PORTION]) for i in range(0, len(files), _PORTION))
+    files: Sequence[ScanFile], readers: Sequence[Reader], known: Mapping[str, Facts], workers: int
+) -> Generator[Sequence[tuple[str, Facts]], None, None]:
+    """Yield the facts of `files`, some at a time, in any order."""
+    duty, numbered = _Examine(readers=readers, known=known), list(enumerate(files))
+    portions = deque(_Portion(files=numbered[i : i + _PORTION]) for i in range(0, len(numbered), _PORTION))
     try:
         if portions:
             with _pool(duty, min(workers, len(portions))) as pool:
@@ -145,27 +172,34 @@ def _examine_all(
                     while portions and waiting < _WAITING * workers:
                         pool.submit(portions.popleft())
                         waiting += 1
-                    yield pool.result(pool.wait())
+                    yield _facts(pool.result(pool.wait()))
                     waiting -= 1
                 suspects = pool.left_out()
             for number in suspects:
-                yield [(paths[number], _examine_alone(number, paths[number], duty))]
+                yield [(files[number].path, _examine_alone(number, files[number], duty))]
     except WorkerDied as error:
         raise DataError("image loader processes end at once; check the machine's free memory") from error
 
 
-def _examine_alone(number: int, path: str, duty: _Examine) -> Facts:
+def _facts(found: _Found) -> Sequence[tuple[str, Facts]]:
+    if found.lost is not None:
+        raise DataError(found.lost)
+    return found.facts
+
+
+def _examine_alone(number: int, file: ScanFile, duty: _Examine) -> Facts:
     """Return the facts of a file at which a process died, by one that has nothing else to do."""
     with _pool(duty, 1) as pool:
-        found = pool.result(pool.submit(_Portion(files=[(number, path)])))
+        found = _facts(pool.result(pool.submit(_Portion(files=[(number, file)]))))
         if found:
             return found[0][1]
         pool.result(pool.submit(_Portion(files=[])))  # another process works: it was not the machine
-    with suppress(OSError, DataError):
-        status = os.stat(path)
+    reader = duty.readers[file.reader]
+    with suppress(BadImage):
+        size, mtime_ns = reader.stamp(file.locator)
         return Facts(
-            size=status.st_size, mtime_ns=status.st_mtime_ns, error="the process that decoded it died",
-            sha256=file_digest(Path(path)).removeprefix("sha256:"),
+            size=size, mtime_ns=mtime_ns, error="the process that decoded it died",
+            sha256=hashlib.sha256(reader.read(file.locator)).hexdigest(),
         )  # fmt: skip
     return Facts(size=-1, mtime_ns=-1, error="it is gone")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -71,16 +71,15 @@ class ScanCache:
         except OSError as error:
             self.trouble = f"results are not cached: cannot write {self._path}: {reason(error)}"
 
-    def recall(self, path: str) -> Facts | None:
-        """Return the facts of a file that has not changed since, None of any other."""
+    def recall(self, path: str, stamp: Callable[[], tuple[int, int]]) -> Facts | None:
+        """Return the facts of a file that has not changed since, None of any other; `stamp` is a reader's."""
         known = self._facts.get(path)
         if known is None:
             return None
         try:
-            status = os.stat(path)
-        except OSError:
+            return known if stamp() == (known.size, known.mtime_ns) else None
+        except DataError:
             return None
-        return known if (status.st_size, status.st_mtime_ns) == (known.size, known.mtime_ns) else None
 
     def orphans(self, paths: Sequence[str]) -> dict[str, Facts]:
         """Return by digest what is known of files that are not among `paths`: they may have moved."""

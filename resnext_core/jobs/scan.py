@@ -11,7 +11,7 @@ from typing import Any
 from resnext_core.data.findings import Findings, absolute, find
 from resnext_core.data.loader import default_workers
 from resnext_core.data.quarantine import Quarantine, write_list
-from resnext_core.data.scan import ScanCache, scan_files
+from resnext_core.data.scan import ScanCache, ScanFile, scan_files
 from resnext_core.errors import Interrupted
 from resnext_core.files import cache_folder, check_target
 from resnext_core.jobs.data import data_info
@@ -69,14 +69,19 @@ def scan(job: ScanJob, listen: Listener = ignore) -> ScanResult:
     folder = job.folder
     parts = data_info(folder, listen).parts
     names = Quarantine(folder if os.path.isdir(folder) else folder.parent)
-    paths = [absolute(index, i) for index in parts.values() for i in range(len(index))]
+    files = [
+        ScanFile(path=absolute(index, i), reader=number, locator=index.source.locator(i))
+        for number, index in enumerate(parts.values())
+        for i in range(len(index))
+    ]
+    readers = [index.source.reader() for index in parts.values()]
     if job.list_file is not None:
         check_target(job.list_file)  # before hours of decoding
     cache = ScanCache((job.cache or cache_folder()) if job.use_cache else None, folder)
     started = time.perf_counter()
     with StopRequest() as stop:
         scanned = scan_files(
-            paths, cache, workers=job.workers or max(default_workers(), 1), stop=lambda: stop.requested,
+            files, readers, cache, workers=job.workers or max(default_workers(), 1), stop=lambda: stop.requested,
             on_progress=lambda done, total: listen(Progress(what="scan", done=done, total=total)),
         )  # fmt: skip
     if scanned is None:

@@ -38,6 +38,7 @@ from resnext_core.data.jpeg import without_metadata
 from resnext_core.data.render import load_eval, load_train
 from resnext_core.data.sampler import sample_rng
 from resnext_core.data.scan import examine
+from resnext_core.data.sources.files import FileReader
 from resnext_core.errors import DataError
 from resnext_core.model.preprocess import PreprocessSpec
 
@@ -415,7 +416,9 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
             assert caught.value.reason == f"{kind}, not a regular file"
             with pytest.raises(BadImage):
                 load_train(path, PreprocessSpec(), AugmentConfig(), sample_rng(0, 0, 0))
-            assert examine(str(path), {}).error == f"{kind}, not a regular file"
+            assert (
+                examine(str(path), FileReader(), os.fsencode(path), {}).error == f"{kind}, not a regular file"
+            )
 
 
 def test_a_broken_file_of_a_known_format_is_told_as_that(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from resnext_core.data.depth import DARK_16_BITS
 from resnext_core.data.index import open_index
 from resnext_core.data.loader import Loader
 from resnext_core.data.quarantine import Quarantine, read_list
-from resnext_core.data.scan import Facts, ScanCache, scan_files
+from resnext_core.data.scan import Facts, Scan, ScanCache, ScanFile
+from resnext_core.data.scan import scan_files as scan_sources
+from resnext_core.data.sources.files import FileReader
 from resnext_core.errors import EXIT_DATA, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, DataError
 from resnext_core.model.preprocess import PreprocessSpec
 
@@ -40,6 +43,11 @@ def data(tmp_path: Path) -> Path:
         for i in range(2):
             picture(40, 60, seed=100 + 10 * number + i).save(folder / f"{i}.png")
     return tmp_path / "data"
+
+
+def scan_files(paths: Sequence[str], cache: ScanCache, workers: int) -> Scan | None:
+    files = [ScanFile(path=path, reader=0, locator=os.fsencode(path)) for path in paths]
+    return scan_sources(files, [FileReader()], cache, workers=workers)
 
 
 def scanned(cli: CommandLine, data: Path, *more: object, code: int = EXIT_OK) -> dict[str, Any]:
@@ -303,10 +311,12 @@ def test_a_file_that_kills_its_reader_is_a_bad_file(tmp_path: Path) -> None:
 
 def test_any_main_module_will_do(data: Path) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom resnext_core.data.scan import ScanCache, scan_files\n"
+        "import sys\nfrom pathlib import Path\nfrom resnext_core.data.scan import *\n"
+        "from resnext_core.data.sources.files import FileReader\n"
         "print('main module runs once')\n"  # no guard: a worker must not import this module
         "paths = [str(p) for p in Path(sys.argv[1]).rglob('*.jpg')]\n"
-        "scan = scan_files(paths, ScanCache(None, Path(sys.argv[1])), workers=2)\n"
+        "files = [ScanFile(path=p, reader=0, locator=p.encode()) for p in paths]\n"
+        "scan = scan_files(files, [FileReader()], ScanCache(None, Path(sys.argv[1])), workers=2)\n"
         "print(sum(fact.pixels is not None for fact in scan.facts.values()))\n"
     )
     script = data.parent / "script.py"
