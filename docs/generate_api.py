@@ -36,6 +36,7 @@ MODULES = {
         "resnext_core.interfaces",
         "resnext_core.extensions",
         "resnext_core.hookspecs",
+        "resnext_core.data.sources.base",
         "resnext_core.plugins.offers",
         "resnext_core.plugins.loading",
         "resnext_core.errors",

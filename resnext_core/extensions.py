@@ -1,4 +1,4 @@
-"""Records that plugins yield beside backends: commands, recipes, weight files, decoders; and what a probe answers."""
+"""Records that plugins yield beside backends: commands, recipes, files, decoders, sources; and what a probe answers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from resnext_core.data.plan import Plan
+    from resnext_core.data.sources.base import Listing
     from resnext_core.model.preprocess import PreprocessSpec
 
 
@@ -147,6 +148,24 @@ class Decoder:
     open: Callable[[], ImageDecoder]
     priority: int = 0
     threads: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceKind:
+    """A kind of source of images, beside folders and lists: what ``--data`` and ``data.train`` may name.
+
+    `claims(path)` says whether what the user gave, a path or an address, is of this kind; it must not raise and must
+    be fast, so it looks at names and first bytes at most. Core's kinds are asked first, then those of plugins by name.
+    `open(path)` returns what is there. It raises DataError, and BackendUnavailable where a package is missing that it
+    needs. `parts` are the file names of a part of a data folder, where ``{}`` is ``train``, ``val`` or ``test``; they
+    may be patterns of :mod:`fnmatch`.
+    """
+
+    name: str
+    summary: str
+    claims: Callable[[str], bool]
+    open: Callable[[str], Listing]
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from resnext_core.interfaces import Backend, Command, Decoder, Recipe, WeightFile
+    from resnext_core.interfaces import Backend, Command, Decoder, Recipe, SourceKind, WeightFile
 
 PROJECT = "resnext"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -115,4 +115,40 @@ def resnext_decoders() -> Iterable[Decoder]:  # type: ignore[empty-body]
         @hookimpl
         def resnext_decoders():
             yield Decoder(name="mine", summary="JPEG on my accelerator", probe=lambda: READY, open=Photos)
+    """
+
+
+@hookspec
+def resnext_sources() -> Iterable[SourceKind]:  # type: ignore[empty-body]
+    """Yield kinds of sources of images for ``--data`` and ``data.train``; core's own come through this hook too.
+
+    Example::
+
+        import csv
+        from pathlib import Path
+
+        import numpy as np
+
+        from resnext_core.data.sources.base import Listing
+        from resnext_core.data.sources.files import FileSource
+        from resnext_core.hookspecs import hookimpl
+        from resnext_core.interfaces import SourceKind
+
+        def open_csv(path):
+            with open(path, newline="") as stream:
+                rows = sorted(csv.reader(stream))
+            paths, names = zip(*rows)
+            classes = tuple(sorted(set(names)))
+            labels = np.array([classes.index(name) for name in names], np.int32)
+            folder = Path(path).parent
+            return Listing(
+                root=folder, paths=paths, source=FileSource(folder, paths), labels=labels, classes=classes
+            )
+
+        @hookimpl
+        def resnext_sources():
+            yield SourceKind(
+                name="mine", summary="rows of path and class", claims=lambda path: path.endswith(".csv"),
+                open=open_csv, parts=("{}.csv",),
+            )
     """

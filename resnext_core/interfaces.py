@@ -21,6 +21,7 @@ from resnext_core.extensions import ImageDecoder as ImageDecoder
 from resnext_core.extensions import NotSupported as NotSupported
 from resnext_core.extensions import Readiness as Readiness
 from resnext_core.extensions import Recipe as Recipe
+from resnext_core.extensions import SourceKind as SourceKind
 from resnext_core.extensions import StoredTensors as StoredTensors
 from resnext_core.extensions import WeightFile as WeightFile
 from resnext_core.extensions import ask as ask

@@ -1,4 +1,4 @@
-"""Core's own commands, recipes and decoder, offered through the same hooks as a plugin's."""
+"""Core's own commands, recipes, decoder and sources, offered through the same hooks as a plugin's."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from resnext_core.data.pillow import PILLOW
+from resnext_core.data.sources.registry import CORE_KINDS
 from resnext_core.hookspecs import hookimpl
-from resnext_core.interfaces import Command, Decoder, Recipe
+from resnext_core.interfaces import Command, Decoder, Recipe, SourceKind
 
 _COMMANDS = {
     "run": "the whole job: train, evaluate, export, validate, report",
@@ -43,3 +44,8 @@ def resnext_recipes() -> Iterator[Recipe]:
 @hookimpl
 def resnext_decoders() -> Iterator[Decoder]:
     yield PILLOW
+
+
+@hookimpl
+def resnext_sources() -> Iterator[SourceKind]:
+    yield from CORE_KINDS

@@ -61,6 +61,14 @@ def by_folder(
     return {name: label for label, name in enumerate(folders)}, tuple(folders), said
 
 
+def by_label(root: Path, labels: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
+    """Return the class of each of the `labels`, integers from 0 in a source; DataError for one without a class."""
+    for label in labels:
+        if int(label) >= len(classes):
+            raise DataError(f"{root}: the label {label} is not below {len(classes)}, the number of classes")
+    return {label: int(label) for label in labels}
+
+
 def _by_number(root: Path, folders: Sequence[str], classes: int) -> dict[str, int]:
     labels = {name: number(name) for name in folders}
     ordered = sorted(folders, key=number)

@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.config import DataConfig
-from resnext_core.data.classes import by_folder, folder_remarks, ignored_remark
+from resnext_core.data.classes import by_folder, by_label, folder_remarks, ignored_remark
 from resnext_core.data.folders import SUFFIXES, ending, entries, is_folder, is_image_file, walk
 from resnext_core.data.lists import read_list
 from resnext_core.data.paths import Paths, encoded
-from resnext_core.data.sources.base import ImageSource
+from resnext_core.data.sources.base import ImageSource, Listing
 from resnext_core.data.sources.files import FileSource
+from resnext_core.data.sources.registry import kind_of, parts_in
 from resnext_core.errors import DataError, UsageError
 
 #: The usual names of each split.
@@ -77,13 +78,16 @@ class Index:
 
 
 def open_index(path: str | Path, classes: Sequence[str] | None = None, *, named: bool = True) -> Index:
-    """Return the index of `path`: a text list, a folder of class folders, or a folder of unlabelled images.
+    """Return the index of `path`: a text list, a folder of class folders, a folder of unlabelled images, or what a kind
+    of :mod:`resnext_core.data.sources` claims.
 
     A folder that contains folders is a folder of class folders. With `classes` (those of the training) labels are
     positions in them; an unknown class is a DataError that names it, a class without images is allowed. `named` is
     False if these classes are only numbers: see :func:`resnext_core.data.classes.by_folder`. Raises
     DataError if the data is missing, empty or ambiguous.
     """
+    if (kind := kind_of(path)) is not None:
+        return listed(kind.open(os.fspath(path)), classes, named=named)
     path = Path(path)
     if os.path.isfile(path):
         return text_list(path, classes, named=named)
@@ -155,17 +159,66 @@ def text_list(path: Path, classes: Sequence[str] | None = None, *, named: bool =
     return replace(_index(path.parent, paths, labels, known, {}, said), named=by_name)
 
 
+def listed(
+    found: Listing, classes: Sequence[str] | None = None, *, named: bool = True, labelled: bool = True
+) -> Index:
+    """Return the index of what a source holds, with `classes` as for :func:`open_index`; without `labelled`, no labels.
+
+    Labels that are names belong to classes as names of folders do, and numbers as in a text list.
+    """
+    if not len(found.paths):
+        raise DataError(f"{found.root} has no images ({', '.join(SUFFIXES)}); add some or give another one")
+    index = Index(
+        root=found.root, paths=found.paths, labels=np.full(len(found.paths), -1, np.int32),
+        classes=tuple(classes or ()), ignored=found.ignored, remarks=found.remarks, source=found.source,
+    )  # fmt: skip
+    present = np.unique(found.labels)
+    if not labelled or present[-1] < 0:
+        return index
+    if present[0] < 0:
+        without = np.flatnonzero(found.labels < 0)
+        raise DataError(
+            f"{len(without)} of {len(index)} images in {found.root} have no label, e.g. {found.paths[without[0]]}; "
+            "add the labels, or leave these images out"
+        )
+    if classes is None:
+        said = folder_remarks(found.classes) if found.named else ()
+        return replace(
+            index,
+            labels=found.labels,
+            classes=found.classes,
+            named=found.named,
+            remarks=(*found.remarks, *said),
+        )
+    names = [found.classes[label] for label in present.tolist()]
+    if found.named or all(name in classes for name in names):
+        label_of, known, remark = by_folder(found.root, names, classes, named=named)
+        said = () if remark is None else (remark,)
+    else:
+        label_of, known, said = by_label(found.root, names, classes), tuple(classes), ()
+    table = np.full(len(found.classes), -1, np.int32)
+    table[present] = [label_of[name] for name in names]
+    return replace(
+        index, labels=table[found.labels], classes=known, named=named, remarks=(*found.remarks, *said)
+    )
+
+
 def find_splits(folder: str | Path, config: DataConfig, need: Sequence[str] = ()) -> dict[str, Path]:
     """Return the paths of the splits ``train``, ``val`` and ``test``; missing splits are left out.
 
-    `config.train`, `.val` and `.test` are relative to `folder`; for None the usual names are
-    tried, as a folder or as a list ``<name>.txt``; ``none`` leaves the split out. Raises UsageError for a missing
+    `config.train`, `.val` and `.test` are relative to `folder`; for None the usual names are tried, as a folder, as a
+    list ``<name>.txt``, or as what a kind of source has; ``none`` leaves the split out. Raises UsageError for a missing
     folder, a configured path that does not exist, two candidates for one split, no split at all, or one of `need`
     missing.
     """
     folder = Path(folder)
     if not os.path.isdir(folder):
         if os.path.exists(folder):
+            if kind_of(folder) is not None:
+                raise UsageError(
+                    f"{folder} is one part of a data set; put it into a folder as train{folder.suffix}, with "
+                    f"val{folder.suffix} beside it, and give that folder with --data DIR"
+                )
             raise UsageError(
                 f"{folder} is a file, not a folder; unpack an archive and give its folder with --data DIR"
             )
@@ -176,12 +229,11 @@ def find_splits(folder: str | Path, config: DataConfig, need: Sequence[str] = ()
         if given == NO_SPLIT:
             continue
         if given is not None:
-            if not os.path.exists(folder / given):
+            if not os.path.exists(folder / given) and kind_of(folder / given) is None:
                 raise UsageError(f"data.{split}: {folder / given} does not exist; correct it or leave it out")
             splits[split] = folder / given
             continue
-        found = [name for name in names if os.path.isdir(folder / name)]
-        found += [f"{name}.txt" for name in names if os.path.isfile(folder / f"{name}.txt")]
+        found = split_candidates(folder, names)
         if len(found) > 1:
             raise UsageError(
                 f"{folder} has {' and '.join(found)}; choose one with --set data.{split}={found[0]}"
@@ -196,6 +248,14 @@ def find_splits(folder: str | Path, config: DataConfig, need: Sequence[str] = ()
             f"add it or set its path with --set data.{(missing or ['train'])[0]}=PATH{_below(folder, missing)}"
         )
     return splits
+
+
+def split_candidates(folder: Path, names: Sequence[str]) -> list[str]:
+    """Return what is in `folder` under one of the usual `names` of a split: a folder, a list, or a part of a source."""
+    found = [name for name in names if os.path.isdir(folder / name)]
+    found += [f"{name}.txt" for name in names if os.path.isfile(folder / f"{name}.txt")]
+    # the archive that a folder was unpacked from may still lie beside it
+    return found or [part for name in names for part in parts_in(folder, name)]
 
 
 def _below(folder: Path, missing: Sequence[str]) -> str:

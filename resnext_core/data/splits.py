@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from resnext_core.config import Config, DataConfig
-from resnext_core.data.index import NO_SPLIT, SPLITS, Index, find_splits, open_index
+from resnext_core.data.index import NO_SPLIT, SPLITS, Index, find_splits, open_index, split_candidates
 from resnext_core.errors import DataError, ResnextError, UsageError, shown
 
 
@@ -129,8 +129,6 @@ def part_paths(root: Path, data: DataConfig) -> dict[str, Path]:
     """Return the train, val and test parts of `root`; none where it is itself a folder of classes or a list."""
     if not os.path.isdir(root):
         return {}
-    usual = any(
-        os.path.exists(root / name) for names in SPLITS.values() for n in names for name in (n, f"{n}.txt")
-    )
+    usual = any(split_candidates(root, names) for names in SPLITS.values())
     configured = any(part not in (None, NO_SPLIT) for part in (data.train, data.val, data.test))
     return find_splits(root, data) if usual or configured else {}

@@ -14,9 +14,10 @@ import pluggy
 
 from resnext_core import API_VERSION, hookspecs
 from resnext_core.config import SECTIONS
+from resnext_core.data.sources.registry import install
 from resnext_core.errors import one_line
 from resnext_core.extras import CORE
-from resnext_core.interfaces import Backend, Command, Decoder, Recipe, WeightFile
+from resnext_core.interfaces import Backend, Command, Decoder, Recipe, SourceKind, WeightFile
 from resnext_core.plugins.offers import AUTO, PluginSet
 
 #: Weight files that core reads itself; no plugin can take them away.
@@ -27,7 +28,10 @@ _RESERVED = frozenset([*SECTIONS, "backends"])
 
 @functools.cache
 def load_plugins() -> PluginSet:
-    """Load every plugin once; a broken one becomes a line in `problems`, never an exception."""
+    """Load every plugin once; a broken one becomes a line in `problems`, never an exception.
+
+    Their sources are known to :func:`resnext_core.data.index.open_index` from then on.
+    """
     found: list[tuple[str, str, Any]] = []
     problems: list[str] = []
     for entry in sorted(
@@ -40,7 +44,9 @@ def load_plugins() -> PluginSet:
             problems.append(
                 f"plugin '{entry.name}' of {_distribution(entry)} failed to load: {_named(error)}"
             )
-    return collect(found, problems)
+    plugins = collect(found, problems)
+    install(plugins.sources.values())
+    return plugins
 
 
 def get_backend(backend_id: str) -> Backend:
@@ -117,7 +123,7 @@ class _Gathered:
 
         return PluginSet(
             backends=of("backend"), commands=of("command"), weight_files=of("weight file"), recipes=of("recipe"),
-            decoders=of("decoder"),
+            decoders=of("decoder"), sources=of("source"),
             origins={key: owner for key, (owner, _) in owned.items()}, problems=tuple(self.lines), clashes=clashes,
         )  # fmt: skip
 
@@ -182,12 +188,22 @@ def _decoder(record: Any) -> Iterable[str]:
     yield decoder.name
 
 
+def _source(record: Any) -> Iterable[str]:
+    kind: SourceKind = _typed(record, SourceKind, "resnext_sources")
+    if not kind.name.replace("-", "").isalnum():
+        raise ValueError(f"source '{kind.name}' must be a name of letters, digits and dashes")
+    if not isinstance(kind.parts, tuple) or not all("{}" in part for part in kind.parts):
+        raise ValueError(f"source '{kind.name}': parts must be a tuple of names with {{}} for the part")
+    yield kind.name
+
+
 _KINDS = (
     _Kind(name="backend", hook="resnext_backends", keys=_backend),
     _Kind(name="command", hook="resnext_commands", keys=_command),
     _Kind(name="weight file", hook="resnext_weight_files", keys=_weight_file),
     _Kind(name="recipe", hook="resnext_recipes", keys=_recipe),
     _Kind(name="decoder", hook="resnext_decoders", keys=_decoder),
+    _Kind(name="source", hook="resnext_sources", keys=_source),
 )
 
 

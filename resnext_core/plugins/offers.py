@@ -10,7 +10,17 @@ from typing import Any
 
 from resnext_core.errors import BackendUnavailable, UsageError, shown, suggest
 from resnext_core.extras import install_hint
-from resnext_core.interfaces import READY, Backend, Command, Decoder, Readiness, Recipe, WeightFile, ask
+from resnext_core.interfaces import (
+    READY,
+    Backend,
+    Command,
+    Decoder,
+    Readiness,
+    Recipe,
+    SourceKind,
+    WeightFile,
+    ask,
+)
 
 #: The value of ``data.decoder`` that takes the best one here.
 AUTO = "auto"
@@ -21,8 +31,8 @@ class PluginSet:
     """What the installed plugins offer.
 
     `weight_files` maps a file ending to its kind; the others are by id or name. `origins` maps a kind (``backend``,
-    ``command``, ``weight file``, ``recipe``, ``decoder``) and a name to its distribution, `clashes` the same to the
-    distributions that all claim it. `problems` are one line each about plugins that could not be used.
+    ``command``, ``weight file``, ``recipe``, ``decoder``, ``source``) and a name to its distribution, `clashes` the
+    same to the distributions that all claim it. `problems` are one line each about plugins that could not be used.
     """
 
     backends: Mapping[str, Backend]
@@ -33,6 +43,7 @@ class PluginSet:
     weight_files: Mapping[str, WeightFile] = field(default_factory=dict)
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
     decoders: Mapping[str, Decoder] = field(default_factory=dict)
+    sources: Mapping[str, SourceKind] = field(default_factory=dict)
 
     def option_types(self) -> dict[str, type]:
         """Return the option dataclass of every backend that has one, by id."""

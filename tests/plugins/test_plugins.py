@@ -79,6 +79,11 @@ BROKEN = {
     + "from resnext_core.interfaces import Decoder\n"
     + "@hookimpl\ndef resnext_decoders():\n"
     + "    yield Decoder(name='auto', summary='s', probe=lambda: READY, open=print)\n",
+    "kindless": HEAD + "@hookimpl\ndef resnext_sources():\n    yield 'mine'\n",
+    "partless": HEAD
+    + "from resnext_core.interfaces import SourceKind\n"
+    + "@hookimpl\ndef resnext_sources():\n"
+    + "    yield SourceKind(name='mine', summary='s', claims=print, open=print, parts=('train.csv',))\n",
     "nameless": HEAD
     + "from resnext_core.interfaces import Decoder\n"
     + "@hookimpl\ndef resnext_decoders():\n"

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from resnext_core.data.content import Content
 
@@ -41,3 +47,23 @@ class ImageSource(Protocol):
 
     def blame(self, i: int, number: int) -> None:
         """Raise DataError if the operating system's error `number` on image `i` is not about that image alone."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Listing:
+    """What a :class:`~resnext_core.extensions.SourceKind` found: the images in an order that is always the same.
+
+    `paths` are unique names with ``/``; with `root` before them they are what messages and results call the images.
+    `labels` int32 (N,) are positions in `classes`, unique sorted names; or, with `named` False, integers below
+    their number; or all -1 where nothing says what the images show. `ignored` counts files that are no images, by
+    ending, and `remarks` are messages for the user.
+    """
+
+    root: Path
+    paths: Sequence[str]
+    source: ImageSource
+    labels: NDArray[np.int32]
+    classes: tuple[str, ...] = ()
+    named: bool = True
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
