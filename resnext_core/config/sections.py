@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from resnext_core.bounds import Above, Ascending, AtLeast, Between, Bits, OneOf
+from resnext_core.config.policies import parse_policy
 from resnext_core.metrics import METRICS
 
 
@@ -66,13 +67,38 @@ class PreprocessConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Training augmentation: random resized crop (area share, aspect ratio), flip, colour jitter."""
+    """Training augmentation: random resized crop (area share, aspect ratio), flip, `auto`, colour jitter, erasing.
+
+    They come in this order. `auto` and erasing draw from random numbers of their own: turning one on changes nothing
+    about the others.
+
+    `auto` is an automatic augmentation, see :mod:`resnext_core.config.policies`; recipes that use one have no colour
+    jitter besides. Its rotations, shears and shifts use `auto_filter` (None: bicubic where `preprocess.filter` is, else
+    bilinear; ``random`` is bilinear or bicubic) and fill with `auto_fill` (None: the mean for timm's ``rand``, black
+    for the others).
+
+    With probability `erasing`, one to `erasing_count` boxes are erased (Zhong et al., arXiv:1708.04896): each takes
+    a share of the image in `erasing_area`, divided by their number, and has a ratio of height to width in
+    `erasing_ratio`. They are filled with the mean colour (``const``), one random colour (``rand``) or noise
+    (``pixel``), normal with the mean and deviation of `preprocess`.
+    """
 
     scale: Annotated[tuple[float, float], Ascending("shares", most=1)] = (0.08, 1.0)
     ratio: Annotated[tuple[float, float], Ascending("ratios")] = (0.75, 1.3333333333333333)
     flip: Annotated[float, Between(0, 1)] = 0.5
     color_jitter: Annotated[tuple[float, float, float], Between(0, 1)] = (0.4, 0.4, 0.4)
     scaled_decode: bool = True
+    auto: str = "none"
+    auto_filter: Literal["nearest", "bilinear", "bicubic", "random"] | None = None
+    auto_fill: Literal["mean", "black"] | None = None
+    erasing: Annotated[float, Between(0, 1)] = 0.0
+    erasing_mode: Literal["const", "rand", "pixel"] = "const"
+    erasing_area: Annotated[tuple[float, float], Ascending("shares", most=1)] = (0.02, 0.3333333333333333)
+    erasing_ratio: Annotated[tuple[float, float], Ascending("ratios")] = (0.3, 3.3333333333333335)
+    erasing_count: Annotated[int, Between(1, 100)] = 1
+
+    def __post_init__(self) -> None:
+        parse_policy(self.auto)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,10 @@ from typing import Literal
 import numpy as np
 
 from resnext_core.config import AugmentConfig
+from resnext_core.data.auto_augment import draw_auto
+from resnext_core.data.erasing import draw_erasing
+from resnext_core.data.operation import Operation as Operation
+from resnext_core.data.operation import Streams, Uniforms
 from resnext_core.model.preprocess import PreprocessSpec
 
 _TRIES = 10
@@ -38,14 +42,6 @@ class Box:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Operation:
-    """An operation on the resized image, with its parameters; :mod:`resnext_core.data.render` defines each by name."""
-
-    name: str
-    values: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
 class Plan:
     """How a training image is made from a file: a pure function of the file.
 
@@ -63,12 +59,16 @@ class Plan:
     operations: tuple[Operation, ...] = ()
 
 
-def train_plan(
-    width: int, height: int, spec: PreprocessSpec, augment: AugmentConfig, rng: np.random.Generator
-) -> Plan:
+def train_plan(width: int, height: int, spec: PreprocessSpec, augment: AugmentConfig, rng: Streams) -> Plan:
     """Draw the plan of an image of `width` x `height` pixels."""
     box = random_box(width, height, augment, rng)
     flip = float(rng.random()) < augment.flip
+    operations: list[Operation] = []
+    if augment.auto != "none":
+        operations += draw_auto(augment, spec, rng.stream("auto"))
+    operations += color_jitter(augment.color_jitter, rng)
+    if augment.erasing:
+        operations += draw_erasing(augment, spec, rng.stream("erasing"))
     return Plan(
         box=box,
         sides=(math.ceil(spec.size * width / box.width), math.ceil(spec.size * height / box.height)),
@@ -76,11 +76,11 @@ def train_plan(
         filter=spec.filter,
         flip=flip,
         scaled_decode=augment.scaled_decode,
-        operations=tuple(color_jitter(augment.color_jitter, rng)),
+        operations=tuple(operations),
     )
 
 
-def random_box(width: int, height: int, augment: AugmentConfig, rng: np.random.Generator) -> Box:
+def random_box(width: int, height: int, augment: AugmentConfig, rng: Uniforms) -> Box:
     """Draw the crop: its area share uniform in `scale`, its aspect ratio log-uniform in `ratio`.
 
     After ten draws that do not fit, the largest centred crop with an aspect ratio in `ratio`.
@@ -103,7 +103,7 @@ def random_box(width: int, height: int, augment: AugmentConfig, rng: np.random.G
     return Box(left=(width - w) // 2, top=(height - h) // 2, width=w, height=h)
 
 
-def color_jitter(strengths: tuple[float, float, float], rng: np.random.Generator) -> Iterator[Operation]:
+def color_jitter(strengths: tuple[float, float, float], rng: Uniforms) -> Iterator[Operation]:
     """Draw changes of brightness, contrast and saturation in random order, each by a factor in [1 − s, 1 + s].
 
     Six numbers are always drawn, so that turning one off does not change the others.

@@ -1,12 +1,12 @@
 """From a file to uint8 pixels with Pillow: by the preprocessing spec for evaluation, by a plan for training.
 
-This is the definition of both; other decoders give the same bytes. The colour operations are Pillow's ImageEnhance.
+This is the definition of both; other decoders give the same bytes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,9 @@ from PIL import Image
 from resnext_core.config import AugmentConfig
 from resnext_core.data.content import Content, read_file
 from resnext_core.data.decode import MAX_PIXELS, BadImage, decode, opened_bytes
-from resnext_core.data.plan import Box, Operation, Plan, train_plan
+from resnext_core.data.operation import Streams
+from resnext_core.data.operations import operated
+from resnext_core.data.plan import Box, Plan, train_plan
 from resnext_core.model.preprocess import (
     FILTER_REACH,
     PreprocessSpec,
@@ -56,7 +58,7 @@ def load_train(
     path: str | Path,
     spec: PreprocessSpec,
     augment: AugmentConfig,
-    rng: np.random.Generator,
+    rng: Streams,
     remarks: list[str] | None = None,
 ) -> NDArray[np.uint8]:
     """Read `path` for training: uint8 (size, size, 3). Raises BadImage. `remarks` as for read_image.
@@ -91,46 +93,6 @@ def rendered(image: Image.Image, scale: float, plan: Plan) -> NDArray[np.uint8]:
     if plan.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(operated(image, plan.operations))
-
-
-def operated(image: Image.Image, operations: Iterable[Operation]) -> Image.Image:
-    """Return an RGB image after `operations`."""
-    for operation in operations:
-        image = OPERATIONS[operation.name](image, *operation.values)
-    return image
-
-
-# -- operations ------------------------------------------------------------------------------------
-
-
-def _black(image: Image.Image) -> Image.Image:
-    return Image.new("RGB", image.size)
-
-
-def _mean_gray(image: Image.Image) -> Image.Image:
-    counts = image.convert("L").histogram()
-    mean = int(np.dot(counts, np.arange(256)) / sum(counts) + 0.5)
-    return Image.new("RGB", image.size, (mean, mean, mean))
-
-
-def _gray(image: Image.Image) -> Image.Image:
-    return image.convert("L").convert("RGB")
-
-
-def _towards(degenerate: Callable[[Image.Image], Image.Image]) -> Callable[..., Image.Image]:
-    """Return Pillow's ImageEnhance of a property: the image as it is at factor 1, without the property at 0."""
-    return lambda image, factor: Image.blend(degenerate(image), image, factor)
-
-
-#: By name: what takes the image and the values of an :class:`Operation`.
-OPERATIONS: Mapping[str, Callable[..., Image.Image]] = {
-    "brightness": _towards(_black),
-    "contrast": _towards(_mean_gray),
-    "saturation": _towards(_gray),
-}
-
-
-# -- geometry --------------------------------------------------------------------------------------
 
 
 def _resized(image: Image.Image, box: Box, plan: Plan) -> Image.Image:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.errors import UsageError
 
-#: Second key word: the order of an epoch and the augmentation of a sample never share a stream.
-_ORDER, _SAMPLE = 1, 2
+#: Second key word: the order of an epoch and what is drawn for a sample never share a stream.
+_ORDER, _SAMPLE, _AUTO, _ERASING = 1, 2, 3, 4
 
 
 def epoch_permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -75,14 +75,39 @@ def eval_tasks(n: int, batch_size: int, rank: int = 0, world: int = 1) -> Iterat
         yield Task(epoch=0, indices=indices, valid=valid)
 
 
-def sample_rng(seed: int, epoch: int, sample: int) -> np.random.Generator:
-    """Return the random generator of `sample` in `epoch`; use only its ``random()``."""
-    return np.random.Generator(_philox(seed, _SAMPLE, epoch, sample))
+class SampleRng:
+    """The random numbers of one view of a sample, in streams that never meet; see :func:`sample_rng`."""
+
+    def __init__(self, seed: int, epoch: int, sample: int, view: int) -> None:
+        self._place = epoch, sample, view
+        self._seed = seed
+        self._own = self._generator(_SAMPLE)
+
+    @overload
+    def random(self) -> float: ...
+    @overload
+    def random(self, size: int) -> NDArray[np.float64]: ...
+    def random(self, size: int | None = None) -> float | NDArray[np.float64]:
+        """Return the next numbers of the first stream, uniform in [0, 1): float64 (size,), or one float."""
+        return self._own.random(size)
+
+    def stream(self, purpose: Literal["auto", "erasing"]) -> np.random.Generator:
+        """Return the stream of another purpose, from its start; use only its ``random()``."""
+        return self._generator({"auto": _AUTO, "erasing": _ERASING}[purpose])
+
+    def _generator(self, purpose: int) -> np.random.Generator:
+        return np.random.Generator(_philox(self._seed, purpose, *self._place))
 
 
-def _philox(seed: int, purpose: int, epoch: int, sample: int) -> Any:
+def sample_rng(seed: int, epoch: int, sample: int, view: int = 0) -> SampleRng:
+    """Return the random numbers of `sample` in `epoch`; `view` counts its appearances in that epoch from 0."""
+    return SampleRng(seed, epoch, sample, view)
+
+
+def _philox(seed: int, purpose: int, epoch: int, sample: int, view: int = 0) -> Any:
     """A Philox stream; it counts in the first two counter words, so streams never meet."""
-    words = np.array([seed, purpose], np.uint64), np.array([0, 0, sample, epoch], np.uint64)
+    key = np.array([seed, purpose + (view << 8)], np.uint64)
+    words = key, np.array([0, 0, sample, epoch], np.uint64)
     return np.random.Philox(key=words[0], counter=words[1])
 
 

@@ -13,8 +13,9 @@ from images import picture, pixels
 from PIL import Image, ImageEnhance
 
 from resnext_core.config import AugmentConfig
+from resnext_core.data.operations import operated
 from resnext_core.data.plan import Box, color_jitter, random_box
-from resnext_core.data.render import load_train, operated, resize_box
+from resnext_core.data.render import load_train, resize_box
 from resnext_core.data.sampler import sample_rng
 from resnext_core.model.preprocess import PreprocessSpec, pillow_filter
 
