@@ -71,6 +71,8 @@ def good_odd_images(folder: Path) -> dict[str, Path]:
     turned = Image.Exif()
     turned[0x0112] = 6  # orientation: rotate by 90 degrees
     image.save(folder / "turned.jpg", exif=turned)
+    image.save(folder / "turned.png", exif=turned)
+    image.save(folder / "turned.webp", exif=turned, lossless=True)
     return {path.name: path for path in sorted(folder.iterdir())}
 
 

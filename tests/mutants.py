@@ -344,6 +344,77 @@ def jpeg_damage() -> Iterator[tuple[str, bytes]]:
             yield f"{form}-cut{cut}-eoi", base[:-cut] + b"\xff\xd9"
 
 
+# -- EXIF ------------------------------------------------------------------------------------------------------------
+
+
+def exif(
+    value: int, *, order: str = "MM", kind: int = 3, count: int = 1, tag: int = 0x112, at: int = 8, before: int = 0,
+    magic: bytes | None = None,
+) -> bytes:  # fmt: skip
+    """EXIF data, without its signature, that states an orientation behind `before` other entries."""
+    mark = ">" if order == "MM" else "<"
+    number = struct.pack(f"{mark}{'H' if kind == 3 else 'I'}", value).ljust(4, b"\0")
+    entries = b"".join(struct.pack(f"{mark}HHII", 0x100 + i, 4, 1, i) for i in range(before))
+    entries += struct.pack(f"{mark}HHI", tag, kind, count) + number
+    head = order.encode() + (magic or struct.pack(f"{mark}H", 42)) + struct.pack(f"{mark}I", at)
+    return head.ljust(at, b"\0") + struct.pack(f"{mark}H", before + 1) + entries + bytes(4)
+
+
+def exif_data() -> dict[str, bytes]:
+    """EXIF data of every orientation, of every form, and broken in every way."""
+    six = exif(6)
+    found = {f"value{v}-{order}-{kind}": exif(v, order=order, kind=kind)
+             for v in (*range(10), 255, 65535) for order in ("MM", "II") for kind in (3, 4)}  # fmt: skip
+    found |= {f"cut{n}": six[:n] for n in range(len(six))} | {
+        f"at{n}": exif(6, at=n) for n in (9, 26, 1000, 60000)
+    }
+    found |= {f"kind{kind}": exif(6, kind=kind) for kind in (0, 1, 2, 5, 7, 8, 9, 12, 13, 255)}
+    found |= {f"count{n}": exif(6, count=n) for n in (0, 2, 3, 1 << 31)}
+    found |= {f"magic{m.hex()}": exif(6, magic=m) for m in (b"*\0", b"\0+", b"\0\0", b"\xff\xff")}
+    return found | {
+        "other-tag": exif(6, tag=0x113), "behind-others": exif(6, before=20), "no-order": b"XX" + six[2:],
+        "prefixed": b"Exif\0\0" + six, "twice": six[:8] + b"\0\2" + six[10:22] + exif(3)[10:],
+        "many-entries": six[:8] + b"\xff\xff" + six[10:], "many-entries-none": exif(6, tag=9)[:8] + b"\xff\xff",
+        "outside": six[:4] + b"\0\0\1\0" + six[8:], "far-outside": six[:4] + b"\xff" * 4 + six[8:],
+        "at-the-end": six[:4] + struct.pack(">I", len(six)) + six[8:], "at-zero": six[:4] + bytes(4) + six[8:],
+    }  # fmt: skip
+
+
+def exif_files() -> dict[str, bytes]:
+    """JPEG and PNG files with :func:`exif_data`; all of them can be read."""
+    plain, base = segments(jpeg()), png(2, 8)
+    sign, xmp = b"Exif\0\0", b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="6"/>'
+
+    def with_segments(*more: bytes, place: int = 1) -> bytes:
+        return b"".join([*plain[:place], *more, *plain[place:]])
+
+    files = {}
+    for name, data in exif_data().items():
+        files[f"exif-{name}.jpg"] = with_segments(segment(0xE1, sign + data))
+        files[f"exif-{name}.png"] = join([base[0], (b"eXIf", data), *base[1:]])
+    six, three = exif(6), exif(3)
+    return files | {
+        "exif-last.jpg": with_segments(segment(0xE1, sign + six), place=-1),
+        "exif-behind-junk.jpg": with_segments(b"abc\xff\xff", segment(0xE1, sign + six), place=2),
+        "exif-in-two.jpg": with_segments(segment(0xE1, sign + six[:15]), segment(0xE1, sign + six[15:])),
+        "exif-two.jpg": with_segments(segment(0xE1, sign + six), segment(0xE1, sign + three)),
+        "exif-no-signature.jpg": with_segments(segment(0xE1, six)),
+        "exif-other-segment.jpg": with_segments(segment(0xE2, sign + six)),
+        "exif-xmp.jpg": with_segments(segment(0xE1, xmp)),
+        "exif-after-the-image.jpg": jpeg() + segment(0xE1, sign + six),
+        "exif-gray.jpg": jpeg("L", exif=sign + six), "exif-cmyk.jpg": jpeg("CMYK", exif=sign + six),
+        "exif-progressive.jpg": jpeg(progressive=True, exif=sign + six),
+        "exif-after.png": join([*base[:-1], (b"eXIf", six), base[-1]]),
+        "exif-after-end.png": join([*base, (b"eXIf", six)]),
+        "exif-two.png": join([base[0], (b"eXIf", six), (b"eXIf", three), *base[1:]]),
+        "exif-crc.png": join(base[:1]) + chunk(b"eXIf", six, flip=1) + join(base[1:])[8:],
+        "exif-signed.png": join([base[0], (b"eXIf", sign + six), *base[1:]]),
+        "exif-palette.png": join([*png(3, 4)[:2], (b"eXIf", six), *png(3, 4)[2:]]),
+        "exif-interlaced.png": join([*png(2, 8, interlace=1)[:1], (b"eXIf", six), *png(2, 8, interlace=1)[1:]]),
+        "exif-cut.png": join(base[:-1]) + chunk(b"eXIf", six)[:-6],
+    }  # fmt: skip
+
+
 def sound_files() -> dict[str, bytes]:
     """Files that must be read, by name with a suffix."""
     return {f"{n}.png": b for n, b in png_types()} | {f"{n}.jpg": b for n, b in jpeg_kinds()}

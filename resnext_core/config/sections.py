@@ -55,7 +55,10 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessConfig:
-    """Evaluation preprocessing; `resize` None means image_size · 256 / 224."""
+    """Evaluation preprocessing; `resize` None means image_size · 256 / 224.
+
+    `filter` and `orientation` hold in training too.
+    """
 
     mode: Literal["shorter-side", "squash"] = "squash"
     filter: Literal["antialias", "bicubic", "plain"] = "antialias"
@@ -63,6 +66,7 @@ class PreprocessConfig:
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: Annotated[tuple[float, float, float], Above(0)] = (58.395, 57.12, 57.375)
     scaled_decode: bool = False
+    orientation: Literal["ignore", "apply"] = "ignore"
 
 
 @dataclass(frozen=True, kw_only=True)

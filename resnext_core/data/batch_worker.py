@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from resnext_core.config import AugmentConfig
 from resnext_core.data.content import BadImage, Content
+from resnext_core.data.exif import upright
 from resnext_core.data.plan import train_plan
 from resnext_core.data.render import load_eval_bytes, load_train_bytes
 from resnext_core.data.sampler import sample_rng
@@ -39,7 +40,8 @@ class Transform:
         if self.augment is None:
             return load_eval_bytes(content, self.preprocess, name=name, remarks=remarks)
         rng = sample_rng(self.seed, epoch, sample)
-        draw = partial(train_plan, spec=self.preprocess, augment=self.augment, rng=rng)
+        turn = upright(content, remarks) if self.preprocess.oriented else 1
+        draw = partial(train_plan, spec=self.preprocess, augment=self.augment, rng=rng, orientation=turn)
         return load_train_bytes(content, draw, name=name, remarks=remarks)
 
 

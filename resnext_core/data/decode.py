@@ -5,7 +5,9 @@ The policy, complete. The C++ program follows it for JPEG and PNG, and reads no 
 - JPEG, PNG, BMP, GIF, WebP, TIFF and PPM, recognised by content, never by suffix. Nothing else is tried, so no file
   can start an external program. Pipes, sockets, devices and directories are refused without being opened.
 - Animations and multi-page files: the first frame.
-- EXIF orientation is ignored. (TIFF's own orientation tag is part of that format's decoding and is applied.)
+- EXIF orientation is ignored, unless the preprocessing says `apply`: then a JPEG, PNG or WebP is turned as it says
+  (:mod:`.exif`). Broken EXIF is ignored, and a remark is added. (TIFF's own orientation tag is part of that format's
+  decoding and is always applied.)
 - Alpha is dropped, not blended; the colour under a transparent pixel is used. Palettes are converted to RGB; an index
   beyond a PNG's palette is black.
 - Grayscale is repeated over the three colours. CMYK is converted to RGB as in Pillow, with Adobe's inversion.
@@ -15,8 +17,9 @@ The policy, complete. The C++ program follows it for JPEG and PNG, and reads no 
   BitsPerSample, or with a MaxSampleValue of 2^n - 1 for these n. 16-bit values that are all below 4096 in a file
   without such a statement are not changed, and a remark is added.
 - Values outside 16 bits and floating point are not supported.
-- Metadata is ignored. In a PNG only IHDR, PLTE and IDAT are used; their checksums must match, other critical chunks
-  are an error, ancillary chunks are skipped without decompressing them, and nothing after the last IDAT is read.
+- All other metadata is ignored. For the pixels of a PNG only IHDR, PLTE and IDAT are used; their checksums must match,
+  other critical chunks are an error, ancillary chunks are skipped without decompressing them, and nothing after the
+  last IDAT is read.
   In a JPEG, APPn and comments are skipped, except JFIF's and Adobe's, which define the colours. JPEG and PNG
   files above 2 GiB are an error.
 - A JPEG has no checksum: damaged data that libjpeg decodes to the last row is read. Data that ends before that is
@@ -43,6 +46,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from resnext_core.data.content import JPEG, Content, Mapped, check_bytes, read_file
 from resnext_core.data.content import BadImage as BadImage
 from resnext_core.data.depth import declared_bits, eight_bit_colour, eight_bits, rawmode_16
+from resnext_core.data.exif import turned, turns_sides
 from resnext_core.data.jpeg import without_metadata
 from resnext_core.data.png import SIGNATURE, Png, read_png
 from resnext_core.errors import reason
@@ -124,20 +128,26 @@ def _source(stack: ExitStack, path: str | Path, content: Content) -> Source:
 
 
 def decode(
-    source: Source, path: str | Path, sides: tuple[int, int] | None = None, remarks: list[str] | None = None
+    source: Source,
+    path: str | Path,
+    sides: tuple[int, int] | None = None,
+    remarks: list[str] | None = None,
+    orientation: int = 1,
 ) -> tuple[Image.Image, float]:
     """Decode an image from :func:`opened`: the image in mode RGB and its scale. Raises BadImage.
 
-    With `sides` (width, height) the decoder may reduce to 1/2, 1/4 or 1/8 while it keeps at least those;
-    the decoded sides are then the original ones times the scale, rounded up. `remarks` are as for :func:`read_image`.
+    It is turned last, as EXIF's `orientation` says. With `sides` (width, height, when it is turned) the decoder may
+    reduce to 1/2, 1/4 or 1/8 while it keeps at least those; the decoded sides are then the original ones times the
+    scale, rounded up. `remarks` are as for :func:`read_image`.
     """
     with _guarded(path):
         scale, width = 1.0, source.image.width
         if sides is not None:
-            drafted = source.image.draft(None, (max(sides[0], 1), max(sides[1], 1)))
+            least = sides[::-1] if turns_sides(orientation) else sides
+            drafted = source.image.draft(None, (max(least[0], 1), max(least[1], 1)))
             scale = drafted[1][2] / width if drafted is not None else 1.0
         try:
-            return _to_rgb(source, remarks if remarks is not None else []), scale
+            return turned(_to_rgb(source, remarks if remarks is not None else []), orientation), scale
         except OSError as error:  # libtiff and others give only a number
             if str(error).startswith("decoder error"):
                 raise ValueError(f"broken {source.format} data ({error})") from error

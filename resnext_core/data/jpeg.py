@@ -1,4 +1,7 @@
-"""Remove the metadata of a JPEG, which libjpeg ignores, but which Pillow parses and may reject the file for."""
+"""The segments of a JPEG: its EXIF, and the file without metadata.
+
+libjpeg ignores metadata, but Pillow parses it and may reject the file for it.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ _METADATA = frozenset({*range(0xE0, 0xF0), 0xFE})
 _NEEDED = frozenset({*range(0xC0, 0xE0)} - {0xD8, 0xD9, 0xDA} - _BARE)
 #: Segments that define the colours; shorter ones are ignored (libjpeg's rule).
 _COLOURS = {0xE0: (b"JFIF", 14), 0xEE: (b"Adobe", 12)}
+_EXIF = b"Exif\0\0"
 
 
 def without_metadata(data: bytes) -> bytes:
@@ -31,6 +35,23 @@ def without_metadata(data: bytes) -> bytes:
             break
         at = end
     return b"".join([*parts, view[kept_from:]]) if parts else data
+
+
+def exif_of_jpeg(data: bytes) -> bytes:
+    """Return the EXIF data of a JPEG file, without its signature; empty if it has none.
+
+    The segments are those of :func:`without_metadata`. Data that is larger than one segment is in several.
+    """
+    view, at = memoryview(data), 2
+    parts: list[memoryview] = []
+    while True:
+        start = _next_marker(data, at)
+        at = _segment_end(data, start)
+        if at == 0:
+            return b"".join(parts)
+        content = view[start + 4 : at]
+        if data[start + 1] == 0xE1 and content[: len(_EXIF)] == _EXIF:
+            parts.append(content[len(_EXIF) :])
 
 
 def _next_marker(data: bytes, at: int) -> int:

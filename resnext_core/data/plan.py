@@ -47,7 +47,8 @@ class Plan:
 
     `box`, in pixels of the whole image, is resized with `filter` to `size` x `size`, mirrored where `flip` says so, and
     goes through `operations` in order. With `scaled_decode` a JPEG may be decoded at 1/2, 1/4 or 1/8 while it keeps
-    `sides`.
+    `sides`. Before all that the image is turned, as EXIF's `orientation` says (1: not at all): `box` and `sides`
+    (width, height) are those of the turned image.
     """
 
     box: Box
@@ -57,10 +58,20 @@ class Plan:
     flip: bool
     scaled_decode: bool
     operations: tuple[Operation, ...] = ()
+    orientation: int = 1
 
 
-def train_plan(width: int, height: int, spec: PreprocessSpec, augment: AugmentConfig, rng: Streams) -> Plan:
-    """Draw the plan of an image of `width` x `height` pixels."""
+def train_plan(
+    width: int,
+    height: int,
+    spec: PreprocessSpec,
+    augment: AugmentConfig,
+    rng: Streams,
+    orientation: int = 1,
+) -> Plan:
+    """Draw the plan of an image of `width` x `height` pixels, as it is stored, that is turned by `orientation`."""
+    if orientation >= 5:
+        width, height = height, width
     box = random_box(width, height, augment, rng)
     flip = float(rng.random()) < augment.flip
     operations: list[Operation] = []
@@ -77,6 +88,7 @@ def train_plan(width: int, height: int, spec: PreprocessSpec, augment: AugmentCo
         flip=flip,
         scaled_decode=augment.scaled_decode,
         operations=tuple(operations),
+        orientation=orientation,
     )
 
 

@@ -123,6 +123,23 @@ def read_png(data: bytes) -> Png:
     )  # fmt: skip
 
 
+def exif_of_png(data: bytes) -> bytes:
+    """Return the EXIF data of a PNG file (its first eXIf chunk), or nothing; ValueError if that chunk is damaged."""
+    at, size = len(SIGNATURE), len(data)
+    while at + 12 <= size:
+        length, kind = _LENGTH_AND_TYPE.unpack_from(data, at)
+        end = at + 8 + length
+        if end + 4 > size or kind == b"IEND":
+            break
+        if kind == b"eXIf":
+            content = data[at + 8 : end]
+            if zlib.crc32(content, zlib.crc32(kind)) != _NUMBER.unpack_from(data, end)[0]:
+                raise ValueError("checksum mismatch in chunk eXIf")
+            return bytes(content)
+        at = end + 4
+    return b""
+
+
 def _stream(
     data: bytes, parts: Sequence[memoryview], first: int, palette: bytes | None, plain: bool
 ) -> bytes:

@@ -17,6 +17,7 @@ from PIL import Image
 from resnext_core.config import AugmentConfig
 from resnext_core.data.content import Content, read_file
 from resnext_core.data.decode import MAX_PIXELS, BadImage, decode, opened_bytes
+from resnext_core.data.exif import upright
 from resnext_core.data.operation import Streams
 from resnext_core.data.operations import operated
 from resnext_core.data.plan import Box, Plan, train_plan
@@ -47,11 +48,12 @@ def load_eval_bytes(
     Raises BadImage, also where its header states more than `most_pixels`; no pixel is decoded then.
     """
     sides = (spec.resize, spec.resize) if spec.scaled_decode else None
+    turn = upright(content, remarks) if spec.oriented else 1
     with opened_bytes(content, name) as source:
         width, height = source.size
         if width * height > most_pixels:
             raise BadImage(name, f"{width} x {height} is more than {most_pixels} pixels")
-        return eval_pixels(decode(source, name, sides, remarks)[0], spec)
+        return eval_pixels(decode(source, name, sides, remarks, turn)[0], spec)
 
 
 def load_train(
@@ -65,9 +67,11 @@ def load_train(
 
     The plan is drawn from the size in the header, before anything is decoded.
     """
+    content = read_file(path)
+    turn = upright(content, remarks) if spec.oriented else 1
     return load_train_bytes(
-        read_file(path),
-        lambda width, height: train_plan(width, height, spec, augment, rng),
+        content,
+        lambda width, height: train_plan(width, height, spec, augment, rng, turn),
         name=path,
         remarks=remarks,
     )
@@ -83,7 +87,8 @@ def load_train_bytes(
     """As :func:`load_train`, of an image file in memory, by the plan that `draw` gives for its width and height."""
     with opened_bytes(content, name) as source:
         plan = draw(*source.size)
-        image, scale = decode(source, name, plan.sides if plan.scaled_decode else None, remarks)
+        sides = plan.sides if plan.scaled_decode else None
+        image, scale = decode(source, name, sides, remarks, plan.orientation)
     return rendered(image, scale, plan)
 
 

@@ -23,6 +23,9 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 #: How far Pillow's filters reach to either side, in pixels of the smaller of the two images.
 FILTER_REACH: Mapping[str, float] = {"antialias": 1.0, "bicubic": 2.0}
+#: Fields that are newer than the first release, with their defaults, with which they are left out of JSON: older
+#: artefacts are read, and one that uses nothing new has the bytes that it always had.
+_ADDED = {"orientation": "ignore"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +36,8 @@ class PreprocessSpec:
     `size` (the ModelZoo's); ``shorter-side``: resize the shorter side to `resize`, then centre crop.
     `filter` ``antialias`` is Pillow's bilinear and ``bicubic`` Pillow's bicubic (a = −0.5); the support of both grows
     with the reduction. ``plain`` is OpenCV's two-tap bilinear. `scaled_decode` allows the JPEG decoder to halve the
-    image while it stays at least as large as needed. Images are RGB; EXIF orientation is ignored; alpha is dropped.
-    `mean` and `std` are on 0..255.
+    image while it stays at least as large as needed. `orientation` ``apply`` turns the image as its EXIF data says,
+    before everything else. Images are RGB; alpha is dropped. `mean` and `std` are on 0..255.
     """
 
     size: int = 224
@@ -45,6 +48,7 @@ class PreprocessSpec:
     std: tuple[float, float, float] = IMAGENET_STD
     color_order: Literal["RGB"] = "RGB"
     scaled_decode: bool = False
+    orientation: Literal["ignore", "apply"] = "ignore"
 
     def __post_init__(self) -> None:
         for field in ("mean", "std"):
@@ -53,6 +57,7 @@ class PreprocessSpec:
             ("mode", ("shorter-side", "squash")),
             ("filter", ("antialias", "bicubic", "plain")),
             ("color_order", ("RGB",)),
+            ("orientation", ("ignore", "apply")),
         ):
             value = getattr(self, field)
             if value not in allowed:
@@ -70,15 +75,21 @@ class PreprocessSpec:
         if type(self.scaled_decode) is not bool:
             raise UsageError("preprocess scaled_decode is true or false")
 
+    @property
+    def oriented(self) -> bool:
+        """True where images are turned as their EXIF data says."""
+        return self.orientation == "apply"
+
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types; :meth:`from_dict` takes them back."""
-        return dataclasses.asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        """Return plain JSON types, without the newer fields if they are at their defaults."""
+        data = dataclasses.asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        return {key: value for key, value in data.items() if _ADDED.get(key) != value}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PreprocessSpec:
-        """Build from JSON types; every field is required and no other allowed (UsageError)."""
+        """Build from JSON types; every field is required but those of `_ADDED`, and no other allowed (UsageError)."""
         fields = {f.name for f in dataclasses.fields(cls)}
-        if not isinstance(data, Mapping) or set(data) != fields:
+        if not isinstance(data, Mapping) or not fields - set(_ADDED) <= set(data) <= fields:
             got = shown(sorted(map(str, data)), 200) if isinstance(data, Mapping) else type(data).__name__
             raise UsageError(f"a preprocess spec has the fields {sorted(fields)}, got {got}")
         return cls(**data)
@@ -111,6 +122,7 @@ def preprocess_spec(config: PreprocessConfig, image_size: int) -> PreprocessSpec
         mean=config.mean,
         std=config.std,
         scaled_decode=config.scaled_decode,
+        orientation=config.orientation,
     )
 
 

@@ -80,7 +80,7 @@ def pretrained_weights(
     else:
         line += f"; its head of {spec.num_classes} classes is replaced by a new one of {len(classes)}"
         weights = _with_new_head(weights, classes, config.train.seed)
-    before, now = weights.preprocess.to_dict(), preprocess.to_dict()
+    before, now = vars(weights.preprocess), vars(preprocess)
     changed = [f"{key} {now[key]} instead of {before[key]}" for key in now if now[key] != before[key]]
     if model.pretrained_momentum:
         line += "; with its momentum; schedule and data order start from the beginning"

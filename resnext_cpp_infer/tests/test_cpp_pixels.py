@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from cpp_cases import Done, null_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from images import bad_images, good_odd_images, picture
-from mutants import damaged_files, lossless_jpeg, sound_files
+from mutants import damaged_files, exif_files, lossless_jpeg, sound_files
+from PIL import Image
 
 from resnext_core.data.decode import BadImage
 from resnext_core.data.render import load_eval
@@ -43,7 +45,7 @@ def specs(size: int = 48, resize: int = 56) -> list[PreprocessSpec]:
         for mode in ("squash", "shorter-side")
         for kind in ("antialias", "bicubic", "plain")
         for scaled in (False, True)
-    ]
+    ] + [PreprocessSpec(size=size, resize=resize, mode="shorter-side", filter="bicubic", orientation="apply")]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,9 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return more
 
 
-@pytest.mark.parametrize("spec", specs(), ids=lambda s: f"{s.mode}-{s.filter}-{s.scaled_decode}")
+@pytest.mark.parametrize(
+    "spec", specs(), ids=lambda s: f"{s.mode}-{s.filter}-{s.scaled_decode}-{s.orientation}"
+)
 def test_every_pixel_of_every_kind_is_pythons(
     infer: Infer, kinds: Path, tmp_path: Path, spec: PreprocessSpec
 ) -> None:
@@ -117,6 +121,33 @@ def test_every_pixel_of_a_panorama(infer: Infer, tmp_path: Path, kind: str) -> N
         got = pixels(infer, tmp_path, folder, spec)
         for path, image in zip(sorted(folder.iterdir()), got, strict=True):
             assert np.array_equal(image, load_eval(path, spec)), (path.name, size, resize)
+
+
+def test_every_orientation_is_pythons(infer: Infer, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, content in exif_files().items():
+        (data / name).write_bytes(content)
+    for i, value in enumerate(range(10)):
+        turned = Image.Exif()
+        turned[0x112] = value
+        for sides in ((41, 60), (300, 17), (1, 40), (640, 481)):
+            for ending in ("jpg", "png"):
+                picture(*sides, seed=i).save(data / f"{sides[0]}-{value}.{ending}", exif=turned)
+    differ = 0
+    for kind, scaled in (("bicubic", True), ("plain", False)):
+        spec = PreprocessSpec(
+            size=24,
+            resize=28,
+            mode="shorter-side",
+            filter=kind,
+            scaled_decode=scaled,
+            orientation="apply",  # type: ignore[arg-type]
+        )
+        for path, image in zip(sorted(data.iterdir()), pixels(infer, tmp_path, data, spec), strict=True):
+            assert np.array_equal(image, load_eval(path, spec)), path.name
+            differ += not np.array_equal(image, load_eval(path, replace(spec, orientation="ignore")))
+    assert differ > 200
 
 
 # -- which files are read ------------------------------------------------------------------------

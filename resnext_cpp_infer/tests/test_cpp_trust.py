@@ -292,6 +292,10 @@ def mutated() -> list[str]:
         seal.replace(": ", ":"),
         json.dumps(json.loads(seal), indent=1),
     ]
+    for value in ("ignore", "apply", "turn", None, True, 6):
+        texts.append(json.dumps(base | {"preprocess": base["preprocess"] | {"orientation": value}}))
+    for value in ("bicubic", "lanczos"):
+        texts.append(json.dumps(base | {"preprocess": base["preprocess"] | {"filter": value}}))
     content = base | {"artefact": {"content": "sha256:" + "0" * 64}}
     texts += [json.dumps(content), sealed(content), sealed(base | {"artefact": {"content": "x"}})]
     return texts

@@ -9,7 +9,8 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   try {
-    const resnext::Image image = resnext::decode(std::string(reinterpret_cast<const char*>(data), size), 0);
+    const std::string bytes(reinterpret_cast<const char*>(data), size);
+    const resnext::Image image = resnext::decode(bytes, 0, true);
     if (image.width > 2000 || image.height > 2000) return 0;  // right, but slow
     resnext::Preprocess how;
     how.size = 8;

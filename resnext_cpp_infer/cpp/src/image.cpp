@@ -13,6 +13,7 @@
 #include <cstring>
 #include <memory>
 
+#include "exif.h"
 #include "png_chunks.h"
 
 namespace resnext {
@@ -306,10 +307,11 @@ void check_size(int64_t width, int64_t height) {
                    std::to_string(kMaxPixels) + " pixels");
 }
 
-Image decode(const std::string& bytes, int minimum) {
+Image decode(const std::string& bytes, int minimum, bool oriented) {
   if (bytes.empty()) throw BadImage("the file is empty");
-  if (starts(bytes, "\xFF\xD8\xFF", 3)) return decode_jpeg(bytes, minimum);
-  if (starts(bytes, "\x89PNG\r\n\x1A\n", 8)) return decode_png(bytes);
+  const int stored = oriented ? orientation(bytes) : 1;
+  if (starts(bytes, "\xFF\xD8\xFF", 3)) return turned(decode_jpeg(bytes, minimum), stored);
+  if (starts(bytes, "\x89PNG\r\n\x1A\n", 8)) return turned(decode_png(bytes), stored);
   const std::string pointer = "version https://git-lfs.github.com/spec/";
   if (bytes.compare(0, pointer.size(), pointer) == 0)
     throw BadImage("a Git LFS pointer, not an image; run git lfs pull");
@@ -318,7 +320,7 @@ Image decode(const std::string& bytes, int minimum) {
   throw BadImage("neither JPEG nor PNG; other formats are not supported");
 }
 
-Image decode_file(const std::string& path, int minimum) {
+Image decode_file(const std::string& path, int minimum, bool oriented) {
   struct stat status {};
   errno = 0;
   if (stat(path.c_str(), &status) != 0) fail_errno();
@@ -339,7 +341,7 @@ Image decode_file(const std::string& path, int minimum) {
     have += static_cast<size_t>(count);
   }
   bytes.resize(have);
-  return decode(bytes, minimum);
+  return decode(bytes, minimum, oriented);
 }
 
 }  // namespace resnext

@@ -24,11 +24,12 @@ struct Image {
 void check_size(int64_t width, int64_t height);
 
 // Decodes JPEG (any that libjpeg reads, grayscale and CMYK too) or PNG, told by content. With `minimum` > 0 a JPEG may
-// be decoded at 1/2, 1/4 or 1/8 while both of its sides stay at least that. Throws BadImage.
-Image decode(const std::string& bytes, int minimum);
+// be decoded at 1/2, 1/4 or 1/8 while both of its sides stay at least that. `oriented` turns it, after that, as its EXIF
+// data says. Throws BadImage.
+Image decode(const std::string& bytes, int minimum, bool oriented = false);
 
 // The same for a regular file; a pipe, a socket, a device or a directory is refused at once. Throws BadImage also where it
 // cannot be read.
-Image decode_file(const std::string& path, int minimum);
+Image decode_file(const std::string& path, int minimum, bool oriented = false);
 
 }  // namespace resnext

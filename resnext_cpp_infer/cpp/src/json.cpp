@@ -302,11 +302,13 @@ const std::vector<Json>& Json::array(const std::string& what) const {
 }
 
 const std::map<std::string, Json>& Json::exactly(const std::string& what,
-                                                 std::initializer_list<const char*> keys) const {
+                                                 std::initializer_list<const char*> keys,
+                                                 std::initializer_list<const char*> optional) const {
   if (!is(Kind::kObject)) wrong_kind(what, "an object");
   for (const char* key : keys) at(key);
   for (const auto& [key, value] : object_) {
-    if (std::none_of(keys.begin(), keys.end(), [&known = key](const char* name) { return known == name; }))
+    const auto same = [&known = key](const char* name) { return known == name; };
+    if (std::none_of(keys.begin(), keys.end(), same) && std::none_of(optional.begin(), optional.end(), same))
       throw Error(kData, what + " '" + key + "' is unknown; the file is from a newer release");
   }
   return object_;

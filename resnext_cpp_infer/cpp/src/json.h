@@ -34,8 +34,10 @@ class Json {
   // The same, nullptr where it is not there.
   const Json* find(const std::string& key) const;
   const std::map<std::string, Json>& members() const { return object_; }
-  // The members of an object that has these and no others; Error(kData) naming `what` otherwise.
-  const std::map<std::string, Json>& exactly(const std::string& what, std::initializer_list<const char*> keys) const;
+  // The members of an object that has `keys`, perhaps some of `optional`, and no others; Error(kData) naming `what`
+  // otherwise.
+  const std::map<std::string, Json>& exactly(const std::string& what, std::initializer_list<const char*> keys,
+                                             std::initializer_list<const char*> optional = {}) const;
 
  private:
   friend class JsonParser;

@@ -61,7 +61,8 @@ std::array<float, 3> three(const Json& value, const std::string& what, double lo
 }
 
 Preprocess read_preprocess(const Json& json) {
-  json.exactly("preprocess", {"size", "resize", "mode", "filter", "mean", "std", "scaled_decode", "color_order"});
+  json.exactly("preprocess", {"size", "resize", "mode", "filter", "mean", "std", "scaled_decode", "color_order"},
+               {"orientation"});
   Preprocess p;
   p.size = static_cast<int>(json.at("size").integer("preprocess size", 1, kMaxPixels));
   p.resize = static_cast<int>(json.at("resize").integer("preprocess resize", 1, kMaxPixels));
@@ -77,6 +78,8 @@ Preprocess read_preprocess(const Json& json) {
   p.scaled_decode = json.at("scaled_decode").boolean("preprocess scaled_decode");
   if (json.at("color_order").string("preprocess color_order") != "RGB")
     throw Error(kData, "preprocess color_order must be RGB");
+  if (const Json* orientation = json.find("orientation"); orientation != nullptr)
+    p.oriented = one_of<bool>(*orientation, "preprocess orientation", {{"ignore", false}, {"apply", true}});
   if (p.resize < p.size) throw Error(kData, "preprocess resize is below its size");
   return p;
 }

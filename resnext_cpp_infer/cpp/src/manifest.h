@@ -18,6 +18,7 @@ struct Preprocess {
   std::array<float, 3> mean{};  // on 0..255
   std::array<float, 3> std{};
   bool scaled_decode = false;
+  bool oriented = false;  // turned as its EXIF data says, before everything else
 };
 
 struct Manifest {

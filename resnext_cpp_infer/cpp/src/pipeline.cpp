@@ -117,7 +117,7 @@ class Decoders {
     const Clock::time_point begun = Clock::now();
     std::string error;
     try {
-      eval_pixels(decode_file(samples_[i].path, decode_minimum(how_)), how_, target);
+      eval_pixels(decode_file(samples_[i].path, decode_minimum(how_), how_.oriented), how_, target);
     } catch (const BadImage& bad) {
       error = bad.what();
     } catch (const std::bad_alloc&) {
