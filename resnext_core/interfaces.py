@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from resnext_core import API_VERSION
 from resnext_core.extensions import READY as READY
@@ -37,6 +37,22 @@ if TYPE_CHECKING:
     from resnext_core.ranks.info import RankInfo
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """How the images of one micro-batch are mixed with each other; drawn by :mod:`resnext_core.data.mix`.
+
+    `lam` is the share of a row's own image in its target. With `kind` ``mixup`` it is its share in every pixel too.
+    With ``cutmix`` the pixels inside `box` (top, left, bottom, right, the last two excluded) are the partner's, and
+    `lam` is 1 - area of the box / area of the image. ``none`` mixes nothing. Of N rows the `partner` of row i is row
+    N - 1 - i (``reversed``, as in timm) or row i - 1, that of the first the last one (``rolled``, as in torchvision).
+    """
+
+    kind: Literal["none", "mixup", "cutmix"] = "none"
+    lam: float = 1.0
+    box: tuple[int, int, int, int] = (0, 0, 0, 0)
+    partner: Literal["reversed", "rolled"] = "reversed"
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
     """A batch of decoded images.
@@ -44,13 +60,15 @@ class Batch:
     `images` uint8 (N, H, W, 3) RGB; `labels` int32 (N,), -1 where unknown; `index` int64 (N,), the
     position in the data index, -1 on padding rows; `valid` bool (N,), False on rows that must not be
     counted: padding, and images that could not be decoded (their `index` is kept). Pixels of rows that are
-    not valid are 0.
+    not valid are 0. `mix` says how the images will be mixed in training: one for each of the micro-batches, which are
+    equal neighbouring parts of the batch; empty where nothing is mixed. The images here are not mixed.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int32]
     index: NDArray[np.int64]
     valid: NDArray[np.bool_]
+    mix: tuple[Mix, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -68,7 +86,8 @@ class TrainRequest:
     the device). `batch_size` is the number of samples a rank gives to one optimizer step; it is split in
     order into `accumulate` equal micro-batches, whose gradients are averaged and whose BN statistics stay
     their own. `ema_decay` None means no EMA. With `skip_nonfinite` a step whose loss or gradients are not finite
-    changes nothing but the counters. `options` is the backend's own validated dataclass.
+    changes nothing but the counters. With `mixes` every :class:`StepInput` has a `mix`, else none has.
+    `options` is the backend's own validated dataclass.
     """
 
     weights: Weights
@@ -79,6 +98,7 @@ class TrainRequest:
     accumulate: int = 1
     ema_decay: float | None = None
     skip_nonfinite: bool = False
+    mixes: bool = False
     seed: int = 1
     rank: RankInfo
     collectives: Collectives
@@ -128,17 +148,50 @@ class Predictor(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class MixedRows:
+    """How each row is mixed with another of its micro-batch: the same arrays, of the same shapes, whatever was drawn.
+
+    `partner` int32 (N,), the row that it is mixed with, counted from the start of the micro-batch; `labels` int32 (N,),
+    the partner's label; `share` float64 (N,), the share of the own label in the target; `box` int32 (N, 4) top, left,
+    bottom and right, the last two excluded; `blend` float64 (N,), the share of the own image in the pixels inside the
+    box, outside it is 1. So in float, before or after normalisation::
+
+        kept = blend inside the box, 1 outside
+        pixels = kept * images + (1 - kept) * images[partner]
+        loss = share * cross_entropy(labels) + (1 - share) * cross_entropy(mix.labels)
+
+    Mixup has the whole image as its box and `blend` = `share`, cutmix has `blend` 0. A row that is not mixed is its own
+    partner, with both shares 1 and an empty box: pixels and loss are the same bits as without.
+    """
+
+    partner: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    share: NDArray[np.float64]
+    box: NDArray[np.int32]
+    blend: NDArray[np.float64]
+
+    def part(self, rows: slice) -> MixedRows:
+        """Return the rows of one micro-batch; they are views."""
+        return MixedRows(
+            partner=self.partner[rows], labels=self.labels[rows], share=self.share[rows], box=self.box[rows],
+            blend=self.blend[rows],
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class StepInput:
     """The checked input of one optimizer step on this rank.
 
     `images` uint8 (N, H, W, 3); `labels` int32 (N,), 0 on rows that are not valid; `weights` float64 (N,), the weight
-    of each row in the loss, 0 on rows that are not valid; `lr` the learning rate.
+    of each row in the loss, 0 on rows that are not valid; `lr` the learning rate; `mix` how the rows are mixed on the
+    device, None in a training that never mixes.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int32]
     weights: NDArray[np.float64]
     lr: float
+    mix: MixedRows | None = None
 
     def micro_batches(self, count: int) -> Iterator[StepInput]:
         """Yield `count` equal parts in order; they are views."""
@@ -146,8 +199,9 @@ class StepInput:
         for start in range(0, size * count, size):
             part = slice(start, start + size)
             yield StepInput(
-                images=self.images[part], labels=self.labels[part], weights=self.weights[part], lr=self.lr
-            )
+                images=self.images[part], labels=self.labels[part], weights=self.weights[part], lr=self.lr,
+                mix=None if self.mix is None else self.mix.part(part),
+            )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -272,7 +326,8 @@ class Backend:
     the distributions whose versions a run records beside those of core. `connect` joins the other ranks and returns
     the collectives; None takes core's own over TCP. `launch` starts several processes and returns their exit code;
     None takes core's own local launcher. `steps_per_call` is how many steps the engine likes in one call of
-    :meth:`Engine.queue`.
+    :meth:`Engine.queue`. `mixes` says that the engine applies :attr:`StepInput.mix`; without it a training that mixes
+    images is refused.
 
     Factories import their framework when called, never before.
     """
@@ -294,6 +349,7 @@ class Backend:
     packages: tuple[str, ...] = ()
     options: type | None = None
     steps_per_call: int = 1
+    mixes: bool = False
     connect: Callable[[RankInfo, Any], Collectives] | None = None
     launch: Callable[[LaunchRequest], int] | None = None
 

@@ -12,6 +12,7 @@ from resnext_core.config.sections import DataConfig as DataConfig
 from resnext_core.config.sections import EvalConfig as EvalConfig
 from resnext_core.config.sections import ExportConfig as ExportConfig
 from resnext_core.config.sections import LossConfig as LossConfig
+from resnext_core.config.sections import MixConfig as MixConfig
 from resnext_core.config.sections import ModelConfig as ModelConfig
 from resnext_core.config.sections import OptimizerConfig as OptimizerConfig
 from resnext_core.config.sections import OutputConfig as OutputConfig

@@ -106,6 +106,29 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixConfig:
+    """Mixing training images with each other: mixup (arXiv:1710.09412) and cutmix (arXiv:1905.04899).
+
+    `mixup` and `cutmix` are alpha of the Beta distribution of the shares; 0 leaves that one out. Each micro-batch is
+    mixed with the probability `prob`; where both are on, by cutmix with the probability `switch_prob`. `partner` is
+    which image each is mixed with: the micro-batch ``reversed`` (timm), or ``rolled`` by one (torchvision).
+    Epochs after `off_epoch` are not mixed; None mixes all.
+    """
+
+    mixup: Annotated[float, AtLeast(0)] = 0.0
+    cutmix: Annotated[float, AtLeast(0)] = 0.0
+    prob: Annotated[float, Between(0, 1)] = 1.0
+    switch_prob: Annotated[float, Between(0, 1)] = 0.5
+    off_epoch: Annotated[int | None, Above(0)] = None
+    partner: Literal["reversed", "rolled"] = "reversed"
+
+    @property
+    def on(self) -> bool:
+        """True where a training mixes images at all."""
+        return max(self.mixup, self.cutmix) > 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """SGD with momentum: v = momentum·v + (g + weight_decay·p); p −= lr·v.
 
@@ -224,6 +247,7 @@ class Config:
     data: DataConfig = DataConfig()
     preprocess: PreprocessConfig = PreprocessConfig()
     augment: AugmentConfig = AugmentConfig()
+    mix: MixConfig = MixConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     loss: LossConfig = LossConfig()

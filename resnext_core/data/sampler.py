@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from resnext_core.errors import UsageError
 
-#: Second key word: the order of an epoch and what is drawn for a sample never share a stream.
-_ORDER, _SAMPLE, _AUTO, _ERASING = 1, 2, 3, 4
+#: Second key word: the order of an epoch, what is drawn for a sample, and how a micro-batch is mixed never share a
+#: stream.
+_ORDER, _SAMPLE, _AUTO, _ERASING, _MIX = 1, 2, 3, 4, 5
 
 
 def epoch_permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -102,6 +103,14 @@ class SampleRng:
 def sample_rng(seed: int, epoch: int, sample: int, view: int = 0) -> SampleRng:
     """Return the random numbers of `sample` in `epoch`; `view` counts its appearances in that epoch from 0."""
     return SampleRng(seed, epoch, sample, view)
+
+
+def mix_rng(seed: int, step: int, micro_batch: int) -> np.random.Generator:
+    """Return the random generator of a micro-batch of `step`; use only its ``random()``.
+
+    Steps count from 0 over the whole training, micro-batches over all ranks: `accumulate` of each, rank after rank.
+    """
+    return np.random.Generator(_philox(seed, _MIX, step, micro_batch))
 
 
 def _philox(seed: int, purpose: int, epoch: int, sample: int, view: int = 0) -> Any:

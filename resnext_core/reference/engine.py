@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from resnext_core.data.mix import mixed_pixels
 from resnext_core.errors import UsageError
 from resnext_core.interfaces import CLIP_EPS, Engine, Outcomes, StepInput, TrainRequest
 from resnext_core.reference.network import normalize, train_pass
@@ -102,8 +103,12 @@ class ReferenceEngine(Engine):
         count, preprocess = self._request.accumulate, self._request.weights.preprocess
         for part in step.micro_batches(count):
             x = normalize(part.images, preprocess, self._dtype)
+            if part.mix is not None:
+                x = np.ascontiguousarray(
+                    mixed_pixels(x.transpose(1, 2, 3, 0), part.mix).transpose(3, 0, 1, 2)
+                )
             found = train_pass(
-                self._spec, self._weights, x, part.labels, self._request.loss, scale, part.weights
+                self._spec, self._weights, x, part.labels, self._request.loss, scale, part.weights, part.mix
             )
             for name, array in found.running.items():
                 self._weights[name][...] = array

@@ -10,6 +10,7 @@ import numpy as np
 
 from resnext_core.config import LossConfig
 from resnext_core.errors import DataError, UsageError
+from resnext_core.interfaces import MixedRows
 from resnext_core.model.preprocess import PreprocessSpec
 from resnext_core.model.spec import BN_EPS, BN_MOMENTUM, BlockSpec, ModelSpec
 from resnext_core.reference import ops
@@ -73,10 +74,12 @@ def train_pass(
     loss: LossConfig,
     scale: float = 1.0,
     weights: Array | None = None,
+    mix: MixedRows | None = None,
 ) -> TrainPass:
     """Run x (3, N, H, W) forward with batch statistics and backward from the loss times `scale`.
 
-    The loss is the mean over rows of `weights` (N,), 1 without, times their cross-entropy.
+    The loss is the mean over rows of `weights` (N,), 1 without, times their cross-entropy; with `mix` the targets are
+    those of two labels (x is mixed already).
     Nothing is written to `tensors`: gradients and new running statistics are in the returned record.
     Raises DataError on labels that are no class, UsageError where a batch statistic is over one value.
     """
@@ -86,7 +89,7 @@ def train_pass(
             "train on labelled images of the classes of the model"
         )
     run = TrainPass(spec=spec, tensors=tensors)
-    run.forward_backward(x, labels, loss, scale, weights)
+    run.forward_backward(x, labels, loss, scale, weights, mix)
     return run
 
 
@@ -106,7 +109,13 @@ class TrainPass:
     logits: Array = field(default_factory=lambda: np.empty(0))
 
     def forward_backward(
-        self, x: Array, labels: Array, loss: LossConfig, scale: float, weights: Array | None
+        self,
+        x: Array,
+        labels: Array,
+        loss: LossConfig,
+        scale: float,
+        weights: Array | None,
+        mix: MixedRows | None,
     ) -> None:
         """Fill the record; each layer hands back the function that carries the gradient through it."""
         backwards: list[Backward] = []
@@ -120,11 +129,17 @@ class TrainPass:
             backwards.append(back)
         self.logits, back = self._head(x)
         backwards.append(back)
-        targets = ops.smoothed_targets(labels, self.spec.num_classes, loss.smoothing, loss.smoothing_form)
+        targets = self._targets(labels, loss)
+        if mix is not None:
+            share = mix.share[:, None]
+            targets = share * targets + (1 - share) * self._targets(mix.labels, loss)
         self.loss, gradient = ops.cross_entropy(self.logits, targets.astype(x.dtype), weights)
         gradient *= x.dtype.type(scale)  # a scale beyond the range of the arithmetic overflows here
         for back in reversed(backwards):
             gradient = back(gradient)
+
+    def _targets(self, labels: Array, loss: LossConfig) -> Array:
+        return ops.smoothed_targets(labels, self.spec.num_classes, loss.smoothing, loss.smoothing_form)
 
     def _conv_bn(
         self,

@@ -26,6 +26,7 @@ def resnext_backends() -> Iterator[Backend]:
         priority=0,
         probe=_probe,
         engine=_engine,
+        mixes=True,
         predictor=_predictor,
         formats=(".safetensors",),
         options=ReferenceOptions,

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from resnext_core.data.mix import mixed_rows
 from resnext_core.errors import DataError, UsageError
-from resnext_core.interfaces import Batch, StepInput, TrainRequest
+from resnext_core.interfaces import Backend, Batch, StepInput, TrainRequest
 
 
 def check_split(request: TrainRequest) -> None:
@@ -18,6 +19,17 @@ def check_split(request: TrainRequest) -> None:
             f"a batch of {request.batch_size} a rank does not split into {request.accumulate} equal "
             "micro-batches; change train.batch_size or train.accumulate"
         )
+
+
+def check_mixing(backend: Backend, request: TrainRequest) -> None:
+    """Raise UsageError where the images of a training are to be mixed and `backend` cannot do that."""
+    if request.mixes and not backend.mixes:
+        raise UsageError(cannot_mix(backend))
+
+
+def cannot_mix(backend: Backend) -> str:
+    """Return the line about a backend that cannot mix images."""
+    return f"the backend {backend.id} cannot mix images; set mix.mixup=0 and mix.cutmix=0, or choose another --backend"
 
 
 def step_inputs(
@@ -41,14 +53,20 @@ def step_inputs(
     if request.rank.world > 1 and batches:
         counts = request.collectives.all_reduce_sum(counts)
     total = request.batch_size * request.rank.world
+    labels = [np.where(v, batch.labels, 0).astype(np.int32) for batch, v in zip(batches, valid, strict=True)]
+    mixes = [None] * len(batches) if not request.mixes else [
+        mixed_rows(batch.mix, own, v, batch.images.shape[1:3])
+        for batch, own, v in zip(batches, labels, valid, strict=True)
+    ]  # fmt: skip
     return [
         StepInput(
             images=batch.images,
-            labels=np.where(v, batch.labels, 0).astype(np.int32),
+            labels=own,
             weights=v * (total / int(count) if count else 0.0),
             lr=float(lr),
+            mix=mix,
         )
-        for batch, v, count, lr in zip(batches, valid, counts, lrs, strict=True)
+        for batch, own, mix, v, count, lr in zip(batches, labels, mixes, valid, counts, lrs, strict=True)
     ]
 
 
@@ -60,9 +78,24 @@ def _check_batch(request: TrainRequest, batch: Batch) -> None:
         raise UsageError(f"valid must be bool ({size},), not {batch.valid.dtype} {batch.valid.shape}")
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise UsageError(f"images must be uint8 (N, H, W, 3), not {images.dtype} {images.shape}")
+    _check_mix(request, batch)
     labels = batch.labels[batch.valid]
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         raise DataError(
             f"training labels must be 0 to {classes - 1}, not {labels.min()} to {labels.max()}; "
             "train on labelled images of the classes of the model"
         )
+
+
+def _check_mix(request: TrainRequest, batch: Batch) -> None:
+    if not batch.mix:
+        return
+    if not request.mixes:
+        raise UsageError("a batch says how to mix its images, and this training was not asked to mix any")
+    if len(batch.mix) != request.accumulate:
+        raise UsageError(f"{request.accumulate} micro-batches need as many mixes, not {len(batch.mix)}")
+    height, width = batch.images.shape[1:3]
+    for mix in batch.mix:
+        top, left, bottom, right = mix.box
+        if not 0 <= mix.lam <= 1 or not 0 <= top <= bottom <= height or not 0 <= left <= right <= width:
+            raise UsageError(f"{mix} does not fit images of {height} x {width} pixels and shares from 0 to 1")

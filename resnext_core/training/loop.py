@@ -28,7 +28,7 @@ def fit(trainer: Trainer, training: Training, resume: Checkpoint | None = None) 
             with closing(training.train_loader.batches(epoch.tasks())) as loaded:
                 for steps in epoch.chunks():
                     with session.holding_errors(), meter.waiting():
-                        batches = list(islice(loaded, len(steps) if session.goes_on else 0))
+                        batches = epoch.mixed(steps, islice(loaded, len(steps) if session.goes_on else 0))
                     exchange_news(session)  # the run ends here where a rank has failed or is asked to stop
                     lrs = epoch.lrs(steps)
                     with meter.computing():

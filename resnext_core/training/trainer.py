@@ -19,7 +19,7 @@ from resnext_core.interfaces import (
     TrainState,
 )
 from resnext_core.training.counter import SCALARS, StepCounter
-from resnext_core.training.inputs import check_split, step_inputs
+from resnext_core.training.inputs import check_mixing, check_split, step_inputs
 from resnext_core.training.together import check_same_step, with_first_weights
 
 
@@ -31,6 +31,7 @@ def create_trainer(backend: Backend, request: TrainRequest) -> Trainer:
     if backend.engine is None:
         raise UsageError(f"the backend {backend.id} cannot train")
     check_split(request)
+    check_mixing(backend, request)
     request = with_first_weights(request)
     return Trainer(request, backend.engine(request))
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from resnext_core.config import Config
 from resnext_core.data.index import Index
 from resnext_core.data.loader import Loader
+from resnext_core.data.mix import draw_mixes
 from resnext_core.data.sampler import Task, epoch_permutation, rank_slice, steps_per_epoch
+from resnext_core.interfaces import Batch
 from resnext_core.model.weights import Weights
 from resnext_core.ranks.collectives import Collectives
 from resnext_core.ranks.info import RankInfo
@@ -140,6 +142,21 @@ class Epoch:
             base_lr=scaled_lr(config.optimizer, config.train.batch_size),
             steps_per_epoch=training.steps_per_epoch, epochs=config.train.epochs,
         )  # fmt: skip
+
+    def mixed(self, steps: range, batches: Iterable[Batch]) -> list[Batch]:
+        """Return the batches of `steps` with how their images are mixed; fewer where there are fewer."""
+        training, rank = self.training, self.training.rank
+        train = training.config.train
+        if not training.config.mix.on:
+            return list(batches)
+        micro_batches = range(rank.rank * train.accumulate, (rank.rank + 1) * train.accumulate)
+        return [
+            replace(batch, mix=draw_mixes(
+                training.config.mix, batch.images.shape[1:3], seed=train.seed, step=step, epoch=self.number,
+                micro_batches=micro_batches,
+            ))
+            for step, batch in zip(steps, batches, strict=False)
+        ]  # fmt: skip
 
     def samples(self, step: int) -> list[int]:
         """Return the images of all ranks in `step`."""

@@ -233,7 +233,25 @@ def test_batches_that_do_not_fit(cli: CommandLine, train: list[object], tmp_path
     cli.refuses(EXIT_USAGE, *train, "--set", "train.accumulate=3", says=says)
     says = "train.batch_size 8 is not divisible by 3 ranks × 1 accumulated micro-batches"
     cli.refuses(EXIT_USAGE, *train, "--devices", 3, says=says)
+    says = "mix.mixup and mix.cutmix mix the images of a micro-batch, and this one has 1"
+    cli.refuses(EXIT_USAGE, *train, "--set", "train.accumulate=8", "--set", "mix.cutmix=1", says=says)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("mixup=-0.1", "mix.mixup must be 0 or more"),
+        ("cutmix=.nan", "mix.cutmix must be"),
+        ("prob=1.1", "mix.prob must be between 0 and 1"),
+        ("switch_prob=-1", "mix.switch_prob must be between 0 and 1"),
+        ("off_epoch=0", "mix.off_epoch must be above 0, or null"),
+        ("partner=random", "must be one of reversed, rolled, not 'random'"),
+        ("mixupp=1", "unknown config key 'mix.mixupp'"),
+    ],
+)
+def test_mixes_that_cannot_be(cli: CommandLine, train: list[object], value: str, says: str) -> None:
+    cli.refuses(EXIT_USAGE, *train, "--set", f"mix.{value}", says=says)
 
 
 def test_a_class_count_that_is_not_the_datas(cli: CommandLine, train: list[object]) -> None:

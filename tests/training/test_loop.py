@@ -20,9 +20,10 @@ from run_records import stored
 from resnext_core.config import Config, load_config, parse_set
 from resnext_core.data.index import open_index
 from resnext_core.data.loader import Loader
-from resnext_core.data.sampler import epoch_permutation
+from resnext_core.data.mix import draw_mixes
+from resnext_core.data.sampler import Task, epoch_permutation
 from resnext_core.errors import DataError, Interrupted
-from resnext_core.interfaces import Batch, DeviceUsage, Predictor, TrainState
+from resnext_core.interfaces import Batch, DeviceUsage, Mix, Predictor, TrainState
 from resnext_core.metrics import METRICS, Metric
 from resnext_core.model.weights import Weights
 from resnext_core.ranks.collectives import SingleProcess
@@ -46,6 +47,7 @@ class Recorder:
         self.weights, self.before = weights, before
         self.step = 0
         self.seen: list[NDArray[Any]] = []
+        self.mixes: list[tuple[Mix, ...]] = []
         self.lrs: list[float] = []
         self.calls: list[int] = []
 
@@ -56,6 +58,7 @@ class Recorder:
             self.before(self.step + 1)
             self.step += 1
             self.seen.append(batch.index)
+            self.mixes.append(batch.mix)
             self.lrs.append(float(lr))
             losses.append(self.step)
         return np.array(losses, np.float32)
@@ -146,6 +149,51 @@ def test_images_and_learning_rates_come_in_the_stated_order(
     np.testing.assert_allclose(trainer.lrs, expected, rtol=1e-7)
     assert max(trainer.calls) <= steps_per_call
     assert sum(trainer.calls) == 18
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 4])
+def test_how_images_are_mixed_depends_on_seed_and_step_alone(
+    job: Callable[..., Training], tiny_weights: Weights, steps_per_call: int
+) -> None:
+    """Whatever the chunks, the number of ranks, and where the run was stopped; not after `off_epoch`."""
+    sets = ["mix.mixup=0.2", "mix.cutmix=1", "mix.off_epoch=2", "train.seed=7", "train.accumulate=2"]
+    made = job(*sets, steps_per_call=steps_per_call)
+    size = (tiny_weights.spec.image_size,) * 2
+    expected = [
+        draw_mixes(made.config.mix, size, seed=7, step=step, epoch=1, micro_batches=range(2)) for step in range(12)
+    ]  # fmt: skip
+    assert len({mix for step in expected for mix in step}) == 24
+
+    def stop(step: int) -> None:
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer = Recorder(tiny_weights, stop)
+    with pytest.raises(Interrupted):
+        fit(trainer, made)
+    taken = len(trainer.mixes)
+    assert 9 <= taken < 13
+    again = Recorder(tiny_weights)
+    fit(again, made, load_latest(made.run.checkpoints, print))
+    assert trainer.mixes + again.mixes == [*expected, *[()] * 6]
+
+
+def test_each_rank_mixes_its_own_micro_batches(job: Callable[..., Training], tiny_weights: Weights) -> None:
+    made = job("mix.mixup=1")
+    batches = list(made.train_loader.batches([Task.of(0, np.arange(4))]))
+
+    def drawn(rank: int, world: int, accumulate: int) -> tuple[Mix, ...]:
+        train = dataclasses.replace(made.config.train, accumulate=accumulate)
+        config = dataclasses.replace(made.config, train=train)
+        training = dataclasses.replace(made, config=config, rank=RankInfo(rank=rank, world=world))
+        (epoch, *_) = training.epochs_after(0)
+        (batch,) = epoch.mixed(range(5, 6), batches)
+        return batch.mix
+
+    alone = drawn(0, 1, 6)
+    assert len(set(alone)) == 6
+    assert drawn(0, 3, 2) + drawn(1, 3, 2) + drawn(2, 3, 2) == alone
+    assert drawn(0, 2, 3) + drawn(1, 2, 3) == alone
 
 
 @pytest.mark.parametrize("log_every", [1, 4, 100])

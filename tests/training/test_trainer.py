@@ -11,12 +11,12 @@ import pytest
 
 from resnext_core.config import PrecisionConfig
 from resnext_core.errors import DataError, UsageError
-from resnext_core.interfaces import Batch, TrainState
+from resnext_core.interfaces import Batch, Mix, TrainState
 from resnext_core.ranks.info import RankInfo
-from resnext_core.testing.cases import TRAIN_CASES
+from resnext_core.testing.cases import TRAIN_CASES, oracle
 from resnext_core.training.counter import MAX_LOSS_SCALE, SCALARS, StepCounter
 from resnext_core.training.inputs import step_inputs
-from resnext_core.training.trainer import check_state
+from resnext_core.training.trainer import check_state, create_trainer
 
 DYNAMIC = PrecisionConfig(loss_scale="dynamic", scale=8.0, growth_interval=2)
 SHAPES = {"weights/a": (2, 3), "momentum/a": (2, 3)}
@@ -117,12 +117,13 @@ class Adds:
         return values + self.others
 
 
-def request(world: int = 1, collectives: Any = None) -> Any:
+def request(world: int = 1, collectives: Any = None, *, mixes: bool = False, accumulate: int = 1) -> Any:
     """Return what `step_inputs` reads of a request for batches of 4 of 3 classes."""
     weights = SimpleNamespace(spec=SimpleNamespace(num_classes=3))
     return SimpleNamespace(
-        weights=weights, batch_size=4, rank=RankInfo(rank=0, world=world), collectives=collectives
-    )
+        weights=weights, batch_size=4, rank=RankInfo(rank=0, world=world), collectives=collectives, mixes=mixes,
+        accumulate=accumulate,
+    )  # fmt: skip
 
 
 def rows_batch(*valid: int, labels: tuple[int, ...] = (0, 1, 2, 0), images: int = 4) -> Batch:
@@ -166,3 +167,51 @@ def test_batches_that_are_not_what_was_asked_for_are_refused() -> None:
     ):
         with pytest.raises(UsageError, match=says):
             step_inputs(request(), [batch], lrs)
+
+
+HALF = Mix(kind="mixup", lam=0.5)
+
+
+def test_a_training_that_mixes_has_rows_for_every_step() -> None:
+    """Of the same shapes whether anything is mixed or not: engines compile one step."""
+    batches = [replace(rows_batch(1, 1, 1, 0, labels=(0, 1, 2, -1)), mix=mix) for mix in ((), (HALF,))]
+    plain, mixed = (step.mix for step in step_inputs(request(mixes=True), batches, [0.1] * 2))
+    assert plain is not None
+    assert mixed is not None
+    assert plain.share.tolist() == [1, 1, 1, 1]
+    assert mixed.share.tolist() == [1, 0.5, 0.5, 1]
+    assert (mixed.partner.tolist(), mixed.labels.tolist()) == ([0, 2, 1, 3], [0, 2, 1, 0])
+    assert [step.mix for step in step_inputs(request(), [rows_batch(1, 1, 1, 1)], [0.1])] == [None]
+
+
+def test_micro_batches_are_mixed_within_themselves() -> None:
+    batch = replace(rows_batch(1, 1, 1, 1), mix=(HALF, Mix()))
+    (step,) = step_inputs(request(mixes=True, accumulate=2), [batch], [0.1])
+    first, second = (part.mix for part in step.micro_batches(2))
+    assert first is not None
+    assert second is not None
+    assert (first.partner.tolist(), first.share.tolist()) == ([1, 0], [0.5, 0.5])
+    assert (second.partner.tolist(), second.share.tolist()) == ([0, 1], [1, 1])
+
+
+def test_mixes_that_do_not_fit_are_refused() -> None:
+    batch = rows_batch(1, 1, 1, 1)
+    for mix, mixes, says in (
+        ((HALF,), False, "was not asked to mix any"),
+        ((HALF, HALF), True, "1 micro-batches need as many mixes, not 2"),
+        ((Mix(kind="mixup", lam=1.5),), True, "shares from 0 to 1"),
+        ((Mix(kind="mixup", lam=float("nan")),), True, "shares from 0 to 1"),
+        ((Mix(kind="cutmix", lam=0.5, box=(0, 0, 3, 1)),), True, "does not fit images of 2 x 2 pixels"),
+        ((Mix(kind="cutmix", lam=0.5, box=(1, 0, 0, 1)),), True, "does not fit images of 2 x 2 pixels"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            step_inputs(request(mixes=mixes), [replace(batch, mix=mix)], [0.1])
+
+
+def test_a_backend_that_cannot_mix_is_refused() -> None:
+    made = replace(TRAIN_CASES["plain"].request(), mixes=True)
+    cannot = replace(oracle(), id="old", mixes=False)
+    with pytest.raises(
+        UsageError, match=r"the backend old cannot mix images; set mix\.mixup=0 and mix\.cutmix=0"
+    ):
+        create_trainer(cannot, made)
