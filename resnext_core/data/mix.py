@@ -90,14 +90,14 @@ def cutmix_box(lam: float, size: tuple[int, int], row: int, column: int) -> tupl
 def mixed_rows(
     mixes: Sequence[Mix], labels: NDArray[np.int32], valid: NDArray[np.bool_], size: tuple[int, int]
 ) -> MixedRows:
-    """Return `mixes`, one a micro-batch, row by row; without any, of rows that are not mixed.
+    """Return `mixes`, one for each micro-batch, row by row.
 
     `labels` int32 (N,) and `valid` bool (N,) are those of the rank's batch, `size` (height, width) of its images. A row
     that is not valid, or whose partner is not, stays as it is: black pixels would be mixed into an image that counts.
     """
     count = len(labels)
-    rows = np.arange(count // max(len(mixes), 1), dtype=np.int32)
-    partner = np.tile(rows, max(len(mixes), 1))
+    rows = np.arange(count // len(mixes), dtype=np.int32)
+    partner = np.tile(rows, len(mixes))
     label, share, blend = labels.copy(), np.ones(count), np.ones(count)
     box = np.zeros((count, 4), np.int32)
     for number, mix in enumerate(mixes):

@@ -24,6 +24,7 @@ pytest.register_assert_rewrite(
             "identity",
             "prediction",
             "optimizer",
+            "mixing",
             "overflow",
             "resume",
             "export",

@@ -13,6 +13,7 @@ from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
 from resnext_core.interfaces import (
     Backend,
     Batch,
+    Mix,
     Predictor,
     PredictRequest,
     TrainRequest,
@@ -129,7 +130,11 @@ def batch(name: str, count: int, seed: int, valid: str = "") -> Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCase:
-    """A training set-up; one step a learning rate. `valid` are the valid rows of the first steps, see :func:`batch`."""
+    """A training set-up; one step a learning rate.
+
+    `valid` are the valid rows of the first steps, see :func:`batch`, and `mix` how those are mixed: empty, or a Mix for
+    each of `accumulate` micro-batches. Without any the training does not mix.
+    """
 
     network: str
     batch_size: int
@@ -140,13 +145,16 @@ class TrainCase:
     accumulate: int = 1
     ema_decay: float | None = None
     valid: tuple[str, ...] = ()
+    mix: tuple[tuple[Mix, ...], ...] = ()
     seed: int = 20
 
     def batches(self) -> list[Batch]:
         """Return a batch for every step, all different; `seed` is that of the first one."""
         valid = self.valid + ("",) * (len(self.lrs) - len(self.valid))
+        mixes = self.mix + ((),) * (len(self.lrs) - len(self.mix))
         return [
-            batch(self.network, self.batch_size, seed=self.seed + i, valid=v) for i, v in enumerate(valid)
+            replace(batch(self.network, self.batch_size, seed=self.seed + i, valid=v), mix=mix)
+            for i, (v, mix) in enumerate(zip(valid, mixes, strict=True))
         ]
 
     def lr_array(self) -> NDArray[np.float32]:
@@ -170,6 +178,7 @@ class TrainCase:
             batch_size=self.batch_size // rank.world,
             accumulate=max(self.accumulate // rank.world, 1),
             ema_decay=self.ema_decay,
+            mixes=bool(self.mix),
             rank=rank,
             collectives=collectives or SingleProcess(),
         )
@@ -211,6 +220,37 @@ TRAIN_CASES: Mapping[str, TrainCase] = {
         optimizer=OptimizerConfig(momentum=0.0, weight_decay=0.0),
         loss=LossConfig(smoothing=0.0),
         precision=PrecisionConfig(loss_scale="fixed", scale=4096.0),
+    ),
+    "mixed": TrainCase(
+        network="symmetric",
+        # As three ranks of two micro-batches, as two of three, or as one of six. Each has three rows: the first that
+        # tell one partner from another.
+        batch_size=18,
+        accumulate=6,
+        lrs=(0.1, 0.05, 0.02),
+        valid=("", "", "011111101111110111"),
+        mix=(
+            (
+                Mix(kind="mixup", lam=0.3, partner="rolled"),
+                Mix(kind="cutmix", lam=1 - 9 * 10 / 576, box=(2, 0, 11, 10)),
+                Mix(),
+                Mix(kind="mixup", lam=0.75),
+                Mix(kind="cutmix", lam=1 - 15 * 20 / 576, box=(9, 3, 24, 23), partner="rolled"),
+                Mix(kind="cutmix", lam=1.0, box=(5, 0, 5, 7)),
+            ),
+            (),
+            (
+                Mix(kind="cutmix", lam=1 - 8 * 20 / 576, box=(0, 4, 8, 24), partner="rolled"),
+                Mix(kind="mixup", lam=0.0, partner="rolled"),
+                Mix(kind="mixup", lam=0.6),
+                Mix(kind="cutmix", lam=1 - 12 * 8 / 576, box=(10, 11, 22, 19), partner="rolled"),
+                Mix(kind="mixup", lam=0.45, partner="rolled"),
+                Mix(kind="cutmix", lam=0.0, box=(0, 0, 24, 24)),
+            ),
+        ),
+        optimizer=OptimizerConfig(momentum=0.9, weight_decay=0.02),
+        loss=LossConfig(smoothing=0.1, smoothing_form="others"),
+        seed=1135,
     ),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from resnext_core.testing.distributed import DistributedContract
 from resnext_core.testing.export import ExportContract
 from resnext_core.testing.identity import IdentityContract
+from resnext_core.testing.mixing import MixContract
 from resnext_core.testing.optimizer import OptimizerContract
 from resnext_core.testing.overflow import OverflowContract
 from resnext_core.testing.prediction import PredictionContract
@@ -15,6 +16,7 @@ class BackendContract(
     IdentityContract,
     PredictionContract,
     OptimizerContract,
+    MixContract,
     OverflowContract,
     ResumeContract,
     ExportContract,

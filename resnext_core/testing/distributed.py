@@ -21,7 +21,7 @@ from resnext_core.ranks.launch import launch_local
 from resnext_core.testing import cases
 from resnext_core.testing.base import ContractBase
 from resnext_core.testing.cases import TRAIN_CASES, assert_tensors_close
-from resnext_core.testing.rank_worker import CASE, rank_batches, sums_of
+from resnext_core.testing.rank_worker import CASE, MIXED, rank_batches, sums_of
 
 #: Seconds within which a launch must have noticed that a rank has failed, its start-up included.
 FAIL_S = 90.0
@@ -29,12 +29,13 @@ FAIL_S = 90.0
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RankReport:
-    """What one rank of a launch wrote down."""
+    """What one rank of a launch wrote down; `mixed` are losses and tensors of the case with mixed images."""
 
     losses: list[float]
     sums: dict[str, Any]
     state: TrainState | None
     alone: dict[str, Any]
+    mixed: tuple[list[float], TrainState] | None
 
 
 class DistributedContract(ContractBase):
@@ -68,6 +69,21 @@ class DistributedContract(ContractBase):
         for rank, report in enumerate(self._reports()):
             actual = np.array(report.losses, np.float32)
             cases.assert_close(actual, expected, cases.TOLERANCE, f"losses of rank {rank}")
+
+    def test_ranks_mix_as_one_that_accumulates(self) -> None:
+        """Each rank mixes its own micro-batches, by the draws that one process has for all of them."""
+        self._trained()
+        if not self.record.mixes:
+            pytest.skip(f"{self.record.id} does not mix images")
+        case, expected = TRAIN_CASES[MIXED], cases.oracle_run(MIXED)
+        names = [f"weights/{n}" for n in cases.trainable(case)]
+        for rank, report in enumerate(self._reports()):
+            assert report.mixed is not None
+            losses, state = np.array(report.mixed[0], np.float32), report.mixed[1]
+            wanted = np.array([r.loss for r in expected], np.float32)
+            cases.assert_close(losses, wanted, cases.TOLERANCE, f"losses of mixed images on rank {rank}")
+            when = f"weights of rank {rank} after mixed images"
+            assert_tensors_close(state, expected[-1].state, names, cases.TOLERANCE, when)
 
     def test_an_overflow_on_one_rank_is_skipped_by_all(self) -> None:
         """Only the last rank has a valid row, whose gradients no float32 can hold; the others have none at all."""
@@ -157,7 +173,12 @@ def _read(folder: Path, rank: int) -> RankReport:
     if data["scalars"] is not None:
         with np.load(folder / f"rank-{rank}.npz") as arrays:
             state = TrainState(tensors={name: arrays[name] for name in arrays.files}, scalars=data["scalars"])
-    return RankReport(losses=data["losses"], sums=data["sums"], state=state, alone=data["alone"])
+    mixed = None
+    if data["mixed"]:
+        with np.load(folder / f"rank-{rank}-mixed.npz") as arrays:
+            tensors = {name: arrays[name] for name in arrays.files}
+        mixed = data["mixed"], TrainState(tensors=tensors, scalars={})
+    return RankReport(losses=data["losses"], sums=data["sums"], state=state, alone=data["alone"], mixed=mixed)
 
 
 class ThreadGroup:

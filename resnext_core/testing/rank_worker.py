@@ -26,6 +26,8 @@ from resnext_core.training.trainer import Trainer, create_trainer
 
 #: The training set-up: accumulates six micro-batches, of which each rank takes its share.
 CASE = "everything"
+#: The same with mixed images, for backends that mix.
+MIXED = "mixed"
 
 #: Steps that must be skipped for what one rank finds: its gradients are beyond float32, or its loss is.
 ALONE: dict[str, dict[str, float]] = {
@@ -34,9 +36,9 @@ ALONE: dict[str, dict[str, float]] = {
 }
 
 
-def rank_batches(info: RankInfo) -> list[Batch]:
-    """Return the part of every batch of the case that a rank takes: its contiguous share."""
-    return [rank_part(b, info) for b in TRAIN_CASES[CASE].batches()]
+def rank_batches(info: RankInfo, case: str = CASE) -> list[Batch]:
+    """Return the part of every batch of a case that a rank takes: its contiguous share."""
+    return [rank_part(b, info) for b in TRAIN_CASES[case].batches()]
 
 
 def integers(rank: int) -> list[int]:
@@ -119,6 +121,7 @@ def _work(backend: Backend, options: Any, info: RankInfo, collectives: Collectiv
         "losses": [],
         "scalars": None,
         "alone": {},
+        "mixed": [],
     }
     if backend.engine is not None:
         case = TRAIN_CASES[CASE]
@@ -131,8 +134,23 @@ def _work(backend: Backend, options: Any, info: RankInfo, collectives: Collectiv
         np.savez(out / f"rank-{info.rank}.npz", **dict(state.tensors))
         report["alone"] = {name: _alone(trainer, state, info, **ALONE[name]) for name in ALONE}
         trainer.close()
+        if backend.mixes:
+            report["mixed"] = _mixed(backend, options, info, collectives, out / f"rank-{info.rank}-mixed.npz")
     (out / f"rank-{info.rank}.json").write_text(json.dumps(report))
     collectives.barrier()
+
+
+def _mixed(
+    backend: Backend, options: Any, info: RankInfo, collectives: Collectives, out: Path
+) -> list[float]:
+    """Train on mixed images; returns the losses and writes the state to `out`."""
+    case = TRAIN_CASES[MIXED]
+    request = replace(case.request(rank=info, collectives=collectives), options=options)
+    trainer = create_trainer(backend, request)
+    losses = trainer.run_steps(rank_batches(info, MIXED), case.lr_array())
+    np.savez(out, **dict(trainer.state().tensors))
+    trainer.close()
+    return [float(loss) for loss in losses]
 
 
 def _alone(trainer: Trainer, state: TrainState, info: RankInfo, **verge: float) -> dict[str, Any]:

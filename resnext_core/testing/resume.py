@@ -17,7 +17,7 @@ from resnext_core.testing.optimizer import TrainingBase
 from resnext_core.training.trainer import Trainer
 
 SCALARS = {"step", "overflow_steps", "loss_scale", "good_steps"}
-resumed_case = pytest.mark.parametrize("case_name", ["everything", "bare"])
+resumed_case = pytest.mark.parametrize("case_name", ["everything", "bare", "mixed"])
 
 
 def _without(state: TrainState, name: str) -> TrainState:

@@ -53,11 +53,16 @@ def noise_batches(count: int, *, images: int, size: int = 16, seed: int = 0) -> 
 
 
 def rank_part(batch: Batch, rank: RankInfo) -> Batch:
-    """Return the part of a batch that a rank takes."""
-    size = len(batch) // rank.world
-    rows = slice(rank.rank * size, (rank.rank + 1) * size)
+    """Return the part of a batch that a rank takes, and of its mixes."""
+
+    def part(length: int) -> slice:
+        size = length // rank.world
+        return slice(rank.rank * size, (rank.rank + 1) * size)
+
+    rows = part(len(batch))
     return replace(
-        batch, images=batch.images[rows], labels=batch.labels[rows], index=batch.index[rows], valid=batch.valid[rows]
+        batch, images=batch.images[rows], labels=batch.labels[rows], index=batch.index[rows], valid=batch.valid[rows],
+        mix=batch.mix[part(len(batch.mix))],
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from resnext_core.data.mix import mixed_rows
 from resnext_core.errors import DataError, UsageError
-from resnext_core.interfaces import Backend, Batch, StepInput, TrainRequest
+from resnext_core.interfaces import Backend, Batch, Mix, StepInput, TrainRequest
 
 
 def check_split(request: TrainRequest) -> None:
@@ -55,7 +55,7 @@ def step_inputs(
     total = request.batch_size * request.rank.world
     labels = [np.where(v, batch.labels, 0).astype(np.int32) for batch, v in zip(batches, valid, strict=True)]
     mixes = [None] * len(batches) if not request.mixes else [
-        mixed_rows(batch.mix, own, v, batch.images.shape[1:3])
+        mixed_rows(batch.mix or (Mix(),) * request.accumulate, own, v, batch.images.shape[1:3])
         for batch, own, v in zip(batches, labels, valid, strict=True)
     ]  # fmt: skip
     return [

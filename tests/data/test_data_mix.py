@@ -271,11 +271,11 @@ def test_the_middle_row_of_an_odd_batch_is_not_mixed_with_itself() -> None:
     assert rows.share.tolist() == [0.5, 1.0, 0.5]
 
 
-def test_without_draws_nothing_is_mixed() -> None:
-    labels = np.arange(5, dtype=np.int32)
-    rows = mixed_rows((), labels, np.ones(5, bool), (4, 4))
-    assert rows.partner.tolist() == rows.labels.tolist() == [0, 1, 2, 3, 4]
-    assert rows.share.tolist() == rows.blend.tolist() == [1.0] * 5
+def test_rows_that_are_not_mixed_are_their_own_partners() -> None:
+    """Counted within their micro-batch, as those of mixed rows."""
+    rows = mixed_rows([Mix(), Mix()], np.arange(6, dtype=np.int32), np.ones(6, bool), (4, 4))
+    assert (rows.partner.tolist(), rows.labels.tolist()) == ([0, 1, 2] * 2, [0, 1, 2, 3, 4, 5])
+    assert rows.share.tolist() == rows.blend.tolist() == [1.0] * 6
     assert not rows.box.any()
 
 

@@ -18,12 +18,14 @@ from unittest import mock
 
 import numpy as np
 
+from resnext_core.data.mix import mixed_pixels, mixed_rows
 from resnext_core.errors import DataError
 from resnext_core.interfaces import (
     READY,
     Backend,
     Batch,
     ExportRequest,
+    MixedRows,
     Predictor,
     PredictRequest,
     Readiness,
@@ -41,6 +43,7 @@ from resnext_core.ranks.tcp import TcpCollectives
 from resnext_core.reference import engine, network, ops, plugin, predictor
 from resnext_core.reference.engine import ReferenceEngine
 from resnext_core.reference.predictor import ReferencePredictor
+from resnext_core.training import inputs
 from resnext_core.training.inputs import step_inputs
 from resnext_core.training.trainer import Trainer
 
@@ -522,6 +525,141 @@ class LabelsOfAllRows(Trainer):
         return super().run_steps(batches, lrs)
 
 
+# -- mistakes of mixing ----------------------------------------------------------------------------
+
+
+class Mixing(ReferenceEngine):
+    """Takes steps whose `mix` is changed by :meth:`changed`; a base."""
+
+    def changed(self, mix: MixedRows) -> MixedRows:
+        return mix
+
+    def _run_step(self, step: StepInput, scale: float) -> tuple[float, bool]:
+        if step.mix is not None:
+            step = dataclasses.replace(step, mix=self.changed(step.mix))
+        return super()._run_step(step, scale)
+
+
+class MixesNothing(ReferenceEngine):
+    def _run_step(self, step: StepInput, scale: float) -> tuple[float, bool]:
+        return super()._run_step(dataclasses.replace(step, mix=None), scale)
+
+
+class MixesPixelsAlone(Mixing):
+    def changed(self, mix: MixedRows) -> MixedRows:
+        return dataclasses.replace(mix, share=np.ones_like(mix.share))
+
+
+class MixesLabelsAlone(Mixing):
+    def changed(self, mix: MixedRows) -> MixedRows:
+        return dataclasses.replace(mix, box=np.zeros_like(mix.box))
+
+
+class RollsTheOtherWay(Mixing):
+    """Rolled rows take the pixels of the row after them."""
+
+    def changed(self, mix: MixedRows) -> MixedRows:
+        size = len(mix.share) // self._request.accumulate
+        parts = [
+            np.argsort(part) if len(set(part)) == size else part for part in mix.partner.reshape(-1, size)
+        ]
+        return dataclasses.replace(mix, partner=np.concatenate(parts).astype(np.int32))
+
+
+class MixesByTheFirstDraw(Mixing):
+    """All micro-batches are mixed as the first is."""
+
+    def changed(self, mix: MixedRows) -> MixedRows:
+        size, count = len(mix.share) // self._request.accumulate, self._request.accumulate
+        return dataclasses.replace(
+            mix, share=np.tile(mix.share[:size], count), blend=np.tile(mix.blend[:size], count),
+            box=np.tile(mix.box[:size], (count, 1)),
+        )  # fmt: skip
+
+
+class TransposedBox(Mixing):
+    def changed(self, mix: MixedRows) -> MixedRows:
+        return dataclasses.replace(mix, box=mix.box[:, [1, 0, 3, 2]])
+
+
+class BoxWithItsEnd(Mixing):
+    def changed(self, mix: MixedRows) -> MixedRows:
+        return dataclasses.replace(mix, box=mix.box + np.array([0, 0, 1, 1], np.int32))
+
+
+class BlendsTheBox(Mixing):
+    """Inside a box of cutmix both images are seen."""
+
+    def changed(self, mix: MixedRows) -> MixedRows:
+        return dataclasses.replace(mix, blend=mix.share)
+
+
+class SharesInHalf(Mixing):
+    def changed(self, mix: MixedRows) -> MixedRows:
+        return dataclasses.replace(mix, share=mix.share.astype(np.float16).astype(np.float64))
+
+
+class MixesBytes(ReferenceEngine):
+    """Mixed pixels are rounded to bytes before they are normalised."""
+
+    def _accumulate(self, step: StepInput, scale: float) -> Any:
+        if step.mix is not None:
+            parts = step.micro_batches(self._request.accumulate)
+            images = [
+                np.rint(mixed_pixels(p.images.astype(np.float64), p.mix)).astype(np.uint8)
+                for p in parts
+                if p.mix
+            ]
+            unmixed = dataclasses.replace(step.mix, box=np.zeros_like(step.mix.box))
+            step = dataclasses.replace(step, images=np.concatenate(images), mix=unmixed)
+        return super()._accumulate(step, scale)
+
+
+class MixesBlackImages(Trainer):
+    """Images that could not be read are mixed into others."""
+
+    def run_steps(self, batches: Sequence[Batch], lrs: Any) -> Any:
+        def all_rows(mixes: Any, labels: Any, valid: Any, size: Any) -> MixedRows:
+            return mixed_rows(mixes, labels, np.ones_like(valid), size)
+
+        with mock.patch.object(inputs, "mixed_rows", all_rows):
+            return super().run_steps(batches, lrs)
+
+
+class MixesByTheFirstStep(Trainer):
+    """All steps of a call are mixed as the first."""
+
+    def run_steps(self, batches: Sequence[Batch], lrs: Any) -> Any:
+        return super().run_steps([dataclasses.replace(b, mix=batches[0].mix) for b in batches], lrs)
+
+
+class MixesInFloat32Alone(Mixing):
+    """Takes float16, computes in float32, and mixes only where float32 was asked for."""
+
+    def __init__(self, request: TrainRequest) -> None:
+        self._half = request.precision.compute == "float16"
+        if self._half:
+            single = dataclasses.replace(request.precision, compute="float32")
+            request = dataclasses.replace(request, precision=single)
+        super().__init__(request)
+
+    def changed(self, mix: MixedRows) -> MixedRows:
+        if not self._half:
+            return mix
+        ones = np.ones_like(mix.share)
+        return dataclasses.replace(mix, share=ones, box=np.zeros_like(mix.box))
+
+
+class MixesOnRank0(Mixing):
+    """Only the first rank mixes."""
+
+    def changed(self, mix: MixedRows) -> MixedRows:
+        if self._request.rank.is_main:
+            return mix
+        ones = np.ones_like(mix.share)
+        return dataclasses.replace(mix, share=ones, box=np.zeros_like(mix.box))
+
+
 # -- mistakes of sizes, rates and counters ---------------------------------------------------------
 
 
@@ -897,6 +1035,7 @@ BY_TWO = backend(mistake=RanksByTwo)
 OWN_OVERFLOW = backend(mistake=OwnOverflow)
 OWN_FINITE_LOSS = backend(mistake=OwnFiniteLoss)
 MEANS_OF_RANKS = backend(mistake=MeansOfRanks)
+MIXED_ON_RANK_0 = backend(mistake=MixesOnRank0)
 FLOAT32_SUMS = backend(connect=_connect_float32)
 FORGETFUL = backend(launch=_launch_and_forget)
 

@@ -319,6 +319,44 @@ PLANTED: dict[str, tuple[Backend, str, str]] = {
         "after step",
     ),
     "labels of all rows": (_of_trainer(bugs.LabelsOfAllRows), "test_losses_equal_the_reference", "labels"),
+    # -- mixing
+    "nothing mixed": (_of_trainer(bugs.MixesNothing), "test_losses_equal_the_reference", "mixed"),
+    "pixels mixed, labels not": (
+        _of_trainer(bugs.MixesPixelsAlone),
+        "test_losses_equal_the_reference",
+        "mixed",
+    ),
+    "labels mixed, pixels not": (
+        _of_trainer(bugs.MixesLabelsAlone),
+        "test_losses_equal_the_reference",
+        "mixed",
+    ),
+    "rolled the other way": (_of_trainer(bugs.RollsTheOtherWay), "test_losses_equal_the_reference", "mixed"),
+    "one draw for all micro-batches": (
+        _of_trainer(bugs.MixesByTheFirstDraw),
+        "test_losses_equal_the_reference",
+        "mixed",
+    ),
+    "box transposed": (_of_trainer(bugs.TransposedBox), "test_losses_equal_the_reference", "mixed"),
+    "box with its end": (_of_trainer(bugs.BoxWithItsEnd), "test_weights_equal_the_reference", "mixed"),
+    "box blended": (_of_trainer(bugs.BlendsTheBox), "test_losses_equal_the_reference", "mixed"),
+    "shares in float16": (_of_trainer(bugs.SharesInHalf), "test_weights_equal_the_reference", "mixed"),
+    "mixed as bytes": (_of_trainer(bugs.MixesBytes), "test_weights_equal_the_reference", "mixed"),
+    "black images mixed in": (
+        _of_trainer(bugs.MixesBlackImages),
+        "test_losses_equal_the_reference",
+        "mixed",
+    ),
+    "one draw for all steps of a call": (
+        _of_trainer(bugs.MixesByTheFirstStep),
+        "test_mixes_of_one_call_are_their_own",
+        "",
+    ),
+    "mixed in float32 alone": (
+        _of_trainer(bugs.MixesInFloat32Alone),
+        "test_mixing_in_low_precision_is_close_or_refused",
+        "float16",
+    ),
     # -- sizes, rates and counters
     "micro-batches by two": (
         _of_trainer(bugs.TwoMicroBatches),
@@ -452,6 +490,7 @@ PLANTED_RANKS = {
         "test_a_loss_on_one_rank_that_is_no_number_is_skipped_by_all",
         "rank 0",
     ),
+    "mixed on one rank": ("MIXED_ON_RANK_0", "test_ranks_mix_as_one_that_accumulates", "mixed images"),
     "statistics shared": ("SHARED", "test_running_statistics_are_a_ranks_own", "statistics of rank 0"),
     "sums in float32": ("FLOAT32_SUMS", "test_sums_over_ranks_are_exact", "rank 0"),
     "loss of one rank": ("OWN_LOSS", "test_losses_are_averaged_over_ranks", "losses of rank 0"),

@@ -192,6 +192,9 @@ def test_micro_batches_are_mixed_within_themselves() -> None:
     assert second is not None
     assert (first.partner.tolist(), first.share.tolist()) == ([1, 0], [0.5, 0.5])
     assert (second.partner.tolist(), second.share.tolist()) == ([0, 1], [1, 1])
+    (unmixed,) = step_inputs(request(mixes=True, accumulate=2), [rows_batch(1, 1, 1, 1)], [0.1])
+    assert unmixed.mix is not None
+    assert (unmixed.mix.partner.tolist(), unmixed.mix.share.tolist()) == ([0, 1, 0, 1], [1] * 4)
 
 
 def test_mixes_that_do_not_fit_are_refused() -> None:
