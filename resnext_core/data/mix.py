@@ -33,7 +33,7 @@ def check_mix(config: MixConfig, micro_batch: int) -> None:
 
 
 def draw_mixes(
-    config: MixConfig, size: tuple[int, int], *, seed: int, step: int, epoch: int, micro_batches: range
+    config: MixConfig, size: tuple[int, ...], *, seed: int, step: int, epoch: int, micro_batches: range
 ) -> tuple[Mix, ...]:
     """Return how each of the micro-batches is mixed; empty where `epoch` (from 1) is not mixed.
 
@@ -45,7 +45,7 @@ def draw_mixes(
     return tuple(draw_mix(config, size, mix_rng(seed, step, number)) for number in micro_batches)
 
 
-def draw_mix(config: MixConfig, size: tuple[int, int], rng: np.random.Generator) -> Mix:
+def draw_mix(config: MixConfig, size: tuple[int, ...], rng: np.random.Generator) -> Mix:
     """Return how one micro-batch is mixed; six numbers are drawn, whatever they decide."""
     used, which, first, second, down, across = (float(rng.random()) for _ in range(6))
     if used >= config.prob:
@@ -75,7 +75,7 @@ def symmetric_beta(alpha: float, first: float, second: float) -> float:
     return 0.5 + 0.5 * cosine / math.sqrt(cosine * cosine + spread)
 
 
-def cutmix_box(lam: float, size: tuple[int, int], row: int, column: int) -> tuple[int, int, int, int]:
+def cutmix_box(lam: float, size: tuple[int, ...], row: int, column: int) -> tuple[int, int, int, int]:
     """Return top, left, bottom and right of the box around the pixel (`row`, `column`), cut off at the border.
 
     Its half sides are ⌊√(1 - lam) · side / 2⌋, which is timm's ``int(side * ratio) // 2`` and torchvision's
@@ -88,7 +88,7 @@ def cutmix_box(lam: float, size: tuple[int, int], row: int, column: int) -> tupl
 
 
 def mixed_rows(
-    mixes: Sequence[Mix], labels: NDArray[np.int32], valid: NDArray[np.bool_], size: tuple[int, int]
+    mixes: Sequence[Mix], labels: NDArray[np.int32], valid: NDArray[np.bool_], size: tuple[int, ...]
 ) -> MixedRows:
     """Return `mixes`, one for each micro-batch, row by row.
 
