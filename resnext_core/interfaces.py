@@ -154,8 +154,8 @@ class MixedRows:
     `partner` int32 (N,), the row that it is mixed with, counted from the start of the micro-batch; `labels` int32 (N,),
     the partner's label; `share` float64 (N,), the share of the own label in the target; `box` int32 (N, 4) top, left,
     bottom and right, the last two excluded; `blend` float64 (N,), the share of the own image in the pixels inside the
-    box. With kept = `blend` inside the box and 1 outside, the pixels are kept * own + (1 - kept) * partner's, in floating
-    point, before or after normalisation, and the target is share * own + (1 - share) * partner's, each smoothed.
+    box. With kept = `blend` inside the box and 1 outside, the pixels are kept * own + (1 - kept) * partner's, in float,
+    before or after normalisation, and the target is share * own + (1 - share) * partner's, each smoothed.
 
     Mixup has the whole image as its box and `blend` = `share`, cutmix has `blend` 0. A row that is not mixed is its own
     partner, with both shares 1 and an empty box: pixels and loss are the same bits as without.
