@@ -41,9 +41,9 @@ def draw_auto(augment: AugmentConfig, spec: PreprocessSpec, rng: Uniforms) -> It
         yield from _timm_rand_augment(policy, canvas, rng)
     elif isinstance(policy, RandAugment):
         for _ in range(policy.num_ops):
-            yield from _torchvision(_RAND_AUGMENT, policy.bins, policy.magnitude, canvas, rng)
+            yield from _torchvision(RAND_AUGMENT, policy.bins, policy.magnitude, canvas, rng)
     elif isinstance(policy, TrivialAugmentWide):
-        yield from _torchvision(_TRIVIAL_WIDE, policy.bins, None, canvas, rng)
+        yield from _torchvision(TRIVIAL_WIDE, policy.bins, None, canvas, rng)
     elif isinstance(policy, AugMix):
         yield from _aug_mix(policy, canvas, rng)
 
@@ -122,7 +122,7 @@ def operation(name: str, value: float | None, canvas: Canvas, coin: float) -> It
 
 # -- timm ------------------------------------------------------------------------------------------
 
-_TIMM = (
+TIMM = (
     "autocontrast", "equalize", "invert", "rotate", "posterize", "solarize", "solarize_add", "saturation",
     "contrast", "brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y",
 )  # fmt: skip
@@ -132,7 +132,7 @@ def _timm_rand_augment(policy: TimmRandAugment, canvas: Canvas, rng: Uniforms) -
     """Draw an image's operations; six numbers an operation, used or not."""
     for _ in range(policy.layers):
         choice, use, radius, angle, sign, coin = rng.random(6).tolist()
-        name = _TIMM[chosen(choice, len(_TIMM))]
+        name = TIMM[chosen(choice, len(TIMM))]
         if use >= policy.probability:
             continue
         magnitude = policy.magnitude
@@ -141,10 +141,10 @@ def _timm_rand_augment(policy: TimmRandAugment, canvas: Canvas, rng: Uniforms) -
         elif policy.deviation > 0:
             magnitude += policy.deviation * normal(radius, angle)
         level = min(max(magnitude, 0.0), policy.most) / 10
-        yield from operation(name, _timm_value(name, level, policy, sign < 0.5, canvas), canvas, coin)
+        yield from operation(name, timm_value(name, level, policy, sign < 0.5, canvas), canvas, coin)
 
 
-def _timm_value(
+def timm_value(
     name: str, level: float, policy: TimmRandAugment, negative: bool, canvas: Canvas
 ) -> float | None:
     """Return the parameter of an operation at `level`, the magnitude over 10; `negative` is the coin for its sign."""
@@ -203,9 +203,9 @@ class Space:
 
 _GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 _ALL = ("identity", *_GEOMETRIC, *_ENHANCE, "posterize", "solarize", "autocontrast", "equalize")
-_RAND_AUGMENT = Space(names=_ALL, shear=0.3, translate=150 / 331, rotate=30, enhance=0.9, bits=(8, 4))
-_TRIVIAL_WIDE = Space(names=_ALL, shear=0.99, translate=32, rotate=135, enhance=0.99, bits=(8, 2))
-_AUG_MIX = Space(names=_ALL[1:], shear=0.3, translate=1 / 3, rotate=30, enhance=0.9, bits=(4, 0))
+RAND_AUGMENT = Space(names=_ALL, shear=0.3, translate=150 / 331, rotate=30, enhance=0.9, bits=(8, 4))
+TRIVIAL_WIDE = Space(names=_ALL, shear=0.99, translate=32, rotate=135, enhance=0.99, bits=(8, 2))
+AUG_MIX = Space(names=_ALL[1:], shear=0.3, translate=1 / 3, rotate=30, enhance=0.9, bits=(4, 0))
 
 
 def _torchvision(
@@ -230,7 +230,7 @@ def _aug_mix(policy: AugMix, canvas: Canvas, rng: Uniforms) -> Iterator[Operatio
         edge = round((ONE - original) * min(before / total, 1.0))
         depth = 1 + chosen(float(rng.random()), 3)
         for _ in range(policy.depth or depth):
-            yield from _torchvision(_AUG_MIX, 10, None, canvas, rng, most=policy.severity)
+            yield from _torchvision(AUG_MIX, 10, None, canvas, rng, most=policy.severity)
         yield Operation(name="add", values=(edge - reached,))
         reached = edge
     yield Operation(name="merge", values=(ONE - reached,))
