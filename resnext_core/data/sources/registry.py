@@ -7,10 +7,11 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from resnext_core.data.sources.kinds import SHARDS
 from resnext_core.extensions import SourceKind
 
 #: Core's own, which are asked first.
-CORE_KINDS: tuple[SourceKind, ...] = ()
+CORE_KINDS: tuple[SourceKind, ...] = (SHARDS,)
 _plugins: list[SourceKind] = []
 
 

@@ -1,0 +1,80 @@
+"""Core's own kinds of sources and how each is recognised; what reads them is imported when one is opened."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+from resnext_core.data.folders import is_folder, is_image
+from resnext_core.extensions import SourceKind
+
+if TYPE_CHECKING:
+    from resnext_core.data.sources.base import Listing
+
+#: The ending of packed files, and their first bytes.
+PACKED, PACKED_MAGIC = ".pack", b"RESNEXT-PACK\r\n\x1a\n"
+_COMPRESSED = re.compile(r"\.(tgz|tbz2|txz|tar\.(gz|bz2|xz|zst|lz4|lzma|Z))$")
+
+
+def is_compressed(name: str) -> bool:
+    """Return whether a file of this name is a compressed tar archive."""
+    return _COMPRESSED.search(name) is not None
+
+
+def is_shard(name: str) -> bool:
+    """Return whether a file of this name is a tar archive, compressed or not."""
+    return name.endswith(".tar") or is_compressed(name)
+
+
+def is_shards(path: str) -> bool:
+    """Return whether `path` is a tar archive, a pattern of several, or a folder that has them and no images or folders.
+
+    A folder with class folders or images stays one, whatever archives lie in it.
+    """
+    if "://" in path or not (is_shard(path) or os.path.isdir(path)):
+        return False
+    if os.path.isfile(path):
+        return True
+    if not os.path.isdir(path):
+        return re.search(r"[{*?\[]", os.path.basename(path)) is not None
+    some = False
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if is_folder(entry) or is_image(entry.name):
+                    return False
+                some = some or is_shard(entry.name)
+    except OSError:
+        return False
+    return some
+
+
+def is_packed(path: str) -> bool:
+    """Return whether `path` is a file that is packed, by its ending or its first bytes."""
+    if "://" in path or not os.path.isfile(path):
+        return False
+    if path.endswith(PACKED):
+        return True
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(len(PACKED_MAGIC)) == PACKED_MAGIC
+    except OSError:
+        return False
+
+
+def _open_shards(path: str) -> Listing:
+    from resnext_core.data.sources.shards import open_shards
+
+    return open_shards(path)
+
+
+SHARDS = SourceKind(
+    name="tar",
+    summary="tar shards: WebDataset's layout, or class folders",
+    claims=is_shards,
+    open=_open_shards,
+    parts=("{}.tar", "{}-*.tar", "*-{}-*.tar"),
+)
