@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from resnext_core.config import DataConfig
     from resnext_core.data.plan import Plan
     from resnext_core.data.sources.base import Listing
     from resnext_core.model.preprocess import PreprocessSpec
@@ -156,15 +157,15 @@ class SourceKind:
 
     `claims(path)` says whether what the user gave, a path or an address, is of this kind; it must not raise and must
     be fast, so it looks at names and first bytes at most. Core's kinds are asked first, then those of plugins by name.
-    `open(path)` returns what is there. It raises DataError, and BackendUnavailable where a package is missing that it
-    needs. `parts` are the file names of a part of a data folder, where ``{}`` is ``train``, ``val`` or ``test``; they
-    may be patterns of :mod:`fnmatch`.
+    `open(path, data)` returns what is there; `data` are the settings of the section ``data``. It raises DataError, and
+    BackendUnavailable where a package is missing that it needs. `parts` are the file names of a part of a data folder,
+    where ``{}`` is ``train``, ``val`` or ``test``; they may be patterns of :mod:`fnmatch`.
     """
 
     name: str
     summary: str
     claims: Callable[[str], bool]
-    open: Callable[[str], Listing]
+    open: Callable[[str, DataConfig], Listing]
     parts: tuple[str, ...] = ()
 
 

@@ -134,7 +134,7 @@ def resnext_sources() -> Iterable[SourceKind]:  # type: ignore[empty-body]
         from resnext_core.hookspecs import hookimpl
         from resnext_core.interfaces import SourceKind
 
-        def open_csv(path):
+        def open_csv(path, data):
             with open(path, newline="") as stream:
                 rows = sorted(csv.reader(stream))
             paths, names = zip(*rows)

@@ -10,6 +10,7 @@ from resnext_core.cli.scan_text import problems, scan_text
 from resnext_core.console.flags import add_json_flag, positive
 from resnext_core.console.output import Output, ProgressBar, table
 from resnext_core.errors import DataError
+from resnext_core.files import local_path, place
 from resnext_core.jobs.data import DataResult, data_info, write_demo
 from resnext_core.jobs.scan import ScanJob, scan
 from resnext_core.runs.records import Progress, Record
@@ -32,6 +33,8 @@ _LINE_S = 10.0
 
 #: Nothing here computes: ``--backend`` is refused.
 TAKES_BACKEND = False
+#: What may be a URL.
+ADDRESSES = ("folder",)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -74,9 +77,11 @@ def handle(args: argparse.Namespace) -> int:
     output = Output(json_result=args.json)
     if args.action == "scan":
         return _scan(args, output)
-    look = write_demo if args.action == "demo" else data_info
     with ProgressBar(output) as bar:
-        result = look(Path(args.folder), bar)
+        if args.action == "demo":
+            result = write_demo(local_path(args.folder), bar)
+        else:
+            result = data_info(place(args.folder), bar)
     output.result(result.to_dict(), _counts(result))
     return 0
 
@@ -90,7 +95,7 @@ def _counts(result: DataResult) -> str:
 
 def _scan(args: argparse.Namespace, output: Output) -> int:
     job = ScanJob(
-        folder=Path(args.folder),
+        folder=place(args.folder),
         list_file=Path(args.list) if args.list else None,
         workers=args.workers,
         cache=Path(args.cache) if args.cache else None,

@@ -71,16 +71,22 @@ def _run(words: list[str]) -> int:
     module.configure(parser)
     args = parser.parse_args(words[:position] + words[position + 1 :])
     if plugins.origins["command", name] == CORE:  # no flag of core takes anything but a file of this machine
-        _refuse_addresses(args)
+        _refuse_addresses(args, getattr(module, "ADDRESSES", ()))
     result = module.handle(args)
     return int(result)
 
 
-def _refuse_addresses(args: argparse.Namespace) -> None:
-    """Raise UsageError where the value of a flag, or of ``--set KEY=VALUE``, is a URL."""
-    for given in vars(args).values():
+#: What may be a URL in every command: the data.
+_DATA_FLAG, _DATA_KEY = "data", re.compile(r"data\.(dir|train|val|test)=")
+
+
+def _refuse_addresses(args: argparse.Namespace, allowed: Sequence[str]) -> None:
+    """Raise UsageError where the value of a flag not `allowed` to, or of ``--set KEY=VALUE``, is a URL."""
+    for name, given in vars(args).items():
+        if name == _DATA_FLAG or name in allowed:
+            continue
         for word in given if isinstance(given, list) else [given]:
-            if isinstance(word, str):
+            if isinstance(word, str) and not _DATA_KEY.match(word):
                 local_path(re.sub(r"^[\w.-]+=", "", word))
 
 

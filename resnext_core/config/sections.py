@@ -39,6 +39,9 @@ class DataConfig:
     training images could not be read; None is 1 %, or 10 images where that is more, but at most a tenth and at least
     one image. `quarantine` is a list of files not to be tried. `decoder` is what decodes the images: the best that is
     ready here (``auto``), or a named one; the pixels do not depend on it.
+
+    `dir` and the parts may be URLs (``s3://...``). What is read there is kept in the folder `cache`, None for one in
+    the user's cache folder, up to `cache_gb` · 10⁹ bytes (0: nothing is kept); what fails is tried `tries` times.
     """
 
     dir: str | None = None
@@ -51,6 +54,9 @@ class DataConfig:
     max_bad: Annotated[float | None, Between(0, 1)] = None
     quarantine: str | None = None
     decoder: str = "auto"
+    cache: str | None = None
+    cache_gb: Annotated[float, AtLeast(0)] = 20.0
+    tries: Annotated[int, Above(0)] = 6
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 from resnext_core.errors import DataError, quoted, shown, suggest
+from resnext_core.files import Place
 
 #: How to give names to weights that have none.
 GIVE_NAMES = "give the classes names: resnext-run convert SOURCE TARGET --classes FILE"
@@ -27,7 +27,7 @@ def number(text: str) -> int:
 
 
 def by_folder(
-    root: Path, folders: Sequence[str], classes: Sequence[str], *, named: bool
+    root: Place, folders: Sequence[str], classes: Sequence[str], *, named: bool
 ) -> tuple[dict[str, int], tuple[str, ...], str | None]:
     """Return the label of each of the sorted `folders`, the classes to use, and messages for the user.
 
@@ -61,7 +61,7 @@ def by_folder(
     return {name: label for label, name in enumerate(folders)}, tuple(folders), said
 
 
-def by_label(root: Path, labels: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
+def by_label(root: Place, labels: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
     """Return the class of each of the `labels`, integers from 0 in a source; DataError for one without a class."""
     for label in labels:
         if int(label) >= len(classes):
@@ -69,7 +69,7 @@ def by_label(root: Path, labels: Sequence[str], classes: Sequence[str]) -> dict[
     return {label: int(label) for label in labels}
 
 
-def _by_number(root: Path, folders: Sequence[str], classes: int) -> dict[str, int]:
+def _by_number(root: Place, folders: Sequence[str], classes: int) -> dict[str, int]:
     labels = {name: number(name) for name in folders}
     ordered = sorted(folders, key=number)
     if number(ordered[-1]) >= classes:

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from resnext_core.data.png import SIGNATURE as PNG
 from resnext_core.errors import DataError, reason
+from resnext_core.files import Place
 
 #: First bytes of a JPEG.
 JPEG = b"\xff\xd8\xff"
@@ -30,7 +31,7 @@ _KINDS = (
 class BadImage(DataError):
     """An image file that cannot be decoded; the message is one line, `reason` is the message without the path."""
 
-    def __init__(self, path: str | Path, reason: str) -> None:
+    def __init__(self, path: str | Place, reason: str) -> None:
         super().__init__(f"cannot read image {path}: {reason}")
         self.reason = reason
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from resnext_core import files
 from resnext_core.data.index import Index
 from resnext_core.data.quarantine import Quarantine
 from resnext_core.data.scan import Facts
@@ -114,8 +114,8 @@ def find(parts: Mapping[str, Index], facts: Mapping[str, Facts], names: Quaranti
 
 
 def absolute(index: Index, i: int) -> str:
-    """Return the absolute path of an image without resolving links."""
-    return os.path.abspath(index.path(i))
+    """Return the absolute path of an image without resolving links, or its URL."""
+    return files.absolute(index.path(i))
 
 
 def class_counts(index: Index) -> dict[str, int]:

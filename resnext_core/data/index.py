@@ -17,11 +17,15 @@ from resnext_core.config import DataConfig
 from resnext_core.data.classes import by_folder, by_label, folder_remarks, ignored_remark
 from resnext_core.data.folders import SUFFIXES, ending, entries, is_folder, is_image_file, walk
 from resnext_core.data.lists import read_list
+from resnext_core.data.look import Names, names_in, what_is
 from resnext_core.data.paths import Paths, encoded
+from resnext_core.data.remote.fetch import fetch_of
+from resnext_core.data.remote.tree import Tree
 from resnext_core.data.sources.base import ImageSource, Listing
 from resnext_core.data.sources.files import FileSource
 from resnext_core.data.sources.registry import kind_of, parts_in
 from resnext_core.errors import DataError, UsageError
+from resnext_core.files import Place, Url, is_url, place
 
 #: The usual names of each split.
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -40,7 +44,7 @@ class Index:
     says where the images are; by default each is a file of its own at its path.
     """
 
-    root: Path
+    root: Place
     paths: Sequence[str]
     labels: NDArray[np.int32]
     classes: tuple[str, ...]
@@ -56,8 +60,8 @@ class Index:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def path(self, i: int) -> Path:
-        """Return the path of image `i`, for messages and results; what is in a shard has no file of that name."""
+    def path(self, i: int) -> Place:
+        """Return the path or the URL of image `i`, for messages and results: what is in a shard is no file."""
         return self.root / self.paths[i]
 
     @property
@@ -77,25 +81,39 @@ class Index:
         return f"sha256:{digest.hexdigest()}"
 
 
-def open_index(path: str | Path, classes: Sequence[str] | None = None, *, named: bool = True) -> Index:
+def open_index(
+    path: str | Place,
+    classes: Sequence[str] | None = None,
+    *,
+    named: bool = True,
+    data: DataConfig | None = None,
+) -> Index:
     """Return the index of `path`: a text list, a folder of class folders, a folder of unlabelled images, or what a kind
     of :mod:`resnext_core.data.sources` claims.
 
     A folder that contains folders is a folder of class folders. With `classes` (those of the training) labels are
     positions in them; an unknown class is a DataError that names it, a class without images is allowed. `named` is
-    False if these classes are only numbers: see :func:`resnext_core.data.classes.by_folder`. Raises
-    DataError if the data is missing, empty or ambiguous.
+    False if these classes are only numbers: see :func:`resnext_core.data.classes.by_folder`. `data` says how what is
+    behind a URL is read. Raises DataError if the data is missing, empty or ambiguous.
     """
     if (kind := kind_of(path)) is not None:
-        return listed(kind.open(os.fspath(path)), classes, named=named)
-    path = Path(path)
-    if os.path.isfile(path):
-        return text_list(path, classes, named=named)
-    if not os.path.isdir(path):
+        return listed(kind.open(os.fspath(path), data or DataConfig()), classes, named=named)
+    path, fetch = place(path), fetch_of(data)
+    what = what_is(path, fetch.access)
+    if what is None:
         raise DataError(
             f"there is no data at {path}; give a folder of class folders, of images, or a text list"
         )
-    found = entries(path)
+    if not isinstance(path, Url):
+        return text_list(path, classes, named=named) if what == "file" else _folder(path, classes, named)
+    with Tree(path.parent if what == "file" else path, fetch) as tree:
+        if what == "file":
+            return text_list(path, classes, named=named, tree=tree)
+        return _folder(path, classes, named, tree)
+
+
+def _folder(path: Place, classes: Sequence[str] | None, named: bool, tree: Tree | None = None) -> Index:
+    found = entries(path, tree)
     folders = [e.name for e in found if is_folder(e)]
     images = [e.name for e in found if not is_folder(e) and is_image_file(e)]
     if folders and images:
@@ -103,16 +121,20 @@ def open_index(path: str | Path, classes: Sequence[str] | None = None, *, named:
             f"{path} holds both images ({min(images)}) and folders ({min(folders)}); "
             "put every image into a class folder, or remove the folders"
         )
-    return class_folders(path, classes, named=named) if folders else image_folder(path, classes)
+    if folders:
+        return class_folders(path, classes, named=named, tree=tree)
+    return image_folder(path, classes, tree=tree)
 
 
-def class_folders(root: Path, classes: Sequence[str] | None = None, *, named: bool = True) -> Index:
+def class_folders(
+    root: Place, classes: Sequence[str] | None = None, *, named: bool = True, tree: Tree | None = None
+) -> Index:
     """Return the index of a folder with a folder of images for each class, searched to any depth.
 
     Without `classes` they are the folder names in code-point order, and a folder without images is a
-    DataError naming it.
+    DataError naming it. `tree` lists the folders of a URL.
     """
-    found = entries(root)
+    found = entries(root, tree)
     names = sorted(e.name for e in found if is_folder(e))
     ignored = Counter(ending(e) for e in found if not is_folder(e))
     if not names:
@@ -125,28 +147,33 @@ def class_folders(root: Path, classes: Sequence[str] | None = None, *, named: bo
         label_of, known, remark = by_folder(root, names, classes, named=named)
         said = () if remark is None else (remark,)
     paths, labels, counts = Paths(), [], []
-    for name in sorted(names, key=lambda name: f"{name}/"):
+    names.sort(key=lambda name: f"{name}/")
+    if tree is not None:
+        tree.expect(str(root / name) for name in names)
+    for name in names:
         before = len(paths)
-        walk(root / name, f"{name}/", paths, ignored)
+        walk(root / name, f"{name}/", paths, ignored, tree)
         if len(paths) == before and classes is None:
             raise DataError(
                 f"class folder {root / name} has no images ({', '.join(SUFFIXES)}); fill it or remove it"
             )
         labels.append(label_of[name])
         counts.append(len(paths) - before)
-    return _index(root, paths, np.repeat(np.array(labels, np.int32), counts), known, ignored, said)
+    return _index(root, paths, np.repeat(np.array(labels, np.int32), counts), known, ignored, said, tree)
 
 
-def image_folder(root: Path, classes: Sequence[str] | None = None) -> Index:
+def image_folder(root: Place, classes: Sequence[str] | None = None, *, tree: Tree | None = None) -> Index:
     """Return the index of every image under a folder, without labels. DataError when there is none."""
-    if not os.path.isdir(root):
+    if tree is None and not os.path.isdir(root):
         raise DataError(f"there is no folder {root}; give a folder of images")
     paths, ignored = Paths(), Counter[str]()
-    walk(root, "", paths, ignored)
-    return _index(root, paths, np.full(len(paths), -1, np.int32), tuple(classes or ()), ignored)
+    walk(root, "", paths, ignored, tree)
+    return _index(root, paths, np.full(len(paths), -1, np.int32), tuple(classes or ()), ignored, tree=tree)
 
 
-def text_list(path: Path, classes: Sequence[str] | None = None, *, named: bool = True) -> Index:
+def text_list(
+    path: Place, classes: Sequence[str] | None = None, *, named: bool = True, tree: Tree | None = None
+) -> Index:
     """Return the index of a UTF-8 text file of ``path label`` lines, paths relative to its folder.
 
     The label follows the last tab, or the last blank in a line without tabs; it is an integer from 0
@@ -154,9 +181,10 @@ def text_list(path: Path, classes: Sequence[str] | None = None, *, named: bool =
     lines and lines that begin with # are skipped. Raises DataError with file and line, also for
     files that do not exist and for a path listed with two labels.
     """
-    paths, labels, known, by_name = read_list(path, classes, named=named)
+    missing = None if tree is None else tree.missing
+    paths, labels, known, by_name = read_list(path, classes, named=named, missing=missing)
     said = folder_remarks(known) if classes is None and by_name else ()
-    return replace(_index(path.parent, paths, labels, known, {}, said), named=by_name)
+    return replace(_index(path.parent, paths, labels, known, {}, said, tree), named=by_name)
 
 
 def listed(
@@ -205,7 +233,7 @@ def listed(
     )
 
 
-def find_splits(folder: str | Path, config: DataConfig, need: Sequence[str] = ()) -> dict[str, Path]:
+def find_splits(folder: str | Place, config: DataConfig, need: Sequence[str] = ()) -> dict[str, Place]:
     """Return the paths of the splits ``train``, ``val`` and ``test``; missing splits are left out.
 
     `config.train`, `.val` and `.test` are relative to `folder`; for None the usual names are tried, as a folder, as a
@@ -213,9 +241,9 @@ def find_splits(folder: str | Path, config: DataConfig, need: Sequence[str] = ()
     folder, a configured path that does not exist, two candidates for one split, no split at all, or one of `need`
     missing.
     """
-    folder = Path(folder)
-    if not os.path.isdir(folder):
-        if os.path.exists(folder):
+    folder, access = place(folder), fetch_of(config).access
+    if (what := what_is(folder, access)) != "folder":
+        if what is not None:
             if kind_of(folder) is not None:
                 raise UsageError(
                     f"{folder} is one part of a data set; put it into a folder as train{folder.suffix}, with "
@@ -225,17 +253,19 @@ def find_splits(folder: str | Path, config: DataConfig, need: Sequence[str] = ()
                 f"{folder} is a file, not a folder; unpack an archive and give its folder with --data DIR"
             )
         raise UsageError(f"there is no data folder {folder}; give one with --data DIR")
-    splits = {}
+    splits: dict[str, Place] = {}
+    inside = names_in(folder, access)
     for split, names in SPLITS.items():
         given = getattr(config, split)
         if given == NO_SPLIT:
             continue
         if given is not None:
-            if not os.path.exists(folder / given) and kind_of(folder / given) is None:
-                raise UsageError(f"data.{split}: {folder / given} does not exist; correct it or leave it out")
-            splits[split] = folder / given
+            part = place(given) if is_url(given) else folder / given
+            if kind_of(part) is None and what_is(part, access) is None:
+                raise UsageError(f"data.{split}: {part} does not exist; correct it or leave it out")
+            splits[split] = part
             continue
-        found = split_candidates(folder, names)
+        found = split_candidates(names, inside)
         if len(found) > 1:
             raise UsageError(
                 f"{folder} has {' and '.join(found)}; choose one with --set data.{split}={found[0]}"
@@ -247,23 +277,26 @@ def find_splits(folder: str | Path, config: DataConfig, need: Sequence[str] = ()
         wanted = ", ".join("/".join(SPLITS[split]) for split in missing or SPLITS)
         raise UsageError(
             f"{folder} has no {wanted} (a folder of class folders, or <name>.txt); "
-            f"add it or set its path with --set data.{(missing or ['train'])[0]}=PATH{_below(folder, missing)}"
+            f"add it or set its path with --set data.{(missing or ['train'])[0]}=PATH{_below(folder, missing, inside)}"
         )
     return splits
 
 
-def split_candidates(folder: Path, names: Sequence[str]) -> list[str]:
-    """Return what is in `folder` under one of the usual `names` of a split: a folder, a list, or a part of a source."""
-    found = [name for name in names if os.path.isdir(folder / name)]
-    found += [f"{name}.txt" for name in names if os.path.isfile(folder / f"{name}.txt")]
+def split_candidates(names: Sequence[str], inside: Names) -> list[str]:
+    """Return what is there under one of the usual `names` of a split: a folder, a list, or a part of a source.
+
+    `inside` is what the data folder holds.
+    """
+    found = [name for name in names if name in inside.folders]
+    found += [f"{name}.txt" for name in names if f"{name}.txt" in inside.files]
     # the archive that a folder was unpacked from may still lie beside it
-    return found or [part for name in names for part in parts_in(folder, name)]
+    return found or [part for name in names for part in parts_in(inside.files, name)]
 
 
-def _below(folder: Path, missing: Sequence[str]) -> str:
+def _below(folder: Place, missing: Sequence[str], inside: Names) -> str:
     """Return a hint at a folder inside `folder` that has the splits: archives often contain a top folder."""
     names = [name for split in missing or SPLITS for name in SPLITS[split]]
-    for entry in sorted(os.listdir(folder)):
+    for entry in inside.folders if isinstance(folder, Path) else ():
         if any(os.path.isdir(folder / entry / name) for name in names):
             return f"; or did you mean --data {folder / entry}?"
     return ""
@@ -282,12 +315,13 @@ def remarks(parts: Iterable[Index]) -> Iterator[str]:
 
 
 def _index(
-    root: Path,
+    root: Place,
     paths: Paths,
     labels: NDArray[np.int32],
     classes: tuple[str, ...],
     ignored: Mapping[str, int],
     said: tuple[str, ...] = (),
+    tree: Tree | None = None,
 ) -> Index:
     if not len(paths):
         line = ignored_remark(ignored)
@@ -295,4 +329,7 @@ def _index(
             f"{root} has no images ({', '.join(SUFFIXES)}){'; ' + line if line else ''}; add some or give "
             "another folder"
         )
-    return Index(root=root, paths=paths, labels=labels, classes=classes, ignored=ignored, remarks=said)
+    source = FileSource(root, paths) if tree is None else tree.source(paths)
+    return Index(
+        root=root, paths=paths, labels=labels, classes=classes, ignored=ignored, remarks=said, source=source
+    )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from resnext_core.data.remote.access import Access
 from resnext_core.errors import DataError, ResnextError, UsageError, quoted, reason
+from resnext_core.files import Place, Url
 
 #: Bytes that are read at a time; a line may not be longer.
 _BLOCK = 1 << 20
@@ -45,13 +48,17 @@ def blocks(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
         yield number, rest.removesuffix(b"\r") + b"\n"
 
 
-def text_blocks(path: Path, kind: str, error: type[ResnextError] = DataError) -> Iterator[tuple[int, bytes]]:
+def text_blocks(path: Place, kind: str, error: type[ResnextError] = DataError) -> Iterator[tuple[int, bytes]]:
     """Yield the :func:`blocks` of a UTF-8 file; errors of class `error` name the file and the line that is not UTF-8.
 
     `kind` describes the file in the message.
     """
     try:
-        with path.open("rb") as stream:
+        with (
+            io.BytesIO(Access().all_content(str(path)))
+            if isinstance(path, Url)
+            else path.open("rb") as stream
+        ):
             for number, block in blocks(stream, str(path)):
                 try:
                     if not block.isascii():
@@ -67,7 +74,7 @@ def text_blocks(path: Path, kind: str, error: type[ResnextError] = DataError) ->
         raise error(f"cannot read {path}: {reason(wrong)}") from wrong
 
 
-def text_lines(path: Path, kind: str, error: type[ResnextError] = DataError) -> Iterator[tuple[int, str]]:
+def text_lines(path: Place, kind: str, error: type[ResnextError] = DataError) -> Iterator[tuple[int, str]]:
     """Yield number and text of each line of a UTF-8 file, without its end; raises as :func:`text_blocks`."""
     for number, block in text_blocks(path, kind, error):
         yield from enumerate(block.decode()[:-1].split("\n"), number)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from resnext_core.data.classes import GIVE_NAMES, is_number
 from resnext_core.data.lines import has_control, text_blocks
 from resnext_core.data.paths import Paths
 from resnext_core.errors import DataError, quoted, shown, suggest
+from resnext_core.files import Place, Url
 
 _KIND = "text list of 'path label' lines"
 _MAX_CLASSES = 1_000_000
@@ -28,17 +30,20 @@ _FEW = 8
 #: Number of wrong paths after which the check stops.
 _ENOUGH = 1000
 
+Missing = Callable[[bytes, Sequence[bytes]], set[bytes]]
 #: Names of the files of each folder in order of the list, each ended by a line break, and their labels.
 _Folders = dict[bytes, tuple[bytearray, "array[int]"]]
 
 
 def read_list(
-    path: Path, classes: Sequence[str] | None, *, named: bool
+    path: Place, classes: Sequence[str] | None, *, named: bool, missing: Missing | None = None
 ) -> tuple[Paths, NDArray[np.int32], tuple[str, ...], bool]:
     """Return paths, labels, classes, and whether the classes are names, of a text list.
 
-    See :func:`resnext_core.data.index.text_list`.
+    See :func:`resnext_core.data.index.text_list`. `missing` says which of some names in a folder (b"" or with ``/``)
+    are not there; None looks at the files of this machine.
     """
+    lacking = partial(_missing, path.parent) if missing is None else missing
     texts: dict[bytes, int] = {}
     folders = _read(path, texts)
     if not folders:
@@ -50,7 +55,7 @@ def read_list(
         found = [label_of[number] for number in numbers]
         wrong |= _contradicting(folder, names, found)
         if len(wrong) < _ENOUGH:
-            wrong |= _missing(path.parent, folder, names)
+            wrong |= lacking(folder, names)
         if wrong:
             continue
         paths.extend(folder.decode(), names)
@@ -63,7 +68,7 @@ def read_list(
 # -- lines ---------------------------------------------------------------------------------------
 
 
-def _read(path: Path, texts: dict[bytes, int]) -> _Folders:
+def _read(path: Place, texts: dict[bytes, int]) -> _Folders:
     """Return the files by folder; in `texts` the text of each label is numbered in order of first appearance."""
     folders: _Folders = {}
     for number, block in text_blocks(path, _KIND):
@@ -126,7 +131,7 @@ def _quick(block: bytes, separator: bytes, here: dict[bytes, tuple[list[bytes], 
     return True
 
 
-def _careful(path: Path, number: int, block: bytes) -> Iterator[tuple[int, bytes, bytes, bytes]]:
+def _careful(path: Place, number: int, block: bytes) -> Iterator[tuple[int, bytes, bytes, bytes]]:
     """Yield line number, folder (``/`` for the root of the file system), file name and label of each line."""
     for at, text in enumerate(block.decode()[:-1].split("\n"), number):
         line = text.strip()
@@ -142,7 +147,7 @@ def _careful(path: Path, number: int, block: bytes) -> Iterator[tuple[int, bytes
         yield at, (folder if folder or not slash else "/").encode(), file.encode(), label.encode()
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes, bytes, bytes]]:
+def _lines(path: Place) -> Iterator[tuple[int, bytes, bytes, bytes]]:
     """Yield the results of :func:`_careful` for the whole list, to find the line of an error."""
     for number, block in text_blocks(path, _KIND):
         yield from _careful(path, number, block)
@@ -152,7 +157,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes, bytes, bytes]]:
 
 
 def _labels(
-    path: Path, texts: Sequence[str], classes: Sequence[str] | None, named: bool
+    path: Place, texts: Sequence[str], classes: Sequence[str] | None, named: bool
 ) -> tuple[list[int], tuple[str, ...], bool]:
     """Return the label of each text, the classes, and whether they are names.
 
@@ -240,7 +245,7 @@ def _sorted(kept: bytearray, labels: Sequence[int]) -> tuple[list[bytes], Sequen
     return ordered, array("i", [labels[i] for i in order])
 
 
-def _missing(root: Path, prefix: bytes, names: Sequence[bytes]) -> set[bytes]:
+def _missing(root: Place, prefix: bytes, names: Sequence[bytes]) -> set[bytes]:
     """Return the paths of `names` that are not files."""
     where = os.path.join(os.fsencode(root), prefix)
     lacking = set(names)
@@ -259,7 +264,7 @@ def _contradicting(prefix: bytes, names: Sequence[bytes], labels: Sequence[int])
     return {prefix + one for one, other, a, b in pairs if one == other and a != b}
 
 
-def _explain(path: Path, wrong: set[bytes], label_of: Mapping[bytes, int]) -> None:
+def _explain(path: Place, wrong: set[bytes], label_of: Mapping[bytes, int]) -> None:
     """Raise DataError for the first line with one of the paths `wrong`."""
     seen: dict[bytes, int] = {}
     for number, folder, name, label in _lines(path):
@@ -271,8 +276,8 @@ def _explain(path: Path, wrong: set[bytes], label_of: Mapping[bytes, int]) -> No
                 f"{path}:{number}: {shown(full, 300)} is already listed with another label; keep one of them"
             )
         file = path.parent / full.decode()
-        if not os.path.isfile(file):
-            there = os.path.exists(file)
+        if isinstance(file, Url) or not os.path.isfile(file):
+            there = not isinstance(file, Url) and os.path.exists(file)
             what = (
                 f"{shown(file, 300)} is not a regular file" if there else f"no such file: {shown(file, 300)}"
             )

@@ -8,6 +8,7 @@ from resnext_core.config import Config
 from resnext_core.data.index import Index
 from resnext_core.data.loader import Loader, default_workers
 from resnext_core.data.quarantine import Quarantine
+from resnext_core.files import place
 from resnext_core.model.preprocess import PreprocessSpec
 
 
@@ -23,7 +24,7 @@ def quarantine(config: Config, run: Path | None = None) -> Quarantine | None:
         return None
     own = run / "quarantine.txt" if run is not None and data.bad_images == "quarantine" else None
     known = Path(data.quarantine) if data.quarantine is not None else None
-    return Quarantine(Path(data.dir), known=known, own=own)
+    return Quarantine(place(data.dir), known=known, own=own)
 
 
 def eval_loader(

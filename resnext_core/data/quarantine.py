@@ -1,7 +1,7 @@
 """Lists of image files that cannot be read, so that they are not tried again.
 
 A UTF-8 text file (a name that is not UTF-8 is stored as its bytes) with one path per line, with forward slashes,
-relative to the data folder (absolute if outside); empty lines and lines that begin with # are ignored.
+relative to the data folder (absolute, or a URL, if outside); empty lines and lines that begin with # are ignored.
 ``resnext-run data scan --list`` writes one, and a run with ``data.bad_images: quarantine`` keeps its own.
 """
 
@@ -15,7 +15,7 @@ from resnext_core.data.index import Index
 from resnext_core.data.lines import byte_lines
 from resnext_core.data.paths import decoded, encoded
 from resnext_core.errors import DataError, UsageError, reason
-from resnext_core.files import write_atomic
+from resnext_core.files import Place, absolute, is_url, write_atomic
 
 
 def read_list(path: Path) -> tuple[str, ...]:
@@ -40,8 +40,8 @@ class Quarantine:
     With `own` the latter are added to that file at once, one line each, and read back when the run is resumed.
     """
 
-    def __init__(self, folder: Path, *, known: Path | None = None, own: Path | None = None) -> None:
-        self._folder, self._own = os.path.abspath(folder), own
+    def __init__(self, folder: Place, *, known: Path | None = None, own: Path | None = None) -> None:
+        self._folder, self._own = absolute(folder), own
         self._names = set(read_list(known)) if known is not None else set()
         if own is not None and own.exists():
             self._names |= set(read_list(own))
@@ -70,6 +70,8 @@ class Quarantine:
 
     def name(self, index: Index, sample: int) -> str:
         """Return the name of an image in a list."""
-        path = os.path.abspath(index.path(sample))
+        path = absolute(index.path(sample))
+        if is_url(self._folder) or is_url(path):
+            return path.removeprefix(f"{self._folder}/")
         relative = os.path.relpath(path, self._folder)
         return Path(path if relative.startswith("..") else relative).as_posix()

@@ -14,7 +14,7 @@ from typing import IO, Any
 import PIL
 
 from resnext_core.errors import DataError, reason
-from resnext_core.files import make_folder, write_atomic
+from resnext_core.files import Place, absolute, make_folder, write_atomic
 
 #: Format of the cache; another one, or another Pillow, begins anew.
 _FORMAT = 2
@@ -51,16 +51,16 @@ class ScanCache:
     written, nothing is cached; :attr:`trouble` then says why.
     """
 
-    def __init__(self, folder: Path | None, root: Path) -> None:
+    def __init__(self, folder: Path | None, root: Place) -> None:
         self.trouble: str | None = None
         self._stream: IO[str] | None = None
         self._path: Path | None = None
         self._facts: dict[str, Facts] = {}
         if folder is None:
             return
-        name = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:16]
+        name = hashlib.sha256(os.fsencode(absolute(root))).hexdigest()[:16]
         self._path = folder / f"scan-{name}.jsonl"
-        self._head = {"format": _FORMAT, "pillow": PIL.__version__, "root": os.path.abspath(root)}
+        self._head = {"format": _FORMAT, "pillow": PIL.__version__, "root": absolute(root)}
         try:
             make_folder(folder)
             self._facts = self._read()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from resnext_core.config import Config, DataConfig
 from resnext_core.data.index import NO_SPLIT, SPLITS, Index, find_splits, open_index, split_candidates
+from resnext_core.data.look import names_in, what_is
+from resnext_core.data.remote.fetch import fetch_of
 from resnext_core.errors import DataError, ResnextError, UsageError, shown
+from resnext_core.files import Place, place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +43,12 @@ def examine_splits(config: Config) -> tuple[Splits | None, list[ResnextError]]:
     """
     if config.data.dir is None:
         raise UsageError("no data given: use --data DIR, a folder with train/ and val/")
-    paths = find_splits(Path(config.data.dir), config.data, need=("train",))
+    paths = find_splits(place(config.data.dir), config.data, need=("train",))
     faults: list[ResnextError] = []
     notes: list[str] = []
     train, classes = None, None
     try:
-        train = open_index(paths["train"])
+        train = open_index(paths["train"], data=config.data)
         _check_classes(train, paths["train"])
         classes = train.classes
     except ResnextError as error:
@@ -58,7 +59,7 @@ def examine_splits(config: Config) -> tuple[Splits | None, list[ResnextError]]:
         if name not in paths:
             continue
         try:
-            index = open_index(paths[name], classes=classes)
+            index = open_index(paths[name], classes=classes, data=config.data)
         except ResnextError as error:
             faults.append(error)
             continue
@@ -83,7 +84,7 @@ def examine_splits(config: Config) -> tuple[Splits | None, list[ResnextError]]:
     return Splits(train=train, val=found.get("val"), test=found.get("test"), notes=tuple(notes)), faults
 
 
-def _check_classes(index: Index, path: Path) -> None:
+def _check_classes(index: Index, path: Place) -> None:
     """Raise DataError unless every image has a label and there are two classes to tell apart."""
     if not index.labelled:
         raise DataError(f"{_without_labels(index, path)} and name it with --set data.train=train.txt")
@@ -95,7 +96,7 @@ def _check_classes(index: Index, path: Path) -> None:
         )
 
 
-def _without_labels(index: Index, path: Path) -> str:
+def _without_labels(index: Index, path: Place) -> str:
     return (
         f"{path} has {len(index)} images without labels, e.g. {index.paths[0]}; put them into class folders, or "
         "write a list of 'path label' lines beside it"
@@ -110,25 +111,27 @@ def open_split(data: DataConfig, split: str | None, classes: Sequence[str], *, n
     """
     if data.dir is None:
         raise UsageError("no data given: use --data DIR, or give a run as --weights to take its own")
-    root = Path(data.dir)
+    root = place(data.dir)
     paths = part_paths(root, data)
     passed: tuple[str, ...] = ()
     for name in (split,) if split else ("test", "val"):
         if name in paths:
-            index = open_index(paths[name], classes, named=named)
+            index = open_index(paths[name], classes, named=named, data=data)
             if split is None and name == "test" and "val" in paths and not index.labelled:
                 passed = (f"{shown(paths[name], None)} has no labels: taking val",)
                 continue
             return dataclasses.replace(index, remarks=(*index.remarks, *passed))
     if split is not None or "train" in paths:
         raise UsageError(f"{root} has no {split or 'test or val'} part; it has: {', '.join(paths) or 'none'}")
-    return open_index(root, classes, named=named)
+    return open_index(root, classes, named=named, data=data)
 
 
-def part_paths(root: Path, data: DataConfig) -> dict[str, Path]:
+def part_paths(root: Place, data: DataConfig) -> dict[str, Place]:
     """Return the train, val and test parts of `root`; none where it is itself a folder of classes or a list."""
-    if not os.path.isdir(root):
+    access = fetch_of(data).access
+    if what_is(root, access) != "folder":
         return {}
-    usual = any(split_candidates(root, names) for names in SPLITS.values())
+    inside = names_in(root, access)
+    usual = any(split_candidates(names, inside) for names in SPLITS.values())
     configured = any(part not in (None, NO_SPLIT) for part in (data.train, data.val, data.test))
     return find_splits(root, data) if usual or configured else {}

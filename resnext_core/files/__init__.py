@@ -39,3 +39,8 @@ from resnext_core.files.atomic import (
 from resnext_core.files.atomic import (
     write_atomic as write_atomic,
 )
+from resnext_core.files.places import Place as Place
+from resnext_core.files.places import Url as Url
+from resnext_core.files.places import absolute as absolute
+from resnext_core.files.places import is_url as is_url
+from resnext_core.files.places import place as place

@@ -17,7 +17,9 @@ from resnext_core.data.index import open_index, remarks
 from resnext_core.data.loader import Loader
 from resnext_core.data.opening import loader_workers
 from resnext_core.data.sampler import Task, epoch_permutation
+from resnext_core.data.splits import part_paths
 from resnext_core.errors import UsageError
+from resnext_core.files import place
 from resnext_core.interfaces import Backend, Batch
 from resnext_core.jobs.plan import training_backend
 from resnext_core.jobs.recorder import ignore
@@ -130,8 +132,9 @@ def _bench_data(job: BenchJob, config: Config, listen: Listener) -> dict[str, An
     """Time reading, decoding and augmenting the training images of ``data.dir``."""
     if config.data.dir is None:
         raise UsageError("bench data needs --data DIR")
-    root = Path(config.data.dir)
-    index = open_index(root / "train" if (root / "train").is_dir() else root)
+    root = place(config.data.dir)
+    part = part_paths(root, config.data).get("train", root)
+    index = open_index(part, data=config.data)
     for line in remarks([index]):
         listen(Note(text=line))
     weights = initial_weights(config, index.classes) if index.classes else _new_model(config, 1)

@@ -12,6 +12,7 @@ from resnext_core.data.demo import write_digits
 from resnext_core.data.findings import class_counts
 from resnext_core.data.index import Index, open_index, remarks
 from resnext_core.data.splits import part_paths
+from resnext_core.files import Place
 from resnext_core.jobs.recorder import ignore
 from resnext_core.runs.records import Listener, Note
 
@@ -20,7 +21,7 @@ from resnext_core.runs.records import Listener, Note
 class DataResult:
     """The parts of `folder` by name: train, val and test, or ``images`` where it has no such parts."""
 
-    folder: Path
+    folder: Place
     parts: Mapping[str, Index]
 
     @property
@@ -51,7 +52,7 @@ def write_demo(folder: Path, listen: Listener = ignore) -> DataResult:
     return data_info(folder, listen)
 
 
-def data_info(folder: Path, listen: Listener = ignore) -> DataResult:
+def data_info(folder: Place, listen: Listener = ignore) -> DataResult:
     """Return the parts of `folder`, or of a list; `listen` gets a note for each thing that is odd.
 
     Raises UsageError or DataError where they cannot be opened. No image is decoded.
@@ -62,7 +63,7 @@ def data_info(folder: Path, listen: Listener = ignore) -> DataResult:
     return DataResult(folder=folder, parts=parts)
 
 
-def _open_parts(folder: Path) -> dict[str, Index]:
+def _open_parts(folder: Place) -> dict[str, Index]:
     paths = part_paths(folder, DataConfig())
     if "train" not in paths:
         return {"images": open_index(folder)}

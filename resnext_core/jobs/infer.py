@@ -193,7 +193,7 @@ def _expand(images: Iterable[Path], opened: list[Index]) -> Iterator[Path]:
         if os.path.isdir(path):
             found = image_folder(path)
             opened.append(found)
-            yield from (found.path(i) for i in range(len(found)))
+            yield from (path / name for name in found.paths)
         else:
             yield local_path(path)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from resnext_core.config import Config
 from resnext_core.errors import Interrupted, ResnextError
-from resnext_core.files import write_atomic
+from resnext_core.files import absolute, write_atomic
 from resnext_core.interfaces import Backend
 from resnext_core.jobs.environment import environment
 from resnext_core.ranks.collectives import Collectives
@@ -81,7 +81,9 @@ def _absolute(config: Config) -> Config:
     """Return the configuration with absolute paths: a run is resumed from anywhere."""
     data, model = config.data, config.model
     if data.dir is not None:
-        data = dataclasses.replace(data, dir=os.path.abspath(data.dir))
+        data = dataclasses.replace(data, dir=absolute(data.dir))
+    if data.cache is not None:
+        data = dataclasses.replace(data, cache=os.path.abspath(data.cache))
     if data.quarantine is not None:
         data = dataclasses.replace(data, quarantine=os.path.abspath(data.quarantine))
     if model.pretrained is not None:

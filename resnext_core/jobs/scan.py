@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any
 
 from resnext_core.data.findings import Findings, absolute, find
 from resnext_core.data.loader import default_workers
+from resnext_core.data.look import what_is
 from resnext_core.data.quarantine import Quarantine, write_list
 from resnext_core.data.scan import ScanCache, ScanFile, scan_files
 from resnext_core.errors import Interrupted
-from resnext_core.files import cache_folder, check_target
+from resnext_core.files import Place, cache_folder, check_target
 from resnext_core.jobs.data import data_info
 from resnext_core.jobs.recorder import ignore
 from resnext_core.ranks.signals import StopRequest
@@ -29,7 +29,7 @@ class ScanJob:
     False, so that an unchanged file is not read again.
     """
 
-    folder: Path
+    folder: Place
     list_file: Path | None = None
     workers: int | None = None
     cache: Path | None = None
@@ -43,7 +43,7 @@ class ScanResult:
     `trouble` says why results could not be cached, None where they were or should not be.
     """
 
-    folder: Path
+    folder: Place
     findings: Findings
     read: int
     remembered: int
@@ -68,7 +68,7 @@ def scan(job: ScanJob, listen: Listener = ignore) -> ScanResult:
     """
     folder = job.folder
     parts = data_info(folder, listen).parts
-    names = Quarantine(folder if os.path.isdir(folder) else folder.parent)
+    names = Quarantine(folder.parent if what_is(folder) == "file" else folder)
     files = [
         ScanFile(path=absolute(index, i), reader=number, locator=index.source.locator(i))
         for number, index in enumerate(parts.values())

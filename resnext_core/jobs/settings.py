@@ -119,10 +119,8 @@ def resolve(
     if recipe is not None:
         layers.append(read_recipe(recipe, plugins))
     config, sources = load_config([*layers, *settings.layers()], plugins.option_types())
-    data = config.data
-    for given in (
-        data.dir, data.train, data.val, data.test, data.quarantine, config.model.pretrained, config.output.dir
-    ):  # fmt: skip
+    data = config.data  # its folder and parts may be URLs
+    for given in (data.quarantine, data.cache, config.model.pretrained, config.output.dir):
         local_path(given or "")
     return Resolved(config=config, sources=sources)
 

@@ -1,4 +1,4 @@
-"""A URL where a file is wanted: said, and not mangled into a path."""
+"""A URL where a file of this machine is wanted: said, and not mangled into a path."""
 
 from __future__ import annotations
 
@@ -20,20 +20,17 @@ URL = "https://example.org/a/b.onnx"
         ["infer", "--weights", URL, "photo.jpg"],
         ["infer", "--weights", "{weights}", URL],
         ["eval", f"--weights={URL}", "--data", "photos"],
-        ["eval", "--weights", "{weights}", "--data", "s3://bucket/photos"],
         ["convert", URL, "out.safetensors"],
         ["convert", "{weights}", "out.safetensors", "--classes", URL],
         ["export", "--weights", URL, "--format", "onnx", "--to", "x.onnx"],
         ["validate", "--artefact", URL, "--weights", "{weights}"],
-        ["train", "--recipe", "digits", "--data", URL],
         ["train", "--recipe", "digits", "--pretrained", URL],
-        ["train", "--recipe", "digits", "--set", f"data.dir={URL}"],
         ["train", "--recipe", "{recipe}"],
+        ["train", "--recipe", "digits", "--set", f"data.cache={URL}"],
+        ["data", "demo", URL],
         ["doctor", "--run", URL],
         ["report", URL],
         ["runs", "list", URL],
-        ["data", "info", URL],
-        ["data", "scan", URL],
     ],
     ids=lambda words: " ".join(words)[:40],
 )
@@ -41,7 +38,7 @@ def test_an_address_is_no_file(
     weights_file: Path, tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(f"data:\n  dir: {URL}\n")
+    recipe.write_text(f"data:\n  quarantine: {URL}\n")
     assert main([w.format(weights=weights_file, recipe=recipe) for w in words]) == EXIT_USAGE
     error = capsys.readouterr().err
     assert "://" in error

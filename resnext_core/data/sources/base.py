@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.data.content import Content
+from resnext_core.files import Place
 
 
 class Reader(Protocol):
@@ -59,7 +59,7 @@ class Listing:
     ending, and `remarks` are messages for the user.
     """
 
-    root: Path
+    root: Place
     paths: Sequence[str]
     source: ImageSource
     labels: NDArray[np.int32]

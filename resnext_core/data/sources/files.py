@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from resnext_core.data.content import BadImage, Content, not_regular, read_file
 from resnext_core.data.faults import blame
 from resnext_core.data.paths import decoded, encoded
 from resnext_core.errors import reason
+from resnext_core.files import Place
 
 
 class FileReader:
@@ -34,7 +34,7 @@ class FileReader:
 class FileSource:
     """The files `paths` under `root`, which may be relative to the current folder of now."""
 
-    def __init__(self, root: Path, paths: Sequence[str]) -> None:
+    def __init__(self, root: Place, paths: Sequence[str]) -> None:
         self._root, self._paths = os.path.abspath(root), paths
 
     def locator(self, i: int) -> bytes:

@@ -10,6 +10,7 @@ from resnext_core.data.folders import is_folder, is_image
 from resnext_core.extensions import SourceKind
 
 if TYPE_CHECKING:
+    from resnext_core.config import DataConfig
     from resnext_core.data.sources.base import Listing
 
 #: The ending of packed files, and their first bytes.
@@ -65,7 +66,7 @@ def is_packed(path: str) -> bool:
         return False
 
 
-def _open_shards(path: str) -> Listing:
+def _open_shards(path: str, data: DataConfig) -> Listing:
     from resnext_core.data.sources.shards import open_shards
 
     return open_shards(path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from resnext_core.data.sources.kinds import SHARDS
 from resnext_core.extensions import SourceKind
@@ -26,17 +25,16 @@ def kinds() -> Sequence[SourceKind]:
     return (*CORE_KINDS, *_plugins)
 
 
-def kind_of(path: str | Path) -> SourceKind | None:
+def kind_of(path: str | os.PathLike[str]) -> SourceKind | None:
     """Return the kind of what the user gave; None for a folder of images, a list, and what is not there."""
     return next((kind for kind in kinds() if kind.claims(os.fspath(path))), None)
 
 
-def parts_in(folder: Path, name: str) -> list[str]:
-    """Return the names in `folder` that are the part `name` of the data by the pattern of a kind, sorted.
+def parts_in(files: Sequence[str], name: str) -> list[str]:
+    """Return which of the sorted `files` of a folder are the part `name` of the data by the pattern of a kind, sorted.
 
     Where a pattern with ``*`` has several matches, that pattern stands for all of them.
     """
-    files = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
     found = []
     for kind in kinds():
         for pattern in (pattern.format(name) for pattern in kind.parts):

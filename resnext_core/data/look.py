@@ -1,0 +1,64 @@
+"""What is at a place, on this machine or behind a URL: a file, a folder, nothing."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+from resnext_core.data.folders import entries, is_folder
+from resnext_core.data.remote.access import Access, NotThere
+from resnext_core.errors import DataError
+from resnext_core.files import Place, Url
+
+WEB = ("http", "https")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """The names in a folder, sorted."""
+
+    folders: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+
+
+def what_is(where: Place, access: Access | None = None) -> Literal["file", "folder"] | None:
+    """Return what is at a place, None where there is nothing; DataError where its store cannot be asked.
+
+    A web server does not tell a page from a file: there, what has an ending is a file.
+    """
+    if not isinstance(where, Url):
+        return "file" if os.path.isfile(where) else "folder" if os.path.isdir(where) else None
+    found = (access or Access()).status(str(where))
+    if where.scheme in WEB:
+        if where.suffix:
+            return None if found is None else "file"
+        return "folder" if found is not None or _is_listed(where, access) else None
+    return None if found is None else "folder" if found.folder else "file"
+
+
+def names_in(folder: Place, access: Access | None = None) -> Names:
+    """Return what is in a folder, without hidden files; a web server that lists nothing has nothing in it."""
+    if not isinstance(folder, Url):
+        found = entries(folder)
+        return Names(
+            folders=tuple(sorted(entry.name for entry in found if is_folder(entry))),
+            files=tuple(sorted(entry.name for entry in found if os.path.isfile(entry.path))),
+        )
+    try:
+        listed = (access or Access()).names(f"{folder}/")
+    except DataError:
+        if folder.scheme not in WEB:
+            raise
+        return Names()
+    return Names(
+        folders=tuple(sorted(one.name for one in listed if one.folder)),
+        files=tuple(sorted(one.name for one in listed if not one.folder)),
+    )
+
+
+def _is_listed(folder: Url, access: Access | None) -> bool:
+    try:
+        return bool((access or Access()).names(f"{folder}/"))
+    except NotThere:
+        return False
