@@ -79,18 +79,3 @@ SHARDS = SourceKind(
     open=_open_shards,
     parts=("{}.tar", "{}-*.tar", "*-{}-*.tar"),
 )
-
-
-def _open_packed(path: str, data: DataConfig) -> Listing:
-    from resnext_core.data.sources.packed import open_packed
-
-    return open_packed(path)
-
-
-PACKED_FILE = SourceKind(
-    name="pack",
-    summary="packed file, made by data pack",
-    claims=is_packed,
-    open=_open_packed,
-    parts=("{}" + PACKED,),
-)

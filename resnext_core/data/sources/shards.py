@@ -14,7 +14,7 @@ import numpy as np
 from resnext_core.data.sources.base import Listing
 from resnext_core.data.sources.kinds import is_compressed, is_shard
 from resnext_core.data.sources.ranges import LocalFiles, RangeFiles, RangeReader, Shard, located, lost
-from resnext_core.data.sources.shard_index import ShardIndex, beside, cached_index, indexed, write_index
+from resnext_core.data.sources.shard_index import ShardIndex, cached_index
 from resnext_core.errors import DataError, reason, shown
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -66,37 +66,22 @@ def open_shards(path: str) -> Listing:
     return shards_listing(path, root, names, [os.path.abspath(root / name) for name in names], LocalFiles())
 
 
-def keep_index(path: str) -> tuple[Path, int, int]:
-    """Write the index of the shards `path` beside them: return the file, the number of shards and of images."""
-    root, names = shard_paths(path)
-    files = LocalFiles()
-    shards = _stamped([os.path.abspath(root / name) for name in names], files)
-    builder, meta = indexed(names, shards, files)
-    write_index(beside(path), builder, meta)
-    return beside(path), len(names), len(builder)
-
-
 def shards_listing(
     path: str, root: Path, names: Sequence[str], opened: Sequence[str], files: RangeFiles
 ) -> Listing:
     """Return what the shards hold that `files` opens under the names `opened`; they are called `names` in `root`."""
-    shards = _stamped(opened, files)
+    shards = []
+    for name in opened:
+        try:
+            shards.append(Shard(name=name, stamp=files.open(name).stamp()))
+        except OSError as error:
+            raise DataError(f"cannot read the shard {shown(name, None)}: {reason(error)}") from error
     started = time.perf_counter()
     index, remark = cached_index(path, names, shards, files)
     seconds = time.perf_counter() - started
     if remark == "" and seconds > _LONG_S:
         remark = f"made an index of {len(shards)} shards in {seconds:.0f} s, which is kept"
     return index.listing(root, ShardSource(shards, index, files), (remark,) if remark else ())
-
-
-def _stamped(names: Sequence[str], files: RangeFiles) -> list[Shard]:
-    shards = []
-    for name in names:
-        try:
-            shards.append(Shard(name=name, stamp=files.open(name).stamp()))
-        except OSError as error:
-            raise DataError(f"cannot read the shard {shown(name, None)}: {reason(error)}") from error
-    return shards
 
 
 def shard_paths(path: str) -> tuple[Path, list[str]]:
