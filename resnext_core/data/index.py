@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from resnext_core.config import DataConfig
 from resnext_core.data.classes import by_folder, by_label, folder_remarks, ignored_remark
-from resnext_core.data.folders import SUFFIXES, ending, entries, is_folder, is_image_file, walk
+from resnext_core.data.folders import SUFFIXES, ending, entries, is_folder, is_image, is_image_file, walk
 from resnext_core.data.lists import read_list
 from resnext_core.data.look import Names, names_in, what_is
 from resnext_core.data.paths import Paths, encoded
@@ -109,7 +109,18 @@ def open_index(
     with Tree(path.parent if what == "file" else path, fetch) as tree:
         if what == "file":
             return text_list(path, classes, named=named, tree=tree)
+        names = names_in(path, fetch.access)
+        shards = None if names.folders or any(map(is_image, names.files)) else _shards(path, names.files)
+        if shards is not None:
+            return open_index(shards, classes, named=named, data=data)
         return _folder(path, classes, named, tree)
+
+
+def _shards(folder: Url, files: Sequence[str]) -> Url | None:
+    """Return the pattern of those of the `files` in a folder that a kind of source claims, None where none does."""
+    endings = sorted({os.path.splitext(name)[1] for name in files} - {""})
+    patterns = (folder / f"*{ending}" for ending in endings)
+    return next((pattern for pattern in patterns if kind_of(pattern) is not None), None)
 
 
 def _folder(path: Place, classes: Sequence[str] | None, named: bool, tree: Tree | None = None) -> Index:

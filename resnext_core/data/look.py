@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 from resnext_core.data.folders import entries, is_folder
 from resnext_core.data.remote.access import Access, NotThere
+from resnext_core.data.sources.names import expanded
 from resnext_core.errors import DataError
 from resnext_core.files import Place, Url
 
@@ -55,6 +58,32 @@ def names_in(folder: Place, access: Access | None = None) -> Names:
         folders=tuple(sorted(one.name for one in listed if one.folder)),
         files=tuple(sorted(one.name for one in listed if not one.folder)),
     )
+
+
+def matching(pattern: Url, access: Access) -> list[str]:
+    """Return the names of the files that a URL stands for, in order: with braces, with ``*``, or one name as it is.
+
+    DataError where one of those in braces is not there, or where no name matches.
+    """
+    folder, name = pattern.parent, pattern.name
+    if not re.search(r"[{*?\[]", name):
+        return [name]
+    names = names_in(folder, access).files
+    if "{" not in name:
+        found = fnmatch.filter(names, name)
+        if not found:
+            raise DataError(f"there are no files {pattern}; correct the pattern")
+        return found
+    wanted = expanded(name)
+    if folder.scheme in WEB and not names:
+        return wanted  # a web server that lists nothing: each is asked for when it is opened
+    there = set(names)
+    if missing := [one for one in wanted if one not in there]:
+        raise DataError(
+            f"{len(missing)} of the {len(wanted)} files of {pattern} are missing, e.g. {folder / missing[0]}; "
+            "correct the pattern, or copy them"
+        )
+    return wanted
 
 
 def _is_listed(folder: Url, access: Access | None) -> bool:

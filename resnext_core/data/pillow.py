@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from resnext_core.data.content import Content
     from resnext_core.data.plan import Plan
     from resnext_core.model.preprocess import PreprocessSpec
 
@@ -20,7 +19,7 @@ class PillowDecoder:
     """An :class:`~resnext_core.extensions.ImageDecoder` that never raises NotSupported."""
 
     def evaluation(
-        self, content: Content, name: str, spec: PreprocessSpec, out: NDArray[np.uint8], remarks: list[str]
+        self, content: bytes, name: str, spec: PreprocessSpec, out: NDArray[np.uint8], remarks: list[str]
     ) -> None:
         from resnext_core.data.render import load_eval_bytes
 
@@ -28,7 +27,7 @@ class PillowDecoder:
 
     def training(
         self,
-        content: Content,
+        content: bytes,
         name: str,
         draw: Callable[[int, int], Plan],
         out: NDArray[np.uint8],
@@ -40,9 +39,7 @@ class PillowDecoder:
 
 
 def open_pillow() -> ImageDecoder:
-    """Return the decoder, with Pillow imported."""
-    import resnext_core.data.render  # noqa: F401
-
+    """Return the decoder; Pillow itself is imported with the first image."""
     return PillowDecoder()
 
 

@@ -51,18 +51,16 @@ Listener = Callable[[Record], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Start(Record):
-    """A training begins at its first step. `decoder` decodes its images; None in records of earlier versions."""
+    """A training begins at its first step."""
 
     kind: ClassVar[str] = "start"
-    decoder: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resume(Record):
-    """A training continues from the checkpoint of `step`. `decoder` is as in :class:`Start`."""
+    """A training continues from the checkpoint of `step`."""
 
     kind: ClassVar[str] = "resume"
-    decoder: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

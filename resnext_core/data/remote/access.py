@@ -200,7 +200,7 @@ def _filesystem(scheme: str) -> Any:
             f"no store is called {quoted(scheme)}; URLs begin with s3://, gs://, hf://, https://, ..."
         ) from None
     # a million names in a listing cache would take a gigabyte, and it would hide what has changed
-    options: dict[str, Any] = {"use_listings_cache": False}
+    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if kind.protocol in ("s3", ("s3", "s3a")):
         ours = {"retries": {"max_attempts": 0}, "connect_timeout": _CONNECT, "read_timeout": _SILENCE}
         options["config_kwargs"] = ours | conf.get("s3", {}).get("config_kwargs", {})

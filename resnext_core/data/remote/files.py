@@ -6,7 +6,7 @@ import hashlib
 import struct
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,8 @@ from resnext_core.data.content import MAX_BYTES, BadImage
 from resnext_core.data.look import WEB
 from resnext_core.data.paths import decoded, encoded
 from resnext_core.data.remote.access import Changed, NotThere
-from resnext_core.data.remote.fetch import Ahead, Fetch
+from resnext_core.data.remote.ahead import AheadReader
+from resnext_core.data.remote.fetch import Fetch
 from resnext_core.errors import DataError
 from resnext_core.files import Url
 
@@ -25,32 +26,18 @@ _HEAD = struct.Struct("<qQ")
 
 @dataclass(frozen=True)
 class ObjectReader:
-    """Reads objects below the URL `root`, several at a time."""
+    """Reads objects below the URL `root`."""
 
     root: str
     fetch: Fetch
-    _ahead: Ahead = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_ahead", Ahead(self._read))
-
-    def __reduce__(self) -> tuple[type[ObjectReader], tuple[str, Fetch]]:
-        return ObjectReader, (self.root, self.fetch)
-
-    def ahead(self, locators: Sequence[bytes]) -> None:
-        """Begin to read what :meth:`read` will be called with."""
-        self._ahead.expect(locators)
-
-    def read(self, locator: bytes) -> bytes:
-        """See :class:`~resnext_core.data.sources.base.Reader`."""
-        return self._ahead.take(locator)
 
     def stamp(self, locator: bytes) -> tuple[int, int]:
         """See :class:`~resnext_core.data.sources.base.Reader`; the second number is of the object's version."""
         _, size, version = self._known(locator)
         return size, version >> 1
 
-    def _read(self, locator: bytes) -> bytes:
+    def read(self, locator: bytes) -> bytes:
+        """See :class:`~resnext_core.data.sources.base.Reader`."""
         url, size, version = self._known(locator)
         if size > MAX_BYTES:
             raise BadImage(url, f"the file has {size} bytes; the limit is {MAX_BYTES}")
@@ -96,9 +83,9 @@ class ObjectSource:
         """Return size, version and path of object `i`."""
         return _HEAD.pack(int(self.sizes[i]), int(self.versions[i])) + encoded(self.paths[i])
 
-    def reader(self) -> ObjectReader:
+    def reader(self) -> AheadReader:
         """Return a reader of the objects."""
-        return ObjectReader(str(self.root), self.fetch)
+        return AheadReader(ObjectReader(str(self.root), self.fetch), self.fetch)
 
     def size(self, i: int) -> int:
         """Return the bytes of object `i` when it was listed, -1 where that is unknown."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from resnext_core.data.folders import is_folder, is_image
 from resnext_core.extensions import SourceKind
+from resnext_core.files import is_url
 
 if TYPE_CHECKING:
     from resnext_core.config import DataConfig
@@ -31,9 +32,11 @@ def is_shard(name: str) -> bool:
 def is_shards(path: str) -> bool:
     """Return whether `path` is a tar archive, a pattern of several, or a folder that has them and no images or folders.
 
-    A folder with class folders or images stays one, whatever archives lie in it.
+    A folder with class folders or images stays one, whatever archives lie in it. Of a URL the text alone is looked at.
     """
-    if "://" in path or not (is_shard(path) or os.path.isdir(path)):
+    if is_url(path):
+        return is_shard(path)
+    if not (is_shard(path) or os.path.isdir(path)):
         return False
     if os.path.isfile(path):
         return True
@@ -55,7 +58,9 @@ def is_shards(path: str) -> bool:
 
 def is_packed(path: str) -> bool:
     """Return whether `path` is a file that is packed, by its ending or its first bytes."""
-    if "://" in path or not os.path.isfile(path):
+    if is_url(path):
+        return path.endswith(PACKED)
+    if not os.path.isfile(path):
         return False
     if path.endswith(PACKED):
         return True
@@ -69,7 +74,7 @@ def is_packed(path: str) -> bool:
 def _open_shards(path: str, data: DataConfig) -> Listing:
     from resnext_core.data.sources.shards import open_shards
 
-    return open_shards(path)
+    return open_shards(path, data)
 
 
 SHARDS = SourceKind(
@@ -78,4 +83,19 @@ SHARDS = SourceKind(
     claims=is_shards,
     open=_open_shards,
     parts=("{}.tar", "{}-*.tar", "*-{}-*.tar"),
+)
+
+
+def _open_packed(path: str, data: DataConfig) -> Listing:
+    from resnext_core.data.sources.packed import open_packed
+
+    return open_packed(path, data)
+
+
+PACKED_FILE = SourceKind(
+    name="pack",
+    summary="packed file, made by data pack",
+    claims=is_packed,
+    open=_open_packed,
+    parts=("{}" + PACKED,),
 )

@@ -23,7 +23,7 @@ from resnext_core.data.sources.shard_contents import Contents, contents
 from resnext_core.data.sources.table import Table, TableBuilder, label_table, read_table, table_of
 from resnext_core.data.sources.tar import BLOCK
 from resnext_core.errors import DataError, reason
-from resnext_core.files import atomic_path, cache_folder, make_folder
+from resnext_core.files import Place, absolute, atomic_path, cache_folder, is_url, make_folder
 
 MAGIC = b"RESNEXT-TARS\r\n\x1a\n"
 _WHAT = "index of shards"
@@ -44,7 +44,7 @@ class ShardIndex:
         counts = [shard["images"] for shard in table.meta["shards"]]
         return cls(table=table, starts=np.cumsum([0, *counts[:-1]], dtype=np.int64))
 
-    def listing(self, root: Path, source: ImageSource, remarks: tuple[str, ...]) -> Listing:
+    def listing(self, root: Place, source: ImageSource, remarks: tuple[str, ...]) -> Listing:
         """Return what the shards hold."""
         meta = self.table.meta
         return Listing(
@@ -86,14 +86,14 @@ def cached_index(
     The text is a remark about a new one that could not be kept, '' for one that was, None where none was made. Raises
     DataError where the index beside the shards is damaged or is not theirs, and where the shards cannot be indexed.
     """
-    if (kept := beside(path)).is_file():
+    if not is_url(path) and (kept := beside(path)).is_file():
         index = ShardIndex.of(read_table(kept, MAGIC, _WHAT))
         if (why := index.misfit(names, shards, files)) is not None:
             raise DataError(
                 f"{kept} does not fit its shards: {why}; make it again with 'resnext-run data index'"
             )
         return index, None
-    called = "\0".join([os.path.abspath(path), *(shard.name for shard in shards)])
+    called = "\0".join([absolute(path), *(shard.name for shard in shards)])
     cached = cache_folder() / f"shards-{hashlib.sha256(os.fsencode(called)).hexdigest()[:24]}.index"
     if (found := _recalled(cached, names, shards, files)) is not None:
         return found, None

@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from resnext_core.data.sources.base import Listing
+from resnext_core.config import DataConfig
+from resnext_core.data.look import matching
+from resnext_core.data.remote.fetch import Fetch, fetch_of
+from resnext_core.data.remote.ranges import FilesGoneThrough, object_reader
+from resnext_core.data.sources.base import Listing, Reader
 from resnext_core.data.sources.kinds import is_compressed, is_shard
+from resnext_core.data.sources.names import expanded
 from resnext_core.data.sources.ranges import LocalFiles, RangeFiles, RangeReader, Shard, located, lost
-from resnext_core.data.sources.shard_index import ShardIndex, cached_index
+from resnext_core.data.sources.shard_index import ShardIndex, beside, cached_index, indexed, write_index
 from resnext_core.errors import DataError, reason, shown
+from resnext_core.files import Place, Url, is_url
 
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_SPAN = re.compile(r"(\d+)\.\.(\d+)")
-#: More shards than this are a slip of the keyboard.
-_MOST = 1_000_000
 #: A remark tells how long an index took from so many seconds on.
 _LONG_S = 5.0
 
 
 class ShardSource:
-    """The images in tar shards."""
+    """The images in tar shards, local ones, or remote ones that `fetch` reads."""
 
-    def __init__(self, shards: Sequence[Shard], index: ShardIndex, files: RangeFiles) -> None:
-        self._shards, self._files = tuple(shards), files
+    def __init__(self, shards: Sequence[Shard], index: ShardIndex, fetch: Fetch | None) -> None:
+        self._shards, self._fetch = tuple(shards), fetch
         self._starts = index.starts
         self._offsets, self._sizes = index.table.offsets, index.table.sizes
 
@@ -37,19 +38,23 @@ class ShardSource:
         """Return shard, offset and size of image `i`."""
         return located(self._shard(i), int(self._offsets[i]), int(self._sizes[i]))
 
-    def reader(self) -> RangeReader:
+    def reader(self) -> Reader:
         """Return a reader of these shards."""
-        return RangeReader(self._shards, self._files)
+        if self._fetch is not None:
+            return object_reader(self._shards, self._fetch)
+        return RangeReader(self._shards, LocalFiles())
 
     def size(self, i: int) -> int:
         """Return the bytes of image `i`."""
         return int(self._sizes[i])
 
     def blame(self, i: int, number: int) -> None:
-        """Raise DataError if the shard of image `i` can no longer be opened."""
+        """Raise DataError if the local shard of image `i` can no longer be opened."""
+        if self._fetch is not None:
+            return  # its reader has said so itself
         shard = self._shards[self._shard(i)]
         try:
-            self._files.open(shard.name).stamp()
+            LocalFiles().open(shard.name).stamp()
         except OSError as error:
             raise lost(shard, error) from error
 
@@ -57,31 +62,61 @@ class ShardSource:
         return int(np.searchsorted(self._starts, i, side="right")) - 1
 
 
-def open_shards(path: str) -> Listing:
+def open_shards(path: str, data: DataConfig) -> Listing:
     """Return what the shards of `path` hold: a tar archive, a folder of them, or a pattern like ``a-{00..63}.tar``.
 
-    Raises DataError where one is missing, compressed, damaged or cut short, and where labels are missing or ambiguous.
+    The path may be a URL, where a folder is given as ``folder/*.tar``. Raises DataError where a shard is missing,
+    compressed, damaged or cut short, and where labels are missing or ambiguous.
     """
+    files: RangeFiles = LocalFiles()
+    if not is_url(path):
+        root, names = shard_paths(path)
+        return _listing(path, root, names, [os.path.abspath(root / name) for name in names], files)
+    fetch = fetch_of(data)
+    url = Url(path)
+    names = matching(url, fetch.access)
+    _refuse_compressed(str(url.parent), names)
+    return _listing(
+        path, url.parent, names, [str(url.parent / name) for name in names], FilesGoneThrough(fetch), fetch
+    )
+
+
+def keep_index(path: str) -> tuple[Path, int, int]:
+    """Write the index of the shards `path` beside them: return the file, the number of shards and of images."""
     root, names = shard_paths(path)
-    return shards_listing(path, root, names, [os.path.abspath(root / name) for name in names], LocalFiles())
+    files = LocalFiles()
+    shards = _stamped([os.path.abspath(root / name) for name in names], files)
+    builder, meta = indexed(names, shards, files)
+    write_index(beside(path), builder, meta)
+    return beside(path), len(names), len(builder)
 
 
-def shards_listing(
-    path: str, root: Path, names: Sequence[str], opened: Sequence[str], files: RangeFiles
+def _listing(
+    path: str,
+    root: Place,
+    names: Sequence[str],
+    opened: Sequence[str],
+    files: RangeFiles,
+    fetch: Fetch | None = None,
 ) -> Listing:
     """Return what the shards hold that `files` opens under the names `opened`; they are called `names` in `root`."""
-    shards = []
-    for name in opened:
-        try:
-            shards.append(Shard(name=name, stamp=files.open(name).stamp()))
-        except OSError as error:
-            raise DataError(f"cannot read the shard {shown(name, None)}: {reason(error)}") from error
+    shards = _stamped(opened, files)
     started = time.perf_counter()
     index, remark = cached_index(path, names, shards, files)
     seconds = time.perf_counter() - started
     if remark == "" and seconds > _LONG_S:
         remark = f"made an index of {len(shards)} shards in {seconds:.0f} s, which is kept"
-    return index.listing(root, ShardSource(shards, index, files), (remark,) if remark else ())
+    return index.listing(root, ShardSource(shards, index, fetch), (remark,) if remark else ())
+
+
+def _stamped(names: Sequence[str], files: RangeFiles) -> list[Shard]:
+    shards = []
+    for name in names:
+        try:
+            shards.append(Shard(name=name, stamp=files.open(name).stamp()))
+        except OSError as error:
+            raise DataError(f"cannot read the shard {shown(name, None)}: {reason(error)}") from error
+    return shards
 
 
 def shard_paths(path: str) -> tuple[Path, list[str]]:
@@ -110,29 +145,6 @@ def shard_paths(path: str) -> tuple[Path, list[str]]:
             raise DataError(f"there are no shards {path}; correct the pattern")
     _refuse_compressed(path, names)
     return root, names
-
-
-def expanded(pattern: str) -> list[str]:
-    """Return the texts of a pattern with braces: ``{000..127}`` counts, with leading zeros, ``{a,b}`` lists."""
-    match = _BRACES.search(pattern)
-    if match is None:
-        return [pattern]
-    inside = match[1]
-    if (span := _SPAN.fullmatch(inside)) is not None:
-        first, last = int(span[1]), int(span[2])
-        if not first <= last < first + _MOST:
-            raise DataError(f"{pattern}: {{{inside}}} is not a range of at most {_MOST} shards")
-        width = len(span[1]) if span[1].startswith("0") else 0
-        choices = [f"{number:0{width}d}" for number in range(first, last + 1)]
-    elif "," in inside:
-        choices = inside.split(",")
-    else:
-        raise DataError(f"{pattern}: {{{inside}}} must be a range like 000..127 or a list like a,b")
-    before, after = pattern[: match.start()], pattern[match.end() :]
-    found = [before + choice + rest for choice in choices for rest in expanded(after)]
-    if len(found) > _MOST:
-        raise DataError(f"{pattern} stands for more than {_MOST} shards")
-    return found
 
 
 def _refuse_compressed(path: str, names: Sequence[str]) -> None:

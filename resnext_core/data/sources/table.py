@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from resnext_core.data.paths import decoded
 from resnext_core.errors import DataError, reason
+from resnext_core.files import Place
 
 VERSION = 1
 #: Bytes before everything else.
@@ -161,7 +162,15 @@ def read_table(path: Path, magic: bytes, what: str) -> Table:
         raise DataError(f"cannot read {path}: {reason(error)}") from error
 
 
-def table_of(stream: IO[bytes], path: Path, magic: bytes, what: str) -> Table:
+def table_span(head: bytes, size: int) -> tuple[int, int]:
+    """Return begin and length of the table in a file of `size` bytes by its `head`; (0, 0) where that is damaged."""
+    if len(head) < HEAD:
+        return 0, 0
+    _, _, start, length, _, _ = _HEAD.unpack_from(head)
+    return (start, length) if start + length <= size else (0, 0)
+
+
+def table_of(stream: IO[bytes], path: Place, magic: bytes, what: str) -> Table:
     """As :func:`read_table`, of an open file, which may be closed afterwards; OSError when it cannot be read."""
     stream.seek(0)
     head = stream.read(HEAD)

@@ -1,0 +1,72 @@
+"""A large new file that is there as a whole or not at all, and of which `kill -9` leaves nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from resnext_core.errors import DataError, reason
+from resnext_core.files.atomic import fsync, make_folder
+from resnext_core.files.scratch import Scratch
+
+#: What says that a file system has no files without a name.
+_NO_ANONYMOUS = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
+
+
+@contextmanager
+def fresh_file(path: Path) -> Iterator[IO[bytes]]:
+    """Yield an empty file, open for reading and writing, that gets the name `path` when the block ends well.
+
+    Until then it has none, where the file system allows it (``O_TMPFILE``), or one in a hidden folder that the next
+    call in the same place removes. Missing folders are made. DataError where `path` exists, at the beginning or at
+    the end, or cannot be written.
+    """
+    if os.path.lexists(path):
+        raise _exists(path)
+    try:
+        make_folder(path.parent)
+        descriptor = _anonymous(path.parent)
+        if descriptor is not None:
+            with os.fdopen(descriptor, "w+b") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+                # with a folder's descriptor, os.link follows the link of /proc
+                folder = os.open(path.parent, os.O_RDONLY)
+                try:
+                    os.link(f"/proc/self/fd/{stream.fileno()}", path, src_dir_fd=folder, follow_symlinks=True)
+                finally:
+                    os.close(folder)
+        else:
+            with Scratch("new", path.parent) as scratch:
+                with (scratch / "file").open("w+b") as stream:
+                    yield stream
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                os.link(scratch / "file", path)
+        fsync(path.parent)
+    except FileExistsError as error:
+        raise _exists(path) from error
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {reason(error)}") from error
+
+
+def _anonymous(folder: Path) -> int | None:
+    """Return a descriptor of a new file without a name, None where there is no such thing."""
+    flag = getattr(os, "O_TMPFILE", 0)
+    if not flag or not os.path.isdir("/proc/self/fd"):
+        return None
+    try:
+        return os.open(folder, flag | os.O_RDWR, 0o666)
+    except OSError as error:
+        if error.errno in _NO_ANONYMOUS:
+            return None
+        raise
+
+
+def _exists(path: Path) -> DataError:
+    return DataError(f"{path} already exists; remove it, or give another name")
