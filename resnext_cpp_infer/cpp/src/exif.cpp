@@ -101,6 +101,15 @@ int read(std::string_view data) {
   return 1;
 }
 
+// Which way a step along the stored rows, and down the stored columns, goes in the turned image.
+bool from_the_right(int orientation) {
+  return orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
+}
+
+bool from_below(int orientation) {
+  return orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
+}
+
 }  // namespace
 
 int orientation(const std::string& bytes) {
@@ -110,20 +119,26 @@ int orientation(const std::string& bytes) {
   return 1;
 }
 
+Region stored_region(const Region& turned, int width, int height, int orientation) {
+  Region stored = turned;
+  if (turns_sides(orientation)) stored = {turned.top, turned.left, turned.height, turned.width};
+  if (from_the_right(orientation)) stored.left = width - stored.left - stored.width;
+  if (from_below(orientation)) stored.top = height - stored.top - stored.height;
+  return stored;
+}
+
 Image turned(Image image, int orientation) {
   if (orientation < 2 || orientation > 8) return image;
-  const bool sideways = orientation >= 5;
-  // Which way a step along the rows, and down the columns, of the result goes in the source.
-  const bool from_right = orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
-  const bool from_below = orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
+  const bool sideways = turns_sides(orientation);
+  const bool from_right = from_the_right(orientation), from_bottom = from_below(orientation);
   Image made;
   made.width = sideways ? image.height : image.width;
   made.height = sideways ? image.width : image.height;
   made.pixels.resize(image.pixels.size());
   const auto width = static_cast<std::ptrdiff_t>(image.width), height = static_cast<std::ptrdiff_t>(image.height);
-  const std::ptrdiff_t right = from_right ? -3 : 3, below = (from_below ? -3 : 3) * width;
+  const std::ptrdiff_t right = from_right ? -3 : 3, below = (from_bottom ? -3 : 3) * width;
   const std::ptrdiff_t across = sideways ? below : right, down = sideways ? right : below;
-  std::ptrdiff_t row = ((from_right ? width - 1 : 0) + (from_below ? height - 1 : 0) * width) * 3;
+  std::ptrdiff_t row = ((from_right ? width - 1 : 0) + (from_bottom ? height - 1 : 0) * width) * 3;
   uint8_t* target = made.pixels.data();
   for (int y = 0; y < made.height; ++y, row += down) {
     std::ptrdiff_t at = row;

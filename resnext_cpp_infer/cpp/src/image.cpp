@@ -1,19 +1,19 @@
 #include "image.h"
 
 #include <fcntl.h>
-#include <jpeglib.h>
 #include <png.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <csetjmp>
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <string_view>
 
-#include "exif.h"
+#include "jpeg.h"
+#include "passes.h"
 #include "png_chunks.h"
 
 namespace resnext {
@@ -24,143 +24,6 @@ constexpr int64_t kMaxPixels = 178956970;
 
 // Larger files are refused: more than any image of kMaxPixels needs.
 constexpr int64_t kMaxBytes = int64_t{1} << 31;
-
-// -- JPEG ----------------------------------------------------------------------------------------
-
-// libjpeg reports an error by a call that must not return. Only what is in here is alive across the jump.
-struct JpegReader {
-  jpeg_decompress_struct info{};
-  jpeg_error_mgr errors{};
-  jpeg_source_mgr source{};
-  std::jmp_buf jump{};
-  char message[JMSG_LENGTH_MAX] = "";
-  bool cut_short = false;
-  bool finishing = false;  // every row is there
-};
-
-JpegReader* reader(j_common_ptr info) { return static_cast<JpegReader*>(info->client_data); }
-
-[[noreturn]] void on_error(j_common_ptr info) {
-  (*info->err->format_message)(info, reader(info)->message);
-  std::longjmp(reader(info)->jump, 1);
-}
-
-void no_output(j_common_ptr) {}
-
-// The whole file is in memory: who asks for more has come to its end too early, or looks for the end marker in vain.
-boolean no_more(j_decompress_ptr info) {
-  JpegReader* r = reader(reinterpret_cast<j_common_ptr>(info));
-  if (r->finishing) return FALSE;
-  r->cut_short = true;
-  std::longjmp(r->jump, 1);
-}
-
-void skip(j_decompress_ptr info, long count) {
-  if (count <= 0) return;
-  if (static_cast<size_t>(count) > info->src->bytes_in_buffer) {
-    no_more(info);
-    count = static_cast<long>(info->src->bytes_in_buffer);
-  }
-  info->src->next_input_byte += count;
-  info->src->bytes_in_buffer -= static_cast<size_t>(count);
-}
-
-void nothing(j_decompress_ptr) {}
-
-// Reads the header; the output type and its scale are set.
-bool start(JpegReader& r, const std::string& bytes) {
-  r.info.err = jpeg_std_error(&r.errors);
-  r.errors.error_exit = on_error;
-  r.errors.output_message = no_output;
-  r.info.client_data = &r;
-  if (setjmp(r.jump) != 0) return false;
-  jpeg_create_decompress(&r.info);
-  r.source.next_input_byte = reinterpret_cast<const JOCTET*>(bytes.data());
-  r.source.bytes_in_buffer = bytes.size();
-  r.source.init_source = nothing;
-  r.source.fill_input_buffer = no_more;
-  r.source.skip_input_data = skip;
-  r.source.resync_to_restart = jpeg_resync_to_restart;
-  r.source.term_source = nothing;
-  r.info.src = &r.source;
-  jpeg_read_header(&r.info, TRUE);
-  return true;
-}
-
-bool begin(JpegReader& r) {
-  if (setjmp(r.jump) != 0) return false;
-  jpeg_start_decompress(&r.info);
-  return true;
-}
-
-// Reads all rows of `stride` bytes into `target`.
-bool rows(JpegReader& r, uint8_t* target, size_t stride) {
-  if (setjmp(r.jump) != 0) return false;
-  while (r.info.output_scanline < r.info.output_height) {
-    JSAMPROW row = target + stride * r.info.output_scanline;
-    jpeg_read_scanlines(&r.info, &row, 1);
-  }
-  r.finishing = true;
-  jpeg_finish_decompress(&r.info);  // what is wrong up to the end marker counts, as in Python; a missing one does not
-  return true;
-}
-
-struct JpegGuard {
-  JpegReader r;
-  ~JpegGuard() { jpeg_destroy_decompress(&r.info); }
-};
-
-[[noreturn]] void fail(const JpegReader& r) {
-  throw BadImage(r.cut_short ? "the file is truncated" : r.message[0] != '\0' ? r.message : "broken JPEG");
-}
-
-// The largest of 1, 2, 4, 8 by which both sides may be divided and stay at least `minimum`.
-unsigned reduction(unsigned width, unsigned height, int minimum) {
-  unsigned by = 1;
-  while (minimum > 0 && by < 8 && std::min(width, height) / (2 * by) >= static_cast<unsigned>(minimum)) by *= 2;
-  return by;
-}
-
-// Inks of Adobe's inverted CMYK to RGB in Pillow's integers.
-void from_cmyk(const std::vector<uint8_t>& inks, std::vector<uint8_t>& rgb) {
-  for (size_t i = 0, o = 0; i + 3 < inks.size(); i += 4, o += 3) {
-    const int white = inks[i + 3];  // 255 - k, and k is stored inverted
-    for (size_t c = 0; c < 3; ++c) {
-      const int product = (255 - inks[i + c]) * white + 128;
-      rgb[o + c] = static_cast<uint8_t>(std::max(white - ((product + (product >> 8)) >> 8), 0));
-    }
-  }
-}
-
-Image decode_jpeg(const std::string& bytes, int minimum) {
-  const auto guard = std::make_unique<JpegGuard>();
-  JpegReader& r = guard->r;
-  if (!start(r, bytes)) fail(r);
-  check_size(r.info.image_width, r.info.image_height);
-  const int parts = r.info.num_components;
-  if (parts != 1 && parts != 3 && parts != 4) throw BadImage("a JPEG of " + std::to_string(parts) + " components");
-  r.info.out_color_space = parts == 1 ? JCS_GRAYSCALE : parts == 3 ? JCS_RGB : JCS_CMYK;
-  r.info.scale_num = 1;
-  r.info.scale_denom = reduction(r.info.image_width, r.info.image_height, minimum);
-  if (!begin(r)) fail(r);
-  Image image;
-  image.width = static_cast<int>(r.info.output_width);
-  image.height = static_cast<int>(r.info.output_height);
-  const size_t area = static_cast<size_t>(image.width) * static_cast<size_t>(image.height);
-  image.pixels.resize(area * 3);
-  if (parts == 3) {
-    if (!rows(r, image.pixels.data(), static_cast<size_t>(image.width) * 3)) fail(r);
-    return image;
-  }
-  std::vector<uint8_t> raw(area * static_cast<size_t>(parts));
-  if (!rows(r, raw.data(), static_cast<size_t>(image.width) * static_cast<size_t>(parts))) fail(r);
-  if (parts == 4) {
-    from_cmyk(raw, image.pixels);
-  } else {
-    for (size_t i = 0; i < area; ++i) std::memset(&image.pixels[3 * i], raw[i], 3);
-  }
-  return image;
-}
 
 // -- PNG -----------------------------------------------------------------------------------------
 
@@ -236,8 +99,7 @@ void narrow(const std::vector<uint8_t>& wide, int bits, std::vector<uint8_t>& ta
     target[i] = static_cast<uint8_t>((unscaled ? value(i) << up : value(i)) >> 8);
 }
 
-Image decode_png(const std::string& bytes) {
-  const PngChunks chunks = png_chunks(bytes);
+Image decode_png(const PngChunks& chunks) {
   const auto r = std::make_unique<PngReader>();
   r->bytes = &chunks.stream;
   r->png = png_create_read_struct(PNG_LIBPNG_VER_STRING, r.get(), png_on_error, png_on_warning);
@@ -286,12 +148,17 @@ struct Descriptor {
   }
 };
 
-bool starts(const std::string& bytes, const char* with, size_t length) {
+[[noreturn]] void too_large(int64_t size) {
+  throw BadImage("the file has " + std::to_string(size) + " bytes; the limit for JPEG and PNG is " +
+                 std::to_string(kMaxBytes));
+}
+
+bool starts(std::string_view bytes, const char* with, size_t length) {
   return bytes.compare(0, length, with, length) == 0;
 }
 
 // The format that Python reads and this program does not; nullptr of anything else.
-const char* other_format(const std::string& bytes) {
+const char* other_format(std::string_view bytes) {
   if (starts(bytes, "GIF8", 4)) return "GIF";
   if (starts(bytes, "BM", 2)) return "BMP";
   if (starts(bytes, "II*\0", 4) || starts(bytes, "MM\0*", 4)) return "TIFF";
@@ -307,20 +174,58 @@ void check_size(int64_t width, int64_t height) {
                    std::to_string(kMaxPixels) + " pixels");
 }
 
-Image decode(const std::string& bytes, int minimum, bool oriented) {
-  if (bytes.empty()) throw BadImage("the file is empty");
-  const int stored = oriented ? orientation(bytes) : 1;
-  if (starts(bytes, "\xFF\xD8\xFF", 3)) return turned(decode_jpeg(bytes, minimum), stored);
-  if (starts(bytes, "\x89PNG\r\n\x1A\n", 8)) return turned(decode_png(bytes), stored);
+Picture::Picture(const uint8_t* data, size_t size) {
+  if (size == 0) throw BadImage("the file is empty");
+  if (size > static_cast<size_t>(kMaxBytes)) too_large(static_cast<int64_t>(size));
+  const std::string_view bytes(reinterpret_cast<const char*>(data), size);
+  if (starts(bytes, "\xFF\xD8\xFF", 3)) {
+    jpeg_ = std::make_unique<Jpeg>(data, size);
+    width_ = jpeg_->width();
+    height_ = jpeg_->height();
+    return;
+  }
+  if (starts(bytes, "\x89PNG\r\n\x1A\n", 8)) {
+    png_ = std::make_unique<PngChunks>(png_chunks(std::string(bytes)));
+    width_ = png_->width;
+    height_ = png_->height;
+    return;
+  }
   const std::string pointer = "version https://git-lfs.github.com/spec/";
-  if (bytes.compare(0, pointer.size(), pointer) == 0)
+  if (starts(bytes, pointer.data(), pointer.size()))
     throw BadImage("a Git LFS pointer, not an image; run git lfs pull");
   const char* other = bytes.size() > 12 ? other_format(bytes) : nullptr;
   if (other != nullptr) throw BadImage(std::string(other) + ": only JPEG and PNG are supported");
   throw BadImage("neither JPEG nor PNG; other formats are not supported");
 }
 
-Image decode_file(const std::string& path, int minimum, bool oriented) {
+Picture::~Picture() = default;
+
+int Picture::bits() const { return png_ == nullptr ? 8 : png_->depth; }
+
+int Picture::reduction(int width, int height) const {
+  return jpeg_ == nullptr ? 1 : jpeg_reduction(width_, height_, width, height);
+}
+
+void Picture::decode(int by, const Region& region, std::vector<uint8_t>& rows, RowSink& sink) {
+  if (jpeg_ != nullptr) {
+    jpeg_->decode(by, region, rows, sink);
+    return;
+  }
+  hand_over(decode_png(*png_), region, rows, sink);
+}
+
+void hand_over(const Image& image, const Region& region, std::vector<uint8_t>& rows, RowSink& sink) {
+  const auto width = static_cast<size_t>(region.width), stride = width * 4;
+  if (rows.size() < stride + kSlack) rows.resize(stride + kSlack);
+  for (int y = region.top; y < region.top + region.height; ++y) {
+    const uint8_t* from = &image.pixels[(static_cast<size_t>(y) * static_cast<size_t>(image.width) +
+                                         static_cast<size_t>(region.left)) * 3];
+    for (size_t x = 0; x < width; ++x) std::memcpy(&rows[4 * x], from + 3 * x, 3);
+    sink.take(rows.data(), stride, 1);
+  }
+}
+
+std::string read_picture(const std::string& path) {
   struct stat status {};
   errno = 0;
   if (stat(path.c_str(), &status) != 0) fail_errno();
@@ -329,8 +234,7 @@ Image decode_file(const std::string& path, int minimum, bool oriented) {
   if (file.number < 0 || fstat(file.number, &status) != 0) fail_errno();
   check_regular(status);  // it may have been replaced since
   if (status.st_size > kMaxBytes)
-    throw BadImage("the file has " + std::to_string(status.st_size) + " bytes; the limit for JPEG and PNG is " +
-                   std::to_string(kMaxBytes));
+    too_large(status.st_size);
   std::string bytes(static_cast<size_t>(status.st_size), '\0');
   size_t have = 0;
   while (have < bytes.size()) {
@@ -341,7 +245,7 @@ Image decode_file(const std::string& path, int minimum, bool oriented) {
     have += static_cast<size_t>(count);
   }
   bytes.resize(have);
-  return decode(bytes, minimum, oriented);
+  return bytes;
 }
 
 }  // namespace resnext

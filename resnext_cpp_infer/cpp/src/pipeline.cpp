@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "error.h"
+#include "exif.h"
 #include "image.h"
 #include "preprocess.h"
 
@@ -92,6 +93,7 @@ class Decoders {
 
   void work() {
     try {
+      PixelMaker maker;
       while (true) {
         size_t i = 0;
         {
@@ -101,7 +103,7 @@ class Decoders {
           room_.wait(lock, [&] { return ended_ || i / batch_ < released_ + kSlots; });
           if (ended_) return;
         }
-        fill(i);
+        fill(maker, i);
       }
     } catch (...) {
       const std::lock_guard lock(mutex_);
@@ -110,14 +112,16 @@ class Decoders {
     }
   }
 
-  void fill(size_t i) {
+  void fill(PixelMaker& maker, size_t i) {
     Slot& slot = slots_[i / batch_ % kSlots];
     const size_t row = i % batch_;
     uint8_t* target = slot.pixels.data() + row * bytes_;
     const Clock::time_point begun = Clock::now();
     std::string error;
     try {
-      eval_pixels(decode_file(samples_[i].path, decode_minimum(how_), how_.oriented), how_, target);
+      const std::string bytes = read_picture(samples_[i].path);
+      Picture picture(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size());
+      maker.evaluate(picture, how_, how_.oriented ? orientation(bytes) : 1, target);
     } catch (const BadImage& bad) {
       error = bad.what();
     } catch (const std::bad_alloc&) {

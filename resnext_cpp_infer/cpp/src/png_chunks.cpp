@@ -56,7 +56,7 @@ int samples(int colour, int depth) {
 }
 
 struct Header {
-  int depth = 0, colour = 0;
+  int width = 0, height = 0, depth = 0, colour = 0;
 };
 
 Header read_header(const Piece& piece) {
@@ -65,7 +65,7 @@ Header read_header(const Piece& piece) {
   if (width == 0 || height == 0 || width >> 31 != 0 || height >> 31 != 0)
     throw BadImage(std::to_string(width) + " x " + std::to_string(height) + " is not a valid size");
   const unsigned char* rest = raw(piece.at + 8);
-  const Header header{rest[0], rest[1]};
+  const Header header{static_cast<int>(width), static_cast<int>(height), rest[0], rest[1]};
   if (samples(header.colour, header.depth) == 0)
     throw BadImage("invalid PNG: colour type " + std::to_string(header.colour) + " with " +
                    std::to_string(header.depth) + " bits");
@@ -126,6 +126,9 @@ PngChunks png_chunks(const std::string& bytes) {
       (palette.at == nullptr || palette.size == 0 || palette.size % 3 != 0 || palette.size > kPalette))
     throw BadImage("palette image with a missing or invalid palette");
   PngChunks chunks;
+  chunks.width = header.width;
+  chunks.height = header.height;
+  chunks.depth = header.depth;
   if (significant.at != nullptr) chunks.significant = significant_bits(significant, header);
   size_t size = 0;
   for (const Piece& part : parts) size += part.size;

@@ -10,6 +10,8 @@ struct PngChunks {
   std::string stream;
   // The largest number of significant bits of the colours, where the file says so (sBIT); else 0.
   int significant = 0;
+  int width = 0, height = 0;
+  int depth = 0;  // bits of a sample
 };
 
 // Takes the bytes of a file that begins with PNG's signature. Throws BadImage.

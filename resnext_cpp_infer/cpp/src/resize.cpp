@@ -1,161 +1,112 @@
 #include "resize.h"
 
 #include <algorithm>
-#include <cmath>
-#include <vector>
+
+#include "passes.h"
 
 namespace resnext {
 namespace {
 
-// -- antialias -----------------------------------------------------------------------------------
-
-constexpr int kBits = 32 - 8 - 2;  // of a coefficient: products of 8 bits add up without an overflow
-
-// The taps of the outputs [first, first + count) along one axis; `weights` has `most` places for each.
-struct Taps {
-  int most = 0;
-  std::vector<int> start, count;
-  std::vector<int32_t> weights;
-};
-
-// The kernel at a distance >= 0. Each expression is evaluated in Pillow's order, so that every bit of it is Pillow's.
-double value(Kernel kernel, double x) {
-  if (kernel == Kernel::kBilinear) return x < 1 ? 1 - x : 0;
-  constexpr double a = -0.5;
-  if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
-  return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
-}
-
-// The edges, and their difference, are of single precision, as Pillow takes them.
-Taps filter_taps(Kernel kernel, int size, float from, float to, int new_size, int first, int count) {
-  const double scale = static_cast<double>(to - from) / new_size;
-  const double stretch = std::max(scale, 1.0);
-  const double support = resnext::support(kernel) * stretch;
-  const double shrink = 1 / stretch;
-  Taps taps;
-  taps.most = static_cast<int>(std::ceil(support)) * 2 + 1;
-  taps.weights.assign(static_cast<size_t>(taps.most) * static_cast<size_t>(count), 0);
-  std::vector<double> raw(static_cast<size_t>(taps.most));
-  for (int i = 0; i < count; ++i) {
-    const double centre = from + (first + i + 0.5) * scale;
-    const int low = std::max(static_cast<int>(centre - support + 0.5), 0);
-    const int high = std::min(static_cast<int>(centre + support + 0.5), size);
-    double sum = 0;
-    for (int x = low; x < high; ++x) {
-      const double w = value(kernel, std::abs((x - centre + 0.5) * shrink));
-      raw[static_cast<size_t>(x - low)] = w;
-      sum += w;
-    }
-    taps.start.push_back(low);
-    taps.count.push_back(high - low);
-    int32_t* weights = &taps.weights[static_cast<size_t>(i) * static_cast<size_t>(taps.most)];
-    for (int x = 0; x < high - low; ++x) {
-      const double w = raw[static_cast<size_t>(x)] / (sum != 0 ? sum : 1);
-      weights[x] = static_cast<int32_t>((w < 0 ? -0.5 : 0.5) + w * (1 << kBits));
-    }
-  }
-  return taps;
-}
+// Rows that go through the first pass together.
+constexpr int kBlock = 16;
 
 float single(double value) { return static_cast<float>(value); }
 
-uint8_t clip(int32_t value) { return static_cast<uint8_t>(std::clamp(value >> kBits, 0, 255)); }
-
-// -- plain ---------------------------------------------------------------------------------------
-
-struct TwoTaps {
-  std::vector<int> first, second;
-  std::vector<int32_t> near, far;
-};
-
-TwoTaps two_taps(int size, int new_size, int first, int count, bool clamp_fraction) {
-  const double scale = 1.0 / (static_cast<double>(new_size) / size);
-  TwoTaps taps;
-  for (int i = first; i < first + count; ++i) {
-    const auto centre = static_cast<float>((i + 0.5) * scale - 0.5);
-    const int low = static_cast<int>(std::floor(centre));
-    float fraction = centre - static_cast<float>(low);
-    if (clamp_fraction && (low < 0 || low >= size - 1)) fraction = 0;
-    taps.first.push_back(std::clamp(low, 0, size - 1));
-    taps.second.push_back(std::clamp(low + 1, 0, size - 1));
-    taps.near.push_back(static_cast<int32_t>(std::nearbyint((1 - fraction) * 2048.0F)));
-    taps.far.push_back(static_cast<int32_t>(std::nearbyint(fraction * 2048.0F)));
-  }
-  return taps;
-}
-
 }  // namespace
 
-double support(Kernel kernel) { return kernel == Kernel::kBilinear ? 1 : 2; }
+void Resize::filter(Kernel kernel, const Region& part, const Box& box, int height, int width, const Window& window,
+                    bool mirrored) {
+  is_plain_ = false;
+  across_.set(kernel, part.width, single(box.left), single(box.right), width, window.left, window.width);
+  down_.set(kernel, part.height, single(box.top), single(box.bottom), height, window.top, window.height);
+  const auto span = [](const FilterTaps& taps, int& low, int& size) {
+    low = *std::min_element(taps.start.begin(), taps.start.end());
+    int high = low + 1;
+    for (size_t i = 0; i < taps.start.size(); ++i) high = std::max(high, taps.start[i] + taps.count[i]);
+    size = high - low;
+  };
+  span(across_, left_, needs_.width);
+  span(down_, top_, needs_.height);
+  needs_.left = part.left + left_;
+  needs_.top = part.top + top_;
+  outputs_ = window.height;
+  length_ = static_cast<size_t>(window.width) * 3;
+  if (mirrored) across_.reverse();
+  place(length_, *std::max_element(down_.count.begin(), down_.count.end()));
+}
 
-void resize_antialias(const Image& image, const Box& box, Kernel kernel, int height, int width, const Window& window,
-                      uint8_t* target) {
-  const Taps across =
-      filter_taps(kernel, image.width, single(box.left), single(box.right), width, window.left, window.width);
-  const Taps down =
-      filter_taps(kernel, image.height, single(box.top), single(box.bottom), height, window.top, window.height);
-  int low = image.height, high = 0;
-  for (size_t y = 0; y < down.start.size(); ++y) {
-    low = std::min(low, down.start[y]);
-    high = std::max(high, down.start[y] + down.count[y]);
-  }
-  const auto columns = static_cast<size_t>(window.width), stride = columns * 3;
-  std::vector<uint8_t> wide(static_cast<size_t>(std::max(high - low, 0)) * stride);
-  for (int y = low; y < high; ++y) {
-    const uint8_t* source = &image.pixels[static_cast<size_t>(y) * static_cast<size_t>(image.width) * 3];
-    uint8_t* out = &wide[static_cast<size_t>(y - low) * stride];
-    for (size_t x = 0; x < columns; ++x) {
-      const int32_t* weights = &across.weights[x * static_cast<size_t>(across.most)];
-      const uint8_t* pixel = source + static_cast<size_t>(across.start[x]) * 3;
-      int32_t red = 1 << (kBits - 1), green = red, blue = red;
-      for (int k = 0; k < across.count[x]; ++k, pixel += 3) {
-        red += pixel[0] * weights[k];
-        green += pixel[1] * weights[k];
-        blue += pixel[2] * weights[k];
-      }
-      *out++ = clip(red);
-      *out++ = clip(green);
-      *out++ = clip(blue);
-    }
-  }
-  std::vector<int32_t> sums(stride);
-  for (size_t y = 0; y < static_cast<size_t>(window.height); ++y) {
-    std::fill(sums.begin(), sums.end(), 1 << (kBits - 1));
-    const int32_t* weights = &down.weights[y * static_cast<size_t>(down.most)];
-    for (int k = 0; k < down.count[y]; ++k) {
-      const uint8_t* row = &wide[static_cast<size_t>(down.start[y] + k - low) * stride];
-      const int32_t w = weights[k];
-      for (size_t i = 0; i < stride; ++i) sums[i] += row[i] * w;
-    }
-    for (size_t i = 0; i < stride; ++i) *target++ = clip(sums[i]);
+void Resize::plain(const Region& part, int height, int width, const Window& window, bool mirrored) {
+  is_plain_ = true;
+  plain_across_.set(part.width, width, window.left, window.width, true);
+  plain_down_.set(part.height, height, window.top, window.height, false);
+  left_ = plain_across_.first.front();
+  top_ = plain_down_.first.front();
+  needs_ = {part.left + left_, part.top + top_, plain_across_.second.back() - left_ + 1,
+            plain_down_.second.back() - top_ + 1};
+  outputs_ = window.height;
+  length_ = static_cast<size_t>(window.width) * 3;
+  if (mirrored) plain_across_.reverse();
+  place(length_ * sizeof(uint16_t), 2);
+}
+
+void Resize::place(size_t row_bytes, int most_rows) {
+  kept_stride_ = (row_bytes + kSlack + 63) / 64 * 64;
+  rows_kept_ = most_rows + kBlock;
+  const size_t bytes = kept_stride_ * static_cast<size_t>(rows_kept_);
+  if (kept_.size() < bytes) kept_.resize(bytes);
+  if (pointers_.size() < static_cast<size_t>(rows_kept_)) pointers_.resize(static_cast<size_t>(rows_kept_));
+}
+
+void Resize::begin(uint8_t* target) {
+  target_ = target;
+  taken_ = written_ = 0;
+}
+
+void Resize::take(const uint8_t* rows, size_t stride, int count) {
+  while (count > 0) {
+    const int some = std::min(count, kBlock);
+    if (is_plain_)
+      take_plain(rows, stride, some);
+    else
+      take_filter(rows, stride, some);
+    rows += static_cast<size_t>(some) * stride;
+    count -= some;
   }
 }
 
-void resize_plain(const Image& image, int height, int width, const Window& window, uint8_t* target) {
-  const TwoTaps down = two_taps(image.height, height, window.top, window.height, false);
-  const TwoTaps across = two_taps(image.width, width, window.left, window.width, true);
-  const size_t stride = static_cast<size_t>(window.width) * 3;
-  std::vector<int32_t> above(stride), below(stride);
-  const auto widen = [&](int y, std::vector<int32_t>& out) {
-    const uint8_t* source = &image.pixels[static_cast<size_t>(y) * static_cast<size_t>(image.width) * 3];
-    size_t o = 0;
-    for (size_t x = 0; x < static_cast<size_t>(window.width); ++x)
-      for (int c = 0; c < 3; ++c)
-        out[o++] =
-            (source[across.first[x] * 3 + c] * across.near[x] + source[across.second[x] * 3 + c] * across.far[x]) >> 4;
-  };
-  int have_above = -1, have_below = -1;
-  for (size_t y = 0; y < static_cast<size_t>(window.height); ++y) {
-    if (have_below == down.first[y]) {
-      std::swap(above, below);
-      std::swap(have_above, have_below);
-    }
-    if (have_above != down.first[y]) widen(have_above = down.first[y], above);
-    if (have_below != down.second[y]) widen(have_below = down.second[y], below);
-    for (size_t i = 0; i < stride; ++i) {
-      const int32_t sum = ((above[i] * down.near[y]) >> 16) + ((below[i] * down.far[y]) >> 16);
-      *target++ = static_cast<uint8_t>(std::clamp((sum + 2) >> 2, 0, 255));
-    }
+void Resize::take_filter(const uint8_t* rows, size_t stride, int count) {
+  uint8_t* targets[kBlock];
+  for (int i = 0; i < count; ++i) targets[i] = kept(taken_ + i);
+  filter_rows(rows, stride, count, left_, across_, targets);
+  taken_ += count;
+  for (; written_ < outputs_; ++written_) {
+    const auto i = static_cast<size_t>(written_);
+    const int first = down_.start[i] - top_, taps = down_.count[i];
+    if (first + taps > taken_) return;
+    for (int k = 0; k < taps; ++k) pointers_[static_cast<size_t>(k)] = kept(first + k);
+    const size_t weights = i * static_cast<size_t>(down_.most);
+    filter_column(pointers_.data(), taps, &down_.weights[weights], &down_.high[weights], &down_.low[weights], length_,
+                  target_ + i * length_);
+  }
+}
+
+void Resize::take_plain(const uint8_t* rows, size_t stride, int count) {
+  const auto numbers = [this](int row) { return reinterpret_cast<uint16_t*>(kept(row)); };
+  // The rows that outputs take: a reduction passes over others.
+  size_t output = static_cast<size_t>(written_);
+  for (int i = 0; i < count; ++i) {
+    const int row = taken_ + i;
+    while (output < plain_down_.second.size() && plain_down_.second[output] - top_ < row) ++output;
+    if (output == plain_down_.second.size() || plain_down_.first[output] - top_ > row) continue;
+    uint16_t* target = numbers(row);
+    plain_rows(rows + static_cast<size_t>(i) * stride, stride, 1, left_, plain_across_, &target);
+  }
+  taken_ += count;
+  for (; written_ < outputs_; ++written_) {
+    const auto i = static_cast<size_t>(written_);
+    if (plain_down_.second[i] - top_ >= taken_) return;
+    plain_column(numbers(plain_down_.first[i] - top_), numbers(plain_down_.second[i] - top_), plain_down_.near[i],
+                 plain_down_.far[i], length_, target_ + i * length_);
   }
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from resnext_core.errors import BackendUnavailable
+from resnext_core.extensions import Decoder
 from resnext_core.hookspecs import hookimpl
 from resnext_core.interfaces import READY, Backend, Command, Readiness
 from resnext_cpp_infer.options import CppInferOptions, LiteOptions
@@ -14,6 +15,7 @@ from resnext_cpp_infer.program import ENGINES, engine_readiness, find_program
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from resnext_core.extensions import ImageDecoder
     from resnext_core.interfaces import ExportRequest, Predictor, PredictRequest
     from resnext_core.model.weights import Weights
 
@@ -47,6 +49,19 @@ def resnext_backends() -> Iterator[Backend]:
 
 
 @hookimpl
+def resnext_decoders() -> Iterator[Decoder]:
+    """Yield `turbo`: before Pillow wherever it is built."""
+    yield Decoder(
+        name="turbo",
+        summary="libjpeg-turbo and SIMD in C++, in threads",
+        probe=_decoder_probe,
+        open=_open_decoder,
+        priority=10,
+        threads=True,
+    )
+
+
+@hookimpl
 def resnext_commands() -> Iterator[Command]:
     yield Command(
         name="cpp", summary="build and run the C++ inference program", module="resnext_cpp_infer.command"
@@ -71,6 +86,18 @@ def _file_probe(path: Path, options: CppInferOptions | None) -> Readiness:
     from resnext_cpp_infer.lite_export import file_readiness
 
     return file_readiness(path, options)
+
+
+def _decoder_probe() -> Readiness:
+    from resnext_cpp_infer.decoder import readiness
+
+    return readiness()
+
+
+def _open_decoder() -> ImageDecoder:
+    from resnext_cpp_infer.decoder import open_turbo
+
+    return open_turbo()
 
 
 def _lite_probe() -> Readiness:
