@@ -17,8 +17,8 @@ import pytest
 from images import bad_images, good_odd_images, picture
 from mutants import broken_anyhow, damaged_files, jpeg, lossless_jpeg, segments, sound_files
 from PIL import Image
-from resnext_cpp_infer.decoder import TurboDecoder, known, open_turbo, readiness
-from resnext_cpp_infer.pixels import KINDS, LIBRARY, Pixels, Unread, load
+from resnext_cpp_infer.decoder import TurboDecoder, known, open_turbo
+from resnext_cpp_infer.pixels import KINDS, LIBRARY, Pixels, Unread, load, readiness
 
 from resnext_core.data.decode import BadImage
 from resnext_core.data.operation import Operation
@@ -28,7 +28,6 @@ from resnext_core.data.render import load_eval_bytes, load_train_bytes
 from resnext_core.errors import BackendUnavailable
 from resnext_core.extensions import NotSupported
 from resnext_core.model.preprocess import PreprocessSpec
-from resnext_cpp_infer import decoder as decoders
 from resnext_cpp_infer import pixels as interface
 
 FILTERS = ("antialias", "bicubic", "plain")
@@ -54,7 +53,10 @@ def either(request: pytest.FixtureRequest, turbo: TurboDecoder) -> Iterator[Turb
 
 
 def plan_of(rng: random.Random, width: int, height: int, name: str, size: int = 24) -> Plan:
-    """A random plan of an image, with small boxes as often as large ones."""
+    """A random plan of an image that is stored with these sides, with small boxes as often as large ones."""
+    orientation = rng.choice((1, 1, 1, 1, 2, 3, 4, 5, 6, 7, 8))
+    if orientation >= 5:
+        width, height = height, width
     w, h = (
         max(1, round(side * rng.choice((1, rng.random(), rng.random() ** 3)))) for side in (width, height)
     )
@@ -63,6 +65,7 @@ def plan_of(rng: random.Random, width: int, height: int, name: str, size: int = 
         box=Box(left=left, top=top, width=w, height=h),
         sides=(-(-size * width // w), -(-size * height // h)),
         size=size, filter=name, flip=rng.random() < 0.5, scaled_decode=rng.random() < 0.5,  # type: ignore[arg-type]
+        orientation=orientation,
     )  # fmt: skip
 
 
@@ -566,4 +569,4 @@ def test_a_libjpeg_that_does_not_serve(
     assert interface.use_pillows_jpeg(load()) == "no libjpeg-turbo 1.5 or later"
     monkeypatch.undo()
     assert interface.use_pillows_jpeg(load()) == ""
-    assert decoders.readiness().state == "ready"
+    assert readiness().state == "ready"

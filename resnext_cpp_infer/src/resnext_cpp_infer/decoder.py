@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from resnext_core.data.exif import upright
-from resnext_core.errors import BackendUnavailable
-from resnext_core.extensions import READY, ImageDecoder, NotSupported, Readiness
+from resnext_core.extensions import ImageDecoder, NotSupported
 from resnext_cpp_infer.pixels import KINDS, PNG, Header, Pixels, Unread, load, use_pillows_jpeg
 
 if TYPE_CHECKING:
@@ -18,15 +17,6 @@ if TYPE_CHECKING:
 
     from resnext_core.data.plan import Operation, Plan
     from resnext_core.model.preprocess import PreprocessSpec
-
-
-def readiness() -> Readiness:
-    """Return whether the library is built, for this release, and loads."""
-    try:
-        load()
-    except BackendUnavailable as error:
-        return Readiness(state="missing", reason=str(error))
-    return READY
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnext_core.errors import BackendUnavailable, reason
+from resnext_core.extensions import READY, Readiness
 from resnext_cpp_infer.program import find_program
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ class Header(Structure):
 
 
 class _Evaluation(Structure):
-    _fields_ = [(name, c_int32) for name in ("size", "resize", "mode", "filter", "scaled_decode", "orientation")]
+    _fields_ = [
+        (name, c_int32) for name in ("size", "resize", "mode", "filter", "scaled_decode", "orientation")
+    ]
 
 
 class _Operation(Structure):
@@ -64,7 +67,8 @@ class _Operation(Structure):
 class _Plan(Structure):
     _fields_ = [
         *((name, c_double) for name in ("left", "top", "width", "height")),
-        *((name, c_int32) for name in ("least_width", "least_height", "size", "filter", "flip", "orientation", "operation_count")),
+        *((name, c_int32) for name in ("least_width", "least_height", "size", "filter", "flip", "orientation")),
+        ("operation_count", c_int32),
         ("operations", c_void_p),
     ]  # fmt: skip
 
@@ -86,6 +90,15 @@ def load() -> ctypes.CDLL:
         raise BackendUnavailable(f"{path} has interface {abi}, not {_ABI}; run: resnext-run cpp build")
     _declare(library)
     return library
+
+
+def readiness() -> Readiness:
+    """Return whether the library is built, for this release, and loads."""
+    try:
+        load()
+    except BackendUnavailable as error:
+        return Readiness(state="missing", reason=str(error))
+    return READY
 
 
 def pillow_module() -> Path | None:

@@ -89,7 +89,7 @@ def _file_probe(path: Path, options: CppInferOptions | None) -> Readiness:
 
 
 def _decoder_probe() -> Readiness:
-    from resnext_cpp_infer.decoder import readiness
+    from resnext_cpp_infer.pixels import readiness
 
     return readiness()
 
