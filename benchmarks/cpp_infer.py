@@ -117,7 +117,8 @@ def python(args: argparse.Namespace) -> float:
     config, sources = load_config([Layer(source="benchmark", values=values)], plugins.option_types())
     served = serve(args.weights, config, sources, plugins, backend_id="onnx", batch_size=args.batch)
     index = open_index(args.data)
-    with eval_loader(index, served.preprocess, config) as loader:
+    decoder = plugins.decoder(config.data.decoder)
+    with eval_loader(index, served.preprocess, config, decoder=decoder) as loader:
         started = time.perf_counter()
         for batch in loader.batches(eval_tasks(len(index), args.batch)):
             served.predictor.logits(batch.images)

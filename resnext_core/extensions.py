@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from resnext_core.config import DataConfig
+    from resnext_core.data.content import Content
     from resnext_core.data.plan import Plan
     from resnext_core.data.sources.base import Listing
     from resnext_core.model.preprocess import PreprocessSpec
@@ -117,13 +118,13 @@ class ImageDecoder(Protocol):
     """
 
     def evaluation(
-        self, content: bytes, name: str, spec: PreprocessSpec, out: NDArray[np.uint8], remarks: list[str]
+        self, content: Content, name: str, spec: PreprocessSpec, out: NDArray[np.uint8], remarks: list[str]
     ) -> None:
         """Write the pixels of an evaluation, as :func:`resnext_core.data.render.load_eval` returns them."""
 
     def training(
         self,
-        content: bytes,
+        content: Content,
         name: str,
         draw: Callable[[int, int], Plan],
         out: NDArray[np.uint8],

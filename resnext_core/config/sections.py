@@ -33,7 +33,7 @@ class DataConfig:
     """Where the images are: folders of class folders, or text lists of ``path label`` lines.
 
     `train`, `val` and `test` are relative to `dir`; None looks for the usual names there, ``none`` leaves a part out.
-    `workers` None means one process a core, at most 8; 0 decodes in the main process. An image that cannot be read
+    `workers` None means one reader a core, at most 32; 0 decodes in the main process. An image that cannot be read
     ends the run (`bad_images` ``fail``), or keeps its place as a row that counts as wrong (``count``), or so and is
     put on the run's list and not tried again (``quarantine``). A run ends when more than the share `max_bad` of its
     training images could not be read; None is 1 %, or 10 images where that is more, but at most a tenth and at least

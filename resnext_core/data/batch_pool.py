@@ -1,73 +1,104 @@
-"""Batches that worker processes decode into shared memory, in slots that are used again."""
+"""Batches that reader processes decode into shared memory, a part of a batch at a time."""
 
 from __future__ import annotations
 
-import os
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnext_core.data.batch_worker import BatchJob, DecodeBatches, Decoded, Transform
+from resnext_core.data.batch_worker import BatchJob, DecodeBatches, Decoded, Row, Transform
 from resnext_core.data.pool import Limits, Pool
+from resnext_core.data.slots import Slot, Slots
 from resnext_core.data.sources.base import Reader
 from resnext_core.data.worker import HEADER
 
 #: A file at which a worker died is tried once more; after that it is the file. A machine that kills more than 20
 #: workers has too little memory.
 LIMITS = Limits(tries=2, deaths=20, idle=20)
+#: Images that a worker gets at a time: few, so that all begin with the first batch; enough that handing them out costs
+#: little beside decoding them.
+PORTION = 16
+#: Threads of a process, where the decoder allows threads: each image needs Python's lock for about a tenth of the time
+#: that it takes, and more threads would wait for it.
+THREADS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pending:
+    """A batch that is being decoded: its memory, and the tickets of its parts that were not taken yet."""
+
+    slot: Slot
+    length: int
+    tickets: deque[int]
 
 
 class BatchPool:
-    """`workers` processes and `slots` batches of shared memory; see :class:`resnext_core.data.pool.Pool`."""
+    """`workers` readers, and batches in memory that they share; see :class:`resnext_core.data.pool.Pool`.
 
-    def __init__(self, transform: Transform, reader: Reader, workers: int, slots: int) -> None:
+    With `threads` the readers are threads, at most :data:`THREADS` in a process. Up to `prefetch` batches wait
+    decoded, and as many more are under way as two portions for each reader fill.
+    """
+
+    def __init__(
+        self, transform: Transform, reader: Reader, workers: int, prefetch: int, *, threads: bool
+    ) -> None:
         self._pool: Pool[BatchJob, Decoded] = Pool(
-            DecodeBatches(transform=transform, reader=reader), workers, LIMITS, setting="data.workers"
-        )
-        self._free = list(range(slots))
-        self._slot_of: dict[int, int] = {}
-        self._stride = 0
-        self._row_shape = (transform.preprocess.size, transform.preprocess.size, 3)
+            DecodeBatches(transform=transform, reader=reader), workers, LIMITS, setting="data.workers",
+            threads=THREADS if threads else 1,
+        )  # fmt: skip
+        self._workers, self._prefetch = workers, prefetch
+        self._shape = transform.shape
+        self._slots = Slots(self._pool.memory, HEADER)
+        self._pending: dict[int, _Pending] = {}
+        self._tickets = 0
 
-    def submit(self, epoch: int, length: int, rows: Sequence[tuple[int, int, bytes]]) -> int | None:
-        """Hand out a batch of `length` rows (row, sample, locator) and return its ticket; None: no room now."""
-        size = length * int(np.prod(self._row_shape))
-        if size > self._stride and not self._slot_of:
-            self._stride = size
-        if not self._free or size > self._stride:
-            return None
-        slot = self._free.pop()
-        ticket = self._pool.submit(BatchJob(offset=HEADER + slot * self._stride, epoch=epoch, rows=rows))
-        self._slot_of[ticket] = slot
-        return ticket
+    def room(self, length: int) -> bool:
+        """Return whether a batch of `length` rows may be handed out now."""
+        most = self._prefetch + -(-2 * self._workers * PORTION // max(length, PORTION))
+        self._slots.spare = most
+        return len(self._pending) < most
 
-    def result(self, ticket: int, length: int) -> tuple[NDArray[np.uint8], Decoded]:
-        """Wait for a batch and return its pixels, a copy: uint8 (length, size, size, 3). Frees its slot.
+    def submit(self, epoch: int, length: int, rows: Sequence[Row]) -> int:
+        """Hand out a batch of `length` rows, of which `rows` are read, and return its ticket."""
+        slot = self._slots.take(max(length, 1) * int(np.prod(self._shape)))
+        portions = (rows[start : start + PORTION] for start in range(0, len(rows), PORTION))
+        jobs = [BatchJob(offset=slot.offset, epoch=epoch, rows=portion) for portion in portions]
+        tickets = deque(self._pool.submit(job) for job in jobs)
+        self._tickets += 1
+        self._pending[self._tickets] = _Pending(slot=slot, length=length, tickets=tickets)
+        return self._tickets
 
-        Pixels of rows that were not written are those of an earlier batch. Raises WorkerDied when too many workers
-        have died.
+    def result(self, ticket: int) -> tuple[NDArray[np.uint8], Decoded]:
+        """Wait for a batch and return its pixels: uint8 (length, size, size, 3), the caller's to keep.
+
+        Nothing is copied: the memory is used again once the last array on it is gone. Pixels of rows that were not
+        written are undefined. Raises WorkerDied when too many workers have died.
         """
-        self._pool.wait(ticket)
-        slot = self._slot_of.pop(ticket)
-        self._free.append(slot)  # nobody gets it before this returns
-        done = self._pool.result(ticket)
-        images = np.empty((length, *self._row_shape), np.uint8)
-        target, offset = images.reshape(-1).data, 0
-        while offset < len(target):
-            start = HEADER + slot * self._stride + offset
-            count = os.preadv(self._pool.memory, [target[offset:]], start)
-            if count == 0:  # rows at the end that nobody ever wrote
-                target[offset:] = bytes(len(target) - offset)
-                break
-            offset += count
-        return images, done
+        pending, parts = self._pending[ticket], []
+        while pending.tickets:
+            parts.append(self._pool.result(pending.tickets.popleft()))
+        del self._pending[ticket]
+        done = Decoded(
+            bad=[bad for part in parts for bad in part.bad],
+            remarks=[remark for part in parts for remark in part.remarks],
+            lost=next((part.lost for part in parts if part.lost is not None), None),
+            cpu_s=sum(part.cpu_s for part in parts),
+        )
+        return self._slots.array(pending.slot, (pending.length, *self._shape)), done
 
-    def discard(self) -> None:
-        """Wait for the batches that nobody took and free their slots."""
-        for ticket in list(self._slot_of):
-            self._pool.discard(ticket)
-            self._free.append(self._slot_of.pop(ticket))
+    def discard(self, ticket: int) -> None:
+        """Wait for a batch that nobody wants any more, and use its memory again."""
+        pending = self._pending.pop(ticket)
+        for part in pending.tickets:
+            self._pool.discard(part)
+        self._slots.give_back(pending.slot)
+
+    def pending(self) -> list[int]:
+        """Return the tickets of the batches that were handed out and not taken."""
+        return list(self._pending)
 
     def left_out(self) -> list[int]:
         """Return the images that are left out because reading them ended two workers."""

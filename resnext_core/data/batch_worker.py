@@ -1,11 +1,12 @@
-"""What a worker does with a batch: decode its images into the shared memory, and say what it could not read."""
+"""What a worker does with a part of a batch: decode its images into the shared memory, and say what it cannot read."""
 
 from __future__ import annotations
 
-import os
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,67 +14,112 @@ from numpy.typing import NDArray
 from resnext_core.config import AugmentConfig
 from resnext_core.data.content import BadImage, Content
 from resnext_core.data.exif import upright
-from resnext_core.data.plan import train_plan
-from resnext_core.data.render import load_eval_bytes, load_train_bytes
+from resnext_core.data.pillow import PILLOW, PillowDecoder
+from resnext_core.data.plan import Plan, train_plan
 from resnext_core.data.sampler import sample_rng
 from resnext_core.data.sources.base import Reader
+from resnext_core.data.worker import Memory
 from resnext_core.errors import DataError
+from resnext_core.extensions import ImageDecoder, NotSupported
 from resnext_core.model.preprocess import PreprocessSpec
+
+
+class Row(NamedTuple):
+    """An image to read: its row in the batch, its number in the index, and where the reader finds it."""
+
+    row: int
+    sample: int
+    locator: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transform:
-    """How a file becomes pixels; `augment` None is evaluation."""
+    """How a file becomes pixels; `augment` None is evaluation. `open` makes the decoder, in each process that reads."""
 
     preprocess: PreprocessSpec
     augment: AugmentConfig | None
     seed: int
+    open: Callable[[], ImageDecoder] = PILLOW.open
 
-    def pixels(
-        self, content: Content, epoch: int, sample: int, remarks: list[str] | None = None
-    ) -> NDArray[np.uint8]:
-        """Return uint8 (size, size, 3) of a file, a function of `content`, the transform, `epoch` and `sample` only.
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of an image's pixels."""
+        return (self.preprocess.size, self.preprocess.size, 3)
 
-        Raises BadImage. What is probably wrong with an image that can be read is added to `remarks`.
+    @cached_property
+    def decoder(self) -> ImageDecoder:
+        """The decoder of this process."""
+        return self.open()
+
+    def write(
+        self, out: NDArray[np.uint8], content: Content, epoch: int, sample: int, remarks: list[str]
+    ) -> None:
+        """Write the pixels of a file into `out`, uint8 (size, size, 3); raises BadImage.
+
+        They are a function of `content`, the transform, `epoch` and `sample` only, whichever decoder is used. What is
+        probably wrong with an image that can be read is added to `remarks`.
         """
+        found: list[str] = []
+        try:
+            self._decode(self.decoder, out, content, epoch, sample, found)
+        except NotSupported:
+            found.clear()
+            self._decode(PillowDecoder(), out, content, epoch, sample, found)
+        remarks += found
+
+    def _decode(
+        self,
+        decoder: ImageDecoder,
+        out: NDArray[np.uint8],
+        content: Content,
+        epoch: int,
+        sample: int,
+        remarks: list[str],
+    ) -> None:
         name = f"number {sample}"  # callers know the path, and report only the reason
-        if self.augment is None:
-            return load_eval_bytes(content, self.preprocess, name=name, remarks=remarks)
-        rng = sample_rng(self.seed, epoch, sample)
+        augment = self.augment
+        if augment is None:
+            decoder.evaluation(content, name, self.preprocess, out, remarks)
+            return
         turn = upright(content, remarks) if self.preprocess.oriented else 1
-        draw = partial(train_plan, spec=self.preprocess, augment=self.augment, rng=rng, orientation=turn)
-        return load_train_bytes(content, draw, name=name, remarks=remarks)
+
+        def draw(width: int, height: int) -> Plan:
+            rng = sample_rng(self.seed, epoch, sample)
+            return train_plan(width, height, self.preprocess, augment, rng, orientation=turn)
+
+        decoder.training(content, name, draw, out, remarks)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchJob:
-    """One batch for a worker: pixels of row i start at `offset` + i · row bytes of the shared memory."""
+    """A part of a batch for a worker: pixels of row i start at `offset` + i · row bytes of the shared memory."""
 
     offset: int
     epoch: int
-    rows: Sequence[tuple[int, int, bytes]]  # row, sample, locator
+    rows: Sequence[Row]
 
     @property
     def items(self) -> Sequence[int]:
         """The samples."""
-        return [sample for _, sample, _ in self.rows]
+        return [row.sample for row in self.rows]
 
     def without(self, items: Collection[int]) -> BatchJob:
         """Return the job without the rows of these samples."""
-        return replace(self, rows=[row for row in self.rows if row[1] not in items]) if items else self
+        return replace(self, rows=[row for row in self.rows if row.sample not in items]) if items else self
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """A batch's end: row, reason and the system's error number (or None) for each sample that could not be read.
+    """What came of a job: row, reason and the system's error number (or None) for each sample that cannot be read.
 
     `remarks` are of samples that could be read: the sample and what is probably wrong with it. `lost` is the message
-    where the whole source can no longer be read.
+    where the whole source can no longer be read. The job took `cpu_s` seconds of a core.
     """
 
     bad: Sequence[tuple[int, str, int | None]] = ()
     remarks: Sequence[tuple[int, str]] = ()
     lost: str | None = None
+    cpu_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,26 +129,25 @@ class DecodeBatches:
     transform: Transform
     reader: Reader
 
-    def do(self, job: BatchJob, at: Callable[[int], None], memory: int) -> Decoded:
+    def prepare(self) -> None:
+        """Open the decoder."""
+        _ = self.transform.decoder
+
+    def do(self, job: BatchJob, at: Callable[[int], None], memory: Memory) -> Decoded:
         """Write the pixels of the job's rows into `memory`."""
         bad, remarks = [], []
-        row_bytes = self.transform.preprocess.size**2 * 3
+        shape = self.transform.shape
+        length = int(np.prod(shape))
+        started = time.thread_time()
         for row, sample, locator in job.rows:
             at(sample)
+            out = np.frombuffer(memory.view(job.offset + row * length, length), np.uint8).reshape(shape)
             found: list[str] = []
             try:
-                pixels = self.transform.pixels(self.reader.read(locator), job.epoch, sample, found)
+                self.transform.write(out, self.reader.read(locator), job.epoch, sample, found)
             except BadImage as error:
                 bad.append((row, error.reason, error.errno))
             except DataError as error:
                 return Decoded(lost=str(error))
-            else:
-                _write(memory, np.ascontiguousarray(pixels).reshape(-1).data, job.offset + row * row_bytes)
             remarks += [(sample, remark) for remark in found]
-        return Decoded(bad=bad, remarks=remarks)
-
-
-def _write(memory: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(memory, data, offset)
-        data, offset = data[written:], offset + written
+        return Decoded(bad=bad, remarks=remarks, cpu_s=time.thread_time() - started)

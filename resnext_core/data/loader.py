@@ -1,10 +1,12 @@
-"""Loader: batches of decoded images in the order asked for, the same for any number of decoding processes."""
+"""Loader: batches of decoded images in the order asked for, the same for any number of readers."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Literal
 
@@ -12,23 +14,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.config import AugmentConfig
-from resnext_core.data.batch_pool import BatchPool
-from resnext_core.data.batch_worker import Transform
+from resnext_core.data.batch_pool import THREADS, BatchPool
+from resnext_core.data.batch_worker import Decoded, Row, Transform
 from resnext_core.data.decode import BadImage
 from resnext_core.data.index import Index
+from resnext_core.data.pillow import PILLOW
 from resnext_core.data.pool import WorkerDied
 from resnext_core.data.quarantine import Quarantine
 from resnext_core.data.sampler import Task as Task
 from resnext_core.errors import DataError, shown
+from resnext_core.extensions import Decoder
 from resnext_core.interfaces import Batch as Batch
 from resnext_core.model.preprocess import PreprocessSpec
 
 #: Why an image is left out that nobody tried to read.
 _LISTED, _KILLS = "it is on the quarantine list", "reading it ended two decoding processes"
+#: Readers that are enough: 32 decode 8,000 images/s with the slowest decoder, more than one device trains with.
+_MOST_READERS = 32
 
 
 def default_workers(world: int = 1) -> int:
-    """Return the decoding processes of one of `world` ranks: its share of the usable cores, from 1 to 8.
+    """Return the readers of one of `world` ranks: its share of the usable cores, from 1 to 32.
 
     A launcher that has divided the cores already says how many this rank has: ``RESNEXT_CORES``.
     """
@@ -36,17 +42,19 @@ def default_workers(world: int = 1) -> int:
         return 0
     own = os.environ.get("RESNEXT_CORES", "")
     if own.isdecimal() and int(own):
-        return min(int(own), 8)
+        return min(int(own), _MOST_READERS)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(cores // world, 1), 8)
+    return min(max(cores // world, 1), _MOST_READERS)
 
 
 class Loader:
     """Decodes the images of `index` as `preprocess` says, with `augment` for training.
 
-    A batch is a pure function of the index, its task, `seed`, `preprocess` and `augment`, whatever the number
-    of `workers` (0 decodes in this process; None: :func:`default_workers`). Up to `prefetch` batches wait
-    decoded while every worker decodes another, so `workers` + `prefetch` batches of memory are shared.
+    A batch is a pure function of the index, its task, `seed`, `preprocess` and `augment`, whatever `decoder` and
+    the number of `workers` are. The workers read beside this process: as threads of few processes where the decoder
+    allows it, and as processes elsewhere. 0 decodes in this process, which then ends if the decoder crashes; None is
+    :func:`default_workers`. Up to `prefetch` batches wait decoded, and as many more are under way as 32 images for each
+    worker fill. A batch owns its memory until its last array is gone; then it is used again.
 
     An image that cannot be read is never replaced. With `bad_images` ``count`` its row has pixels 0, its
     label and index, and `valid` False, in training as in evaluation, and :attr:`failures` says why; with
@@ -70,8 +78,10 @@ class Loader:
         bad_images: Literal["count", "fail", "quarantine"] = "count",
         quarantine: Quarantine | None = None,
         watch_folders: bool = True,
+        decoder: Decoder = PILLOW,
     ) -> None:
         self.index = index
+        self.decoder = decoder
         self.workers = default_workers() if workers is None else workers
         self.failures: dict[int, str] = {}
         self._notes: list[str] = []
@@ -81,12 +91,24 @@ class Loader:
         self._listed = quarantine.indices(index) if quarantine is not None else set()
         #: Images of the index on the quarantine list from the start.
         self.listed = frozenset(self._listed)
-        self._transform = Transform(preprocess=preprocess, augment=augment, seed=seed)
+        self._transform = Transform(preprocess=preprocess, augment=augment, seed=seed, open=decoder.open)
         self._prefetch = max(prefetch, 1)
         self._bad_images = bad_images
         self._watch_folders = watch_folders
         self._pool: BatchPool | None = None
+        self._ahead: deque[tuple[int, Task]] = deque()
         self._running = False
+        #: Seconds of cores that decoding took, and seconds that :meth:`batches` waited for it, since the start.
+        self.cpu_s = self.wait_s = 0.0
+
+    @property
+    def readers(self) -> str:
+        """What reads, in words: ``8 threads in 2 processes``."""
+        if self.workers == 0:
+            return "in the main process"
+        processes = -(-self.workers // THREADS) if self.decoder.threads else self.workers
+        within = f"{self.workers} thread{'s' * (self.workers > 1)} in " if self.decoder.threads else ""
+        return f"{within}{processes} process{'es' * (processes > 1)}"
 
     def batches(self, tasks: Iterable[Task]) -> Generator[Batch, None, None]:
         """Yield a batch for each task, in order; the arrays are the caller's to keep.
@@ -104,6 +126,20 @@ class Loader:
             yield from source
         finally:
             self._running = False
+
+    def read_ahead(self, tasks: Iterable[Task]) -> None:
+        """Have the workers begin with `tasks`, as far as there is room, so that :meth:`batches` of them starts at once.
+
+        Nothing happens without workers, or while this loader gives out batches.
+        """
+        if self.workers == 0 or self._running:
+            return
+        with self._dying():
+            pool = self._ready_pool()
+            for task in tasks:
+                if not pool.room(len(task)):
+                    break
+                self._ahead.append((self._submit(pool, task), task))
 
     def take_notes(self) -> list[str]:
         """Return what happened since the last call that someone should know, a line each."""
@@ -123,6 +159,7 @@ class Loader:
         if self._pool is not None:
             self._pool.stop()
             self._pool = None
+            self._ahead.clear()
 
     def __enter__(self) -> Loader:
         return self
@@ -146,73 +183,99 @@ class Loader:
                 self._notes.append(f"{path}: {remark}; resnext-run data scan names all such files")
 
     def _in_process(self, tasks: Iterable[Task]) -> Iterator[Batch]:
-        size, reader = self._transform.preprocess.size, self.index.source.reader()
+        reader = self.index.source.reader()
         for task in tasks:
-            images = np.zeros((len(task), size, size, 3), np.uint8)
+            images = np.zeros((len(task), *self._transform.shape), np.uint8)
             bad = []
             for row, sample, locator in self._rows(task):
                 remarks: list[str] = []
                 try:
                     content = reader.read(locator)
-                    images[row] = self._transform.pixels(content, task.epoch, sample, remarks)
+                    self._transform.write(images[row], content, task.epoch, sample, remarks)
                 except BadImage as error:
                     bad.append((row, error.reason, error.errno))
                 self._remark((sample, remark) for remark in remarks)
             yield self._batch(task, images, bad)
 
     def _in_workers(self, tasks: Iterable[Task]) -> Iterator[Batch]:
+        with self._dying():
+            yield from self._through(tasks)
+
+    @contextmanager
+    def _dying(self) -> Iterator[None]:
+        """Say what to do where workers die again and again."""
         try:
-            yield from self._through(self._ready_pool(), tasks)
+            yield
         except WorkerDied as error:
             self.close()
-            reading = f" while reading {self.index.path(error.item)}" if error.item >= 0 else ""
+            reading = ", ".join(str(self.index.path(item)) for item in error.items)
             raise DataError(
-                f"{error}{reading}; check that file and the machine's free memory, or set data.workers=0"
+                f"{error}{reading and f' while reading {reading}'}; check that file and the machine's free memory, "
+                "or set data.workers=0"
             ) from error
 
-    def _through(self, pool: BatchPool, tasks: Iterable[Task]) -> Iterator[Batch]:
+    def _through(self, tasks: Iterable[Task]) -> Iterator[Batch]:
         source, waiting = iter(tasks), deque[tuple[int, Task]]()
         upcoming = next(source, None)
+        while self._ahead and upcoming is not None and self._ahead[0][1] == upcoming:
+            waiting.append(self._ahead.popleft())
+            upcoming = next(source, None)
+        pool = self._ready_pool(keep=waiting)
         while upcoming is not None or waiting:
-            while upcoming is not None:
-                ticket = pool.submit(upcoming.epoch, len(upcoming), self._rows(upcoming))
-                if ticket is None:
-                    break
-                waiting.append((ticket, upcoming))
+            while upcoming is not None and pool.room(len(upcoming)):
+                waiting.append((self._submit(pool, upcoming), upcoming))
                 upcoming = next(source, None)
             ticket, task = waiting.popleft()
-            images, done = pool.result(ticket, len(task))
-            if done.lost is not None:
-                raise DataError(done.lost)
-            self._notes += [self._named(note, pool) for note in pool.take_notes()]
-            self._remark(done.remarks)
-            if upcoming is not None:  # the slot is free again: fill it before the caller computes
-                ticket = pool.submit(upcoming.epoch, len(upcoming), self._rows(upcoming))
-                if ticket is not None:
-                    waiting.append((ticket, upcoming))
-                    upcoming = next(source, None)
+            images, done = self._taken(pool, ticket)
+            if upcoming is not None and pool.room(len(upcoming)):  # before the caller computes
+                waiting.append((self._submit(pool, upcoming), upcoming))
+                upcoming = next(source, None)
             killers = set(pool.left_out())
             killed = (
-                [(row, _KILLS, None) for row, sample, _ in self._rows(task) if sample in killers]
+                [(row.row, _KILLS, None) for row in self._rows(task) if row.sample in killers]
                 if killers
                 else []
             )
-            yield self._batch(task, images, [*done.bad, *killed])
+            batch = self._batch(task, images, [*done.bad, *killed])
+            del images  # this frame must not keep the memory while the caller computes
+            yield batch
+            del batch
 
-    def _ready_pool(self) -> BatchPool:
+    def _taken(self, pool: BatchPool, ticket: int) -> tuple[NDArray[np.uint8], Decoded]:
+        """Wait for a batch; note what there is to know about it and about workers that died."""
+        started = time.perf_counter()
+        images, done = pool.result(ticket)
+        self.wait_s += time.perf_counter() - started
+        self.cpu_s += done.cpu_s
+        if done.lost is not None:
+            raise DataError(done.lost)
+        self._notes += [self._named(note, pool) for note in pool.take_notes()]
+        self._remark(done.remarks)
+        return images, done
+
+    def _submit(self, pool: BatchPool, task: Task) -> int:
+        return pool.submit(task.epoch, len(task), self._rows(task))
+
+    def _ready_pool(self, keep: Iterable[tuple[int, Task]] = ()) -> BatchPool:
+        """Return the pool without batches that nobody waits for any more, such as those of an iterator left early."""
+        self._ahead.clear()
         if self._pool is None:
-            reader = self.index.source.reader()
-            self._pool = BatchPool(self._transform, reader, self.workers, self.workers + self._prefetch)
-        else:
-            self._pool.discard()  # what an iterator left early had asked for
+            self._pool = BatchPool(
+                self._transform, self.index.source.reader(), self.workers, self._prefetch,
+                threads=self.decoder.threads,
+            )  # fmt: skip
+        wanted = {ticket for ticket, _ in keep}
+        for ticket in self._pool.pending():
+            if ticket not in wanted:
+                self._pool.discard(ticket)
         return self._pool
 
-    def _rows(self, task: Task) -> list[tuple[int, int, bytes]]:
+    def _rows(self, task: Task) -> list[Row]:
         """Return row, sample and locator of each image of a task that is to be read."""
         samples = task.indices.tolist()
         locator = self.index.source.locator
         return [
-            (row, samples[row], locator(samples[row]))
+            Row(row, samples[row], locator(samples[row]))
             for row in np.flatnonzero(task.valid).tolist()
             if samples[row] not in self._listed
         ]

@@ -8,12 +8,13 @@ from resnext_core.config import Config
 from resnext_core.data.index import Index
 from resnext_core.data.loader import Loader, default_workers
 from resnext_core.data.quarantine import Quarantine
+from resnext_core.extensions import Decoder
 from resnext_core.files import place
 from resnext_core.model.preprocess import PreprocessSpec
 
 
 def loader_workers(config: Config, world: int = 1) -> int:
-    """Return the number of loader processes of a rank: as configured, or what suits the machine."""
+    """Return the number of readers of a rank: as configured, or what suits the machine."""
     return default_workers(world) if config.data.workers is None else config.data.workers
 
 
@@ -34,11 +35,12 @@ def eval_loader(
     world: int = 1,
     run: Path | None = None,
     *,
+    decoder: Decoder,
     watch_folders: bool = True,
 ) -> Loader:
     """Return a loader of evaluation pixels; `watch_folders` False where nobody has seen the files before."""
     return Loader(
         index, preprocess, None, seed=config.train.seed, workers=loader_workers(config, world),
         prefetch=config.data.prefetch, bad_images=config.data.bad_images, quarantine=quarantine(config, run),
-        watch_folders=watch_folders,
+        watch_folders=watch_folders, decoder=decoder,
     )  # fmt: skip

@@ -22,6 +22,7 @@ from resnext_core.data.sources.base import Reader
 from resnext_core.data.sources.kinds import PACKED_MAGIC
 from resnext_core.data.sources.packed import packed_meta
 from resnext_core.data.sources.table import HEAD, TableBuilder
+from resnext_core.data.worker import Memory
 from resnext_core.errors import DataError
 from resnext_core.files import existing_folder
 from resnext_core.files.fresh import fresh_file
@@ -234,7 +235,10 @@ class _Encode:
     reader: Reader
     smaller: Smaller
 
-    def do(self, job: _Portion, at: Callable[[int], None], memory: int) -> _Made:
+    def prepare(self) -> None:
+        """Nothing needs to be opened."""
+
+    def do(self, job: _Portion, at: Callable[[int], None], memory: Memory) -> _Made:
         images: dict[int, bytes] = {}
         for number, locator in job.files:
             at(number)

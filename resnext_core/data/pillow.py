@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from resnext_core.data.content import Content
     from resnext_core.data.plan import Plan
     from resnext_core.model.preprocess import PreprocessSpec
 
@@ -19,7 +20,7 @@ class PillowDecoder:
     """An :class:`~resnext_core.extensions.ImageDecoder` that never raises NotSupported."""
 
     def evaluation(
-        self, content: bytes, name: str, spec: PreprocessSpec, out: NDArray[np.uint8], remarks: list[str]
+        self, content: Content, name: str, spec: PreprocessSpec, out: NDArray[np.uint8], remarks: list[str]
     ) -> None:
         from resnext_core.data.render import load_eval_bytes
 
@@ -27,7 +28,7 @@ class PillowDecoder:
 
     def training(
         self,
-        content: bytes,
+        content: Content,
         name: str,
         draw: Callable[[int, int], Plan],
         out: NDArray[np.uint8],
@@ -39,7 +40,9 @@ class PillowDecoder:
 
 
 def open_pillow() -> ImageDecoder:
-    """Return the decoder; Pillow itself is imported with the first image."""
+    """Return the decoder, with Pillow imported."""
+    import resnext_core.data.render  # noqa: F401
+
     return PillowDecoder()
 
 

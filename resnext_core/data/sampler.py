@@ -138,3 +138,12 @@ class Task:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def __eq__(self, other: object) -> bool:
+        """True for a task that gives the same batch."""
+        return (
+            isinstance(other, Task)
+            and self.epoch == other.epoch
+            and np.array_equal(self.indices, other.indices)
+            and np.array_equal(self.valid, other.valid)
+        )

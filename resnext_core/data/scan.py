@@ -17,6 +17,7 @@ from resnext_core.data.pool import Limits, Pool, WorkerDied
 from resnext_core.data.scan_cache import Facts as Facts
 from resnext_core.data.scan_cache import ScanCache as ScanCache
 from resnext_core.data.sources.base import Reader
+from resnext_core.data.worker import Memory
 from resnext_core.errors import DataError
 
 #: Files that a process gets at a time, and how many such portions wait for each process.
@@ -146,7 +147,10 @@ class _Examine:
     readers: Sequence[Reader]
     known: Mapping[str, Facts]
 
-    def do(self, job: _Portion, at: Callable[[int], None], memory: int) -> _Found:
+    def prepare(self) -> None:
+        """Nothing needs to be opened."""
+
+    def do(self, job: _Portion, at: Callable[[int], None], memory: Memory) -> _Found:
         found = []
         for number, file in job.files:
             at(number)

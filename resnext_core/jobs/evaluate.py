@@ -106,6 +106,7 @@ def evaluate(job: EvaluateJob, listen: Listener = ignore) -> EvaluateResult:
     plugins, rank = load_plugins(), rank_info()
     resolved = resolve_serving(job.settings, plugins, job.weights)
     config = resolved.config
+    plugins.decoder(config.data.decoder)  # before a model is loaded
     path = find_model(job.weights)
     suffix = WEIGHTS_SUFFIX if is_weights(path, plugins) else path.suffix
     backend = plugins.choose(
@@ -163,7 +164,8 @@ def score(
             else:
                 right.setdefault(index.classes[true], sample)
 
-    with eval_loader(index, model.preprocess, config, rank.world) as loader:
+    decoder = load_plugins().decoder(config.data.decoder)
+    with eval_loader(index, model.preprocess, config, rank.world, decoder=decoder) as loader:
         result = score_index(
             model.predictor, loader, index, batch_size=config.eval.batch_size, rank=rank,
             collectives=collectives or SingleProcess(), on_batch=on_batch,

@@ -109,6 +109,7 @@ def infer(
         raise UsageError("--top must be 1 or more")
     plugins = load_plugins()
     resolved = resolve(job.settings, plugins)
+    plugins.decoder(resolved.config.data.decoder)  # before a model is loaded
     if job.logits is not None:
         check_target(job.logits)  # before the work
     tensor = _read_tensor(job.tensor) if job.tensor is not None else None
@@ -141,7 +142,10 @@ def _infer_images(
     tasks = list(eval_tasks(len(index), config.eval.batch_size))
     done = failed = 0
     with ExitStack() as stack:
-        loader = stack.enter_context(eval_loader(index, model.preprocess, config, watch_folders=False))
+        decoder = load_plugins().decoder(config.data.decoder)
+        loader = stack.enter_context(
+            eval_loader(index, model.preprocess, config, decoder=decoder, watch_folders=False)
+        )
         write = None
         if job.logits is not None:
             write = stack.enter_context(npy_rows(job.logits, (len(index), len(model.classes))))

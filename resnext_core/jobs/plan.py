@@ -19,6 +19,7 @@ from resnext_core.data.opening import quarantine
 from resnext_core.data.sampler import steps_per_epoch
 from resnext_core.data.splits import Splits, examine_splits
 from resnext_core.errors import BackendUnavailable, DataError, ResnextError, UsageError
+from resnext_core.extensions import Decoder
 from resnext_core.files import existing_folder
 from resnext_core.interfaces import Backend
 from resnext_core.model.spec import ModelSpec
@@ -114,6 +115,11 @@ class Plan:
         return self.backend
 
     @cached_property
+    def decoder(self) -> Decoder:
+        """What decodes the images; raises the error where ``data.decoder`` names none that is ready here."""
+        return self.plugins.decoder(self.config.data.decoder)
+
+    @cached_property
     def initial(self) -> InitialWeights:
         """The weights that a new training starts from; raises the error where they do not fit."""
         lines: list[str] = []
@@ -176,7 +182,8 @@ def faults(plan: Plan) -> Iterator[tuple[str, ResnextError]]:
     """Yield topic and error of every problem that is certain to end the job."""
     yield from (("data", error) for error in plan.unusable)
     checks: list[tuple[str, Callable[[Plan], object]]] = [
-        ("data", lambda plan: quarantine(plan.config)), ("output", _writable), ("output", _tensorboard),
+        ("data", lambda plan: quarantine(plan.config)), ("data", lambda plan: plan.decoder),
+        ("output", _writable), ("output", _tensorboard),
     ]  # fmt: skip
     if plan.whole and plan.backend is not None:
         checks += [("export", _served), ("export", lambda plan: plan.formats)]

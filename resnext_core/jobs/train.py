@@ -151,18 +151,19 @@ def train_plan(
                 f"{len(splits.train.classes)} classes, batch {config.train.batch_size}, {config.train.epochs} "
                 f"epochs{at}; run folder {run.path}"
             )
+            say(f"images are decoded by {plan.decoder.name}: {training.train_loader.readers}")
             for line in remarks(splits.parts.values()):
                 say(line)
             if resumed is not None and rank.is_main:  # what follows the checkpoint will be written again
                 run.rewind((checkpoint.saving.records or 0) if checkpoint else 0)
             if checkpoint is None:
-                emit(Start())
+                emit(Start(decoder=plan.decoder.name))
                 return
             if not training.awaits_evaluation(
                 checkpoint.progress
             ):  # else its record is written when it is completed
                 training.report_saved(checkpoint.summary)
-            emit(Resume(step=checkpoint.progress.step))
+            emit(Resume(step=checkpoint.progress.step, decoder=plan.decoder.name))
 
         started = time.perf_counter()
         momentum = None if checkpoint is not None else plan.momentum

@@ -61,13 +61,15 @@ def training_job(
                 splits.train, weights.preprocess, config.augment, seed=config.train.seed,
                 workers=loader_workers(config, rank.world),
                 prefetch=max(config.data.prefetch, 2 * backend.steps_per_call), bad_images=config.data.bad_images,
-                quarantine=quarantine(config, run.path),
+                quarantine=quarantine(config, run.path), decoder=plan.decoder,
             )
         )  # fmt: skip
         val_loader = None
         if splits.val is not None:
             val_loader = stack.enter_context(
-                eval_loader(splits.val, weights.preprocess, config, rank.world, run.path)
+                eval_loader(
+                    splits.val, weights.preprocess, config, rank.world, run.path, decoder=plan.decoder
+                )
             )
         yield Training(
             config=config, weights=weights, train=splits.train, train_loader=train_loader, val=splits.val,

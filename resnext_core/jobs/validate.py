@@ -84,6 +84,7 @@ def validate(job: ValidateJob, listen: Listener = ignore) -> ValidateResult:
     plugins = load_plugins()
     resolved = resolve_serving(job.settings, plugins, job.weights, job.artefact)
     config = resolved.config
+    plugins.decoder(config.data.decoder)  # before a model is loaded
     if resolved.note is not None:
         listen(Note(text=resolved.note))
     batch = config.eval.batch_size
@@ -119,7 +120,8 @@ def compare_on(
             f"{artefact.source} is {artefact.spec.variant} with other preprocessing or shape than {source.source} "
             f"({source.spec.variant}): it was exported from something else"
         )
-    with eval_loader(index, source.preprocess, config) as loader:
+    decoder = load_plugins().decoder(config.data.decoder)
+    with eval_loader(index, source.preprocess, config, decoder=decoder) as loader:
         result = compare(
             artefact.predictor, source.predictor,
             loader.batches(eval_tasks(len(index), config.eval.batch_size)), tolerance=tolerance,

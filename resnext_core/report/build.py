@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.resources
-import io
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,7 +14,6 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
-from PIL import Image
 
 from resnext_core.errors import DataError
 from resnext_core.files import write_atomic
@@ -24,6 +22,7 @@ from resnext_core.report import text
 from resnext_core.report.charts import heat_map
 from resnext_core.report.curves import training_figures
 from resnext_core.report.model import ReportData, Sample
+from resnext_core.report.pictures import data_uri
 from resnext_core.report.series import History, read_history
 from resnext_core.runs.records import count_unknown
 from resnext_core.serving.metrics import confused_pairs, per_class, wilson_interval
@@ -35,8 +34,6 @@ HEAT_CLASSES = 30
 TABLE_CLASSES = 30
 #: Confused pairs listed beside a heat map, and instead of one.
 PAIRS = (8, 25)
-#: Longest side of a thumbnail in pixels.
-THUMBNAIL = 192
 
 _CARDS = {"parameters", "macs", "images_per_s", "wall_s", "backend", "device"}
 _EVALUATION = {*METRICS, *(f"{name}_interval" for name in METRICS)} | {
@@ -221,7 +218,7 @@ def _evaluation(evaluation: Mapping[str, Any], confusion: NDArray[np.int64] | No
 
 def _sample(sample: Sample) -> dict[str, Any]:
     right = sample.true == sample.predicted
-    source, small = _data_uri(sample.thumbnail, sample.path or sample.true)
+    source, small = data_uri(sample.thumbnail, sample.path or sample.true)
     said = f"predicted {sample.predicted} ({text.percent(sample.probability, 0)})"
     probability = text.number(sample.probability)
     probability = min(max(probability, 0.0), 1.0) if math.isfinite(probability) else 0.0
@@ -233,26 +230,6 @@ def _sample(sample: Sample) -> dict[str, Any]:
         "width": round(100 * probability, 1),
         "alt": f"{sample.true}, {said}, {'right' if right else 'wrong'}",
     }
-
-
-def _data_uri(thumbnail: Image.Image | bytes, name: str) -> tuple[str, bool]:
-    """Return the image as a data URI and whether it is so small that its pixels should show."""
-    try:
-        image = Image.open(io.BytesIO(thumbnail)) if isinstance(thumbnail, bytes) else thumbnail
-        image.load()
-        small = max(image.size) <= 64
-        if isinstance(thumbnail, bytes) and image.format in ("JPEG", "PNG") and max(image.size) <= THUMBNAIL:
-            kind, content = image.format, thumbnail
-        else:
-            kind = "PNG" if small else "JPEG"
-            image = image.convert("RGB")
-            image.thumbnail((THUMBNAIL, THUMBNAIL))
-            buffer = io.BytesIO()
-            image.save(buffer, kind, **({} if small else {"quality": 85}))
-            content = buffer.getvalue()
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"the thumbnail of {name} is not a readable image: {error}") from error
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(content).decode()}", small
 
 
 def _failures(failures: Mapping[str, Any] | Iterable[str]) -> list[str]:

@@ -11,8 +11,9 @@ from resnext_core.data.decode import read_image
 from resnext_core.errors import DataError, ResnextError
 from resnext_core.files.plain import read_text
 from resnext_core.model.weights import parse_manifest, read_manifest_text
-from resnext_core.report.build import THUMBNAIL, write_report
+from resnext_core.report.build import write_report
 from resnext_core.report.model import ReportData, Sample
+from resnext_core.report.pictures import THUMBNAIL
 from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.pointers import best_weights
 from resnext_core.runs.records import End, Record

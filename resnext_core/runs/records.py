@@ -51,16 +51,18 @@ Listener = Callable[[Record], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Start(Record):
-    """A training begins at its first step."""
+    """A training begins at its first step. `decoder` decodes its images; None in records of earlier versions."""
 
     kind: ClassVar[str] = "start"
+    decoder: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resume(Record):
-    """A training continues from the checkpoint of `step`."""
+    """A training continues from the checkpoint of `step`. `decoder` is as in :class:`Start`."""
 
     kind: ClassVar[str] = "resume"
+    decoder: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

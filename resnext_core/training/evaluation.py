@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 
+from resnext_core.data.sampler import eval_tasks
 from resnext_core.errors import BackendUnavailable
 from resnext_core.ranks.exchange import from_main
 from resnext_core.runs.records import Eval, Progress
@@ -48,6 +49,15 @@ def close_epoch(session: Session) -> None:
     session.attempt(partial(training.listen, record))
     session.progress = replace(session.progress, epoch_closed=True)
     session.attempt(partial(session.save_metrics, {"split": "val", **result.metrics}))
+
+
+def read_ahead(session: Session, epoch: int) -> None:
+    """Have the images of the evaluation after `epoch`, if there is one, read while its last steps are computed."""
+    training = session.training
+    if training.evaluates_after(epoch) and training.val is not None and training.val_loader is not None:
+        size, rank = training.config.eval.batch_size, training.rank
+        tasks = eval_tasks(len(training.val), size, rank.rank, rank.world)
+        session.attempt(partial(training.val_loader.read_ahead, tasks))
 
 
 def _evaluate(session: Session) -> Evaluation:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from contextlib import closing
-from itertools import islice
+from itertools import islice, tee
 
 from resnext_core.runs.checkpoint import Checkpoint
 from resnext_core.runs.checkpoint_folder import RunProgress
-from resnext_core.training.evaluation import close_epoch
+from resnext_core.training.evaluation import close_epoch, read_ahead
 from resnext_core.training.news import exchange_news, finish_run
 from resnext_core.training.session import Session
 from resnext_core.training.trainer import Trainer
@@ -23,18 +23,22 @@ def fit(trainer: Trainer, training: Training, resume: Checkpoint | None = None) 
     with Session.open(trainer, training, resume) as session:
         if session.awaits_end_of_epoch:
             close_epoch(session)
-        for epoch in training.epochs_after(session.progress.step):
-            meter = session.start_meter(epoch)
-            with closing(training.train_loader.batches(epoch.tasks())) as loaded:
+        epochs, ahead = tee(training.epochs_after(session.progress.step))
+        tasks = (task for epoch in ahead for task in epoch.tasks())
+        with closing(training.train_loader.batches(tasks)) as loaded:  # the next epoch is read while one ends
+            for epoch in epochs:
+                meter = session.start_meter(epoch)
                 for steps in epoch.chunks():
                     with session.holding_errors(), meter.waiting():
                         batches = epoch.mixed(steps, islice(loaded, len(steps) if session.goes_on else 0))
                     exchange_news(session)  # the run ends here where a rank has failed or is asked to stop
+                    if steps.stop == epoch.steps.stop:
+                        read_ahead(session, epoch.number)
                     lrs = epoch.lrs(steps)
                     with meter.computing():
                         losses = trainer.run_steps(batches, lrs)
                     session.account(epoch, steps, lrs, losses)
                     session.save_if_due()
-            close_epoch(session)
+                close_epoch(session)
         finish_run(session)
     return session.progress

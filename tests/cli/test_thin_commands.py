@@ -15,7 +15,9 @@ CLI = Path(resnext_core.cli.__file__).parent
 COMMANDS = {f"{command.name}.py" for command in builtin.resnext_commands()}
 #: What a command may import of core, by how it begins: what it calls and prints with, and no arithmetic.
 ALLOWED = (
-    "resnext_core.cli.common", "resnext_core.cli.output", "resnext_core.cli.scan_text", "resnext_core.console",
+    "resnext_core.cli.common", "resnext_core.cli.output", "resnext_core.cli.data_pack", "resnext_core.cli.data_scan",
+    "resnext_core.cli.data_show",
+    "resnext_core.console",
     "resnext_core.jobs", "resnext_core.plugins", "resnext_core.extras", "resnext_core.interfaces",
     "resnext_core.errors",
     "resnext_core.terminal", "resnext_core.files", "resnext_core.ranks.info", "resnext_core.ranks.children",

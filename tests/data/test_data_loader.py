@@ -464,7 +464,7 @@ def test_unlabelled_images(tmp_path: Path) -> None:
 
 
 def test_limits(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 1 <= default_workers() <= 8
+    assert 1 <= default_workers() <= 32
     assert Loader(index, SPEC).workers == default_workers()
     loader = Loader(index, SPEC, workers=10_000)
     with loader, pytest.raises(UsageError, match=r"data\.workers must be at most"):
@@ -484,8 +484,8 @@ def test_readers_of_a_rank_whose_cores_were_divided(monkeypatch: pytest.MonkeyPa
     assert default_workers(4) == 4
     monkeypatch.setenv("RESNEXT_CORES", "6")
     assert default_workers(4) == 6
-    monkeypatch.setenv("RESNEXT_CORES", "24")
-    assert default_workers(8) == 8
+    monkeypatch.setenv("RESNEXT_CORES", "224")
+    assert default_workers(8) == 32
 
 
 # -- whose fault it is -----------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from deadly_duties import DieAtOdd, DieIdle, DieOnce, Numbers
+from deadly_duties import DieAtOdd, DieBeside, DieIdle, DieOnce, Meet, Numbers, Unready
 from processes import alive, data_workers
 
 from resnext_core.data.pool import Limits, Pool, WorkerDied
@@ -39,17 +39,19 @@ def test_an_item_that_another_worker_survives_is_not_to_blame(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("duty", "limits", "item"),
+    ("duty", "limits", "items"),
     [
-        (DieIdle(), Limits(tries=1, deaths=None, idle=2), -1),
-        (DieAtOdd(), Limits(tries=9, deaths=2, idle=0), 1),
+        (DieIdle(), Limits(tries=1, deaths=None, idle=2), ()),
+        (DieAtOdd(), Limits(tries=9, deaths=2, idle=0), (1,)),
     ],
 )
-def test_too_many_deaths_end_the_pool(duty: DieIdle | DieAtOdd, limits: Limits, item: int) -> None:
+def test_too_many_deaths_end_the_pool(
+    duty: DieIdle | DieAtOdd, limits: Limits, items: tuple[int, ...]
+) -> None:
     with Pool(duty, 1, limits, setting="workers") as pool:
         with pytest.raises(WorkerDied, match=r"worker 0 died \(exit code 7\)") as caught:
             pool.result(pool.submit(Numbers([1])))
-        assert caught.value.item == item
+        assert caught.value.items == items
         assert len(pool.notes) == 2
         assert data_workers() == []
 
@@ -57,3 +59,43 @@ def test_too_many_deaths_end_the_pool(duty: DieIdle | DieAtOdd, limits: Limits, 
 def test_too_many_workers_are_refused_by_the_name_of_the_setting() -> None:
     with pytest.raises(UsageError, match=r"data\.workers must be at most 512, not 513"):
         Pool(DieIdle(), 513, Limits(tries=1, deaths=0, idle=0), setting="data.workers")
+
+
+# -- threads ---------------------------------------------------------------------------------------
+
+
+def test_workers_are_threads_of_as_few_processes_as_do() -> None:
+    with Pool(Meet(3), 6, Limits(tries=1, deaths=0, idle=0), setting="workers", threads=4) as pool:
+        tickets = [pool.submit(Numbers([n])) for n in range(12)]
+        found = [pool.result(ticket) for ticket in tickets]
+        assert len(data_workers()) == 2
+    assert [numbers for _, *numbers in found] == [[n] for n in range(12)]
+    assert len({pid for pid, _ in found}) == 2
+
+
+@pytest.mark.parametrize("tries", [1, 2])
+def test_items_beside_a_deadly_one_are_tried_alone_and_not_left_out(tmp_path: Path, tries: int) -> None:
+    duty = DieBeside(others=3, mark=tmp_path / "died")
+    limits = Limits(tries=tries, deaths=2, idle=0)
+    with Pool(duty, 4, limits, setting="workers", threads=4) as pool:
+        tickets = [pool.submit(Numbers([n])) for n in (0, 1, 2, 3, 4, 5)]
+        assert [pool.result(ticket) for ticket in tickets] == [[], [1], [2], [3], [4], [5]]
+        assert pool.left_out() == [0]
+        assert len(pool.notes) == 2, "once beside others, once alone"
+        assert len(data_workers()) == 1
+
+
+def test_a_job_that_comes_while_others_are_tried_alone_is_done_after_them(tmp_path: Path) -> None:
+    duty = DieBeside(others=1, mark=tmp_path / "died")
+    with Pool(duty, 2, Limits(tries=2, deaths=2, idle=0), setting="workers", threads=2) as pool:
+        first = [pool.submit(Numbers([n])) for n in (0, 1)]
+        assert pool.result(first[1]) == [1]  # of the process that follows
+        later = [pool.submit(Numbers([n])) for n in (0, 2)]
+        assert [pool.result(ticket) for ticket in (*first[:1], *later)] == [[], [], [2]]
+
+
+def test_a_duty_that_cannot_begin_is_a_bug_of_every_job() -> None:
+    with Pool(Unready(), 2, Limits(tries=1, deaths=0, idle=0), setting="workers", threads=2) as pool:
+        for ticket in [pool.submit(Numbers([n])) for n in range(3)]:
+            with pytest.raises(RuntimeError, match="its library is gone"):
+                pool.result(ticket)

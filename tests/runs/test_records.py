@@ -26,8 +26,10 @@ from resnext_core.runs.records import (
 
 #: Lines of version 0.1.0, one of each kind, and what they are.
 LINES: dict[str, Record] = {
-    '{"kind": "start", "step": 0, "time": 1764260000.123}': Start(time=1764260000.123),
-    '{"kind": "resume", "step": 12, "time": 1.5}': Resume(step=12, time=1.5),
+    '{"kind": "start", "step": 0, "decoder": null, "time": 1764260000.123}': Start(time=1764260000.123),
+    '{"kind": "resume", "step": 12, "decoder": "pillow", "time": 1.5}': Resume(
+        step=12, decoder="pillow", time=1.5
+    ),
     (
         '{"kind": "train", "step": 20, "epoch": 2, "loss": 1.75, "lr": 0.05, "images": 160, "seconds": 2.5, '
         '"wait_s": 0.25, "compute_s": 2.0, "copy_s": null, "images_per_s": 64.0, "nonfinite_steps": 1, '
@@ -79,7 +81,8 @@ def test_fields_of_a_newer_version_are_kept(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "absent"), [("train", "copy_s"), ("train", "nonfinite_steps"), ("checkpoint", "blocked_s")]
+    ("kind", "absent"),
+    [("train", "copy_s"), ("train", "nonfinite_steps"), ("checkpoint", "blocked_s"), ("start", "decoder")],
 )
 def test_fields_that_an_older_version_did_not_write(kind: str, absent: str) -> None:
     older = next(json.loads(line) for line in LINES if json.loads(line)["kind"] == kind)
