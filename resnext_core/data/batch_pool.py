@@ -85,6 +85,7 @@ class BatchPool:
             bad=[bad for part in parts for bad in part.bad],
             remarks=[remark for part in parts for remark in part.remarks],
             lost=next((part.lost for part in parts if part.lost is not None), None),
+            notes=[note for part in parts for note in part.notes],
             cpu_s=sum(part.cpu_s for part in parts),
         )
         return self._slots.array(pending.slot, (pending.length, *self._shape)), done

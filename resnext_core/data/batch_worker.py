@@ -17,7 +17,7 @@ from resnext_core.data.exif import upright
 from resnext_core.data.pillow import PILLOW, PillowDecoder
 from resnext_core.data.plan import Plan, train_plan
 from resnext_core.data.sampler import sample_rng
-from resnext_core.data.sources.base import Reader
+from resnext_core.data.sources.base import Reader, RemoteReader
 from resnext_core.data.worker import Memory
 from resnext_core.errors import DataError
 from resnext_core.extensions import ImageDecoder, NotSupported
@@ -113,12 +113,14 @@ class Decoded:
     """What came of a job: row, reason and the system's error number (or None) for each sample that cannot be read.
 
     `remarks` are of samples that could be read: the sample and what is probably wrong with it. `lost` is the message
-    where the whole source can no longer be read. The job took `cpu_s` seconds of a core.
+    where the whole source can no longer be read. `notes` are lines of the reader. The job took
+    `cpu_s` seconds of a core.
     """
 
     bad: Sequence[tuple[int, str, int | None]] = ()
     remarks: Sequence[tuple[int, str]] = ()
     lost: str | None = None
+    notes: Sequence[str] = ()
     cpu_s: float = 0.0
 
 
@@ -139,6 +141,8 @@ class DecodeBatches:
         shape = self.transform.shape
         length = int(np.prod(shape))
         started = time.thread_time()
+        if isinstance(self.reader, RemoteReader):
+            self.reader.ahead([row.locator for row in job.rows])
         for row, sample, locator in job.rows:
             at(sample)
             out = np.frombuffer(memory.view(job.offset + row * length, length), np.uint8).reshape(shape)
@@ -150,4 +154,5 @@ class DecodeBatches:
             except DataError as error:
                 return Decoded(lost=str(error))
             remarks += [(sample, remark) for remark in found]
-        return Decoded(bad=bad, remarks=remarks, cpu_s=time.thread_time() - started)
+        notes = self.reader.take_notes() if isinstance(self.reader, RemoteReader) else ()
+        return Decoded(bad=bad, remarks=remarks, notes=notes, cpu_s=time.thread_time() - started)

@@ -22,6 +22,7 @@ from resnext_core.data.pillow import PILLOW
 from resnext_core.data.pool import WorkerDied
 from resnext_core.data.quarantine import Quarantine
 from resnext_core.data.sampler import Task as Task
+from resnext_core.data.sources.base import RemoteReader
 from resnext_core.errors import DataError, shown
 from resnext_core.extensions import Decoder
 from resnext_core.interfaces import Batch as Batch
@@ -182,12 +183,22 @@ class Loader:
                 path = shown(self.index.path(sample), None)
                 self._notes.append(f"{path}: {remark}; resnext-run data scan names all such files")
 
+    def _note(self, lines: Iterable[str]) -> None:
+        """Note lines of readers, each once, whichever of them says it."""
+        for line in lines:
+            if line not in self._remarked:
+                self._remarked.add(line)
+                self._notes.append(line)
+
     def _in_process(self, tasks: Iterable[Task]) -> Iterator[Batch]:
         reader = self.index.source.reader()
         for task in tasks:
             images = np.zeros((len(task), *self._transform.shape), np.uint8)
             bad = []
-            for row, sample, locator in self._rows(task):
+            rows = self._rows(task)
+            if isinstance(reader, RemoteReader):
+                reader.ahead([row.locator for row in rows])
+            for row, sample, locator in rows:
                 remarks: list[str] = []
                 try:
                     content = reader.read(locator)
@@ -195,6 +206,8 @@ class Loader:
                 except BadImage as error:
                     bad.append((row, error.reason, error.errno))
                 self._remark((sample, remark) for remark in remarks)
+            if isinstance(reader, RemoteReader):
+                self._note(reader.take_notes())
             yield self._batch(task, images, bad)
 
     def _in_workers(self, tasks: Iterable[Task]) -> Iterator[Batch]:
@@ -251,6 +264,7 @@ class Loader:
             raise DataError(done.lost)
         self._notes += [self._named(note, pool) for note in pool.take_notes()]
         self._remark(done.remarks)
+        self._note(done.notes)
         return images, done
 
     def _submit(self, pool: BatchPool, task: Task) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,17 @@ class Reader(Protocol):
 
         Raises BadImage or DataError as :meth:`read`.
         """
+
+
+@runtime_checkable
+class RemoteReader(Reader, Protocol):
+    """A reader that waits less when it knows what comes."""
+
+    def ahead(self, locators: Sequence[bytes]) -> None:
+        """Begin to read what :meth:`read` will be called with."""
+
+    def take_notes(self) -> list[str]:
+        """Return what someone should know, once each."""
 
 
 class ImageSource(Protocol):
