@@ -99,7 +99,10 @@ class GpuEngine(Engine):
             given = next(batches, None)
             for step in steps:
                 assert given is not None
-                loss, found = self._step(*given, self._scalar(step.lr), self._scalar(scale()))
+                images, labels, weights, *mix = given
+                loss, found = self._step(
+                    images, labels, weights, self._scalar(step.lr), self._scalar(scale()), *mix
+                )
                 given = next(batches, None)  # copied while the step runs, and before anybody waits for it
                 if waits:
                     with reaching_others():

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resnext_core.interfaces import StepInput
+from resnext_gpu.mixing import packed
 
 
 class Feed:
-    """Yields (images, labels, weights) on `device`; valid until the next is asked for.
+    """Yields images, labels and weights on `device`, and how they are mixed; valid until the next is asked for.
 
     On a GPU there are two slots, filled on a stream of its own. The next batch is read only when it is asked for: ask
     once the step on this one is queued, and both copies, that to page-locked memory by the processor and that to the
@@ -38,8 +39,11 @@ class Feed:
         seconds, self._copied = self._copied, 0.0
         return seconds
 
-    def __call__(self, steps: Sequence[StepInput]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield the batch of each step as uint8 (N, H, W, 3), int64 (N,) and float32 (N,)."""
+    def __call__(self, steps: Sequence[StepInput]) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the batch of each step as uint8 (N, H, W, 3), int64 (N,) and float32 (N,).
+
+        With `mix` the two tensors of :mod:`resnext_gpu.mixing` follow; all steps have it, or none.
+        """
         if self._stream is None:
             for step in steps:
                 started = time.perf_counter()
@@ -47,29 +51,34 @@ class Feed:
                 images = torch.from_numpy(np.array(step.images))
                 labels = torch.from_numpy(step.labels.astype(np.int64))
                 weights = torch.from_numpy(step.weights.astype(np.float32))
+                mix = [torch.from_numpy(array) for array in _mix(step)]
                 self._copied += time.perf_counter() - started
-                yield images, labels, weights
+                yield images, labels, weights, *mix
             return
         shape, rows = steps[0].images.shape, steps[0].labels.shape
         if not self._slots or self._slots[0].tensors[0].shape != shape:
-            layout = ((shape, torch.uint8), (rows, torch.int64), (rows, torch.float32))
+            layout = [(shape, torch.uint8), (rows, torch.int64), (rows, torch.float32)]
+            layout += [(array.shape, torch.from_numpy(array).dtype) for array in _mix(steps[0])]
             self._slots = [Slot(layout, self._device) for _ in range(2)]
         current = torch.cuda.current_stream(self._device)
         for i, step in enumerate(steps):
             slot = self._slots[i % 2]
-            slot.fill((step.images, step.labels, step.weights), self._stream)
+            slot.fill((step.images, step.labels, step.weights, *_mix(step)), self._stream)
             wait = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             wait[0].record(current)
             current.wait_event(slot.filled)
             wait[1].record(current)
             self._waits.append(wait)
-            images, labels, weights = slot.tensors
-            yield images, labels, weights
+            yield tuple(slot.tensors)
             slot.used.record(current)
 
     def close(self) -> None:
         """Let go of the buffers."""
         self._slots = []
+
+
+def _mix(step: StepInput) -> tuple[NDArray[Any], ...]:
+    return () if step.mix is None else packed(step.mix)
 
 
 class Slot:

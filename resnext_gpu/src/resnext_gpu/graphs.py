@@ -19,8 +19,9 @@ from resnext_gpu.network import Network
 #: Steps before a capture, in which libraries choose their algorithms and allocate.
 _WARM_STEPS = 3
 
-#: Images, labels, row weights, learning rate and loss scale to loss and whether the step was skipped.
-StepFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+#: Images, labels, row weights, learning rate, loss scale, and how the images are mixed, where they are, to loss and
+#: whether the step was skipped.
+StepFunction = Callable[..., tuple[Tensor, Tensor]]
 
 
 class Compiled:
@@ -34,7 +35,7 @@ class Compiled:
 
     def __init__(self, network: Network, *, by_block: bool) -> None:
         self._network = network
-        self._call: Callable[[Tensor], Tensor] = network
+        self._call: Callable[..., Tensor] = network
         self._proven: set[torch.Size] = set()
         if by_block:
             # Blocks differ by stage and place: more kinds than Dynamo expects of one function.
@@ -44,10 +45,10 @@ class Compiled:
         else:
             self._call = torch.compile(network)
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, *mix: Tensor) -> Tensor:
         if self._call is not self._network:
             self._network.prepare()
-        return self._call(images)
+        return self._call(images, *mix)
 
     def proven(self, images: Tensor) -> bool:
         """True where a step on images of this shape was tried, or nothing is compiled any more."""
@@ -95,9 +96,9 @@ class Replayed:
         self.peak_bytes = 0
 
     def __call__(
-        self, images: Tensor, labels: Tensor, weights: Tensor, lr: Tensor, scale: Tensor
+        self, images: Tensor, labels: Tensor, weights: Tensor, lr: Tensor, scale: Tensor, *mix: Tensor
     ) -> tuple[Tensor, Tensor]:
-        given = (images, labels, weights, lr, scale)
+        given = (images, labels, weights, lr, scale, *mix)
         if self._replay is None or self._outputs is None:
             self._replay, self._outputs = self._record(given)
             if images.device.type == "cuda":

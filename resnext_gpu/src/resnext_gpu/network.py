@@ -17,6 +17,7 @@ from resnext_core.model.preprocess import PreprocessSpec
 from resnext_core.model.spec import BN_EPS, BN_MOMENTUM, BlockSpec, ModelSpec
 from resnext_gpu.grouped_conv.fused import Middle
 from resnext_gpu.grouped_conv.op import GroupedConv
+from resnext_gpu.mixing import mixed_pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +70,13 @@ class Network(nn.Module):
         self.blocks = [block for name in stages for block in self.get_submodule(name)]
         self.load_state_dict(dict(tensors), assign=True)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map uint8 (N, H, W, 3) to float32 logits; the view as NCHW is in channels-last order as it is."""
-        return self.from_tensor((images.permute(0, 3, 1, 2).float() - self.mean) / self.std)
+    def forward(self, images: Tensor, *mix: Tensor) -> Tensor:
+        """Map uint8 (N, H, W, 3) to float32 logits; the view as NCHW is in channels-last order as it is.
+
+        `mix` are the tensors of :mod:`resnext_gpu.mixing` in a training that mixes images, else there are none.
+        """
+        pixels = mixed_pixels(images, *mix) if mix else images
+        return self.from_tensor((pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std)
 
     def prepare(self) -> None:
         """Derive from the weights what the grouped convolutions use in their place; before each forward pass."""

@@ -47,6 +47,7 @@ def resnext_backends() -> Iterator[Backend]:
         packages=("torch",),
         options=GpuOptions,
         steps_per_call=8,
+        mixes=True,
         connect=_connect,
         launch=_launch,
     )

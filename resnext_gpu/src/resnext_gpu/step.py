@@ -17,6 +17,7 @@ from resnext_core.interfaces import CLIP_EPS, TrainRequest
 from resnext_core.model.spec import ModelSpec
 from resnext_gpu.gradients import Gradients, gradients_of
 from resnext_gpu.graphs import Compiled
+from resnext_gpu.mixing import second_targets, unmixed
 from resnext_gpu.network import make_tensors
 
 
@@ -57,20 +58,27 @@ def _join(spec: ModelSpec, weights: dict[str, Tensor]) -> Tensor:
     return flat
 
 
-def smoothed_loss(config: LossConfig, classes: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def smoothed_loss(config: LossConfig, classes: int) -> Callable[..., Tensor]:
     """Return the mean over rows of weight times cross-entropy with smoothed targets (see LossConfig).
 
-    Of float32 logits (N, K), int64 labels (N,) and float32 weights (N,).
+    Of float32 logits (N, K), int64 labels (N,) and float32 weights (N,), and in a training that mixes images of the
+    tensors of :mod:`resnext_gpu.mixing`: the targets are then those of two labels.
     """
     rest = classes - 1 if config.smoothing_form == "others" else classes
     off = config.smoothing / rest if rest else 0.0
     on = 1 - config.smoothing + (off if config.smoothing_form == "uniform" else 0.0)
 
-    def loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-        logs = F.log_softmax(logits, 1)
+    def pick(logs: Tensor, labels: Tensor) -> Tensor:
         # Not gather, whose gradient is a scatter: PyTorch's repeatable form of that sorts.
         right = labels[:, None] == torch.arange(classes, device=labels.device)
-        picked = torch.where(right, logs, 0.0).sum(1)
+        return torch.where(right, logs, 0.0).sum(1)
+
+    def loss(logits: Tensor, labels: Tensor, weights: Tensor, *mix: Tensor) -> Tensor:
+        logs = F.log_softmax(logits, 1)
+        picked = pick(logs, labels)
+        if mix:
+            second, share = second_targets(*mix)
+            picked = share * picked + (1 - share) * pick(logs, second)
         return -(((on - off) * picked + off * logs.sum(1)) * weights).mean()
 
     return loss
@@ -86,7 +94,7 @@ class Step:
     """
 
     def __init__(
-        self, request: TrainRequest, table: Table, forward: Callable[[Tensor], Tensor], *, balanced: bool,
+        self, request: TrainRequest, table: Table, forward: Callable[..., Tensor], *, balanced: bool,
         bucket_bytes: int, views: bool,
     ) -> None:  # fmt: skip
         spec = request.weights.spec
@@ -107,16 +115,17 @@ class Step:
         self._one = torch.ones((), device=table.statistics.device)
 
     def __call__(
-        self, images: Tensor, labels: Tensor, weights: Tensor, lr: Tensor, scale: Tensor
+        self, images: Tensor, labels: Tensor, weights: Tensor, lr: Tensor, scale: Tensor, *mix: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Take a step on uint8 (N, H, W, 3), int64 (N,) and float32 (N,), with float32 scalars `lr` and loss `scale`.
 
+        `mix` are the tensors of :mod:`resnext_gpu.mixing` where the request mixes images, else there are none.
         Returns two float32 scalars: the loss before the update, without the scale, of this rank; and 1 where the step
         was skipped, else 0.
         """
         skips = self._request.skip_nonfinite
         kept = self._table.statistics.clone() if skips else None
-        loss = self.backward(images, labels, weights, scale)
+        loss = self.backward(images, labels, weights, scale, *mix)
         with torch.no_grad():
             found = self._update(lr, scale)
             self.gradients.release()
@@ -126,7 +135,9 @@ class Step:
                 self.average()
         return loss, found
 
-    def backward(self, images: Tensor, labels: Tensor, weights: Tensor, scale: Tensor) -> Tensor:
+    def backward(
+        self, images: Tensor, labels: Tensor, weights: Tensor, scale: Tensor, *mix: Tensor
+    ) -> Tensor:
         """Fill the gradients: sums over micro-batches and ranks, times `scale`. Returns the mean loss of this rank."""
         count, world = self._request.accumulate, self._request.rank.world
         size = len(images) // count
@@ -135,7 +146,8 @@ class Step:
         total = torch.zeros_like(self._one)
         for i in range(count):
             part = slice(i * size, (i + 1) * size)
-            loss = self._loss(self.forward(images[part]), labels[part], weights[part])
+            own = [tensor[part] for tensor in mix]
+            loss = self._loss(self.forward(images[part], *own), labels[part], weights[part], *own)
             with torch.no_grad():
                 total += loss / count
                 if self._request.skip_nonfinite:  # 0, or not a number: for all ranks to see
@@ -149,7 +161,9 @@ class Step:
         """Compute the gradients of one micro-batch for nothing but their use of memory."""
         self.gradients.clear()
         self.gradients.expect(last=False)
-        self._loss(self.forward(images), labels, torch.ones_like(labels, dtype=torch.float32)).backward()
+        mix = unmixed(labels) if self._request.mixes else ()
+        weights = torch.ones_like(labels, dtype=torch.float32)
+        self._loss(self.forward(images, *mix), labels, weights, *mix).backward()
 
     def close(self) -> None:
         """Let go of the tensors; there can be no step after that."""
