@@ -44,7 +44,8 @@ from resnext_gpu.network import Arithmetic, make_tensors  # noqa: E402
 from resnext_gpu.options import GpuOptions  # noqa: E402
 from resnext_gpu.predictor import GpuPredictor  # noqa: E402
 
-from resnext_core.config import OptimizerConfig, PrecisionConfig  # noqa: E402
+from resnext_core.config import MixConfig, OptimizerConfig, PrecisionConfig  # noqa: E402
+from resnext_core.data.mix import draw_mixes  # noqa: E402
 from resnext_core.errors import UsageError  # noqa: E402
 from resnext_core.interfaces import LaunchRequest  # noqa: E402
 from resnext_core.model.spec import model_spec  # noqa: E402
@@ -90,6 +91,23 @@ def test_a_cuda_graph_is_the_step(compute: Any, capfd: pytest.CaptureFixture[str
     }
     plain, graphed = trainer(**changes), trainer({"cuda_graphs": True}, **changes)
     steps = with_bad_rows(batches(5))
+    losses = plain.run_steps(steps, LRS)
+    np.testing.assert_array_equal(graphed.run_steps(steps, LRS), losses)
+    assert differing(plain.state(), graphed.state()) == []
+    assert "continuing without" not in capfd.readouterr().err
+
+
+def test_a_cuda_graph_takes_every_draw_of_mixed_images(capfd: pytest.CaptureFixture[str]) -> None:
+    """Recorded once: how images are mixed is an input of the graph."""
+    changes: dict[str, Any] = {"mixes": True, "accumulate": 2}
+    plain, graphed = trainer(**changes), trainer({"cuda_graphs": True}, **changes)
+    drawn = MixConfig(mixup=1.0, cutmix=1.0)
+    steps = [
+        dataclasses.replace(
+            b, mix=draw_mixes(drawn, (16, 16), seed=1, step=i, epoch=1, micro_batches=range(2))
+        )
+        for i, b in enumerate(with_bad_rows(batches(5)))
+    ]
     losses = plain.run_steps(steps, LRS)
     np.testing.assert_array_equal(graphed.run_steps(steps, LRS), losses)
     assert differing(plain.state(), graphed.state()) == []
