@@ -60,8 +60,8 @@ def names_in(folder: Place, access: Access | None = None) -> Names:
     )
 
 
-def matching(pattern: Url, access: Access) -> list[str]:
-    """Return the names of the files that a URL stands for, in order: with braces, with ``*``, or one name as it is.
+def matching(pattern: Place, access: Access | None = None) -> list[str]:
+    """Return the names of the files that a place stands for, in order: with braces, with ``*``, or one name as it is.
 
     DataError where one of those in braces is not there, or where no name matches.
     """
@@ -75,7 +75,7 @@ def matching(pattern: Url, access: Access) -> list[str]:
             raise DataError(f"there are no files {pattern}; correct the pattern")
         return found
     wanted = expanded(name)
-    if folder.scheme in WEB and not names:
+    if isinstance(folder, Url) and folder.scheme in WEB and not names:
         return wanted  # a web server that lists nothing: each is asked for when it is opened
     there = set(names)
     if missing := [one for one in wanted if one not in there]:

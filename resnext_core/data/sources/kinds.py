@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from resnext_core.data.folders import is_folder, is_image
@@ -30,13 +31,19 @@ def is_shard(name: str) -> bool:
 
 
 def is_shards(path: str) -> bool:
-    """Return whether `path` is a tar archive, a pattern of several, or a folder that has them and no images or folders.
+    """Return whether `path` is a tar archive, a pattern of several, or a folder of them, see :func:`are_files`."""
+    return are_files(path, is_shard)
 
-    A folder with class folders or images stays one, whatever archives lie in it. Of a URL the text alone is looked at.
+
+def are_files(path: str, is_one: Callable[[str], bool]) -> bool:
+    """Return whether `path` is a file of a kind, a pattern of several, or a folder of them without images and folders.
+
+    `is_one` says by its name whether a file is of the kind. A folder with class folders or images stays one, whatever
+    else lies in it. Of a URL the text alone is looked at.
     """
     if is_url(path):
-        return is_shard(path)
-    if not (is_shard(path) or os.path.isdir(path)):
+        return is_one(path)
+    if not (is_one(path) or os.path.isdir(path)):
         return False
     if os.path.isfile(path):
         return True
@@ -50,7 +57,7 @@ def is_shards(path: str) -> bool:
                     continue
                 if is_folder(entry) or is_image(entry.name):
                     return False
-                some = some or is_shard(entry.name)
+                some = some or is_one(entry.name)
     except OSError:
         return False
     return some
@@ -98,4 +105,24 @@ PACKED_FILE = SourceKind(
     claims=is_packed,
     open=_open_packed,
     parts=("{}" + PACKED,),
+)
+
+
+def is_parquet(path: str) -> bool:
+    """Return whether `path` is a Parquet file, a pattern of several, or a folder of them, see :func:`are_files`."""
+    return are_files(path, lambda name: name.endswith(".parquet"))
+
+
+def _open_parquet(path: str, data: DataConfig) -> Listing:
+    from resnext_core.data.sources.parquet import open_parquet
+
+    return open_parquet(path, data)
+
+
+PARQUET = SourceKind(
+    name="parquet",
+    summary="Parquet files as the Hugging Face hub has them",
+    claims=is_parquet,
+    open=_open_parquet,
+    parts=("{}.parquet", "{}-*.parquet"),
 )

@@ -6,11 +6,11 @@ import fnmatch
 import os
 from collections.abc import Iterable, Sequence
 
-from resnext_core.data.sources.kinds import PACKED_FILE, SHARDS
+from resnext_core.data.sources.kinds import PACKED_FILE, PARQUET, SHARDS
 from resnext_core.extensions import SourceKind
 
 #: Core's own, which are asked first.
-CORE_KINDS: tuple[SourceKind, ...] = (SHARDS, PACKED_FILE)
+CORE_KINDS: tuple[SourceKind, ...] = (SHARDS, PACKED_FILE, PARQUET)
 _plugins: list[SourceKind] = []
 
 
