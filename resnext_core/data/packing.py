@@ -19,7 +19,7 @@ from resnext_core.data.index import Index
 from resnext_core.data.paths import encoded
 from resnext_core.data.pool import Limits, Pool, WorkerDied
 from resnext_core.data.sources.base import Reader
-from resnext_core.data.sources.kinds import PACKED_MAGIC
+from resnext_core.data.sources.names import PACKED_MAGIC
 from resnext_core.data.sources.packed import packed_meta
 from resnext_core.data.sources.table import HEAD, TableBuilder
 from resnext_core.data.worker import Memory

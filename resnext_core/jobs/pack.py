@@ -12,7 +12,7 @@ from resnext_core.data.index import Index
 from resnext_core.data.loader import default_workers
 from resnext_core.data.packing import Packed, Smaller
 from resnext_core.data.packing import pack as pack_index
-from resnext_core.data.sources.kinds import PACKED, is_shards
+from resnext_core.data.sources.names import PACKED, is_shards
 from resnext_core.data.sources.packed import damaged, read_packed
 from resnext_core.data.sources.shards import keep_index
 from resnext_core.errors import DataError, Interrupted, UsageError, shown

@@ -15,7 +15,7 @@ from resnext_core.data.remote.ahead import AheadReader
 from resnext_core.data.remote.fetch import Fetch, fetch_of
 from resnext_core.data.remote.ranges import ObjectFiles
 from resnext_core.data.sources.base import Listing, Reader
-from resnext_core.data.sources.kinds import PACKED_MAGIC
+from resnext_core.data.sources.names import PACKED_MAGIC
 from resnext_core.data.sources.ranges import LocalFiles, RangeFile, RangeReader, Shard, located, lost
 from resnext_core.data.sources.table import HEAD, Table, read_table, table_of, table_span
 from resnext_core.errors import DataError, reason

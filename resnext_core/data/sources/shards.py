@@ -15,8 +15,7 @@ from resnext_core.data.look import matching
 from resnext_core.data.remote.fetch import Fetch, fetch_of
 from resnext_core.data.remote.ranges import FilesGoneThrough, object_reader
 from resnext_core.data.sources.base import Listing, Reader
-from resnext_core.data.sources.kinds import is_compressed, is_shard
-from resnext_core.data.sources.names import expanded
+from resnext_core.data.sources.names import expanded, is_compressed, is_shard
 from resnext_core.data.sources.ranges import LocalFiles, RangeFiles, RangeReader, Shard, located, lost
 from resnext_core.data.sources.shard_index import ShardIndex, beside, cached_index, indexed, write_index
 from resnext_core.errors import DataError, reason, shown
