@@ -45,6 +45,7 @@ def resnext_backends() -> Iterator[Backend]:
         packages=("mindspore",),
         options=AscendOptions,
         steps_per_call=10,
+        mixes=True,
         connect=_connect,
         launch=_launch,
     )

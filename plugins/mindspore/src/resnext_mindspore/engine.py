@@ -119,15 +119,23 @@ class MindsporeEngine(Engine):
         tensor, count = self._ms.Tensor, self._request.accumulate
         rate, whole = tensor(np.float32(step.lr)), tensor(np.float32(scale))
         if count == 1:
-            loss, finite = self._graphs["whole"](*self._given(step), rate, whole)
+            loss, finite = self._graphs["whole"](*self._given(step), rate, whole, *self._mix(step))
             return Queued([loss], finite)
         share = tensor(np.float32(scale / count))  # so that the sum over micro-batches is the mean
-        losses = [self._graphs["micro"](*self._given(part), share) for part in step.micro_batches(count)]
+        losses = [
+            self._graphs["micro"](*self._given(part), share, *self._mix(part))
+            for part in step.micro_batches(count)
+        ]
         return Queued(losses, self._graphs["finish"](rate, whole))
 
     def _given(self, step: StepInput) -> tuple[Any, Any, Any]:
         tensor = self._ms.Tensor
         return tensor(step.images), tensor(step.labels), tensor(step.weights.astype(np.float32))
+
+    def _mix(self, step: StepInput) -> list[Any]:
+        from resnext_mindspore.mixing import packed
+
+        return [] if step.mix is None else [self._ms.Tensor(array) for array in packed(step.mix)]
 
     def _untrained(self) -> dict[Any, Any]:
         """Return copies of what a step moves beside weights and momenta: running statistics and EMA."""

@@ -11,6 +11,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from resnext_core.model.preprocess import PreprocessSpec
 from resnext_core.model.spec import BN_EPS, BN_MOMENTUM, BlockSpec, ModelSpec
+from resnext_mindspore.mixing import MixPixels
 
 
 def make_parameters(
@@ -28,7 +29,8 @@ class Network(nn.Cell):
 
     Maps uint8 (N, H, W, 3), or with ``tensor_input`` normalised float32 (N, 3, H, W), to float32 logits
     (N, classes). `training` is fixed at construction, never a state: MindSpore caches a graph per Cell, and
-    a Cell switched from training to evaluation may serve the stale one.
+    a Cell switched from training to evaluation may serve the stale one. In a training that mixes images the tensors of
+    :mod:`resnext_mindspore.mixing` follow the images.
 
     With `compute` float16 or bfloat16, convolutions and the classifier compute in it on casts of the float32
     Parameters. Batch normalisation computes in float32 unless `bn_float32` is False; it takes and gives `compute`, and
@@ -68,24 +70,28 @@ class Network(nn.Cell):
         self.mean = ops.ReduceMean(keep_dims=False)
         self.fc = _Dense(parameters["fc.weight"], parameters["fc.bias"], compute)
 
-    def construct(self, images: Tensor) -> Tensor:
-        x = self.pool(self.relu(self.bn1(self.conv1(self.source(images)))))
+    def construct(self, images: Tensor, *mix: Tensor) -> Tensor:
+        x = self.pool(self.relu(self.bn1(self.conv1(self.source(images, *mix)))))
         for block in self.blocks:
             x = block(x)
         return self.fc(self.mean(ops.cast(x, ms.float32), (2, 3)))
 
 
 class _Normalize(nn.Cell):
-    """uint8 NHWC to normalised float32 NCHW."""
+    """uint8 NHWC to normalised float32 NCHW; images that are mixed are so before, in float32."""
 
     def __init__(self, preprocess: PreprocessSpec) -> None:
         super().__init__(auto_prefix=False)
         self.mean = Tensor(np.array(preprocess.mean, np.float32))
         self.std = Tensor(np.array(preprocess.std, np.float32))
         self.transpose = ops.Transpose()
+        self.mix = MixPixels()
 
-    def construct(self, images: Tensor) -> Tensor:
-        return self.transpose((ops.cast(images, ms.float32) - self.mean) / self.std, (0, 3, 1, 2))
+    def construct(self, images: Tensor, *mix: Tensor) -> Tensor:
+        pixels = ops.cast(images, ms.float32)
+        if len(mix) > 0:
+            pixels = self.mix(pixels, mix[0], mix[1])
+        return self.transpose((pixels - self.mean) / self.std, (0, 3, 1, 2))
 
 
 class _Conv(nn.Cell):

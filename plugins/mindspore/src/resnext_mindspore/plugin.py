@@ -44,6 +44,7 @@ def resnext_backends() -> Iterator[Backend]:
         file_probe=file_readiness,
         packages=("mindspore",),
         options=MindsporeOptions,
+        mixes=True,
         connect=_connect,
         launch=_launch,
     )

@@ -13,6 +13,7 @@ from resnext_core.config import LossConfig
 from resnext_core.interfaces import CLIP_EPS, TrainRequest
 from resnext_core.model.spec import ModelSpec
 from resnext_mindspore import overflow
+from resnext_mindspore.mixing import LABEL, TARGET
 from resnext_mindspore.network import Network, make_parameters
 
 _divide = ops.MultitypeFuncGraph("divide")
@@ -76,7 +77,10 @@ def _average_one(decay: Tensor, mean: Tensor, weight: Tensor) -> Tensor:
 
 
 class SmoothedLoss(nn.Cell):
-    """Mean over rows of weight times cross-entropy of float32 logits (N, K) with smoothed targets; see LossConfig."""
+    """Mean over rows of weight times cross-entropy of float32 logits (N, K) with smoothed targets; see LossConfig.
+
+    With the tensors of :mod:`resnext_mindspore.mixing` the targets are those of two labels.
+    """
 
     def __init__(self, config: LossConfig, classes: int) -> None:
         super().__init__(auto_prefix=False)
@@ -89,8 +93,12 @@ class SmoothedLoss(nn.Cell):
         self.off = Tensor(off, ms.float32)
         self.log_softmax = ops.LogSoftmax(axis=1)
 
-    def construct(self, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    def construct(self, logits: Tensor, labels: Tensor, weights: Tensor, *mix: Tensor) -> Tensor:
         targets = self.one_hot(labels, self.classes, self.on, self.off)
+        if len(mix) > 0:
+            second = self.one_hot(mix[0][:, LABEL], self.classes, self.on, self.off)
+            share = mix[1][:, TARGET].reshape((-1, 1))
+            targets = share * targets + (1 - share) * second
         return -((targets * self.log_softmax(logits)).sum(1) * weights).mean()
 
 
@@ -158,15 +166,15 @@ class Gradients(nn.Cell):
         self.gradient = ops.value_and_grad(self.scaled_loss, None, weights, has_aux=True)
 
     def scaled_loss(
-        self, images: Tensor, labels: Tensor, weights: Tensor, scale: Tensor
+        self, images: Tensor, labels: Tensor, weights: Tensor, scale: Tensor, *mix: Tensor
     ) -> tuple[Tensor, Tensor]:
-        loss = self.loss(self.network(images), labels, weights)
+        loss = self.loss(self.network(images, *mix), labels, weights, *mix)
         return loss * scale, loss
 
     def construct(
-        self, images: Tensor, labels: Tensor, weights: Tensor, scale: Tensor
+        self, images: Tensor, labels: Tensor, weights: Tensor, scale: Tensor, *mix: Tensor
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        (_, loss), gradients = self.gradient(images, labels, weights, scale)
+        (_, loss), gradients = self.gradient(images, labels, weights, scale, *mix)
         if self.with_loss:
             gradients = (*gradients[:-1], gradients[-1] + loss * 0)
         return loss, gradients
@@ -231,9 +239,9 @@ class Step(nn.Cell):
         self.gradients, self.update = gradients, update
 
     def construct(
-        self, images: Tensor, labels: Tensor, weights: Tensor, lr: Tensor, scale: Tensor
+        self, images: Tensor, labels: Tensor, weights: Tensor, lr: Tensor, scale: Tensor, *mix: Tensor
     ) -> tuple[Tensor, Tensor]:
-        loss, gradients = self.gradients(images, labels, weights, scale)
+        loss, gradients = self.gradients(images, labels, weights, scale, *mix)
         return loss, self.update(gradients, lr, scale)
 
 
@@ -245,8 +253,10 @@ class Accumulate(nn.Cell):
         self.gradients, self.totals = gradients, totals
         self.map = ops.HyperMap()
 
-    def construct(self, images: Tensor, labels: Tensor, weights: Tensor, scale: Tensor) -> Tensor:
-        loss, gradients = self.gradients(images, labels, weights, scale)
+    def construct(
+        self, images: Tensor, labels: Tensor, weights: Tensor, scale: Tensor, *mix: Tensor
+    ) -> Tensor:
+        loss, gradients = self.gradients(images, labels, weights, scale, *mix)
         return ops.depend(loss, self.map(_add, self.totals, gradients))
 
 
