@@ -58,6 +58,8 @@ def handle(args: argparse.Namespace) -> int:
 
 def _text(result: DoctorResult) -> str:
     text = "\n" + table([[b.id, b.state, b.detail] for b in result.backends], ["backend", "state", "detail"])
+    rows = [[d.name, d.state, d.detail, "taken by auto" if d.taken else ""] for d in result.decoders]
+    text += "\n\n" + table(rows, ["decoder", "state", "detail", "data.decoder"])
     if result.not_installed:
         hints = ", ".join(f"{extra} ({install_hint(extra)})" for extra in result.not_installed)
         text += f"\n\nnot installed: {hints}"

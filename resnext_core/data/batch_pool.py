@@ -26,6 +26,11 @@ PORTION = 16
 THREADS = 4
 
 
+def most_batches(length: int, workers: int, prefetch: int) -> int:
+    """Return how many batches of `length` images wait or are under way at a time: two portions for each reader."""
+    return prefetch + -(-2 * workers * PORTION // max(length, PORTION))
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Pending:
     """A batch that is being decoded: its memory, and the tickets of its parts that were not taken yet."""
@@ -57,7 +62,7 @@ class BatchPool:
 
     def room(self, length: int) -> bool:
         """Return whether a batch of `length` rows may be handed out now."""
-        most = self._prefetch + -(-2 * self._workers * PORTION // max(length, PORTION))
+        most = most_batches(length, self._workers, self._prefetch)
         self._slots.spare = most
         return len(self._pending) < most
 

@@ -14,13 +14,11 @@ import numpy as np
 
 from resnext_core.config import Config
 from resnext_core.data.index import open_index, remarks
-from resnext_core.data.loader import Loader
-from resnext_core.data.opening import loader_workers
-from resnext_core.data.sampler import Task, epoch_permutation
 from resnext_core.data.splits import part_paths
 from resnext_core.errors import UsageError
 from resnext_core.files import place
 from resnext_core.interfaces import Backend, Batch
+from resnext_core.jobs.bench_data import bench_loader, images_of_run
 from resnext_core.jobs.plan import training_backend
 from resnext_core.jobs.recorder import ignore
 from resnext_core.jobs.settings import Resolved, Settings, resolve
@@ -36,9 +34,6 @@ from resnext_core.serving.metrics import percentiles
 from resnext_core.training.initial import initial_weights
 from resnext_core.training.trainer import create_trainer
 
-#: Batches of a loader that are read before its time is taken.
-_LOADER_WARMUP = 2
-
 
 @dataclass(frozen=True, kw_only=True)
 class BenchJob:
@@ -47,7 +42,8 @@ class BenchJob:
     Training and evaluation take random images in memory; ``data`` reads those of ``settings.data``. `weights` is the
     model to evaluate, None a new one of ``model.variant`` with `classes` outputs. `warmup` steps come before the
     `steps` that are timed. With `peak_tflops`, the device's peak TFLOP/s in the precision used, the result has the
-    model FLOPs utilisation, ``mfu``.
+    model FLOPs utilisation, ``mfu``. ``data`` is compared with the images a second that a training takes:
+    `needed_images_per_s`, or those of the run in the folder `run`.
     """
 
     what: Literal["train", "eval", "data"]
@@ -56,6 +52,8 @@ class BenchJob:
     warmup: int = 3
     classes: int = 1000
     peak_tflops: float | None = None
+    needed_images_per_s: float | None = None
+    run: Path | None = None
     settings: Settings = field(default_factory=Settings)
     backend: str | None = None
 
@@ -85,7 +83,7 @@ def bench(job: BenchJob, listen: Listener = ignore) -> BenchResult:
     plugins = load_plugins()
     resolved = resolve(job.settings, plugins)
     if job.what == "data":
-        values = _bench_data(job, resolved.config, listen)
+        values = _bench_data(job, resolved.config, plugins, listen)
     elif job.what == "train":
         backend = training_backend(plugins, job.backend)
         values = _bench_train(job, resolved.config, backend)
@@ -128,34 +126,28 @@ def _bench_eval(job: BenchJob, resolved: Resolved, plugins: PluginSet) -> dict[s
     return _rates("eval", model.backend.id, model.spec, n, times[job.warmup :], passes=1)
 
 
-def _bench_data(job: BenchJob, config: Config, listen: Listener) -> dict[str, Any]:
+def _bench_data(job: BenchJob, config: Config, plugins: PluginSet, listen: Listener) -> dict[str, Any]:
     """Time reading, decoding and augmenting the training images of ``data.dir``."""
     if config.data.dir is None:
         raise UsageError("bench data needs --data DIR")
+    needed = job.needed_images_per_s if job.run is None else images_of_run(job.run)
+    if needed is not None and not needed > 0:
+        raise UsageError(f"--images-per-second must be above 0, not {needed:g}")
+    plugins.decoder(config.data.decoder)
     root = place(config.data.dir)
     part = part_paths(root, config.data).get("train", root)
     index = open_index(part, data=config.data)
     for line in remarks([index]):
         listen(Note(text=line))
     weights = initial_weights(config, index.classes) if index.classes else _new_model(config, 1)
-    n, workers = config.train.batch_size, loader_workers(config)
-    epochs = -(-job.steps * n // len(index)) + 1
-    order = np.concatenate([epoch_permutation(len(index), 1, epoch) for epoch in range(epochs)])
-    tasks = [Task.of(0, order[i * n : (i + 1) * n]) for i in range(job.steps + _LOADER_WARMUP)]
-    with Loader(
-        index, weights.preprocess, config.augment, seed=1, workers=workers, prefetch=config.data.prefetch,
-        bad_images=config.data.bad_images,
-    ) as loader:  # fmt: skip
-        batches = loader.batches(tasks)
-        for _ in range(_LOADER_WARMUP):
-            next(batches)
-        started = time.perf_counter()
-        images = sum(len(batch) for batch in batches)
-        seconds = time.perf_counter() - started
-    return {
-        "bench": "data", "images_per_s": images / seconds, "workers": workers, "batch_size": n,
-        "image_size": weights.spec.image_size, "failed": len(loader.failures),
-    }  # fmt: skip
+    return bench_loader(
+        index,
+        weights.preprocess,
+        config,
+        plugins.decoder(config.data.decoder),
+        steps=job.steps,
+        needed=needed,
+    )
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from resnext_core.errors import BackendUnavailable, DataError, ResnextError
 from resnext_core.extras import missing_plugins
-from resnext_core.interfaces import Backend
+from resnext_core.interfaces import Backend, ask
 from resnext_core.jobs.backend_check import FAILED, WRONG, BackendCheck, check
 from resnext_core.jobs.environment import environment
 from resnext_core.jobs.plan import faults, plan_job, training_backend
 from resnext_core.jobs.preflight import Finding, machine_memory, preflight
 from resnext_core.jobs.recorder import ignore
 from resnext_core.jobs.settings import Resolved, Settings, resolve, stored_layer
-from resnext_core.plugins import PluginSet, load_plugins, probe
+from resnext_core.plugins import AUTO, PluginSet, load_plugins, probe
 from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.records import Listener, Note
 
@@ -31,11 +31,22 @@ class DoctorJob:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DecoderCheck:
+    """A decoder of images: whether it is ready here, or why not; `taken` by ``data.decoder: auto``."""
+
+    name: str
+    state: str
+    detail: str
+    taken: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class DoctorResult:
-    """Versions and machine, the check of each backend, extras that are not installed, and plugins that do not load."""
+    """Versions, machine, the check of each backend and decoder, extras that are not installed, and broken plugins."""
 
     environment: Mapping[str, Any]
     backends: tuple[BackendCheck, ...]
+    decoders: tuple[DecoderCheck, ...]
     not_installed: tuple[str, ...]
     problems: tuple[str, ...]
 
@@ -54,6 +65,7 @@ class DoctorResult:
         """Return JSON types."""
         return {
             "environment": dict(self.environment), "backends": [b.to_dict() for b in self.backends],
+            "decoders": [dataclasses.asdict(d) for d in self.decoders],
             "not_installed": list(self.not_installed), "problems": list(self.problems),
         }  # fmt: skip
 
@@ -109,9 +121,22 @@ def doctor(job: DoctorJob, listen: Listener = ignore) -> DoctorResult:
     return DoctorResult(
         environment=facts,
         backends=tuple(check(backend, plugins) for backend in backends),
+        decoders=tuple(_decoders(plugins)),
         not_installed=tuple(missing_plugins()),
         problems=tuple(plugins.problems),
     )
+
+
+def _decoders(plugins: PluginSet) -> Iterator[DecoderCheck]:
+    taken = plugins.decoder(AUTO)
+    for decoder in sorted(plugins.decoders.values(), key=lambda d: (-d.priority, d.name)):
+        answer = ask(decoder.probe)
+        yield DecoderCheck(
+            name=decoder.name,
+            state=answer.state,
+            detail=answer.reason or decoder.summary,
+            taken=decoder is taken,
+        )
 
 
 def check_training(job: CheckTrainingJob) -> CheckTrainingResult:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 from resnext_core.config import Config
+from resnext_core.data.batch_pool import most_batches
 from resnext_core.data.index import Index, remarks
 from resnext_core.data.opening import loader_workers
 from resnext_core.data.sampler import steps_per_epoch
@@ -72,6 +74,8 @@ def preflight(plan: Plan, found: Iterable[tuple[str, ResnextError]]) -> Iterator
     """
     if plan.splits is not None:
         yield from _data(plan.splits, plan.unusable)
+    with suppress(ResnextError):  # it is among the faults
+        yield Finding(topic="decoder", level="ok", text=f"{plan.decoder.name}: {plan.decoder.summary}")
     fits = plan.splits is not None
     for topic, error in found:
         elsewhere = plan.backend is None and isinstance(error, BackendUnavailable)
@@ -167,14 +171,15 @@ def _batch(micro_batch: int) -> Iterator[Finding]:
 
 def _memory(spec: ModelSpec, config: Config, micro_batch: int, world: int) -> Iterator[Finding]:
     need = training_memory(spec, config, micro_batch)
-    images = config.data.prefetch * micro_batch * config.train.accumulate * spec.image_size**2 * 3
+    batch, workers = micro_batch * config.train.accumulate, loader_workers(config, world)
+    images = most_batches(batch, workers, config.data.prefetch) * batch * spec.image_size**2 * 3
     host = (need.state if config.train.background_saving else 0) + images
     yield Finding(
         topic="memory", level="ok",
         text=f"about {size(need.total)} on each device, plus the framework's own: {size(need.state)} weights, "
         f"gradients and momentum, {size(need.activations)} activations of {micro_batch} images in "
         f"{config.precision.compute}; on the host {size(host)} per process, and "
-        f"{loader_workers(config, world)} loader workers",
+        f"{workers} loader workers",
     )  # fmt: skip
     here = machine_memory()
     if here is not None and world * need.total > here:

@@ -204,6 +204,26 @@ def test_doctor(cli: CommandLine) -> None:
     assert (reference["id"], reference["state"]) == ("reference", "ready")
     assert reference["difference"] < 1e-5
     assert result["environment"]["numpy"] == np.__version__
+    assert result["decoders"] == [
+        {"name": "pillow", "state": "ready", "detail": "Pillow, in processes", "taken": True}
+    ]
+    assert re.search(
+        r"^pillow +ready +Pillow, in processes +taken by auto$", cli.ok("doctor").out, re.MULTILINE
+    )
+
+
+def test_a_decoder_that_is_not_known_is_refused_before_the_work(
+    cli: CommandLine, photos: Path, recipe: Path, weights_file: Path, tmp_path: Path
+) -> None:
+    wrong = ["--data", photos, "--set", "data.decoder=pilow", "--output", tmp_path / "runs"]
+    says = "unknown data.decoder 'pilow'; did you mean 'pillow'?"
+    for words in (
+        ["train", "--recipe", recipe],
+        ["bench", "data", "--recipe", recipe],
+        ["eval", "--weights", weights_file],
+    ):
+        cli.refuses(EXIT_USAGE, *words, *wrong, says=says)
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("what", ["train", "eval", "data"])

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from run_records import stored
 
 from resnext_core.config import Config, load_config, parse_set
+from resnext_core.data.batch_pool import BatchPool
 from resnext_core.data.index import open_index
 from resnext_core.data.loader import Loader
 from resnext_core.data.mix import draw_mixes
@@ -149,6 +151,40 @@ def test_images_and_learning_rates_come_in_the_stated_order(
     np.testing.assert_allclose(trainer.lrs, expected, rtol=1e-7)
     assert max(trainer.calls) <= steps_per_call
     assert sum(trainer.calls) == 18
+
+
+def test_readers_are_never_idle_at_the_end_of_an_epoch(
+    job: Callable[..., Training], tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next epoch and the evaluation are being read before the last step of an epoch is computed."""
+    made = job("train.epochs=3", "train.seed=7", "train.eval_every=2")
+    assert made.val is not None
+    asked: list[tuple[str, int]] = []
+    parts: dict[object, str] = {}
+    original = BatchPool.submit
+
+    def submit(pool: Any, epoch: int, length: int, rows: Any) -> int:
+        asked.append((parts.setdefault(pool, "train" if not parts else "val"), epoch))
+        return original(pool, epoch, length, rows)
+
+    monkeypatch.setattr(BatchPool, "submit", submit)
+    before: list[dict[tuple[str, int], int]] = []
+    trainer = Recorder(tiny_weights, lambda step: before.append(dict(Counter(asked))))
+    with (
+        Loader(made.train, tiny_weights.preprocess, None, workers=1, prefetch=3) as train,
+        Loader(made.val, tiny_weights.preprocess, None, workers=1, prefetch=3) as val,
+    ):
+        fit(trainer, dataclasses.replace(made, train_loader=train, val_loader=val))
+    for epoch in range(3):
+        seen = np.concatenate(trainer.seen[6 * epoch : 6 * epoch + 6])
+        assert np.array_equal(seen, epoch_permutation(48, 7, epoch))
+    assert before[5][("train", 1)] >= 3, (
+        "step 6 is the last of the first epoch, after which nothing is evaluated"
+    )
+    assert not any(part == "val" for part, _ in before[5])
+    assert before[11][("train", 2)] >= 3
+    assert before[11][("val", 0)] >= 3
+    assert Counter(asked) == {("train", 0): 6, ("train", 1): 6, ("train", 2): 6, ("val", 0): 2 * 5}
 
 
 @pytest.mark.parametrize("steps_per_call", [1, 4])
