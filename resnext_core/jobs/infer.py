@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnext_core.config import Config
-from resnext_core.data.index import Index, image_folder, remarks
+from resnext_core.config import Config, DataConfig
+from resnext_core.data.index import Index, image_folder, listed, remarks
 from resnext_core.data.lines import byte_lines
 from resnext_core.data.opening import eval_loader
 from resnext_core.data.sampler import eval_tasks
+from resnext_core.data.sources.joined import JoinedSource
+from resnext_core.data.sources.registry import kind_of
 from resnext_core.errors import DataError, UsageError, one_line
 from resnext_core.files import check_target, local_path
 from resnext_core.files.npy import npy_rows
@@ -138,7 +140,7 @@ def _infer_tensor(model: LoadedModel, tensor: NDArray[Any], path: Path, batch: i
 def _infer_images(
     model: LoadedModel, job: InferJob, config: Config, take: Callable[[Prediction], None], listen: Listener
 ) -> InferResult:
-    index = _index(job.images or (), model.classes, listen)
+    index = _index(job.images or (), model.classes, config.data, listen)
     tasks = list(eval_tasks(len(index), config.eval.batch_size))
     done = failed = 0
     with ExitStack() as stack:
@@ -180,26 +182,41 @@ def predicted(path: str, logits: NDArray[Any], classes: Sequence[str], top: int)
     return Prediction(path=path, top=tuple(guesses), logits=logits)
 
 
-def _index(images: Iterable[Path], classes: Sequence[str], listen: Listener) -> Index:
+def _index(images: Iterable[Path], classes: Sequence[str], data: DataConfig, listen: Listener) -> Index:
+    """Return one index of all that was given: files as they are, and the images of folders and other sources."""
+    parts: list[Index] = []
+    paths: list[str] = []
+    files: list[str] = []  # those that are not in `parts` yet
+
+    def close() -> None:
+        if files:
+            parts.append(_unlabelled(Path(), tuple(files), classes))
+            files.clear()
+
     opened: list[Index] = []
-    paths = tuple(map(str, _expand(images, opened)))
+    for path in images:
+        kind = kind_of(path)
+        if kind is None and not os.path.isdir(path):
+            files.append(str(local_path(path)))
+            paths.append(files[-1])
+            continue
+        close()
+        found = image_folder(path) if kind is None else listed(kind.open(str(path), data), labelled=False)
+        opened.append(found)
+        parts.append(found)
+        paths += [str(found.root / name) for name in found.paths]
+    close()
     for line in remarks(opened):
         listen(Note(text=line))
     if not paths:
         raise DataError("no images found in what was given")
-    labels = np.full(len(paths), -1, np.int32)
-    return Index(paths=paths, labels=labels, classes=tuple(classes), root=Path())
+    index = _unlabelled(Path(), tuple(paths), classes)
+    joined = JoinedSource([part.source for part in parts], [len(part) for part in parts])
+    return replace(index, source=parts[0].source if len(parts) == 1 else joined)
 
 
-def _expand(images: Iterable[Path], opened: list[Index]) -> Iterator[Path]:
-    """Yield files as they are, and the images of folders, whose indices are added to `opened`."""
-    for path in images:
-        if os.path.isdir(path):
-            found = image_folder(path)
-            opened.append(found)
-            yield from (path / name for name in found.paths)
-        else:
-            yield local_path(path)
+def _unlabelled(root: Path, paths: Sequence[str], classes: Sequence[str]) -> Index:
+    return Index(paths=paths, labels=np.full(len(paths), -1, np.int32), classes=tuple(classes), root=root)
 
 
 def _read_tensor(path: Path) -> NDArray[Any]:

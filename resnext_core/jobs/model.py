@@ -13,9 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from resnext_core.data.index import image_folder, remarks
-from resnext_core.data.render import load_eval
-from resnext_core.errors import DataError, UsageError
+from resnext_core.config import DataConfig
+from resnext_core.data.content import BadImage
+from resnext_core.data.index import image_folder, listed, remarks
+from resnext_core.data.render import load_eval, load_eval_bytes
+from resnext_core.data.sources.base import Reader
+from resnext_core.data.sources.registry import kind_of
+from resnext_core.errors import UsageError
 from resnext_core.files import local_path
 from resnext_core.jobs.infer import Prediction, predicted
 from resnext_core.jobs.settings import Settings, resolve
@@ -126,12 +130,26 @@ class Model:
         preprocess = self._loaded.preprocess
         if isinstance(image, (str, os.PathLike)):
             try:
+                if isinstance(image, _Stored):
+                    return load_eval_bytes(image.reader.read(image.locator), preprocess, name=image)
                 return load_eval(local_path(Path(image)), preprocess)
-            except DataError as error:
+            except BadImage as error:
                 if errors == "raise":
-                    raise
-                return Prediction(path=os.fspath(image), error=getattr(error, "reason", str(error)))
+                    raise BadImage(os.fspath(image), error.reason) from error
+                return Prediction(path=os.fspath(image), error=error.reason)
         return eval_pixels(_rgb(image), preprocess)
+
+
+class _Stored(str):
+    """The path of an image in a source, and how it is read."""
+
+    reader: Reader
+    locator: bytes
+
+    def __new__(cls, path: str, reader: Reader, locator: bytes) -> _Stored:
+        stored = super().__new__(cls, path)
+        stored.reader, stored.locator = reader, locator
+        return stored
 
 
 def load_model(
@@ -147,7 +165,7 @@ def load_model(
 
 def _is_one(images: Any) -> bool:
     if isinstance(images, (str, os.PathLike)):
-        return not os.path.isdir(images)
+        return not os.path.isdir(images) and kind_of(images) is None
     if isinstance(images, np.ndarray):
         return images.ndim != 4
     return isinstance(images, Image.Image)
@@ -155,10 +173,16 @@ def _is_one(images: Any) -> bool:
 
 def _several(images: Any) -> Iterator[Any]:
     if isinstance(images, (str, os.PathLike)):
-        found = image_folder(Path(images))
+        kind = kind_of(images)
+        found = (
+            image_folder(Path(images))
+            if kind is None
+            else listed(kind.open(os.fspath(images), DataConfig()), labelled=False)
+        )
         for line in remarks([found]):
             warnings.warn(line, stacklevel=3)
-        return (found.path(i) for i in range(len(found)))
+        reader = found.source.reader()
+        return (_Stored(str(found.path(i)), reader, found.source.locator(i)) for i in range(len(found)))
     if not isinstance(images, Iterable):
         raise UsageError(f"images are files, Pillow images or uint8 arrays, not {type(images).__name__}")
     return iter(images)

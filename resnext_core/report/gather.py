@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resnext_core.data.decode import read_image
+from resnext_core.data.decode import decode, opened_bytes
+from resnext_core.data.sources.stored import content_of
 from resnext_core.errors import DataError, ResnextError
 from resnext_core.files.plain import read_text
 from resnext_core.model.weights import parse_manifest, read_manifest_text
@@ -73,7 +74,9 @@ def _wall(records: Sequence[Record]) -> float | None:
 def _sample(sample: Mapping[str, Any]) -> Sample | None:
     """Return a sample with its thumbnail; None where its file cannot be read any more."""
     try:
-        image = read_image(Path(sample["path"]), minimum=THUMBNAIL)
+        path = sample["path"]
+        with opened_bytes(content_of(path), path) as source:
+            image = decode(source, path, (THUMBNAIL, THUMBNAIL))[0]
     except ResnextError:
         return None
     image.thumbnail((THUMBNAIL, THUMBNAIL))

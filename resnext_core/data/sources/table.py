@@ -22,7 +22,7 @@ from typing import IO, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from resnext_core.data.paths import decoded
+from resnext_core.data.paths import decoded, encoded
 from resnext_core.errors import DataError, reason
 from resnext_core.files import Place
 
@@ -61,6 +61,18 @@ class StoredPaths(Sequence[str]):
             for end in ends:
                 yield decoded(block[start - base : end - base])
                 start = end
+
+    def index(self, value: Any, start: int = 0, stop: int | None = None) -> int:
+        """Return the position of a name; ValueError where it is not there."""
+        wanted, at = encoded(str(value)), -1
+        names = self._names.tobytes()
+        while (at := names.find(wanted, at + 1)) >= 0:
+            i = int(np.searchsorted(self._ends, at, side="right"))
+            first = int(self._ends[i - 1]) if i else 0
+            whole = first == at and int(self._ends[i]) == at + len(wanted)
+            if whole and start <= i < (len(self) if stop is None else stop):
+                return i
+        raise ValueError(f"{value} is not there")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or isinstance(other, str):
