@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from resnext_core.convert.containers import read_tensors
 from resnext_core.convert.names import NAMINGS, Naming, detect, network_prefixes
+from resnext_core.convert.published import Published, find_published
 from resnext_core.convert.report import Change
 from resnext_core.errors import DataError, UsageError, shown
 from resnext_core.files import file_digest
@@ -30,13 +31,15 @@ _WIDENED = (np.dtype(np.float16),)
 class Converted:
     """Neutral weights, the momentum found beside them (neutral names; empty if none), and what was done.
 
-    `headless` is True if the file has no classifier, and that of `weights` is zeros.
+    `headless` is True if the file has no classifier, and that of `weights` is zeros. `published` is what the file was
+    published with, where that is known; the preprocessing of `weights` has it but for what was given.
     """
 
     weights: Weights
     naming: Naming
     changes: tuple[Change, ...]
     headless: bool = False
+    published: Published | None = None
     momentum: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     step: int = 0
 
@@ -103,21 +106,28 @@ def from_tensors(
         )
         changes += moved_changes
     check_tensors(spec, neutral, where=str(path))
-    size = given.image_size or spec.image_size
+    digest = file_digest(path)
+    published = find_published(path, digest, spec.variant, naming.id) if given.spec is None else None
+    defaults = naming.preprocess
+    if published is not None:
+        spec = spec.replace(image_size=given.image_size or published.size)
+        defaults = replace(defaults, **published.settings(spec.image_size))
     weights = Weights(
         spec=spec,
-        preprocess=preprocess_spec(replace(naming.preprocess, **given.preprocess), size),
+        preprocess=preprocess_spec(replace(defaults, **given.preprocess), spec.image_size),
         classes=_classes(given, spec),
         named=given.classes is not None,
         tensors={t.name: neutral[t.name] for t in spec.tensors},
         origin={
-            "file": path.name, "file_digest": file_digest(path), "names": naming.id,
+            "file": path.name, "file_digest": digest, "names": naming.id,
             **({"entry": stored.entry} if stored.entry else {}),
+            **({"published": published.name} if published is not None else {}),
         },
     )  # fmt: skip
     step = plain["global_step"][1] if "global_step" in plain else np.zeros(())
     return Converted(
         weights=weights, naming=naming, changes=tuple(changes + dropped), momentum=momentum, headless=headless,
+        published=published,
         step=int(step.ravel()[0]) if step.size == 1 and np.isfinite(step).all() else 0,
     )  # fmt: skip
 

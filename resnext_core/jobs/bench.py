@@ -32,6 +32,7 @@ from resnext_core.runs.records import Listener, Note
 from resnext_core.serving.load import serve, serve_weights
 from resnext_core.serving.metrics import percentiles
 from resnext_core.training.initial import initial_weights
+from resnext_core.training.sizes import training_preprocess, training_size
 from resnext_core.training.trainer import create_trainer
 
 
@@ -98,7 +99,8 @@ def bench(job: BenchJob, listen: Listener = ignore) -> BenchResult:
 def _bench_train(job: BenchJob, config: Config, backend: Backend) -> dict[str, Any]:
     """Time whole optimizer steps, in chunks of as many as the backend takes in one call."""
     weights, n, chunk = _new_model(config, job.classes), config.train.batch_size, backend.steps_per_call
-    batch = _random_batch(n, weights.spec.image_size, weights.spec.num_classes)
+    spec = weights.spec.replace(image_size=training_size(config))
+    batch = _random_batch(n, spec.image_size, spec.num_classes)
     lr = np.full(chunk, 1e-3, np.float32)
     request = train_request(config, weights, backend, RankInfo(), SingleProcess())
     times = []
@@ -108,7 +110,7 @@ def _bench_train(job: BenchJob, config: Config, backend: Backend) -> dict[str, A
             if (call + 1) * chunk > job.warmup:
                 times.append(seconds / chunk)
         peak = trainer.usage().peak_bytes
-    values = _rates("train", backend.id, weights.spec, n, times, passes=3)
+    values = _rates("train", backend.id, spec, n, times, passes=3)
     return values if peak is None else values | {"peak_device_mib": round(peak / 2**20)}
 
 
@@ -139,10 +141,10 @@ def _bench_data(job: BenchJob, config: Config, plugins: PluginSet, listen: Liste
     index = open_index(part, data=config.data)
     for line in remarks([index]):
         listen(Note(text=line))
-    weights = initial_weights(config, index.classes) if index.classes else _new_model(config, 1)
+    weights = initial_weights(config, index.classes)[0] if index.classes else _new_model(config, 1)
     return bench_loader(
         index,
-        weights.preprocess,
+        training_preprocess(config, weights.preprocess),
         config,
         plugins.decoder(config.data.decoder),
         steps=job.steps,
@@ -157,7 +159,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _new_model(config: Config, classes: int) -> Weights:
-    return initial_weights(config, [str(i) for i in range(config.model.num_classes or classes)])
+    return initial_weights(config, [str(i) for i in range(config.model.num_classes or classes)])[0]
 
 
 def _random_batch(n: int, size: int, classes: int) -> Batch:

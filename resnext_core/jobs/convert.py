@@ -173,6 +173,8 @@ def _read(job: ConvertJob, plugins: PluginSet) -> _Source:
     if manifest is None:
         evidence = "names and shapes" if described == ModelDescription() else "names, shapes and flags"
         known = f"inferred from {evidence}, with {found.naming.id}'s defaults for the rest"
+        if found.published is not None:
+            known = f"inferred from {evidence}; {found.published}"
     known = f"naming scheme {found.naming.id}, {known}"
     if entry := found.weights.origin.get("entry"):
         known += f"; weights of its entry {quoted(entry)}"
@@ -227,10 +229,10 @@ def _description(job: ConvertJob) -> ModelDescription:
 
 
 def _about(source: Path, weights: Weights) -> str:
-    spec, pre = weights.spec, weights.preprocess
+    spec = weights.spec
     return (
         f"{source}: {spec.variant}, {spec.num_classes} classes, {spec.parameters:,} parameters; pool padding "
-        f"{spec.pool_padding}, images {pre.mode} {pre.resize} -> {pre.size} ({pre.filter})"
+        f"{spec.pool_padding}, {weights.preprocess.words()}"
     )
 
 

@@ -147,7 +147,15 @@ def check_training(job: CheckTrainingJob) -> CheckTrainingResult:
     plugins = load_plugins()
     resolved, run = resolve_check(job, plugins)
     backend, first = _training_backend(job.backend, plugins)
-    plan = plan_job(resolved.config, plugins, backend, world=job.devices, resumed=run, whole=True)
+    plan = plan_job(
+        resolved.config,
+        plugins,
+        backend,
+        world=job.devices,
+        resumed=run,
+        whole=True,
+        sources=resolved.sources,
+    )
     found = list(faults(plan))
     wrong = [error for _, error in found if backend or not isinstance(error, BackendUnavailable)]
     return CheckTrainingResult(

@@ -128,6 +128,8 @@ def evaluate(job: EvaluateJob, listen: Listener = ignore) -> EvaluateResult:
             batch_size=config.eval.batch_size, rank=rank,
         )  # fmt: skip
         stack.callback(model.predictor.close)
+        if model.published is not None:
+            listen(Note(text=f"preprocessing of {model.published}: {model.preprocess.words()}"))
         index = open_split(config.data, job.split, model.classes, named=model.has_names)
         for line in remarks([index]):
             listen(Note(text=line))

@@ -30,14 +30,16 @@ from resnext_core.serving.load import WEIGHTS_SUFFIX, exporters, server_of
 from resnext_core.training.finetune import pretrained_momentum
 from resnext_core.training.initial import build_spec, check_class_count, initial_weights, per_rank
 from resnext_core.training.inputs import cannot_mix
+from resnext_core.training.sizes import training_size, with_training_size
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InitialWeights:
-    """What a new training starts from, and lines about where it comes from."""
+    """What a new training starts from, lines about where it comes from, and the configuration with what that adds."""
 
     weights: Weights
     notes: tuple[str, ...]
+    config: Config
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,7 +48,7 @@ class Plan:
 
     `splits` are None where there is no train part to use; `unusable` says what is wrong with the data. `backend` is
     None where the one that would train is not on this machine. `resumed` is the run that goes on. A `whole` job also
-    exports and validates.
+    exports and validates. `stated` are the keys of the configuration, dotted, that somebody set; None: all.
     """
 
     config: Config
@@ -57,6 +59,7 @@ class Plan:
     world: int = 1
     resumed: RunFolder | None = None
     whole: bool = False
+    stated: frozenset[str] | None = None
 
     @property
     def data(self) -> Splits:
@@ -123,8 +126,17 @@ class Plan:
     def initial(self) -> InitialWeights:
         """The weights that a new training starts from; raises the error where they do not fit."""
         lines: list[str] = []
-        weights = initial_weights(self.config, self.data.train.classes, lines.append)
-        return InitialWeights(weights=weights, notes=tuple(lines))
+        weights, config = initial_weights(self.config, self.data.train.classes, lines.append, self.stated)
+        return InitialWeights(weights=weights, notes=tuple(lines), config=config)
+
+    @property
+    def settled(self) -> Config:
+        """The configuration of the run: that of the job, with what a pretrained file adds to it."""
+        if self.resumed is not None:
+            return self.config
+        if self.config.model.pretrained is not None:
+            return self.initial.config
+        return with_training_size(self.config)
 
     @cached_property
     def momentum(self) -> Mapping[str, NDArray[Any]] | None:
@@ -147,7 +159,7 @@ class Plan:
                 )
             return build_spec(config, len(classes))
         _ = self.momentum  # what speaks against it
-        return self.initial.weights.spec
+        return self.initial.weights.spec.replace(image_size=training_size(self.initial.config))
 
 
 def training_backend(plugins: PluginSet, backend_id: str | None) -> Backend:
@@ -163,12 +175,17 @@ def plan_job(
     world: int = 1,
     resumed: RunFolder | None = None,
     whole: bool = False,
+    sources: Mapping[str, str] | None = None,
 ) -> Plan:
-    """Look at the data of a job and return the plan; UsageError where there is no data folder."""
+    """Look at the data of a job and return the plan; UsageError where there is no data folder.
+
+    `sources` says where each value of `config` came from; None: all of them were set.
+    """
+    stated = None if sources is None else frozenset(k for k, source in sources.items() if source != "default")
     splits, unusable = examine_splits(config)
     return Plan(
         config=config, plugins=plugins, backend=backend, splits=splits, unusable=tuple(unusable), world=world,
-        resumed=resumed, whole=whole,
+        resumed=resumed, whole=whole, stated=stated,
     )  # fmt: skip
 
 

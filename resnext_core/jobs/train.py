@@ -87,7 +87,14 @@ def train(job: TrainJob, listen: Listener = ignore) -> TrainResult:
     )
     backend = training_backend(plugins, job.backend or backend_of(resumed))
     devices = job.devices if rank.world == 1 else 1
-    plan = plan_job(resolved.config, plugins, backend, world=devices * rank.world, resumed=resumed)
+    plan = plan_job(
+        resolved.config,
+        plugins,
+        backend,
+        world=devices * rank.world,
+        resumed=resumed,
+        sources=resolved.sources,
+    )
     require(plan)
     flags = job.settings.to_flags() if resumed else []
     run = (
@@ -107,7 +114,7 @@ def train_on(
     the run folder and what is left out.
     """
     backend = plan.trainer
-    run = plan.resumed or new_run(plan.config, backend, command=command)
+    run = plan.resumed or new_run(plan.settled, backend, command=command)
     recorder = Recorder(run, listen)
     for note in plan.notes:
         recorder.say(note)
@@ -123,7 +130,7 @@ def train_plan(
 
     `notes` False: what is left out has been said already.
     """
-    config, splits, resumed, backend = plan.config, plan.data, plan.resumed, plan.trainer
+    config, splits, resumed, backend = plan.settled, plan.data, plan.resumed, plan.trainer
     with ExitStack() as stack:
         collectives = connect(backend, config, rank)
         stack.callback(collectives.close)

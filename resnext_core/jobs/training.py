@@ -25,6 +25,7 @@ from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.records import Listener, Note
 from resnext_core.training.initial import per_rank
 from resnext_core.training.loop import fit
+from resnext_core.training.sizes import training_preprocess
 from resnext_core.training.trainer import create_trainer
 from resnext_core.training.training import Training
 
@@ -46,9 +47,10 @@ def training_job(
     resume: Checkpoint | None = None,
 ) -> Iterator[Training]:
     """Yield the training; its loaders end with the block. One that resumes needs no pretrained file."""
-    config, splits, backend = plan.config, plan.data, plan.trainer
+    config, splits, backend = plan.settled, plan.data, plan.trainer
     if resume is not None and resume.weights.spec.variant == config.model.variant:
-        weights = resume.weights
+        size = config.eval.size or config.model.image_size
+        weights = resume.weights.evaluated_at(size, config.eval.crop_pct)
     else:
         weights = plan.initial.weights
         for line in plan.initial.notes:
@@ -58,7 +60,7 @@ def training_job(
     with ExitStack() as stack:
         train_loader = stack.enter_context(
             Loader(
-                splits.train, weights.preprocess, config.augment, seed=config.train.seed,
+                splits.train, training_preprocess(config, weights.preprocess), config.augment, seed=config.train.seed,
                 workers=loader_workers(config, rank.world),
                 prefetch=max(config.data.prefetch, 2 * backend.steps_per_call), bad_images=config.data.bad_images,
                 quarantine=quarantine(config, run.path), decoder=plan.decoder,

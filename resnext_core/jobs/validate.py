@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from resnext_core.jobs.evaluate import Split
 from resnext_core.jobs.recorder import ignore
 from resnext_core.jobs.result import Result
 from resnext_core.jobs.settings import Settings, resolve_serving
-from resnext_core.plugins import load_plugins
+from resnext_core.plugins import PluginSet, load_plugins
 from resnext_core.runs.records import Listener, Note, Progress
-from resnext_core.serving.load import LoadedModel, serve
+from resnext_core.serving.load import LoadedModel, find_model, is_weights, serve
 from resnext_core.serving.validate import TOLERANCE as TOLERANCE
 from resnext_core.serving.validate import ValidationResult
 from resnext_core.serving.validate import validate as compare
@@ -95,14 +95,29 @@ def validate(job: ValidateJob, listen: Listener = ignore) -> ValidateResult:
         )  # fmt: skip
         stack.callback(artefact.predictor.close)
         source = serve(
-            job.weights, config, resolved.sources, plugins, backend_id=job.source_backend, prefer=job.backend,
-            batch_size=batch,
+            job.weights, _at_size_of(artefact, job.weights, config, plugins), resolved.sources, plugins,
+            backend_id=job.source_backend, prefer=job.backend, batch_size=batch,
         )  # fmt: skip
         stack.callback(source.predictor.close)
+        source = _seeing_the_same(source, artefact)
         index = open_split(config.data, job.split, source.classes, named=source.has_names)
         for line in remarks([index]):
             listen(Note(text=line))
         return compare_on(artefact, source, index, config, listen, tolerance=job.tolerance)
+
+
+def _at_size_of(artefact: LoadedModel, weights: Path, config: Config, plugins: PluginSet) -> Config:
+    """Return the configuration for `weights` at the artefact's image size, which may be another than their own."""
+    if not is_weights(find_model(weights), plugins):
+        return config
+    return replace(config, eval=replace(config.eval, size=artefact.spec.image_size, crop_pct=None))
+
+
+def _seeing_the_same(source: LoadedModel, artefact: LoadedModel) -> LoadedModel:
+    """Return `source` with the artefact's crop, where that is all that differs: the same tensors at another size."""
+    given, own = artefact.preprocess, source.preprocess
+    same = replace(own, size=given.size, resize=given.resize) == given
+    return replace(source, preprocess=given) if same and source.digest == artefact.digest else source
 
 
 def compare_on(

@@ -111,7 +111,9 @@ def whole(job: WholeJob, listen: Listener = ignore) -> WholeResult:
     )
     backend = training_backend(plugins, job.backend or backend_of(resumed))
     config = _with_data(resolved.config, listen)
-    plan = plan_job(config, plugins, backend, world=job.devices, resumed=resumed, whole=True)
+    plan = plan_job(
+        config, plugins, backend, world=job.devices, resumed=resumed, whole=True, sources=resolved.sources
+    )
     require(plan)
     _ = plan.scored  # before the training
     started = time.perf_counter()

@@ -80,6 +80,11 @@ class PreprocessSpec:
         """True where images are turned as their EXIF data says."""
         return self.orientation == "apply"
 
+    def words(self) -> str:
+        """Return it for people, without what seldom differs."""
+        turned = ", turned by EXIF" if self.oriented else ""
+        return f"images {self.mode} {self.resize} -> {self.size} ({self.filter}{turned})"
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types, without the newer fields if they are at their defaults."""
         data = dataclasses.asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
@@ -124,6 +129,19 @@ def preprocess_spec(config: PreprocessConfig, image_size: int) -> PreprocessSpec
         scaled_decode=config.scaled_decode,
         orientation=config.orientation,
     )
+
+
+def evaluated_at(spec: PreprocessSpec, size: int | None, crop_pct: float | None = None) -> PreprocessSpec:
+    """Return `spec` for images of another `size` (None: the same).
+
+    With `crop_pct` the image is resized to floor(size / crop_pct), as in timm; without it in the ratio of `spec`,
+    rounded to the nearest integer (half up). A result that is taken again stays the same.
+    """
+    new = spec.size if size is None else size
+    resize = spec.resize if new == spec.size else (2 * spec.resize * new + spec.size) // (2 * spec.size)
+    if crop_pct is not None:
+        resize = math.floor(new / crop_pct)
+    return dataclasses.replace(spec, size=new, resize=resize)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from resnext_core.errors import DataError, ResnextError, one_line, quoted, shown
 from resnext_core.files import atomic_path
 from resnext_core.files.plain import MOST_JSON, parse_strict_json, read_text
-from resnext_core.model.preprocess import PreprocessSpec
+from resnext_core.model.preprocess import PreprocessSpec, evaluated_at
 from resnext_core.model.spec import ModelSpec
 
 #: Key of the manifest in the safetensors header, and of every artefact's metadata.
@@ -114,6 +114,18 @@ class Weights:
             "metrics": dict(self.metrics),
             **({"golden": self.golden.to_dict()} if self.golden is not None else {}),
         }
+
+    def evaluated_at(self, size: int | None, crop_pct: float | None = None) -> Weights:
+        """Return the network for images of another `size`, see :func:`~resnext_core.model.preprocess.evaluated_at`.
+
+        It is fully convolutional up to its mean over all places, so its tensors stay. Golden logits are of one size.
+        """
+        preprocess = evaluated_at(self.preprocess, size, crop_pct)
+        if preprocess == self.preprocess:
+            return self
+        golden = self.golden if preprocess.size == self.spec.image_size else None
+        spec = self.spec.replace(image_size=preprocess.size)
+        return self.replace(spec=spec, preprocess=preprocess, golden=golden)
 
     def replace(self, **changes: Any) -> Weights:
         """Return a copy with some fields changed; other tensors, spec or preprocessing drop the golden logits."""

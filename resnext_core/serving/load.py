@@ -16,7 +16,7 @@ from resnext_core.extras import install_hint, others_hint
 from resnext_core.files import local_path
 from resnext_core.files.types import refuse_foreign
 from resnext_core.interfaces import Backend, Predictor, PredictRequest
-from resnext_core.model.preprocess import PreprocessSpec
+from resnext_core.model.preprocess import PreprocessSpec, evaluated_at
 from resnext_core.model.sidecar import read_sidecar, sidecar_path
 from resnext_core.model.spec import ModelSpec
 from resnext_core.model.weights import Golden, Manifest, Weights, load_weights, read_manifest_text
@@ -31,7 +31,10 @@ WEIGHTS_SUFFIX = ".safetensors"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoadedModel:
-    """A model on a backend: its predictor, and what must be known to use it; `golden` are its own golden logits."""
+    """A model on a backend: its predictor, and what must be known to use it; `golden` are its own golden logits.
+
+    `published` names weights of another program that were recognised, and whose preprocessing it has.
+    """
 
     predictor: Predictor
     backend: Backend
@@ -42,6 +45,7 @@ class LoadedModel:
     digest: str
     has_names: bool = True
     golden: Golden | None = None
+    published: str | None = None
 
 
 def find_model(path: Path) -> Path:
@@ -65,11 +69,16 @@ def find_model(path: Path) -> Path:
 
 
 def read_weights(path: Path, config: Config, sources: Mapping[str, str], plugins: PluginSet) -> Weights:
-    """Load weights of a run, a neutral file, or another world's file, whose model shapes and configuration tell."""
+    """Load weights of a run, a neutral file, or another world's file, whose model shapes and configuration tell.
+
+    They are for the image size and the crop of the section ``eval``.
+    """
     path = find_model(path)
     if path.suffix == WEIGHTS_SUFFIX and read_manifest_text(path) is not None:
-        return load_weights(path)
-    return read_foreign(path, described_model(config, sources), plugins.weight_files)[0]
+        found = load_weights(path)
+    else:
+        found = read_foreign(path, described_model(config, sources), plugins.weight_files)[0]
+    return found.evaluated_at(config.eval.size, config.eval.crop_pct)
 
 
 def is_weights(path: Path, plugins: PluginSet) -> bool:
@@ -204,14 +213,30 @@ def serve(
             options=config.backends.get(backend.id),
         )
     )  # fmt: skip
-    manifest = artefact_manifest(path, predictor)
-    if self_check and config.eval.self_check:
-        check_golden(predictor, manifest.golden, manifest.spec, str(path))
+    try:
+        manifest = artefact_manifest(path, predictor)
+        preprocess = _of_fixed_size(manifest, config, path)
+        if self_check and config.eval.self_check:
+            check_golden(predictor, manifest.golden, manifest.spec, str(path))
+    except BaseException:
+        predictor.close()
+        raise
     return LoadedModel(
         predictor=predictor, backend=backend, source=str(path), spec=manifest.spec,
-        preprocess=manifest.preprocess, classes=manifest.classes, digest=manifest.digest,
+        preprocess=preprocess, classes=manifest.classes, digest=manifest.digest,
         has_names=manifest.has_names, golden=manifest.golden,
     )  # fmt: skip
+
+
+def _of_fixed_size(manifest: Manifest, config: Config, path: Path) -> PreprocessSpec:
+    """Return the preprocessing of an artefact with the crop of the section ``eval``; UsageError for another size."""
+    size = manifest.spec.image_size
+    if config.eval.size not in (None, size):
+        raise UsageError(
+            f"{path} takes images of {size} pixels, eval.size is {config.eval.size}: an artefact has one size; "
+            f"evaluate the weights, or export them with --set eval.size={config.eval.size}"
+        )
+    return evaluated_at(manifest.preprocess, None, config.eval.crop_pct)
 
 
 def serve_weights(
@@ -239,7 +264,7 @@ def serve_weights(
     return LoadedModel(
         predictor=predictor, backend=backend, source=source, spec=weights.spec,
         preprocess=weights.preprocess, classes=weights.classes, digest=weights.digest,
-        has_names=weights.has_names, golden=weights.golden,
+        has_names=weights.has_names, golden=weights.golden, published=weights.origin.get("published"),
     )  # fmt: skip
 
 

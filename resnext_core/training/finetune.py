@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,27 @@ from resnext_core.data.classes import GIVE_NAMES, is_number
 from resnext_core.errors import DataError, UsageError, quoted
 from resnext_core.interfaces import WeightFile
 from resnext_core.model.init import init_weights
-from resnext_core.model.preprocess import preprocess_spec
+from resnext_core.model.preprocess import evaluated_at, preprocess_spec
 from resnext_core.model.spec import VARIANTS, ModelSpec
 from resnext_core.model.weights import Weights
 from resnext_core.runs.checkpoint import load_checkpoint
 from resnext_core.serving.load import find_model
+from resnext_core.training.sizes import training_size, with_training_size
 
 
 def pretrained_weights(
-    config: Config, classes: Sequence[str], weight_files: Mapping[str, WeightFile]
-) -> tuple[Weights, str]:
-    """Return the weights of ``model.pretrained`` for `classes`, and a line that says what was done to them.
+    config: Config,
+    classes: Sequence[str],
+    weight_files: Mapping[str, WeightFile],
+    stated: Collection[str] | None = None,
+) -> tuple[Weights, str, Config]:
+    """Return the weights of ``model.pretrained`` for `classes`, a line that says what was done to them, and `config`.
 
-    The head is kept where the file's classes are those of the data (or mere numbers, as many), and initialised
-    anew where ``model.num_classes`` states the data's number, or the file has none. Everything else must be there.
-    Raises UsageError where the configuration contradicts the file, DataError where the file does not fit.
+    Preprocessing is that of the file, but for the keys of the configuration that are `stated` (dotted; None: all); the
+    configuration is returned with it, and with the image size. The head is kept where the file's classes are those of
+    the data (or mere numbers, as many), and initialised anew where ``model.num_classes`` states the data's number, or
+    the file has none. Everything else must be there. Raises UsageError where the configuration contradicts the file,
+    DataError where the file does not fit.
     """
     model = config.model
     assert model.pretrained is not None
@@ -47,7 +54,8 @@ def pretrained_weights(
             f"{path} has pool padding {spec.pool_padding}, model.pool_padding is {model.pool_padding}: the networks "
             "differ; remove model.pool_padding"
         )
-    size = model.image_size or spec.image_size
+    config = _with_preprocessing_of(weights, config, stated)
+    size = training_size(config)
     preprocess = preprocess_spec(config.preprocess, size)
     if (preprocess.mean, preprocess.std) != (weights.preprocess.mean, weights.preprocess.std):
         raise UsageError(
@@ -80,19 +88,34 @@ def pretrained_weights(
     else:
         line += f"; its head of {spec.num_classes} classes is replaced by a new one of {len(classes)}"
         weights = _with_new_head(weights, classes, config.train.seed)
+    published = weights.origin.get("published")
+    if published is not None:
+        line += f"; preprocessing of {published}, images of {size} pixels"
     before, now = vars(weights.preprocess), vars(preprocess)
     changed = [f"{key} {now[key]} instead of {before[key]}" for key in now if now[key] != before[key]]
     if model.pretrained_momentum:
         line += "; with its momentum; schedule and data order start from the beginning"
     if changed:
         line += f"; preprocessing by the configuration: {', '.join(changed)}"
-    return (
-        weights.replace(
-            spec=weights.spec.replace(image_size=size), preprocess=preprocess, metrics={},
-            origin={**weights.origin, "pretrained": path.name, "pretrained_digest": weights.digest},
-        ),
-        line,
+    weights = weights.replace(
+        spec=weights.spec.replace(image_size=size), preprocess=preprocess, metrics={},
+        origin={**weights.origin, "pretrained": path.name, "pretrained_digest": weights.digest},
     )  # fmt: skip
+    return weights, line, config
+
+
+def _with_preprocessing_of(weights: Weights, config: Config, stated: Collection[str] | None) -> Config:
+    """Return `config` with the preprocessing and the image size of `weights` where it states none of its own."""
+    own, model = weights.preprocess, config.model
+    if model.image_size is None and config.eval.size is None:
+        model = replace(model, image_size=own.size)
+    config = with_training_size(replace(config, model=model))
+    if stated is None:
+        return config
+    scaled = evaluated_at(own, training_size(config))
+    keys = {field.name for field in fields(config.preprocess)}
+    taken = {key: getattr(scaled, key) for key in keys if f"preprocess.{key}" not in stated}
+    return replace(config, preprocess=replace(config.preprocess, **taken))
 
 
 def pretrained_momentum(config: Config, spec: ModelSpec) -> dict[str, NDArray[Any]]:

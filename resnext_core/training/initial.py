@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from resnext_core import __version__
 from resnext_core.config import Config
@@ -24,25 +24,31 @@ def build_spec(config: Config, num_classes: int) -> ModelSpec:
 
 
 def initial_weights(
-    config: Config, classes: Sequence[str], tell: Callable[[str], None] = lambda line: None
-) -> Weights:
-    """Return the weights that a training of `classes` starts from: ``model.pretrained``, or freshly initialised ones.
+    config: Config,
+    classes: Sequence[str],
+    tell: Callable[[str], None] = lambda line: None,
+    stated: Collection[str] | None = None,
+) -> tuple[Weights, Config]:
+    """Return the weights that a training of `classes` starts from, and `config` with what they add to it.
 
-    `tell` gets a line about pretrained ones. Raises UsageError when the configured class count is not the data's.
+    They are those of ``model.pretrained``, about which `tell` gets a line, or freshly initialised ones; `stated` is as
+    for :func:`~resnext_core.training.finetune.pretrained_weights`. They say how finished ones will be evaluated: at
+    ``eval.size``. Raises UsageError when the configured class count is not the data's.
     """
     check_class_count(config, classes)
     if config.model.pretrained is not None:
-        weights, line = pretrained_weights(config, classes, load_plugins().weight_files)
+        weights, line, config = pretrained_weights(config, classes, load_plugins().weight_files, stated)
         tell(line)
-        return weights
-    spec = build_spec(config, len(classes))
-    return Weights(
-        spec=spec,
-        preprocess=preprocess_spec(config.preprocess, spec.image_size),
-        classes=tuple(classes),
-        tensors=init_weights(spec, config.train.seed),
-        origin={"made_by": f"resnext-core {__version__}", "seed": config.train.seed},
-    )
+    else:
+        spec = build_spec(config, len(classes))
+        weights = Weights(
+            spec=spec,
+            preprocess=preprocess_spec(config.preprocess, spec.image_size),
+            classes=tuple(classes),
+            tensors=init_weights(spec, config.train.seed),
+            origin={"made_by": f"resnext-core {__version__}", "seed": config.train.seed},
+        )
+    return weights.evaluated_at(config.eval.size, config.eval.crop_pct), config
 
 
 def check_class_count(config: Config, classes: Sequence[str]) -> None:
