@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from resnext_core.model.preprocess import PreprocessSpec
 
 LIBRARY = "libresnext_pixels.so"
-#: RESNEXT_PIXELS_ABI that this module is written for.
+#: Number of the C interface that this module is written for, as the header has it.
 _ABI = 1
 _OK = 0
 #: Header.format of a PNG.
