@@ -11,7 +11,7 @@ from resnext_core.interfaces import CLIP_EPS, Engine, Outcomes, Predictor, StepI
 from resnext_example.network import Array, constants
 from resnext_example.plugin import ExampleOptions
 from resnext_example.predictor import ExamplePredictor
-from resnext_example.training import TrainingPass
+from resnext_example.training import TrainingPass, mixed
 
 
 class ExampleEngine(Engine):
@@ -92,8 +92,8 @@ class ExampleEngine(Engine):
         loss, gradients = 0.0, {name: np.zeros_like(array) for name, array in self._momentum.items()}
         for part in step.micro_batches(count):
             found = TrainingPass(spec=request.weights.spec, tensors=self._weights)
-            x = (part.images.astype(np.float32) - self._mean) / self._std
-            loss += found.run(x, part.labels, part.weights, request.loss, scale) / count
+            x = mixed((part.images.astype(np.float32) - self._mean) / self._std, part)
+            loss += found.run(x, part, request.loss, scale) / count
             for name, gradient in found.gradients.items():
                 gradients[name] += gradient / count
             for name, array in found.running.items():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from resnext_core.config import LossConfig
+from resnext_core.interfaces import StepInput
 from resnext_core.model.spec import BN_EPS, BN_MOMENTUM, BlockSpec, ModelSpec
 from resnext_example.network import Array, windows_of
 
@@ -27,10 +28,10 @@ class TrainingPass:
     gradients: dict[str, Array] = field(default_factory=dict)
     running: dict[str, Array] = field(default_factory=dict)
 
-    def run(self, x: Array, labels: Array, weights: Array, loss: LossConfig, scale: float) -> float:
+    def run(self, x: Array, given: StepInput, loss: LossConfig, scale: float) -> float:
         """Return the mean over rows of weight · cross-entropy, of normalised x (N, H, W, 3); see LossConfig.
 
-        `labels` are int32 (N,), `weights` (N,). The gradients are those of the loss times `scale`.
+        Labels and weights are those of `given`, a micro-batch. The gradients are those of the loss times `scale`.
         """
         backwards: list[Backward] = []
 
@@ -46,7 +47,7 @@ class TrainingPass:
             x = through(self._block(block, x))
         features = x.mean(axis=(1, 2))
         logits = features @ self.tensors["fc.weight"].T + self.tensors["fc.bias"]
-        value, gradient = _cross_entropy(logits, labels, weights, loss)
+        value, gradient = _cross_entropy(logits, _targets(given, loss, self.spec.num_classes), given.weights)
         gradient = gradient * np.float32(scale)
         self.gradients["fc.weight"] = gradient.T @ features
         self.gradients["fc.bias"] = gradient.sum(axis=0)
@@ -156,18 +157,42 @@ def _relu(x: Array) -> tuple[Array, Backward]:
     return np.maximum(x, 0), lambda dy: dy * (x > 0)
 
 
-def _cross_entropy(logits: Array, labels: Array, weights: Array, loss: LossConfig) -> tuple[float, Array]:
-    """Return the mean of weight · cross-entropy with smoothed targets, and its gradient (N, classes)."""
-    rows, classes = logits.shape
-    others = loss.smoothing / (classes if loss.smoothing_form == "uniform" else max(classes - 1, 1))
-    targets = np.full(logits.shape, others, np.float32)
-    targets[np.arange(rows), labels] = (
-        1 - loss.smoothing + (others if loss.smoothing_form == "uniform" else 0)
-    )
+def mixed(x: Array, given: StepInput) -> Array:
+    """Return x (N, H, W, C) as `given` says that rows are mixed with others; see MixedRows."""
+    mix = given.mix
+    if mix is None:
+        return x
+    down, across = np.arange(x.shape[1])[:, None], np.arange(x.shape[2])
+    top, left, bottom, right = (side[:, None, None] for side in mix.box.T)
+    inside = (top <= down) & (down < bottom) & (left <= across) & (across < right)
+    kept = np.where(inside, mix.blend[:, None, None], 1.0).astype(np.float32)[..., None]
+    return kept * x + (1 - kept) * x[mix.partner]
+
+
+def _targets(given: StepInput, loss: LossConfig, classes: int) -> Array:
+    """Return the target distributions (N, classes): smoothed, and of two labels where rows are mixed."""
+
+    def smoothed(labels: Array) -> Array:
+        others = loss.smoothing / (classes if loss.smoothing_form == "uniform" else max(classes - 1, 1))
+        targets = np.full((len(labels), classes), others)
+        targets[np.arange(len(labels)), labels] = (
+            1 - loss.smoothing + (others if loss.smoothing_form == "uniform" else 0)
+        )
+        return targets
+
+    targets, mix = smoothed(given.labels), given.mix
+    if mix is not None:
+        share = mix.share[:, None]
+        targets = share * targets + (1 - share) * smoothed(mix.labels)
+    return targets.astype(np.float32)
+
+
+def _cross_entropy(logits: Array, targets: Array, weights: Array) -> tuple[float, Array]:
+    """Return the mean of weight · cross-entropy with target distributions, and its gradient (N, classes)."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     exponentials = np.exp(shifted)
     total = exponentials.sum(axis=1, keepdims=True)
     losses = -(targets * (shifted - np.log(total))).sum(axis=1)
-    share = (weights / rows).astype(np.float32)[:, None]
+    share = (weights / len(logits)).astype(np.float32)[:, None]
     gradient = (exponentials / total * targets.sum(axis=1, keepdims=True) - targets) * share
     return float((losses * weights).mean()), gradient
