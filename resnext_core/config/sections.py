@@ -91,6 +91,9 @@ class AugmentConfig:
     a share of the image in `erasing_area`, divided by their number, and has a ratio of height to width in
     `erasing_ratio`. They are filled with the mean colour (``const``), one random colour (``rand``) or noise
     (``pixel``), normal with the mean and deviation of `preprocess`.
+
+    With `repeats` above 1 an epoch has as many steps as ever and shows fewer images, each that many times in a step,
+    every time with other draws.
     """
 
     scale: Annotated[tuple[float, float], Ascending("shares", most=1)] = (0.08, 1.0)
@@ -106,6 +109,7 @@ class AugmentConfig:
     erasing_area: Annotated[tuple[float, float], Ascending("shares", most=1)] = (0.02, 0.3333333333333333)
     erasing_ratio: Annotated[tuple[float, float], Ascending("ratios")] = (0.3, 3.3333333333333335)
     erasing_count: Annotated[int, Between(1, 100)] = 1
+    repeats: Annotated[int, Between(1, 1000)] = 1
 
     def __post_init__(self) -> None:
         parse_policy(self.auto)

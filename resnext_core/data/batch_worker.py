@@ -25,11 +25,15 @@ from resnext_core.model.preprocess import PreprocessSpec
 
 
 class Row(NamedTuple):
-    """An image to read: its row in the batch, its number in the index, and where the reader finds it."""
+    """An image to read: its row in the batch, its number in the index, and where the reader finds it.
+
+    `view` counts the appearances of an image in an epoch, from 0.
+    """
 
     row: int
     sample: int
     locator: bytes
+    view: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,19 +56,19 @@ class Transform:
         return self.open()
 
     def write(
-        self, out: NDArray[np.uint8], content: Content, epoch: int, sample: int, remarks: list[str]
+        self, out: NDArray[np.uint8], content: Content, epoch: int, row: Row, remarks: list[str]
     ) -> None:
         """Write the pixels of a file into `out`, uint8 (size, size, 3); raises BadImage.
 
-        They are a function of `content`, the transform, `epoch` and `sample` only, whichever decoder is used. What is
-        probably wrong with an image that can be read is added to `remarks`.
+        They are a function of `content`, the transform, `epoch` and the sample and view of `row` only, whichever
+        decoder is used. What is probably wrong with an image that can be read is added to `remarks`.
         """
         found: list[str] = []
         try:
-            self._decode(self.decoder, out, content, epoch, sample, found)
+            self._decode(self.decoder, out, content, epoch, row, found)
         except NotSupported:
             found.clear()
-            self._decode(PillowDecoder(), out, content, epoch, sample, found)
+            self._decode(PillowDecoder(), out, content, epoch, row, found)
         remarks += found
 
     def _decode(
@@ -73,10 +77,10 @@ class Transform:
         out: NDArray[np.uint8],
         content: Content,
         epoch: int,
-        sample: int,
+        row: Row,
         remarks: list[str],
     ) -> None:
-        name = f"number {sample}"  # callers know the path, and report only the reason
+        name = f"number {row.sample}"  # callers know the path, and report only the reason
         augment = self.augment
         if augment is None:
             decoder.evaluation(content, name, self.preprocess, out, remarks)
@@ -84,7 +88,7 @@ class Transform:
         turn = upright(content, remarks) if self.preprocess.oriented else 1
 
         def draw(width: int, height: int) -> Plan:
-            rng = sample_rng(self.seed, epoch, sample)
+            rng = sample_rng(self.seed, epoch, row.sample, row.view)
             return train_plan(width, height, self.preprocess, augment, rng, orientation=turn)
 
         decoder.training(content, name, draw, out, remarks)
@@ -143,16 +147,16 @@ class DecodeBatches:
         started = time.thread_time()
         if isinstance(self.reader, RemoteReader):
             self.reader.ahead([row.locator for row in job.rows])
-        for row, sample, locator in job.rows:
-            at(sample)
-            out = np.frombuffer(memory.view(job.offset + row * length, length), np.uint8).reshape(shape)
+        for row in job.rows:
+            at(row.sample)
+            out = np.frombuffer(memory.view(job.offset + row.row * length, length), np.uint8).reshape(shape)
             found: list[str] = []
             try:
-                self.transform.write(out, self.reader.read(locator), job.epoch, sample, found)
+                self.transform.write(out, self.reader.read(row.locator), job.epoch, row, found)
             except BadImage as error:
-                bad.append((row, error.reason, error.errno))
+                bad.append((row.row, error.reason, error.errno))
             except DataError as error:
                 return Decoded(lost=str(error))
-            remarks += [(sample, remark) for remark in found]
+            remarks += [(row.sample, remark) for remark in found]
         notes = self.reader.take_notes() if isinstance(self.reader, RemoteReader) else ()
         return Decoded(bad=bad, remarks=remarks, notes=notes, cpu_s=time.thread_time() - started)

@@ -198,14 +198,14 @@ class Loader:
             rows = self._rows(task)
             if isinstance(reader, RemoteReader):
                 reader.ahead([row.locator for row in rows])
-            for row, sample, locator in rows:
+            for row in rows:
                 remarks: list[str] = []
                 try:
-                    content = reader.read(locator)
-                    self._transform.write(images[row], content, task.epoch, sample, remarks)
+                    content = reader.read(row.locator)
+                    self._transform.write(images[row.row], content, task.epoch, row, remarks)
                 except BadImage as error:
-                    bad.append((row, error.reason, error.errno))
-                self._remark((sample, remark) for remark in remarks)
+                    bad.append((row.row, error.reason, error.errno))
+                self._remark((row.sample, remark) for remark in remarks)
             if isinstance(reader, RemoteReader):
                 self._note(reader.take_notes())
             yield self._batch(task, images, bad)
@@ -286,10 +286,10 @@ class Loader:
 
     def _rows(self, task: Task) -> list[Row]:
         """Return row, sample and locator of each image of a task that is to be read."""
-        samples = task.indices.tolist()
+        samples, views = task.indices.tolist(), task.row_views().tolist()
         locator = self.index.source.locator
         return [
-            Row(row, samples[row], locator(samples[row]))
+            Row(row, samples[row], locator(samples[row]), views[row])
             for row in np.flatnonzero(task.valid).tolist()
             if samples[row] not in self._listed
         ]

@@ -8,7 +8,7 @@ Only the raw 64-bit words and uniform doubles are used, not NumPy's shuffling, w
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -59,6 +59,42 @@ def rank_slice(
             f"no step {step} of {global_batch} for rank {rank}/{world} in {len(permutation)} images"
         )
     return permutation[start : start + share]
+
+
+def rank_task(
+    permutation: NDArray[np.int64],
+    step: int,
+    global_batch: int,
+    rank: int,
+    world: int,
+    *,
+    epoch: int,
+    repeats: int = 1,
+) -> Task:
+    """Return what `rank` of `world` reads in `step` (from 0) of `epoch` (from 0).
+
+    Without repeats as :func:`rank_slice`. With repeats, each image of the permutation is taken that many times in a
+    row, every time as another view (Hoffer et al., arXiv:1901.09335; Berman et al., arXiv:1902.05509): an epoch has as
+    many steps as ever, and shows the first images only. Within a step first views come first, then second ones, and so
+    on: ranks and micro-batches, which are neighbouring parts, get different views of an image where they can. The rows
+    of a step do not depend on `world`.
+    """
+    rows = rank_slice(permutation, step, global_batch, rank, world)
+    if repeats == 1:
+        return Task.of(epoch, rows)
+    start = step * global_batch
+    places = np.arange(start, start + global_batch)
+    mine = rank_slice(places[np.argsort(places % repeats, kind="stable")], 0, global_batch, rank, world)
+    return replace(Task.of(epoch, permutation[mine // repeats]), views=mine % repeats)
+
+
+def check_repeats(repeats: int, global_batch: int) -> None:
+    """Raise UsageError where the views of an image do not fit into one step."""
+    if repeats > global_batch:
+        raise UsageError(
+            f"augment.repeats {repeats} is more than train.batch_size {global_batch}: the views of an image come in "
+            f"one step; lower it with --set augment.repeats={global_batch} or less"
+        )
 
 
 def eval_tasks(n: int, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Task]:
@@ -124,12 +160,14 @@ def _philox(seed: int, purpose: int, epoch: int, sample: int, view: int = 0) -> 
 class Task:
     """The samples of one batch: `indices` int64 (N,) into the index; `valid` bool (N,), False on padding.
 
-    `epoch` counts from 0 and is used only by augmentation.
+    `epoch` counts from 0 and is used only by augmentation, as are `views` int64 (N,): which view of the image in this
+    epoch, from 0; None where all are the first.
     """
 
     epoch: int
     indices: NDArray[np.int64]
     valid: NDArray[np.bool_]
+    views: NDArray[np.int64] | None = None
 
     @classmethod
     def of(cls, epoch: int, indices: NDArray[Any]) -> Task:
@@ -139,6 +177,10 @@ class Task:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def row_views(self) -> NDArray[np.int64]:
+        """Return the view of each row: int64 (N,)."""
+        return np.zeros(len(self), np.int64) if self.views is None else self.views
+
     def __eq__(self, other: object) -> bool:
         """True for a task that gives the same batch."""
         return (
@@ -146,4 +188,5 @@ class Task:
             and self.epoch == other.epoch
             and np.array_equal(self.indices, other.indices)
             and np.array_equal(self.valid, other.valid)
+            and np.array_equal(self.row_views(), other.row_views())
         )

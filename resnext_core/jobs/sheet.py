@@ -122,6 +122,8 @@ def _facts(job: SheetJob, config: Config, spec: PreprocessSpec) -> dict[str, str
         "colour jitter": ", ".join(f"{s:g}" for s in augment.color_jitter),
         "erasing": f"{augment.erasing:g} {augment.erasing_mode}" if augment.erasing else "none",
     }
+    if augment.repeats > 1:
+        facts["repeats"] = f"{augment.repeats}, the first of them shown"
     mix = config.mix
     facts["mix"] = f"mixup {mix.mixup:g}, cutmix {mix.cutmix:g}" if mix.on else "none"
     return facts

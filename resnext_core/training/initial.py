@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from resnext_core import __version__
 from resnext_core.config import Config
-from resnext_core.data.sampler import steps_per_epoch
+from resnext_core.data.sampler import check_repeats, steps_per_epoch
 from resnext_core.errors import UsageError
 from resnext_core.model.init import init_weights
 from resnext_core.model.preprocess import preprocess_spec
@@ -70,4 +70,5 @@ def per_rank(config: Config, world: int, train_images: int) -> int:
             "accumulated micro-batches"
         )
     steps_per_epoch(train_images, train.batch_size)
+    check_repeats(config.augment.repeats, train.batch_size)
     return train.batch_size // world

@@ -203,7 +203,7 @@ class Session:
 
 
 def _check_same(training: Training, resume: Checkpoint) -> None:
-    now, then = training.facts(), dict(resume.run)
+    now, then = training.facts(), {"repeats": 1, **resume.run}  # checkpoints of release 0.1 have no repeats
     changed = [f"{k} was {then.get(k)} and is {v}" for k, v in now.items() if then.get(k) != v]
     if changed:
         raise DataError(f"cannot resume {resume.path}: {'; '.join(changed)}")

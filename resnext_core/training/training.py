@@ -15,7 +15,7 @@ from resnext_core.config import Config
 from resnext_core.data.index import Index
 from resnext_core.data.loader import Loader
 from resnext_core.data.mix import draw_mixes
-from resnext_core.data.sampler import Task, epoch_permutation, rank_slice, steps_per_epoch
+from resnext_core.data.sampler import Task, epoch_permutation, rank_task, steps_per_epoch
 from resnext_core.interfaces import Batch
 from resnext_core.model.weights import Weights
 from resnext_core.ranks.collectives import Collectives
@@ -113,6 +113,7 @@ class Training:
             "train_images": len(self.train),
             "train_digest": self.train.dataset_digest,
             "variant": self.weights.spec.variant,
+            "repeats": self.config.augment.repeats,
         }
 
 
@@ -120,7 +121,8 @@ class Training:
 class Epoch:
     """The remaining `steps` (from 0 over the whole training) of the epoch `number` (from 1).
 
-    `order` int64 (images,) is the permutation that the epoch's steps take in turn.
+    `order` int64 (images,) is the permutation that the epoch's steps take in turn, each image ``augment.repeats``
+    times.
     """
 
     training: Training
@@ -132,7 +134,7 @@ class Epoch:
         """Yield what this rank reads for each step."""
         rank = self.training.rank
         for step in self.steps:
-            yield Task.of(self.number - 1, self._slice(step, rank.rank, rank.world))
+            yield self._task(step, rank.rank, rank.world)
 
     def chunks(self) -> Iterator[range]:
         """Yield the steps of each call of the trainer: as many as the backend likes, but none past a checkpoint."""
@@ -170,9 +172,12 @@ class Epoch:
 
     def samples(self, step: int) -> list[int]:
         """Return the images of all ranks in `step`."""
-        samples: list[int] = self._slice(step, 0, 1).tolist()
+        samples: list[int] = self._task(step, 0, 1).indices.tolist()
         return samples
 
-    def _slice(self, step: int, rank: int, world: int) -> NDArray[np.int64]:
-        within = step % self.training.steps_per_epoch
-        return rank_slice(self.order, within, self.training.config.train.batch_size, rank, world)
+    def _task(self, step: int, rank: int, world: int) -> Task:
+        config, within = self.training.config, step % self.training.steps_per_epoch
+        return rank_task(
+            self.order, within, config.train.batch_size, rank, world,
+            epoch=self.number - 1, repeats=config.augment.repeats,
+        )  # fmt: skip

@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resnext_core.data.sampler import (
+    check_repeats,
     epoch_permutation,
     eval_tasks,
     rank_slice,
+    rank_task,
     sample_rng,
     steps_per_epoch,
 )
@@ -100,3 +102,62 @@ def test_streams_of_samples_are_independent() -> None:
     values = np.array([sample_rng(7, 2, s).random(2) for s in range(3000)])
     assert abs(values.mean(0) - 0.5).max() < 0.03
     assert abs(np.corrcoef(values.T)[0, 1]) < 0.08
+
+
+@given(st.integers(1, 80), st.integers(1, 6), st.integers(1, 4), st.integers(1, 12), st.integers(0, 2))
+def test_repeats_are_dealt_out_over_ranks(n: int, share: int, world: int, repeats: int, epoch: int) -> None:
+    batch = share * world
+    if n < batch or repeats > batch:
+        return
+    order, seen = epoch_permutation(n, 1, epoch), []
+    steps = steps_per_epoch(n, batch)
+    for step in range(steps):
+        tasks = [
+            rank_task(order, step, batch, rank, world, epoch=epoch, repeats=repeats) for rank in range(world)
+        ]
+        whole = rank_task(order, step, batch, 0, 1, epoch=epoch, repeats=repeats)
+        assert np.array_equal(np.concatenate([t.indices for t in tasks]), whole.indices)
+        assert np.array_equal(np.concatenate([t.row_views() for t in tasks]), whole.row_views())
+        assert all(len(t) == share and t.epoch == epoch and t.valid.all() for t in tasks)
+        rows = list(zip(whole.indices.tolist(), whole.row_views().tolist(), strict=True))
+        if batch % repeats == 0:  # all views of an image are in one step
+            assert {sample: sum(s == sample for s, _ in rows) for sample, _ in rows} == dict.fromkeys(
+                whole.indices.tolist(), repeats
+            )
+            for start in range(0, batch, batch // repeats):  # and apart from each other
+                assert len(set(whole.indices[start : start + batch // repeats].tolist())) == batch // repeats
+        seen += rows
+    # as if each image stood in the permutation `repeats` times in a row
+    expected = [(sample, view) for sample in order.tolist() for view in range(repeats)][: steps * batch]
+    assert sorted(seen) == sorted(expected)
+
+
+def test_without_repeats_a_task_is_the_slice() -> None:
+    order = epoch_permutation(20, 3, 0)
+    task = rank_task(order, 1, 8, 1, 2, epoch=4)
+    assert task.epoch == 4
+    assert task.views is None
+    assert np.array_equal(task.indices, rank_slice(order, 1, 8, 1, 2))
+
+
+def test_two_ranks_get_two_views_of_each_image() -> None:
+    order = np.arange(100, 140)
+    first, second = (rank_task(order, 2, 8, rank, 2, epoch=0, repeats=2) for rank in range(2))
+    assert first.indices.tolist() == second.indices.tolist() == [108, 109, 110, 111]
+    assert first.row_views().tolist() == [0, 0, 0, 0]
+    assert second.row_views().tolist() == [1, 1, 1, 1]
+    assert first != second
+
+
+def test_repeats_of_an_epoch_start_anywhere() -> None:
+    """A resumed run asks for a step in mid-epoch, and nothing before it."""
+    order = epoch_permutation(37, 1, 0)
+    steps = [rank_task(order, step, 6, 0, 1, epoch=0, repeats=4) for step in range(6)]
+    assert steps[3:] == [rank_task(order, step, 6, 0, 1, epoch=0, repeats=4) for step in range(3, 6)]
+
+
+def test_repeats_must_fit_into_a_step() -> None:
+    check_repeats(8, 8)
+    with pytest.raises(UsageError, match=r"augment\.repeats 9 is more than train\.batch_size 8") as caught:
+        check_repeats(9, 8)
+    assert "\n" not in str(caught.value)
