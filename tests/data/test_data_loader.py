@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -26,8 +27,8 @@ from resnext_core.data.index import Index, image_folder, open_index
 from resnext_core.data.loader import Loader, default_workers
 from resnext_core.data.pool import Limits
 from resnext_core.data.quarantine import Quarantine, read_list, write_list
-from resnext_core.data.render import load_eval
-from resnext_core.data.sampler import Task, epoch_permutation, eval_tasks, rank_slice
+from resnext_core.data.render import load_eval, load_train
+from resnext_core.data.sampler import Task, epoch_permutation, eval_tasks, rank_slice, sample_rng
 from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import Batch
 from resnext_core.model.preprocess import PreprocessSpec
@@ -149,6 +150,28 @@ def test_bad_images_are_counted_and_never_replaced(with_bad: Index, workers: int
         assert not batch.images[~batch.valid].any()
         assert np.array_equal(batch.labels[failed], with_bad.labels[batch.index[failed]])
     assert sum(int(b.valid.sum()) for b in batches) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_views_of_one_image_in_a_batch(with_bad: Index, workers: int) -> None:
+    """Each with its own draws; of an image that cannot be read, no view is valid, and it is one failure."""
+    good = next(i for i in range(len(with_bad)) if "more" not in with_bad.paths[i])
+    bad = next(i for i in range(len(with_bad)) if with_bad.paths[i].endswith("text.jpg"))
+    indices, views = np.array([good, bad, good, bad, good, good]), np.array([0, 0, 1, 1, 2, 1])
+    with Loader(with_bad, SPEC, AugmentConfig(), seed=3, workers=workers) as loader:
+        [batch] = loader.batches([dataclasses.replace(Task.of(4, indices), views=views)])
+        [plain] = loader.batches([Task.of(4, indices)])
+    assert batch.valid.tolist() == [True, False, True, False, True, True]
+    assert list(loader.failures) == [bad]
+    assert not batch.images[1::2][:2].any()
+    assert np.array_equal(batch.images[2], batch.images[5])
+    assert len({picture.tobytes() for picture in batch.images[[0, 2, 4]]}) == 3
+    assert np.array_equal(batch.images[0], plain.images[0])
+    assert np.array_equal(plain.images[0], plain.images[4])
+    augment = AugmentConfig()
+    for row in (0, 2, 4):
+        expected = load_train(with_bad.path(good), SPEC, augment, sample_rng(3, 4, good, int(views[row])))  # type: ignore[arg-type]
+        assert np.array_equal(batch.images[row], expected)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

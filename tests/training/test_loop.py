@@ -329,6 +329,70 @@ def test_a_signal_at_any_step_saves_and_the_rest_follows(
     assert first.lrs + second.lrs == whole.lrs
 
 
+class Pictures(Recorder):
+    """Writes down the pixels of each step."""
+
+    def run_steps(self, batches: Sequence[Batch], lrs: NDArray[Any]) -> NDArray[Any]:
+        self.pictures = [*getattr(self, "pictures", []), *(batch.images for batch in batches)]
+        return super().run_steps(batches, lrs)
+
+
+def augmented(made: Training, **rank: int) -> Training:
+    """The same training with augmented images, perhaps as one rank of several."""
+    config = made.config
+    loader = Loader(
+        made.train, made.weights.preprocess, config.augment, seed=config.train.seed, workers=0
+    )  # fmt: skip
+    return dataclasses.replace(made, train_loader=loader, rank=RankInfo(**rank))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("repeats", [2, 3, 8])
+def test_views_of_an_image_differ_and_are_the_same_after_a_stop(
+    job: Callable[..., Training], tiny_weights: Weights, repeats: int
+) -> None:
+    sets = (f"augment.repeats={repeats}", "augment.erasing=1", "augment.erasing_mode=pixel")
+    first = Pictures(tiny_weights, lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 8 else None)
+    made = augmented(job(*sets))
+    with pytest.raises(Interrupted):
+        fit(first, made)
+    checkpoint = load_latest(made.run.checkpoints, pytest.fail)
+    with pytest.raises(DataError, match=f"repeats was {repeats} and is 1"):
+        fit(Pictures(tiny_weights), augmented(job()), checkpoint)
+    made.run.rewind(checkpoint.progress.step)
+    second = Pictures(tiny_weights)
+    fit(second, augmented(job(*sets)), checkpoint)
+    assert 8 <= len(first.pictures) < 12  # in the middle of an epoch
+
+    whole = Pictures(tiny_weights)
+    fit(whole, augmented(job(*sets, val=False)))
+    seen, pictures = np.concatenate(whole.seen), np.concatenate(whole.pictures)
+    assert len(seen) == 3 * 48  # as without repeats
+    for epoch in range(3):
+        part = slice(48 * epoch, 48 * epoch + 48)
+        counts = np.bincount(seen[part], minlength=48)
+        assert sorted(counts[counts > 0]) == [repeats] * (48 // repeats)
+        assert set(np.flatnonzero(counts)) == set(epoch_permutation(48, 1, epoch)[: 48 // repeats].tolist())
+    assert len({picture.tobytes() for picture in pictures}) == len(pictures)
+    assert np.array_equal(np.concatenate(first.pictures + second.pictures), pictures)
+
+
+@pytest.mark.parametrize("repeats", [1, 3, 4])
+def test_ranks_see_the_pictures_of_one(job: Callable[..., Training], repeats: int) -> None:
+    made = job("train.batch_size=6", f"augment.repeats={repeats}", "augment.erasing=0.5")
+
+    def pictures(**rank: int) -> list[NDArray[Any]]:
+        one = augmented(made, **rank)
+        tasks = [task for epoch in one.epochs_after(3) for task in epoch.tasks()]
+        return [batch.images for batch in one.train_loader.batches(tasks)]
+
+    alone = pictures()
+    assert len(alone) == 3 * 8 - 3
+    for world in (2, 3):
+        ranks = [pictures(rank=rank, world=world) for rank in range(world)]
+        together = [np.concatenate(parts) for parts in zip(*ranks, strict=True)]
+        assert np.array_equal(together, alone)
+
+
 @pytest.mark.parametrize("at", [3, 6, 11])
 def test_records_of_a_stopped_and_resumed_run_miss_no_step(
     job: Callable[..., Training], tiny_weights: Weights, at: int, tmp_path: Path
