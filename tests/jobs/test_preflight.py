@@ -101,7 +101,10 @@ def test_data_without_val_and_classes_without_images(
     [
         (["--batch-size", 49], "larger than the 48 training images"),
         (["--batch-size", 16, "--devices", 3], "not divisible by 3 ranks"),
-        (["--batch-size", 16, "--set", "augment.repeats=17"], "augment.repeats 17 is more than train.batch_size 16"),
+        (
+            ["--batch-size", 16, "--set", "augment.repeats=17"],
+            "augment.repeats 17 is more than train.batch_size 16",
+        ),
         (["--num-classes", 7], "7"),
         (["--pretrained", "nowhere.safetensors"], "nowhere.safetensors"),
         (
