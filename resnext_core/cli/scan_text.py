@@ -43,6 +43,7 @@ def _findings(found: Findings, most: int | None) -> Iterator[str]:
     if any(found.classes.values()):
         yield ""
         yield from _balance(found)
+    yield from _conversions(found)
     yield from _list("corrupt", [f"{b.file.name}: {b.reason}" for b in found.bad], most)
     for remarked in found.remarks:
         yield from _list(remarked.remark, [f.name for f in remarked.files], most)
@@ -52,6 +53,30 @@ def _findings(found: Findings, most: int | None) -> Iterator[str]:
         ("same image in several files", found.duplicates),
     ):
         yield from _list(title, [_group(group) for group in groups], most)
+
+
+def _conversions(found: Findings) -> Iterator[str]:
+    """Yield what is done to images that are more than upright 8-bit colours, and what changes it."""
+    lines = []
+    if found.orientations:
+        by = ", ".join(f"{value}: {n}" for value, n in found.orientations.items())
+        lines.append(
+            f"EXIF orientation in {sum(found.orientations.values())} images ({by}): ignored; "
+            "preprocess.orientation=apply turns them, in training and evaluation"
+        )
+    if found.alpha:
+        lines.append(
+            f"transparency in {found.alpha} images: dropped, the colours under it are used; to blend them with a "
+            "background, convert the files"
+        )
+    if found.deep:
+        by = ", ".join(f"{bits} bits: {n}" for bits, n in found.deep.items())
+        lines.append(
+            f"more than 8 bits in {sum(found.deep.values())} images ({by}): the upper 8 of those that the file says it "
+            "uses; for another range of values, convert the files to 8 bits"
+        )
+    if lines:
+        yield from ("", *lines)
 
 
 def _spread(values: tuple[int, int, int]) -> str:

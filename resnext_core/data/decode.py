@@ -38,7 +38,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -69,6 +69,24 @@ class Source:
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
         return self.image.size
+
+    @property
+    def alpha(self) -> bool:
+        """True if it has an alpha channel, or transparent colours, which are dropped."""
+        if self.png is not None:
+            return self.png.alpha
+        return self.image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in self.image.info
+
+    @property
+    def bits(self) -> int:
+        """Bits of a sample in the file; 8 for whatever has at most as many."""
+        if self.png is not None:
+            return max(self.png.depth, 8)
+        tags: Any = getattr(self.image, "tag_v2", {})
+        bits = 16 if self.image.mode[0] in "IF" else 8
+        with suppress(TypeError, ValueError):  # a TIFF may state anything
+            bits = max(bits, *(int(value) for value in np.atleast_1d(tags.get(258, 8))))
+        return bits
 
     @property
     def format(self) -> str | None:

@@ -50,6 +50,8 @@ class Findings:
     `contradictions` have more than one class, `leaks` are in more than one split, `duplicates` are all others.
     A group may be a contradiction and a leak. `classes` counts images by split, then by class. `sides` counts images by
     the lower end of their class of :data:`SIDES`; `widths` and `heights` are (least, median, largest) in pixels.
+    `orientations` counts images whose EXIF data says that they are stored turned or mirrored, by its number (2 to 8),
+    `alpha` those with transparency, and `deep` those with more than 8 bits, by the number of bits.
     """
 
     images: Mapping[str, int]
@@ -65,6 +67,9 @@ class Findings:
     widths: tuple[int, int, int]
     heights: tuple[int, int, int]
     formats: Mapping[str, int]
+    orientations: Mapping[int, int]
+    alpha: int
+    deep: Mapping[int, int]
 
     @property
     def wrong(self) -> bool:
@@ -80,6 +85,7 @@ def find(parts: Mapping[str, Index], facts: Mapping[str, Facts], names: Quaranti
     """Return the findings for `parts`, given the facts of every file by absolute path."""
     bad, groups, remarks = [], defaultdict(list), defaultdict(list)
     sizes, sides, formats = [], Counter[int](), Counter[str]()
+    orientations, deep, alpha = Counter[int](), Counter[int](), 0
     for part, index in parts.items():
         for i in range(len(index)):
             label = index.classes[index.labels[i]] if index.labels[i] >= 0 else None
@@ -94,6 +100,9 @@ def find(parts: Mapping[str, Index], facts: Mapping[str, Facts], names: Quaranti
             sizes.append((fact.width, fact.height))
             sides[max(s for s in SIDES if s <= min(fact.width, fact.height))] += 1
             formats[fact.format or "?"] += 1
+            orientations[fact.orientation] += 1
+            deep[fact.bits] += 1
+            alpha += fact.alpha
     same = [group for group in groups.values() if len(group) > 1]
     counts = {part: class_counts(index) for part, index in parts.items()}
     return Findings(
@@ -110,6 +119,9 @@ def find(parts: Mapping[str, Index], facts: Mapping[str, Facts], names: Quaranti
         widths=_spread(w for w, _ in sizes),
         heights=_spread(h for _, h in sizes),
         formats=dict(formats.most_common()),
+        orientations={value: n for value, n in sorted(orientations.items()) if value > 1},
+        alpha=alpha,
+        deep={bits: n for bits, n in sorted(deep.items()) if bits > 8},
     )
 
 

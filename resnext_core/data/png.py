@@ -31,7 +31,8 @@ _LENGTH_AND_TYPE, _NUMBER = struct.Struct(">I4s"), struct.Struct(">I")
 class Png:
     """The pixel data of a PNG: size, kind, and `stream`, a PNG file without anything else.
 
-    `significant` is the largest number of significant bits of the colours, if the file states it (sBIT).
+    `significant` is the largest number of significant bits of the colours, if the file states it (sBIT). `alpha` is
+    True if it has an alpha channel, or transparent colours (tRNS).
     `parts` are the contents of the IDAT chunks.
     """
 
@@ -41,6 +42,7 @@ class Png:
     colour: int
     interlaced: bool
     significant: int | None
+    alpha: bool
     stream: bytes
     parts: Sequence[memoryview]
 
@@ -80,11 +82,13 @@ def read_png(data: bytes) -> Png:
         0  # where the run of IDAT begins; what comes before it is `plain` where it has nothing to leave out
     )
     plain = True
+    transparent = False
     for at, kind, content, checksum in _chunks(data):
         if header is None and kind != b"IHDR":
             raise ValueError(f"the first chunk is {kind.decode()}, not IHDR")
         if kind[0] & 0x20:  # a lower-case letter: not critical
             plain = False
+            transparent = transparent or kind == b"tRNS"
             if kind == b"sBIT" and significant is None and zlib.crc32(content, zlib.crc32(kind)) == checksum:
                 significant = bytes(content)
             continue
@@ -119,7 +123,8 @@ def read_png(data: bytes) -> Png:
         )  # an index beyond it is black, as in libpng
     return Png(
         width=width, height=height, depth=depth, colour=colour, interlaced=interlaced,
-        significant=_bits(significant, colour, depth), stream=_stream(data, parts, first, palette, plain), parts=parts,
+        significant=_bits(significant, colour, depth), alpha=transparent or colour in (4, 6),
+        stream=_stream(data, parts, first, palette, plain), parts=parts,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from resnext_core.data.content import BadImage
 from resnext_core.data.decode import decode, opened_bytes
+from resnext_core.data.exif import upright
 from resnext_core.data.pool import Limits, Pool, WorkerDied
 from resnext_core.data.scan_cache import Facts as Facts
 from resnext_core.data.scan_cache import ScanCache as ScanCache
@@ -98,9 +99,10 @@ def examine(path: str, reader: Reader, locator: bytes, known: Mapping[str, Facts
     if sha256 in known:
         return replace(known[sha256], size=facts.size, mtime_ns=facts.mtime_ns)
     remarks: list[str] = []
+    turn = upright(content, remarks)
     try:
         with opened_bytes(content, path) as source:
-            form = source.format
+            form, alpha, bits = source.format, source.alpha, source.bits
             image = decode(source, path, remarks=remarks)[0]
     except BadImage as error:
         return replace(facts, sha256=sha256, error=error.reason)
@@ -108,7 +110,7 @@ def examine(path: str, reader: Reader, locator: bytes, known: Mapping[str, Facts
         return replace(facts, error="not enough memory to decode it")
     return replace(
         facts, sha256=sha256, pixels=_pixel_digest(image), width=image.width, height=image.height, format=form,
-        remark="; ".join(remarks) or None,
+        remark="; ".join(remarks) or None, orientation=turn, alpha=alpha, bits=bits,
     )  # fmt: skip
 
 

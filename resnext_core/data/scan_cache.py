@@ -17,7 +17,7 @@ from resnext_core.errors import DataError, reason
 from resnext_core.files import Place, absolute, make_folder, write_atomic
 
 #: Format of the cache; another one, or another Pillow, begins anew.
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,8 @@ class Facts:
     """What is known of a file. `pixels` is the digest of size and RGB pixels, None where `error` says why not.
 
     `sha256` is of the bytes; `width` and `height` are in pixels, 0 where unknown; `format` is Pillow's name.
-    `remark` says what is probably wrong with a file that can be read.
+    `remark` says what is probably wrong with a file that can be read. `orientation` is that of its EXIF data (1:
+    upright), `alpha` whether it has transparency, `bits` the bits of its samples, 8 or more.
     """
 
     size: int
@@ -37,6 +38,9 @@ class Facts:
     format: str | None = None
     error: str | None = None
     remark: str | None = None
+    orientation: int = 1
+    alpha: bool = False
+    bits: int = 8
 
     @property
     def lasting(self) -> bool:

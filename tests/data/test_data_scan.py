@@ -112,6 +112,45 @@ def test_readable_files_of_every_kind_are_sound(cli: CommandLine, data: Path) ->
     assert all(f["name"].startswith("train/odd/") for group in value["duplicates"] for f in group)
 
 
+def test_what_is_more_than_upright_8_bit_colour_is_counted(cli: CommandLine, data: Path) -> None:
+    value = scanned(cli, data)
+    assert (value["orientations"], value["alpha"], value["deep"]) == ({}, 0, {})
+    assert "EXIF orientation in" not in cli.ok("data", "scan", data, "--no-cache", "--workers", 1).out
+    folder = data / "train" / "ant"
+    for number, orientation in enumerate((6, 6, 8, 1, 0)):
+        turned = Image.Exif()
+        turned[0x112] = orientation
+        form = ("jpg", "png", "webp", "jpg", "jpg")[number]
+        picture(30, 44, seed=50 + number).save(folder / f"turned{number}.{form}", exif=turned)
+    colours = np.dstack([np.asarray(picture(30, 40, seed=70)), np.arange(1200).reshape(30, 40) % 256]).astype(
+        np.uint8
+    )
+    Image.fromarray(colours).save(folder / "alpha.png")
+    Image.fromarray(colours[::-1]).save(folder / "alpha.webp", lossless=True)
+    Image.fromarray(colours[:, ::-1]).save(folder / "alpha.tif")
+    picture(31, 40, seed=71).quantize(16).save(folder / "palette.png", transparency=3)
+    Image.fromarray(colours[..., 0] * np.uint16(257)).save(folder / "deep.png")
+    Image.fromarray(colours[..., 1] * np.uint16(257)).save(folder / "deep.tif")
+    (folder / "deep.pgm").write_bytes(b"P5 3 2 65535 " + bytes(range(12)))
+    broken = bytearray((folder / "turned0.jpg").read_bytes())
+    broken[broken.index(b"Exif") + 6] = 0
+    (folder / "broken.jpg").write_bytes(broken)
+    value = scanned(cli, data)
+    assert value["orientations"] == {"6": 2, "8": 1}
+    assert value["alpha"] == 4
+    assert value["deep"] == {"16": 3}
+    (remarked,) = (entry for entry in value["remarks"] if "EXIF" in entry["remark"])
+    assert [file["name"] for file in remarked["files"]] == ["train/ant/broken.jpg"]
+    for _ in range(2):  # read, and remembered
+        out = cli.ok("data", "scan", data, "--cache", data.parent / "cache2", "--workers", 1).out
+        assert (
+            "EXIF orientation in 3 images (6: 2, 8: 1): ignored; preprocess.orientation=apply turns them"
+            in out
+        )
+        assert "transparency in 4 images: dropped" in out
+        assert "more than 8 bits in 3 images (16 bits: 3): the upper 8" in out
+
+
 def test_one_picture_twice_is_found_by_its_pixels(cli: CommandLine, data: Path) -> None:
     train, val = data / "train", data / "val"
     shutil.copy(train / "ant" / "000.jpg", train / "ant" / "copy.jpg")  # a duplicate
@@ -214,7 +253,7 @@ def test_a_damaged_memory_costs_time_only(cli: CommandLine, data: Path, spoil: s
     if spoil == "torn":
         memory.write_text("".join(lines[:8]) + lines[8][:30])
     elif spoil == "other":
-        memory.write_text(text.replace('"format": 2', '"format": 1', 1))
+        memory.write_text(text.replace('"format": 3', '"format": 2', 1))
     elif spoil == "binary":
         memory.write_bytes(os.urandom(3000))
     else:
