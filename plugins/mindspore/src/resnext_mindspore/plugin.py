@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib import metadata, util
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from resnext_core.hookspecs import hookimpl
@@ -17,11 +18,14 @@ from resnext_core.interfaces import (
     Predictor,
     PredictRequest,
     Readiness,
+    SourceKind,
     TrainRequest,
 )
 from resnext_mindspore.options import MindsporeOptions
 
 if TYPE_CHECKING:
+    from resnext_core.config import DataConfig
+    from resnext_core.data.sources.base import Listing
     from resnext_core.model.weights import Weights
     from resnext_core.ranks.collectives import Collectives
     from resnext_core.ranks.info import RankInfo
@@ -48,6 +52,32 @@ def resnext_backends() -> Iterator[Backend]:
         connect=_connect,
         launch=_launch,
     )
+
+
+@hookimpl
+def resnext_sources() -> Iterator[SourceKind]:
+    """Yield MindRecord files."""
+    yield SourceKind(
+        name="mindrecord",
+        summary="MindRecord files, as MindSpore's FileWriter makes them",
+        claims=_is_mindrecord,
+        open=_open_mindrecord,
+        parts=("{}.mindrecord*",),
+    )
+
+
+def _is_mindrecord(path: str) -> bool:
+    return ".mindrecord" in path and _mindrecord().is_mindrecord(path)
+
+
+def _open_mindrecord(path: str, data: DataConfig) -> Listing:
+    return _mindrecord().open_mindrecord(path, data)
+
+
+def _mindrecord() -> ModuleType:
+    from resnext_mindspore import mindrecord
+
+    return mindrecord
 
 
 def probe() -> Readiness:
