@@ -14,8 +14,10 @@ All are Pillow's, or whole-number arithmetic. Levels are 0..255 and each colour 
     v with all but the upper `bits` (0 to 8) set to 0; 255 − v where v >= threshold; min(255, v + amount) where v < 128.
 ``affine`` (a, b, c, d, e, f, filter, R, G, B)
     Image.transform: the output's pixel (x, y) is the input at (a·X + b·Y + c, d·X + e·Y + f) with X = x + 0.5,
-    Y = y + 0.5 in double precision, or the colour R, G, B outside the image. `filter` 0 is nearest, 2 bilinear,
-    3 bicubic.
+    Y = y + 0.5 in double precision, or the colour R, G, B outside the image. `filter` 2 is bilinear: rows first, in
+    double precision, the border repeated, the fraction cut off; 3 is bicubic with a = −1 in the same way, clipped;
+    0 is nearest: where b = d = 0, c + a / 2 and f + e / 2 with a and e added for each pixel, the fraction cut off, else
+    the same in whole units of 1/65536, each coefficient rounded half up.
 ``branch`` (), ``add`` (weight), ``merge`` (weight)
     The mixing of AugMix, with whole weights that sum to 65536. Branch remembers the image and starts a sum of 0. Add
     adds weight · image to the sum and returns to the remembered one. Merge gives

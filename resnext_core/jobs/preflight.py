@@ -96,6 +96,7 @@ def preflight(plan: Plan, found: Iterable[tuple[str, ResnextError]]) -> Iterator
     )  # fmt: skip
     yield from _lr(config, steps)
     yield from _batch(rank_batch // train.accumulate)
+    yield from _augment(config)
     yield from _memory(spec, config, rank_batch // train.accumulate, plan.world)
     yield Finding(topic="disk", level="ok", text=checkpoint_room(plan)[0])
     if plan.whole and plan.backend is not None and plan.formats:
@@ -166,6 +167,17 @@ def _batch(micro_batch: int) -> Iterator[Finding]:
             topic="batch", level="warning",
             text=f"batch normalisation sees {micro_batch} images at a time; fewer than {BN_FROM} cost accuracy "
             "(arXiv:1803.08494): use fewer ranks or a larger train.batch_size",
+        )  # fmt: skip
+
+
+def _augment(config: Config) -> Iterator[Finding]:
+    augment = config.augment
+    if augment.auto != "none" and any(augment.color_jitter):
+        jitter = ", ".join(f"{s:g}" for s in augment.color_jitter)
+        yield Finding(
+            topic="augment", level="warning",
+            text=f"{augment.auto} and colour jitter of {jitter} are both on; "
+            "published recipes have one of them: set augment.color_jitter=[0,0,0]",
         )  # fmt: skip
 
 

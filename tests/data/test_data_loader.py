@@ -19,12 +19,14 @@ from images import bad_images, class_tree, endless_image, picture, pixels
 from PIL import Image
 from processes import alive, data_workers, eventually, holds
 
-from resnext_core.config import AugmentConfig
+from resnext_core.config import AugmentConfig, Config, DataConfig
 from resnext_core.data.batch_pool import LIMITS
 from resnext_core.data.decode import BadImage
 from resnext_core.data.depth import DARK_16_BITS
 from resnext_core.data.index import Index, image_folder, open_index
 from resnext_core.data.loader import Loader, default_workers
+from resnext_core.data.opening import eval_loader
+from resnext_core.data.pillow import PILLOW
 from resnext_core.data.pool import Limits
 from resnext_core.data.quarantine import Quarantine, read_list, write_list
 from resnext_core.data.render import load_eval, load_train
@@ -150,6 +152,23 @@ def test_bad_images_are_counted_and_never_replaced(with_bad: Index, workers: int
         assert not batch.images[~batch.valid].any()
         assert np.array_equal(batch.labels[failed], with_bad.labels[batch.index[failed]])
     assert sum(int(b.valid.sum()) for b in batches) == 3
+
+
+def test_evaluation_is_never_augmented(index: Index) -> None:
+    """Whatever the configuration says of training."""
+    strong = AugmentConfig(
+        auto="trivialaugment-wide",
+        erasing=1.0,
+        erasing_mode="pixel",
+        flip=1.0,
+        color_jitter=(1, 1, 1),
+        repeats=4,
+    )
+    config = dataclasses.replace(Config(), augment=strong, data=DataConfig(workers=0))
+    tasks = list(eval_tasks(len(index), 8))
+    with Loader(index, SPEC, workers=0) as plain, eval_loader(index, SPEC, config, decoder=PILLOW) as loader:
+        expected, found = collect(plain.batches(tasks)), collect(loader.batches(tasks))
+    assert all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

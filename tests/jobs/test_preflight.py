@@ -72,6 +72,7 @@ def test_a_run_folder_is_its_own_configuration(cli: CommandLine, finished_run: P
         (["schedule.kind=step", "schedule.milestones=[100]"], "at the end"),
         (["train.batch_size=4"], "batch normalisation sees 4 images at a time"),
         (["train.accumulate=4"], "batch normalisation sees 4 images at a time"),
+        (["augment.auto=augmix", "augment.color_jitter=[0,0.3,0]"], "set augment.color_jitter=[0,0,0]"),
     ],
 )
 def test_what_would_cost_accuracy_is_a_warning(
