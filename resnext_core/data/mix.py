@@ -23,11 +23,11 @@ from resnext_core.interfaces import Mix, MixedRows
 LEAST = 2
 
 
-def check_mix(config: MixConfig, micro_batch: int) -> None:
-    """Raise UsageError where images are to be mixed and a micro-batch has no two."""
-    if config.on and micro_batch < LEAST:
+def check_micro_batch(images: int) -> None:
+    """Raise UsageError where a micro-batch has no two images to mix."""
+    if images < LEAST:
         raise UsageError(
-            f"mix.mixup and mix.cutmix mix the images of a micro-batch, and this one has {micro_batch}; raise "
+            f"mix.mixup and mix.cutmix mix the images of a micro-batch, and this one has {images}; raise "
             "train.batch_size, lower train.accumulate, or set both to 0"
         )
 

@@ -6,7 +6,7 @@ import resource
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from resnext_core.config import Config
 from resnext_core.data.index import open_index, remarks
+from resnext_core.data.mix import draw_mixes
 from resnext_core.data.splits import part_paths
 from resnext_core.errors import UsageError
 from resnext_core.files import place
@@ -101,7 +102,15 @@ def _bench_train(job: BenchJob, config: Config, backend: Backend) -> dict[str, A
     weights, n, chunk = _new_model(config, job.classes), config.train.batch_size, backend.steps_per_call
     spec = weights.spec.replace(image_size=training_size(config))
     batch = _random_batch(n, spec.image_size, spec.num_classes)
-    lr = np.full(chunk, 1e-3, np.float32)
+    mix = draw_mixes(
+        config.mix,
+        batch.images.shape[1:3],
+        seed=1,
+        step=0,
+        epoch=1,
+        micro_batches=range(config.train.accumulate),
+    )
+    batch, lr = replace(batch, mix=mix), np.full(chunk, 1e-3, np.float32)
     request = train_request(config, weights, backend, RankInfo(), SingleProcess())
     times = []
     with closing(create_trainer(backend, request)) as trainer:

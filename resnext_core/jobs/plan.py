@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from resnext_core.config import Config
 from resnext_core.data.index import Index
-from resnext_core.data.mix import check_mix
 from resnext_core.data.opening import quarantine
 from resnext_core.data.sampler import steps_per_epoch
 from resnext_core.data.splits import Splits, examine_splits
@@ -29,7 +28,7 @@ from resnext_core.runs.folder import RunFolder, check_free, check_writable
 from resnext_core.serving.load import WEIGHTS_SUFFIX, exporters, server_of
 from resnext_core.training.finetune import pretrained_momentum
 from resnext_core.training.initial import build_spec, check_class_count, initial_weights, per_rank
-from resnext_core.training.inputs import cannot_mix
+from resnext_core.training.inputs import check_mixing
 from resnext_core.training.sizes import training_size, with_training_size
 
 
@@ -226,9 +225,9 @@ def _caught(check: Callable[[Plan], object], plan: Plan) -> ResnextError | None:
 
 def _fits(plan: Plan) -> None:
     config = plan.config
-    check_mix(config.mix, per_rank(config, plan.world, len(plan.data.train)) // config.train.accumulate)
-    if config.mix.on and plan.backend is not None and not plan.backend.mixes:
-        raise UsageError(cannot_mix(plan.backend))
+    batch = per_rank(config, plan.world, len(plan.data.train))
+    if config.mix.on:
+        check_mixing(plan.backend, batch // config.train.accumulate)
     _ = plan.spec  # what speaks against it
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from resnext_core.data.mix import mixed_rows
+from resnext_core.data.mix import check_micro_batch, mixed_rows
 from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import Backend, Batch, Mix, StepInput, TrainRequest
 
@@ -21,15 +21,14 @@ def check_split(request: TrainRequest) -> None:
         )
 
 
-def check_mixing(backend: Backend, request: TrainRequest) -> None:
-    """Raise UsageError where the images of a training are to be mixed and `backend` cannot do that."""
-    if request.mixes and not backend.mixes:
-        raise UsageError(cannot_mix(backend))
-
-
-def cannot_mix(backend: Backend) -> str:
-    """Return the line about a backend that cannot mix images."""
-    return f"the backend {backend.id} cannot mix images; set mix.mixup=0 and mix.cutmix=0, or choose another --backend"
+def check_mixing(backend: Backend | None, micro_batch: int) -> None:
+    """Raise UsageError where images are to be mixed and `backend` cannot, or a micro-batch has no two of them."""
+    if backend is not None and not backend.mixes:
+        raise UsageError(
+            f"the backend {backend.id} cannot mix images; set mix.mixup=0 and mix.cutmix=0, or choose another "
+            "--backend"
+        )
+    check_micro_batch(micro_batch)
 
 
 def step_inputs(

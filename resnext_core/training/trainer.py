@@ -31,7 +31,8 @@ def create_trainer(backend: Backend, request: TrainRequest) -> Trainer:
     if backend.engine is None:
         raise UsageError(f"the backend {backend.id} cannot train")
     check_split(request)
-    check_mixing(backend, request)
+    if request.mixes:
+        check_mixing(backend, request.batch_size // request.accumulate)
     request = with_first_weights(request)
     return Trainer(request, backend.engine(request))
 

@@ -26,6 +26,17 @@ from resnext_core.runs.checkpoint import load_checkpoint, load_latest
 from resnext_core.runs.folder import RunFolder
 
 EPOCHS, STEPS = 20, 120
+#: Images are mixed by draws of their own for every step: a run that was stopped, or has more ranks, draws the same.
+MIXED = [
+    "--set",
+    "mix.mixup=0.2",
+    "--set",
+    "mix.cutmix=1",
+    "--set",
+    "mix.prob=0.8",
+    "--set",
+    "mix.off_epoch=18",
+]
 
 
 @pytest.fixture
@@ -33,7 +44,7 @@ def start(photos: Path, recipe: Path, tmp_path: Path) -> list[str]:
     """The words of a training long enough to be stopped: 20 epochs of 6 steps, decoded by a worker."""
     return [
         "--backend", "reference", "train", "--recipe", str(recipe), "--data", str(photos), "--output",
-        str(tmp_path), "--epochs", str(EPOCHS), "--set", "data.workers=1", "--set", "train.ema_decay=0.9",
+        str(tmp_path), "--epochs", str(EPOCHS), "--set", "data.workers=1", "--set", "train.ema_decay=0.9", *MIXED,
     ]  # fmt: skip
 
 
@@ -42,7 +53,7 @@ def uninterrupted(photos: Path, recipe: Path, tmp_path_factory: pytest.TempPathF
     """The run of `start` that nobody stops."""
     parent = tmp_path_factory.mktemp("uninterrupted")
     words = ["train", "--recipe", recipe, "--data", photos, "--output", parent, "--name", "run"]
-    words += ["--epochs", EPOCHS, "--set", "train.ema_decay=0.9", "--backend", "reference"]
+    words += ["--epochs", EPOCHS, "--set", "train.ema_decay=0.9", "--backend", "reference", *MIXED]
     subprocess.run(
         [sys.executable, "-m", "resnext_core.cli", *map(str, words)],
         env=environment(), check=True, timeout=120, stdout=subprocess.DEVNULL,
@@ -252,7 +263,7 @@ def rows(run: RunFolder, kind: str, *keys: str) -> list[list[Any]]:
 
 
 #: In float64 no rounding decides on which side of a ReLU a value is, however many steps are compared.
-EXACT = ["--set", "precision.compute=float64"]
+EXACT = ["--set", "precision.compute=float64", *MIXED]
 
 
 @pytest.fixture(scope="module")

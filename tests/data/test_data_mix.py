@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from resnext_core.config import MixConfig
 from resnext_core.data.mix import (
-    check_mix,
+    check_micro_batch,
     cutmix_box,
     draw_mix,
     draw_mixes,
@@ -170,10 +170,9 @@ def test_how_often_each_is_drawn() -> None:
 
 
 def test_mixing_needs_two_images() -> None:
-    check_mix(MixConfig(), 1)
-    check_mix(BOTH, 2)
+    check_micro_batch(2)
     with pytest.raises(UsageError, match=r"this one has 1; raise train\.batch_size"):
-        check_mix(BOTH, 1)
+        check_micro_batch(1)
 
 
 # -- what it means ---------------------------------------------------------------------------------

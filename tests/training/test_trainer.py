@@ -218,3 +218,5 @@ def test_a_backend_that_cannot_mix_is_refused() -> None:
         UsageError, match=r"the backend old cannot mix images; set mix\.mixup=0 and mix\.cutmix=0"
     ):
         create_trainer(cannot, made)
+    with pytest.raises(UsageError, match="this one has 1"):
+        create_trainer(oracle(), replace(made, accumulate=6))
