@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import threading
@@ -80,3 +81,21 @@ def unopened() -> PillowDecoder:
 def threaded(open: Callable[[], PillowDecoder] = Threaded) -> Decoder:
     """Return the record of a decoder with threads."""
     return Decoder(name="odd", summary="for tests", probe=lambda: READY, open=open, threads=True)
+
+
+class Busy(PillowDecoder):
+    """Never comes back from its first image; `there` has a file for each thread that is in it."""
+
+    def __init__(self, there: Path) -> None:
+        self._there = there
+
+    def evaluation(
+        self,
+        content: Content,
+        name: str,
+        spec: PreprocessSpec,
+        out: NDArray[np.uint8],
+        remarks: list[str],
+    ) -> None:
+        (self._there / f"{os.getpid()}-{threading.get_native_id()}").touch()
+        ctypes.CDLL(None).pause()  # in native code, without Python's lock

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 from images import class_tree
 from odd_decoders import Deadly, Threaded, Unsure, threaded, unopened
-from processes import data_workers
+from processes import alive, data_workers, eventually
 
 from resnext_core.config import AugmentConfig
 from resnext_core.data.batch_pool import LIMITS
@@ -107,6 +109,40 @@ def test_a_decoder_that_does_not_open_is_no_bad_image(index: Index) -> None:
         with loader, pytest.raises(error, match="its library is gone"):
             next(loader.batches(eval_tasks(len(index), 8)))
         assert loader.failures == {}
+
+
+PARENT = """
+import sys
+sys.path[:0] = sys.argv[2:4]
+from functools import partial
+from pathlib import Path
+import numpy as np
+from odd_decoders import Busy, threaded
+from resnext_core.data.index import open_index
+from resnext_core.data.loader import Loader, Task
+from resnext_core.model.preprocess import PreprocessSpec
+open = partial(Busy, Path(sys.argv[1]))
+loader = Loader(open_index(sys.argv[4]), PreprocessSpec(size=8, resize=8), workers=6, decoder=threaded(open))
+list(loader.batches(Task.of(0, np.arange(1)) for _ in range(20)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pause() of the C library")
+def test_threads_in_native_code_end_with_a_parent_that_is_killed(index: Index, tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    there = tmp_path / "there"
+    there.mkdir()
+    words = [sys.executable, "-c", PARENT, there, here, here.parent, index.root]
+    parent = subprocess.Popen([str(word) for word in words])
+    try:
+        assert eventually(lambda: len(list(there.iterdir())) == 6 or parent.poll() is not None)
+        pids = {int(path.name.split("-")[0]) for path in there.iterdir()}
+        assert len(pids) == 2
+        assert all(alive(pid) for pid in pids)
+    finally:
+        parent.kill()
+        parent.wait(timeout=300)
+    assert eventually(lambda: not any(alive(pid) for pid in pids))
 
 
 # -- read ahead ------------------------------------------------------------------------------------
