@@ -41,7 +41,7 @@ def ours(name: str) -> dict[str, Row]:
     import numpy as np
 
     from resnext_core.config import AugmentConfig
-    from resnext_core.data.batch_worker import Transform
+    from resnext_core.data.batch_worker import Row, Transform
     from resnext_core.data.content import read_file
     from resnext_core.model.preprocess import PreprocessSpec
     from resnext_core.plugins import load_plugins
@@ -55,7 +55,7 @@ def ours(name: str) -> dict[str, Row]:
 
         def run(paths: Sequence[str]) -> None:
             for number, path in enumerate(paths):
-                transform.write(out, read_file(path), 0, number, [])
+                transform.write(out, read_file(path), 0, Row(0, number, b""), [])
 
         return run
 
