@@ -19,14 +19,17 @@ class FaultyServer:
 
     ``faults[path]`` is a queue: an HTTP status, :data:`CUT` (the connection ends in mid-body), :data:`DROP` (before
     the headers), :data:`SILENT` (nothing until the server stops), :data:`WHOLE` (ranges are ignored) or :data:`SHORT`
-    (a well-formed answer that lacks its last byte). ``always[path]`` is the same for every answer. :attr:`asked` has
-    each GET: path and range.
+    (a well-formed answer that lacks its last byte), or a barrier, at which it waits before it answers. ``always[path]``
+    is the same for every answer, and :attr:`everything` for those to any question. :attr:`asked` has each GET: path and
+    range; :attr:`questions` counts all questions.
     """
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = files
-        self.faults: dict[str, deque[int | str]] = defaultdict(deque)
+        self.faults: dict[str, deque[int | str | threading.Barrier]] = defaultdict(deque)
         self.always: dict[str, int | str] = {}
+        self.everything: int | str | None = None
+        self.questions = 0
         self.asked: list[tuple[str, str | None]] = []
         self.stopping = threading.Event()
         server = self
@@ -56,11 +59,14 @@ class FaultyServer:
 
     def answer(self, request: BaseHTTPRequestHandler, *, body: bool) -> None:
         path, wanted = request.path, request.headers.get("Range")
-        fault = self.always.get(path)
+        fault: int | str | threading.Barrier | None = self.everything or self.always.get(path)
+        self.questions += 1
         if body:
             self.asked.append((path, wanted))
             if self.faults[path]:
                 fault = self.faults[path].popleft()
+        if isinstance(fault, threading.Barrier):
+            fault.wait(timeout=60)
         if fault == SILENT:
             self.stopping.wait()
         if fault in (DROP, SILENT):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from resnext_core.data.index import Index, find_splits, open_index, remarks
 from resnext_core.data.loader import Loader
 from resnext_core.data.quarantine import Quarantine
 from resnext_core.data.remote import access
-from resnext_core.data.sampler import eval_tasks
+from resnext_core.data.sampler import Task, eval_tasks
 from resnext_core.errors import EXIT_DATA, EXIT_OK, EXIT_USAGE, DataError, UsageError
 from resnext_core.files import Url
 
@@ -172,6 +173,58 @@ def test_faults_on_the_way_change_no_batch(
     index = open_index(f"{web.url}/train", data=settings(tmp_path))
     assert stream_digest(index, workers) == stream_digest(open_index(tree), 0)
     assert not any(web.faults.values())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_are_asked_for_together(web: FaultyServer, tree: Path, tmp_path: Path, workers: int) -> None:
+    """The server answers none of eight questions before it has them all."""
+    index = open_index(f"{web.url}/train", data=settings(tmp_path))
+    together = threading.Barrier(8)
+    for name in index.paths[:8]:
+        web.faults[f"/train/{name}"].append(together)
+    with Loader(index, SPEC, workers=workers) as loader:
+        (batch,) = loader.batches([Task.of(0, np.arange(8))])
+    assert batch.valid.all()
+    assert not any(web.faults.values())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_cache_that_cannot_be_used_is_told_once(tree: Path, s3: Any, tmp_path: Path, workers: int) -> None:
+    (tmp_path / "cache").write_text("a file")
+    index = open_index("s3://photos/train", data=settings(tmp_path))
+    with Loader(index, SPEC, workers=workers) as loader:
+        valid = [
+            batch.valid.all() for batch in loader.batches(Task.of(0, np.arange(i, i + 4)) for i in (0, 4, 8))
+        ]
+        notes = loader.take_notes()
+    assert all(valid)
+    assert notes == [
+        f"the cache {tmp_path / 'cache'} is not used any more: {tmp_path / 'cache'} is a file, not a folder"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"), [(503, ""), (DROP, ""), (403, "no permission to read s3://photos/train")]
+)
+def test_an_object_store_that_does_not_answer(
+    web: FaultyServer, s3: Any, monkeypatch: pytest.MonkeyPatch, quick: None, fault: int | str, said: str
+) -> None:
+    """Tries are counted in one place: those of the libraries below are turned off."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", web.url)
+    access._filesystem.cache_clear()
+    web.everything, web.questions = fault, 0
+    try:
+        with pytest.raises(DataError) as caught:
+            open_index("s3://photos/train", data=DataConfig(tries=3))
+    finally:
+        web.everything = None
+        access._filesystem.cache_clear()
+    assert "\n" not in str(caught.value)
+    if said:
+        assert said in str(caught.value)
+    else:
+        assert "(3 tries in " in str(caught.value)
+    assert web.questions <= 6  # a question about a folder may be two requests
 
 
 @pytest.mark.parametrize("workers", [0, 2])
