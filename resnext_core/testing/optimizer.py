@@ -171,6 +171,19 @@ class OptimizerContract(TrainingBase):
             trainer.run_steps(case.batches()[:1], np.array([0.1], np.float32))
         assert cases.relative_error(seen[0], seen[1]) > cases.TOLERANCE, "training did not change the logits"
 
+    @pytest.mark.parametrize("size", [25, 30])
+    def test_predictor_takes_images_of_another_size(self, size: int) -> None:
+        """``eval.size``: what is evaluated need not have the size of the training images; odd and even planes."""
+        case = TRAIN_CASES["bare"]
+        trainer, network = self.run("bare").trainer, cases.weights(case.network)
+        pixels = np.random.default_rng(size).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
+        logits = trainer.predictor(ema=False).logits(pixels)
+        tensors = trainer.state().tensors
+        current = network.replace(tensors={n: tensors[f"weights/{n}"] for n in network.tensors})
+        expected = cases.oracle_predictor(current.evaluated_at(size)).logits(pixels)
+        what = f"logits of images of {size} pixels, trained on {network.spec.image_size}"
+        cases.assert_close(logits, expected, cases.TOLERANCE, what)
+
     @pytest.mark.parametrize("compute", ["float16", "bfloat16"])
     def test_low_precision_is_close_or_refused(self, compute: str) -> None:
         """The loss to 2e-2, weights and momentum kept in float32; or an error that says it cannot."""

@@ -903,6 +903,24 @@ class StalePredictor(ReferenceEngine):
         )
 
 
+class OfOneSize(ReferenceEngine):
+    """The predictor sees as much of an image as has the size of the training's."""
+
+    def predictor(self, *, ema: bool = False) -> Any:
+        return Cutting(super().predictor(ema=ema), self._spec.image_size)
+
+
+class Cutting(Predictor):
+    def __init__(self, inner: Any, size: int) -> None:
+        self._inner, self._size = inner, size
+
+    def logits(self, images: Any) -> Any:
+        return self._inner.logits(images[:, : self._size, : self._size])
+
+    def close(self) -> None:
+        pass
+
+
 class EvaluatesInTrainingMode(ReferenceEngine):
     """Evaluation moves the running statistics."""
 

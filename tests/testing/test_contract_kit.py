@@ -251,6 +251,11 @@ PLANTED: dict[str, tuple[Backend, str, str]] = {
         "test_predictor_follows_the_weights",
         "logits of the trainer",
     ),
+    "images cut to the training's size": (
+        _of_trainer(bugs.OfOneSize),
+        "test_predictor_takes_images_of_another_size",
+        "trained on 24",
+    ),
     "evaluation moves statistics": (
         _of_trainer(bugs.EvaluatesInTrainingMode),
         "test_evaluation_between_steps_changes_nothing",
