@@ -45,7 +45,7 @@ class Middle:
 
     def fused(self, timed: bool, x: Tensor, weight: Tensor, *norms: Tensor) -> Tensor:
         """Return the result by our fused kernels."""
-        first = fused._norm(x.detach(), *(t.detach() for t in norms[:2]))
+        first = fused_launch.norm_of(x.detach(), *(t.detach() for t in norms[:2]))
         found: Tensor = fused._forward(x, first, weight, *norms, self.stride, timed)[0]
         return found
 
@@ -53,7 +53,7 @@ class Middle:
         """Return the result kernel by kernel, the convolution by our plain kernels or by PyTorch."""
         a = F.relu(F.batch_norm(x, None, None, *norms[:2], True, 0.0, BN_EPS), inplace=True)
         if ours:
-            y = op._call(a, weight, self.stride, library=False, timed=timed)
+            y = op._forward(a, weight, self.stride, False, timed, 0)
         else:
             y = op._convolve(a, weight.to(a.dtype), self.stride)
         return F.relu(F.batch_norm(y, None, None, *norms[2:], True, 0.0, BN_EPS), inplace=True)

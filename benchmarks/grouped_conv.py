@@ -134,7 +134,9 @@ def _measured(
     dtype = getattr(torch, args.compute)
     device = open_device(Device(kind="cpu" if args.smoke else "cuda"))
     for spec in specs:
-        op.grouped_conv("triton", spec, dtype, device, deterministic=False)  # UsageError where it cannot be
+        op.grouped_conv(
+            "triton", spec, dtype, device, deterministic=False, graphed=False
+        )  # UsageError where it cannot be
     import grouped_conv_kernels as work  # only now, as Triton may be missing
     from resnext_gpu.grouped_conv import plans
 

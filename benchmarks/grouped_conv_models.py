@@ -23,7 +23,7 @@ from resnext_core.model.weights import Weights
 
 ROUNDS, STEPS, WARMUP = 5, 5, 2
 #: Without these two at one batch size there is nothing to compare.
-NEEDED = ("timm", "ours, triton")
+NEEDED = ("timm", "ours")
 NO_TIME = "no time left"
 
 
@@ -48,8 +48,8 @@ class Clock:
         print(f"{self._seconds - self.left():6.1f} s: {words}", file=sys.stderr, flush=True)
 
     @contextmanager
-    def alarm(self) -> Iterator[None]:
-        """Raise TimeUp inside when time is up, also in the middle of compiling.
+    def alarm(self, kept: float = 0.0) -> Iterator[None]:
+        """Raise TimeUp inside when no more than `kept` seconds are left, also in the middle of compiling.
 
         Not for code that imports: a module whose import was broken off stays broken in this process.
         """
@@ -61,7 +61,7 @@ class Clock:
 
         before = signal.signal(signal.SIGALRM, up)
         # Again later, as Python drops what is raised in a destructor.
-        other = signal.setitimer(signal.ITIMER_REAL, max(self.left(), 0.01), 5.0)
+        other = signal.setitimer(signal.ITIMER_REAL, max(self.left() - kept, 0.01), 5.0)
         try:
             yield
         finally:
@@ -107,25 +107,21 @@ def _train(
     def theirs(compiled: bool) -> Callable[[], against.Run]:
         return lambda: against.theirs(args, torch, timm, *given(), device, compiled=compiled)
 
-    makers = {"timm": theirs(False), "ours, triton": ours(grouped_conv="triton")}
+    makers = {"timm": theirs(False), "ours": ours()}
     if args.smoke:
-        makers["ours"] = ours(grouped_conv="cudnn")
-    else:  # the most telling first; graphs late, as they keep their memory
-        makers["timm, compiled"] = theirs(True)
-        ways: tuple[dict[str, bool], ...] = (
-            {"fused_bn": True}, {"compile": True}, {"compile": True, "cuda_graphs": True}, {"cuda_graphs": True},
-            {"fused_bn": True, "cuda_graphs": True}, {},
-        )  # fmt: skip
-        for kind in ("triton", "cudnn"):
-            for way in ways:
-                if ("fused_bn" not in way) if kind == "cudnn" else way:
-                    makers[_name(kind, way)] = ours(grouped_conv=kind, **way)
+        makers["ours, triton"] = ours(grouped_conv="triton", batch_norm="triton")
+    else:  # the most telling first
+        makers |= {
+            "ours, CUDA graph": ours(cuda_graphs=True),
+            "ours, PyTorch's kernels, CUDA graph": ours(
+                grouped_conv="cudnn", batch_norm="torch", cuda_graphs=True
+            ),
+            "ours, triton": ours(grouped_conv="triton", batch_norm="triton"),
+            "timm, compiled": theirs(True),
+            "ours, compiled": ours(compile=True),
+            "ours, compiled, CUDA graph": ours(compile=True, cuda_graphs=True),
+        }
     return _contest(args, torch, timm, spec, batch_size, makers, clock, end, "first loss")
-
-
-def _name(kind: str, way: dict[str, bool]) -> str:
-    words = {"compile": "compiled", "cuda_graphs": "CUDA graph", "fused_bn": "fused BN"}
-    return ", ".join(["ours", *(["triton"] if kind == "triton" else []), *(words[key] for key in way)])
 
 
 def _infer(
@@ -138,8 +134,8 @@ def _infer(
     given = _noise(spec, batch_size)
     device = torch.device("cpu" if args.smoke else "cuda")
 
-    def ours(kind: str) -> against.Run:
-        predictor, images = against.trainer(args, *given(), grouped_conv=kind).predictor(), given()[1].images
+    def ours(**options: Any) -> against.Run:
+        predictor, images = against.trainer(args, *given(), **options).predictor(), given()[1].images
         return lambda steps: max(_score(predictor.logits(images)) for _ in range(steps))
 
     def theirs(compiled: bool) -> against.Run:
@@ -153,9 +149,11 @@ def _infer(
 
         return run
 
-    makers = {"timm": lambda: theirs(False), "ours, triton": lambda: ours("triton")}
-    if not args.smoke:
-        makers |= {"timm, compiled": lambda: theirs(True), "ours": lambda: ours("cudnn")}
+    makers = {"timm": lambda: theirs(False), "ours": ours}
+    if args.smoke:
+        makers["ours, triton"] = lambda: ours(grouped_conv="triton")
+    else:
+        makers["timm, compiled"] = lambda: theirs(True)
     return _contest(args, torch, timm, spec, batch_size, makers, clock, end, "root of the mean square logit")
 
 
@@ -183,30 +181,41 @@ def _contest(
         torch._dynamo.reset()  # it counts networks of the same class, and gives up after some
         _free(torch, device)
     try:
-        with clock.alarm():
-            for name, make in makers.items():
-                if timm is None and name.startswith("timm"):
-                    failed[name] = "no timm here"
-                    continue
-                compiling = "compiled" in name
+        for name, make in makers.items():
+            if timm is None and name.startswith("timm"):
+                failed[name] = "no timm here"
+                continue
+            compiling = "compiled" in name
+            before = clock.left()
+            guess = clock.compiling_a_block * sum(spec.depths) if compiling else 0.0
+            if before - guess - two_rounds < end:
+                continue
+            try:
+                # What takes too long leaves the time for two rounds of those that are ready.
+                with clock.alarm(end + two_rounds if contenders else 0.0):
+                    made = _made(name, make, contenders, torch, device)
+            except TimeUp:
+                _free(torch, device)
+                clock.say(f"{name}: {NO_TIME}")
+                if not contenders:
+                    raise
+                continue
+            if compiling:
+                clock.compiling_a_block = (before - clock.left()) / sum(spec.depths)
+            clock.say(f"{name}: {made if isinstance(made, str) else 'ready'}")
+            if isinstance(made, against.Contender):
+                contenders.append(made)
+                del failed[name]
                 before = clock.left()
-                guess = clock.compiling_a_block * sum(spec.depths) if compiling else 0.0
-                if before - guess - two_rounds < end:
-                    continue
-                made = _made(name, make, contenders, torch, device)
-                if compiling:
-                    clock.compiling_a_block = (before - clock.left()) / sum(spec.depths)
-                clock.say(f"{name}: {made if isinstance(made, str) else 'ready'}")
-                if isinstance(made, against.Contender):
-                    contenders.append(made)
-                    del failed[name]
-                    before = clock.left()
-                    made.run(1)
-                    two_rounds += 2 * steps * (before - clock.left())
-                    continue
-                failed[name] = made
-                if name in NEEDED and "memory" in made:
-                    break
+                made.run(1)
+                two_rounds += 2 * steps * (before - clock.left())
+                continue
+            failed[name] = made
+            if name in NEEDED and "memory" in made:
+                break
+        if clock.left() <= 0:
+            raise TimeUp
+        with clock.alarm():
             if contenders:
                 against.check_losses({c.name: c.loss for c in contenders}, what)
             while contenders and rounds < (1 if args.smoke else ROUNDS):

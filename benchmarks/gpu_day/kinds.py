@@ -205,7 +205,7 @@ def batches() -> Part:
                 words=[*words, "--smoke", "--rounds", "1", "--steps", "1", "--warmup", "1", "--batch", "2"]
             )
         words += ["--rounds", "3", "--steps", "8", "--model", "resnext50_32x4d", "--batch", "64", "256"]
-        return Command(words=[*words, "--grouped-conv", "triton"])
+        return Command(words=words)
 
     def judge(context: Context, ended: Ended, log: str) -> Verdict:
         lines = [

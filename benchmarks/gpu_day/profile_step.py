@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import importlib
 import json
@@ -24,20 +23,23 @@ from resnext_core.model.init import random_weights
 from resnext_core.model.spec import model_spec
 
 BATCH, WARMUP, TIMED, PROFILED, LARGEST = 128, 3, 5, 2, 20
+#: Switches of the backend with which steps are timed, and not profiled.
+ALSO = ("cuda_graphs",)
 #: Of a Chrome trace: what the device did.
 _DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 
 
 def main() -> int:
-    """Time steps, profile some, then time them once more with each option that fuses."""
+    """Time steps, profile some, then time them once more with each switch of ALSO."""
     args = arguments(
         model={"default": "resnext152_64x4d"}, batch={"type": int, "default": BATCH},
         set={"nargs": "*", "default": [], "metavar": "KEY=JSON", "help": "options of the backend, as tf32=true"},
     )  # fmt: skip
     began = time.monotonic()
     spec = against.SMOKE if args.smoke else model_spec(args.model, pool_padding="symmetric")
-    options = {"grouped_conv": "cudnn" if args.smoke else "triton"}
-    options |= {key: json.loads(value) for key, _, value in (one.partition("=") for one in args.set)}
+    options: dict[str, Any] = {
+        key: json.loads(value) for key, _, value in (one.partition("=") for one in args.set)
+    }
     batch = 2 if args.smoke else args.batch
     while True:
         try:
@@ -54,7 +56,7 @@ def main() -> int:
     write(args.into, right=True, said=said, table=table, **found)
     ways: dict[str, Any] = {}
     took = time.monotonic() - began
-    for name in _fusing():
+    for name in ALSO:
         if time.monotonic() + took > args.end - 8:
             break
         once = time.monotonic()
@@ -65,19 +67,9 @@ def main() -> int:
         table.append(
             f"with gpu.{name}: {ways[name] if isinstance(ways[name], str) else f'{ways[name]:.2f} ms a step'}"
         )
-        write(args.into, right=True, said=said, table=table, fused=ways, **found)
+        write(args.into, right=True, said=said, table=table, also=ways, **found)
         took = max(took, time.monotonic() - once)
     return 0
-
-
-def _fusing() -> list[str]:
-    """Return the options of the backend that fuse, which are switches called so."""
-    from resnext_gpu.options import GpuOptions
-
-    return [
-        field.name for field in dataclasses.fields(GpuOptions)
-        if field.name.startswith("fused") and field.default is False
-    ]  # fmt: skip
 
 
 def _trainer(args: argparse.Namespace, spec: Any, batch: int, options: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from gpu_cases import differing, relative  # noqa: E402
 from gpu_convolutions import HALF, INTERPRETED, LRS, Net  # noqa: E402
-from gpu_fusions import SHAPES, check_kernels, check_middle, make_middle  # noqa: E402
+from gpu_fusions import SHAPES, check_kernels, check_middle, make_middle, norm_by  # noqa: E402
 from gpu_interpreter import interpreted  # noqa: E402
 from resnext_gpu.grouped_conv import fused as op  # noqa: E402
 from resnext_gpu.options import GpuOptions  # noqa: E402
@@ -56,8 +56,7 @@ def test_the_operations_are_what_pytorch_expects(launch: Any) -> None:
     """Their schemas, what they say about shapes and memory order, autograd, and tracing."""
     for stride in (1, 2):
         middle = make_middle(1, 16, 4, 3, 4, stride, HALF)
-        torch.library.opcheck(op._norm, (middle.x, *middle.norms[0]))
-        first = op._norm(middle.x, *middle.norms[0])
+        first = norm_by(middle.x, *middle.norms[0])
         x, weight, *affine = (
             t.clone().requires_grad_() for t in (middle.x, middle.weight, *middle.norms[0], *middle.norms[1])
         )
@@ -93,7 +92,7 @@ def test_what_is_not_finite_reaches_the_loss_and_the_gradients(bad: float, launc
     middle.x[0, 3, 1, 1] = bad
     x, weight = middle.x.requires_grad_(), middle.weight.requires_grad_()
     affine = (*middle.norms[0], *middle.norms[1])
-    z, _, _ = op._forward(x, op._norm(x.detach(), *middle.norms[0]), weight, *affine, 1, False)
+    z, _, _ = op._forward(x, norm_by(x, *middle.norms[0]), weight, *affine, 1, False)
     assert z[:, :4].isnan().any(), "the channels of its group"
     z.backward(middle.dz)
     assert weight.grad[:4].isnan().any()
@@ -198,15 +197,15 @@ import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
-from resnext_core.model.spec import BN_EPS
+from resnext_core.model.spec import BN_EPS, BN_MOMENTUM
 from resnext_gpu.grouped_conv import fused_kernels, norm_kernels, plans
 
-IMAGES, SIZES = {"dy", "x", "y", "dx", "packed"}, {"rows", "span", "many", "squares", "channels", "height", "width",
-                                                   "out_height", "out_width"}
+IMAGES = {"dy", "x", "y", "dx", "packed", "other", "d_of_sum"}
+SIZES = {"rows", "span", "many", "squares", "channels", "height", "width", "size", "out_height", "out_width"}
 
 def build(kernel, warps, capability, **constants):
     if "EPS" in kernel.arg_names:
-        constants["EPS"] = BN_EPS
+        constants |= {"EPS": BN_EPS, "MOMENTUM": BN_MOMENTUM}
     types = {name: "*bf16" if name in IMAGES else "i32" if name in SIZES else "*fp32" for name in kernel.arg_names}
     types |= dict.fromkeys(constants, "constexpr")
     sixteen = {(n,): [["tt.divisibility", 16]] for n, name in enumerate(kernel.arg_names)
@@ -227,8 +226,13 @@ everything = sys.argv[1] == "all"
 strides = (1, 2) if everything else (1,)
 jobs = []
 for capability in (80, 90) if everything else (90,):
-    for kernel in ("row_statistics", "activate", "gradient_sums", "input_of_norm"):
-        jobs.append((getattr(norm_kernels, kernel), 4, capability, {"BM": 64, "BC": 64}))
+    for kernel, rows, flags in (
+        ("row_statistics", 16, {"AHEAD": 4}), ("activate", 32, {"ADD": True, "RELU": True}),
+        ("gradient_sums", 16, {"ADD": True, "RELU": True, "AHEAD": 4}),
+        ("gradient_sums", 16, {"ADD": False, "RELU": True, "AHEAD": 4}), ("input_of_norm", 32, {"RELU": True}),
+    ):
+        jobs.append((getattr(norm_kernels, kernel), 4, capability, {"BM": rows, "BC": 128, **flags}))
+    jobs.append((norm_kernels.add_parts, 4, capability, {"BM": 64, "BC": 32}))
     jobs.append((norm_kernels.combine, 4, capability, {"BM": 64, "BC": 16}))
     seen = set()
     for width in (4, 32) if everything else (4,):
@@ -269,7 +273,7 @@ def test_the_kernels_compile_for_a_gpu(which: str, tmp_path: Path) -> None:
     )
     assert built.returncode == 0, built.stderr[-2000:]
     rows = [line.split() for line in built.stdout.splitlines()]
-    assert len({row[0] for row in rows}) == 9
+    assert len({row[0] for row in rows}) == 10
     for row in rows:
         assert int(row[2]) <= 80, row
         assert int(row[3]) <= 48 << 10, row

@@ -445,13 +445,13 @@ def test_a_step_packs_its_weights_once(
 def count_launches(launch: Any, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Return how often each kernel is launched from now on."""
     run: Counter[str] = Counter()
-    real = launch._launch
+    real = launch.run
 
     def counting(kernel: Any, *args: Any, **constants: Any) -> None:
         run[kernel.__name__] += 1
         real(kernel, *args, **constants)
 
-    monkeypatch.setattr(launch, "_launch", counting)
+    monkeypatch.setattr(launch, "run", counting)
     return run
 
 
@@ -509,7 +509,7 @@ def choose(
     mode: Any, spec: ModelSpec | None = None, compute: Any = BF16, device: Any = CPU, **how: Any
 ) -> Any:
     spec = spec or VARIANTS["resnext50_32x4d"]
-    return op.grouped_conv(mode, spec, compute, device, **({"deterministic": False} | how))
+    return op.grouped_conv(mode, spec, compute, device, **({"deterministic": False, "graphed": True} | how))
 
 
 def test_where_the_kernels_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -540,6 +540,7 @@ def test_auto_takes_the_kernels_where_they_were_measured(
     card = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    monkeypatch.setattr(op, "MEASURED", frozenset())
     assert choose("auto", device=card) is None
     assert (
         "use cuDNN; our kernels were not measured on a card, to use them set gpu.grouped_conv=triton"
@@ -551,6 +552,7 @@ def test_auto_takes_the_kernels_where_they_were_measured(
     monkeypatch.setattr(op, "MEASURED", frozenset({(9, 0)}))
     assert how(choose("auto", device=card)) == (True, True)
     assert choose("auto", device=card, deterministic=True) is None
+    assert choose("auto", device=card, graphed=False) is None, "the processor would limit the step"
     assert capfd.readouterr().err == ""
 
 

@@ -389,7 +389,7 @@ def test_auto_measures_on_a_measured_card_and_remembers(
     step, lr = ALL_WIDTHS.steps[:1], LRS[:1]
     losses = []
     for told in (True, False):
-        ours = ALL_WIDTHS.trainer("bfloat16", device=PLACE, grouped_conv="auto")
+        ours = ALL_WIDTHS.trainer("bfloat16", device=PLACE, grouped_conv="auto", cuda_graphs=True)
         losses.append(ours.run_steps(step, lr))
         assert ("grouped 3x3, weight gradient: " in capfd.readouterr().err) is told
         op._timings.cache_clear()  # as another process

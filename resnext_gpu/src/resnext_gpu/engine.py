@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from resnext_gpu.feed import Feed
 from resnext_gpu.gradients import reaching_others
 from resnext_gpu.graphs import Compiled, Replayed, StepFunction, closed
 from resnext_gpu.grouped_conv.fused import fused_middle
+from resnext_gpu.grouped_conv.norm import batch_norm
 from resnext_gpu.grouped_conv.op import grouped_conv
 from resnext_gpu.memory import Exhausted, exhausted, fitting, out_of_memory
 from resnext_gpu.network import Arithmetic, Network
@@ -50,6 +52,7 @@ class GpuEngine(Engine):
         with fitting(f"the tensors of {self._spec.variant} do", "use a smaller network", self._device):
             self._table = Table.create(request, self._device, channels_last=layout)
         compute = _COMPUTE[request.precision.compute]
+        graphed = options.cuda_graphs and self._device.type == "cuda" and request.rank.world == 1
         self._how = Arithmetic(
             compute=compute,
             bn_float32=request.precision.bn_float32,
@@ -57,7 +60,19 @@ class GpuEngine(Engine):
             checkpointing=options.checkpointing,
             sync=sync_batch_norm if options.sync_bn and request.rank.world > 1 else None,
             grouped=grouped_conv(
-                options.grouped_conv, self._spec, compute, self._device, deterministic=options.deterministic
+                options.grouped_conv,
+                self._spec,
+                compute,
+                self._device,
+                deterministic=options.deterministic,
+                graphed=graphed,
+            ),
+            norm=batch_norm(
+                options.batch_norm,
+                compute,
+                self._device,
+                bn_float32=request.precision.bn_float32,
+                plain=options.compile or options.sync_bn or not layout or not graphed,
             ),
             middle=fused_middle(
                 options.fused_bn,
@@ -140,7 +155,10 @@ class GpuEngine(Engine):
     def predictor(self, *, ema: bool) -> GpuPredictor:
         """Return a predictor that shares the weights or their EMA, in the arithmetic of training."""
         tensors = self._table.ema if ema else self._table.weights
-        return GpuPredictor(self._request.weights, tensors, self._how)
+        how = self._how
+        if how.grouped is not None and how.grouped.library:  # chosen for a graph, which prediction is not
+            how = replace(how, grouped=None)
+        return GpuPredictor(self._request.weights, tensors, how)
 
     def usage(self) -> DeviceUsage:
         """Return how long steps waited for their images, and on a GPU the most memory that tensors took."""

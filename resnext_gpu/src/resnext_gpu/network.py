@@ -16,6 +16,7 @@ from resnext_core.errors import UsageError
 from resnext_core.model.preprocess import PreprocessSpec
 from resnext_core.model.spec import BN_EPS, BN_MOMENTUM, BlockSpec, ModelSpec
 from resnext_gpu.grouped_conv.fused import Middle
+from resnext_gpu.grouped_conv.norm import CHANNELS, Norm
 from resnext_gpu.grouped_conv.op import GroupedConv
 from resnext_gpu.mixing import mixed_pixels
 
@@ -27,7 +28,8 @@ class Arithmetic:
     Convolutions and the classifier compute in `compute`, on casts of the float32 parameters. Batch normalisation takes
     and gives `compute`, and inside it is float32 unless `bn_float32` is False. `sync` replaces batch normalisation in
     training (see :mod:`resnext_gpu.sync_bn`), `grouped` the grouped convolutions (see
-    :mod:`resnext_gpu.grouped_conv.op`), and `middle`, in training, all between a block's 1x1 convolutions (see
+    :mod:`resnext_gpu.grouped_conv.op`), `norm`, in training, batch normalisation with what follows it (see
+    :mod:`resnext_gpu.grouped_conv.norm`), and `middle`, in training, all between a block's 1x1 convolutions (see
     :mod:`resnext_gpu.grouped_conv.fused`).
     """
 
@@ -37,6 +39,7 @@ class Arithmetic:
     checkpointing: bool = False
     sync: Callable[..., Tensor] | None = None
     grouped: GroupedConv | None = None
+    norm: Norm | None = None
     middle: Middle | None = None
 
 
@@ -89,7 +92,7 @@ class Network(nn.Module):
             self.prepare()
         layout = torch.channels_last if self.how.channels_last else torch.contiguous_format
         x = x.to(self.how.compute).contiguous(memory_format=layout)
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = self.bn1(self.conv1(x), relu=True)
         if self.spec.stem == "imagenet":
             x = max_pool(x, self.spec)
         for block in self.blocks:
@@ -119,7 +122,10 @@ class Conv(nn.Conv2d):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation; in training it moves its running statistics, with the unbiased variance."""
+    """Batch normalisation, and what follows it: an addition and relu. In training it moves its running statistics.
+
+    To the unbiased variance.
+    """
 
     def __init__(self, channels: int, how: Arithmetic) -> None:
         super().__init__()
@@ -128,7 +134,16 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.empty(channels))
         self.how, self.moves = how, True
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, other: Tensor | None = None, *, relu: bool = False) -> Tensor:
+        """Return the normalised `x`, plus `other` if that is given, and of that relu if `relu`."""
+        if self.training and self.how.norm is not None and x.shape[1] % CHANNELS == 0:
+            return self.how.norm(x, self, other, relu)
+        y = self._alone(x)
+        if other is not None:
+            y += other
+        return F.relu(y, inplace=True) if relu else y
+
+    def _alone(self, x: Tensor) -> Tensor:
         low = not self.how.bn_float32 and x.dtype != torch.float32
         tensors = [self.running_mean, self.running_var, self.weight, self.bias]
         mean, var, weight, bias = [t.to(x.dtype) for t in tensors] if low else tensors
@@ -184,11 +199,10 @@ class Block(nn.Module):
         if self._middle is not None and self.training:
             y = self._middle(y, self.bn1, self.conv2, self.bn2)
         else:
-            y = F.relu(self.bn1(y), inplace=True)
-            y = F.relu(self.bn2(self.conv2(y)), inplace=True)
-        y = self.bn3(self.conv3(y))
-        y += x if self.downsample is None else self.downsample(x)
-        return F.relu(y, inplace=True)
+            y = self.bn1(y, relu=True)
+            y = self.bn2(self.conv2(y), relu=True)
+        y = self.conv3(y)
+        return self.bn3(y, x if self.downsample is None else self.downsample(x), relu=True)
 
     @contextmanager
     def again(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from resnext_core.errors import UsageError
 from resnext_core.model.spec import ModelSpec
 from resnext_gpu.grouped_conv import op
+from resnext_gpu.grouped_conv.norm import norm_of
 
 if TYPE_CHECKING:
     from resnext_gpu.network import BatchNorm, Conv
@@ -47,21 +48,14 @@ def _middle(y: Tensor, bn1: BatchNorm, conv2: Conv, bn2: BatchNorm, *, timed: bo
     after = y.shape[0] * ((y.shape[2] - 1) // stride + 1) * ((y.shape[3] - 1) // stride + 1)
     bn1.need_several(before)
     bn2.need_several(after)
-    first = _norm(y.detach(), bn1.weight.detach(), bn1.bias.detach())
+    first = norm_of(
+        y.detach(), bn1.weight.detach(), bn1.bias.detach(), bn1.running_mean, bn1.running_var, bn1.moves
+    )
     found, _, second = _forward(
         y, first, conv2.weight, bn1.weight, bn1.bias, bn2.weight, bn2.bias, stride, timed
     )
-    bn1.move(first[:2], before)
     bn2.move(second[:2], after)
     return found
-
-
-@torch.library.custom_op("resnext_gpu::norm", mutates_args=())
-def _norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return the norm (5, C) of x (N, C, H, W): see `norm_kernels`."""
-    from resnext_gpu.grouped_conv import fused_launch
-
-    return fused_launch.norm_of(_channels_last(x), weight, bias)
 
 
 @torch.library.custom_op("resnext_gpu::fused_middle", mutates_args=())
@@ -110,11 +104,6 @@ def _backward(
     )  # fmt: skip
     da, sums1 = launch.input_gradient(dy, weight, x, first, stride, plan)
     return launch.input_of_norm(da, x, first, sums1), dw, sums1, sums2
-
-
-@_norm.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return x.new_empty((5, x.shape[1]), dtype=torch.float32)
 
 
 @_forward.register_fake

@@ -56,7 +56,7 @@ def input_gradient(
     channels, out_height, out_width = dy.shape[1:]
     squares = squares_in(dx)
     grid = (triton.cdiv(squares, plan.squares) * (channels // plan.channels),)
-    _launch(
+    run(
         kernels.input_gradient_of_stride_2, grid,
         dy, packed, dx, squares, height, width, out_height, out_width, channels,
         BM=plan.squares, BC=plan.channels, num_warps=plan.warps, num_stages=1,
@@ -72,7 +72,7 @@ def weight_gradient(dy: Tensor, x: Tensor, group_width: int, stride: int, plan: 
     blocks = channels // plan.channels
     span, count = spans(squares, channels, plan)
     parts = torch.empty((count, 3, 3, channels, group_width), dtype=torch.float32, device=x.device)
-    _launch(
+    run(
         kernels.weight_gradient, (blocks, count),
         dy, x, parts, squares, span, height, width, out_height, out_width, channels,
         GW=group_width, STRIDE=stride, BM=plan.squares, BC=plan.channels, num_warps=plan.warps, num_stages=1,
@@ -91,7 +91,7 @@ def pack_into(packed: Tensor, weight: Tensor, *, back: bool) -> None:
     """Write the matrices of `weight`."""
     channels, group_width = weight.shape[:2]
     block = packed.shape[2]
-    _launch(
+    run(
         kernels.pack, (channels // block,),
         weight, packed, channels, group_width, *weight.stride(), int(back), BC=block,
     )  # fmt: skip
@@ -101,7 +101,7 @@ def pack_all(
     table: Tensor, places: Tensor, weight_type: torch.dtype, packed_type: torch.dtype, block: int
 ) -> None:
     """Write the matrices of all weights of a table; see the kernel."""
-    _launch(
+    run(
         kernels.pack_all, (len(places),), table, places,
         WEIGHT=_TYPES[weight_type], PACKED=_TYPES[packed_type], BC=block,
     )  # fmt: skip
@@ -134,7 +134,7 @@ def _convolve(x: Tensor, packed: Tensor, y: Tensor, stride: int, plan: Plan) -> 
     channels, out_height, out_width = y.shape[1:]
     squares = squares_in(y)
     grid = (triton.cdiv(squares, plan.squares) * (channels // plan.channels),)
-    _launch(
+    run(
         kernels.forward, grid,
         x, packed, y, squares, x.shape[2], x.shape[3], out_height, out_width, channels,
         STRIDE=stride, BM=plan.squares, BC=plan.channels, num_warps=plan.warps, num_stages=1,
@@ -153,7 +153,7 @@ def _packed(weight: Tensor, dtype: torch.dtype, plan: Plan, packs: Packs | None,
     return packs.get(weight, dtype, plan.channels, back=back)
 
 
-def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+def run(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
     """Run a kernel, or compile it where its tensors have no data."""
     if any(isinstance(arg, Tensor) and arg.is_meta for arg in args):
         types = [arg.dtype if isinstance(arg, Tensor) else arg for arg in args]

@@ -21,8 +21,8 @@ from resnext_gpu.grouped_conv.packs import Packs
 #: Widths of a group that the kernels know.
 GROUP_WIDTHS = (4, 8, 16, 32)
 #: Compute capabilities of cards on which benchmarks/grouped_conv.py was run and our kernels were right; ``auto`` leaves
-#: the others to cuDNN. No card yet.
-MEASURED: frozenset[tuple[int, int]] = frozenset()
+#: the others to cuDNN. (9, 0): one NVIDIA H200, 2026-11-27.
+MEASURED: frozenset[tuple[int, int]] = frozenset({(9, 0)})
 #: Triton's own switch: kernels run in Python, on the CPU.
 INTERPRET = "TRITON_INTERPRET"
 
@@ -44,7 +44,8 @@ class GroupedConv:
         _PACKS[self._number] = self._packs
 
     def __call__(self, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-        found: Tensor = _forward(x, weight, stride, self.library, self.timed, self._number)
+        way = _forward if torch.compiler.is_compiling() else _Direct.apply
+        found: Tensor = way(x, weight, stride, self.library, self.timed, self._number)
         return found
 
     def fresh(self) -> GroupedConv:
@@ -58,12 +59,13 @@ class GroupedConv:
 
 def grouped_conv(
     mode: Literal["auto", "triton", "cudnn"], spec: ModelSpec, compute: torch.dtype, device: torch.device, *,
-    deterministic: bool,
+    deterministic: bool, graphed: bool,
 ) -> GroupedConv | None:  # fmt: skip
     """Return how the grouped convolutions of `spec` are computed; None leaves them to PyTorch, that is to cuDNN.
 
     ``auto`` takes, for each shape, what is faster on this card, where that may be asked: on a card that our kernels
-    were measured on, in 16 bits, and not `deterministic`, which a stopwatch is not. Says so in a line where it may not.
+    were measured on, in 16 bits, not `deterministic`, which a stopwatch is not, and where steps are `graphed`: else the
+    processor, which launches our kernels slower than PyTorch's, is what limits a step. Says so in a line.
 
     Raises UsageError where ``triton`` cannot be.
     """
@@ -74,20 +76,20 @@ def grouped_conv(
         if reason is not None:
             raise UsageError(f"gpu.grouped_conv=triton cannot be used: {reason}")
         return GroupedConv(library=False, timed=not deterministic and device.type == "cuda")
-    if reason is None and not deterministic and torch.cuda.get_device_capability(device) in MEASURED:
-        return GroupedConv(library=True, timed=True)
-    if reason is None and not deterministic:
+    if reason is not None or deterministic:
+        return None
+    if not measured(device):
         note(
             f"grouped convolutions use cuDNN; our kernels were not measured on {torch.cuda.get_device_name(device)}, "
             "to use them set gpu.grouped_conv=triton"
         )
+    elif graphed:
+        return GroupedConv(library=True, timed=True)
     return None
 
 
 def why_not(spec: ModelSpec, compute: torch.dtype, device: torch.device) -> str | None:
     """Return why the kernels cannot compute `spec`, or None."""
-    if compute not in (torch.float16, torch.bfloat16):
-        return "the kernels need precision.compute=bfloat16 or float16"
     for block in spec.blocks:
         width = block.width // spec.groups
         if width not in GROUP_WIDTHS or block.width % max(16, width):
@@ -95,6 +97,13 @@ def why_not(spec: ModelSpec, compute: torch.dtype, device: torch.device) -> str 
                 f"the kernels need groups of {', '.join(map(str, GROUP_WIDTHS))} channels that fill 16 or 32, not "
                 f"{spec.groups} groups of {width}"
             )
+    return no_kernels(compute, device)
+
+
+def no_kernels(compute: torch.dtype, device: torch.device) -> str | None:
+    """Return why no kernel of ours can compute in this type on this device, or None."""
+    if compute not in (torch.float16, torch.bfloat16):
+        return "the kernels need precision.compute=bfloat16 or float16"
     if device.type == "cpu" and os.environ.get(INTERPRET) != "1":
         return f"the kernels need an NVIDIA GPU (or {INTERPRET}=1 for tests)"
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
@@ -104,8 +113,12 @@ def why_not(spec: ModelSpec, compute: torch.dtype, device: torch.device) -> str 
     return None
 
 
-@torch.library.custom_op("resnext_gpu::grouped_conv", mutates_args=())
-def _forward(x: Tensor, weight: Tensor, stride: int, library: bool, timed: bool, packs: int) -> Tensor:
+def measured(device: torch.device) -> bool:
+    """True on a card of a kind on which our kernels were measured."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) in MEASURED
+
+
+def _plain_forward(x: Tensor, weight: Tensor, stride: int, library: bool, timed: bool, packs: int) -> Tensor:
     from resnext_gpu.grouped_conv import launch
 
     x = _channels_last(x)
@@ -116,8 +129,7 @@ def _forward(x: Tensor, weight: Tensor, stride: int, library: bool, timed: bool,
     )  # fmt: skip
 
 
-@torch.library.custom_op("resnext_gpu::grouped_conv_input_gradient", mutates_args=())
-def _input_gradient(
+def _plain_input_gradient(
     dy: Tensor, x: Tensor, weight: Tensor, stride: int, library: bool, timed: bool, packs: int
 ) -> Tensor:
     from resnext_gpu.grouped_conv import launch
@@ -130,8 +142,7 @@ def _input_gradient(
     )  # fmt: skip
 
 
-@torch.library.custom_op("resnext_gpu::grouped_conv_weight_gradient", mutates_args=())
-def _weight_gradient(
+def _plain_weight_gradient(
     dy: Tensor, x: Tensor, weight: Tensor, stride: int, library: bool, timed: bool
 ) -> Tensor:
     from resnext_gpu.grouped_conv import launch
@@ -142,6 +153,16 @@ def _weight_gradient(
         lambda plan, _: launch.weight_gradient(dy, x, weight.shape[1], stride, plan).to(weight.dtype),
         lambda: _backward(dy, x, weight.to(x.dtype), stride, 1).to(weight.dtype).contiguous(),
     )  # fmt: skip
+
+
+#: The same as operations that torch.compile knows.
+_forward = torch.library.custom_op("resnext_gpu::grouped_conv", _plain_forward, mutates_args=())
+_input_gradient = torch.library.custom_op(
+    "resnext_gpu::grouped_conv_input_gradient", _plain_input_gradient, mutates_args=()
+)
+_weight_gradient = torch.library.custom_op(
+    "resnext_gpu::grouped_conv_weight_gradient", _plain_weight_gradient, mutates_args=()
+)
 
 
 @_forward.register_fake
@@ -165,14 +186,30 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(x, weight)
 
 
-def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+def _gradients(
+    ctx: Any, dy: Tensor, of_input: Any = _input_gradient, of_weight: Any = _weight_gradient
+) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
-    dx = _input_gradient(dy, x, weight, *ctx.how) if ctx.needs_input_grad[0] else None
-    dw = _weight_gradient(dy, x, weight, *ctx.how[:3]) if ctx.needs_input_grad[1] else None
+    dx = of_input(dy, x, weight, *ctx.how) if ctx.needs_input_grad[0] else None
+    dw = of_weight(dy, x, weight, *ctx.how[:3]) if ctx.needs_input_grad[1] else None
     return dx, dw, None, None, None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_setup)
+
+
+class _Direct(torch.autograd.Function):
+    """`_forward` for who does not compile, without the dispatch of an operation."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _plain_forward(*inputs)
+        _setup(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradients(ctx, dy, _plain_input_gradient, _plain_weight_gradient)
 
 
 def _way(
