@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path, PurePosixPath
 
+_FILE = "file://"
 #: Schemes have two letters or more: one is a drive of Windows.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://[^/]")
 
@@ -76,10 +77,12 @@ def is_url(text: str) -> bool:
 
 
 def place(text: str | os.PathLike[str]) -> Place:
-    """Return what a text names. What exists as a path is a path, whatever it looks like."""
+    """Return what a text names, ``file:///...`` too. What exists as a path is a path, whatever it looks like."""
     if isinstance(text, (Path, Url)):
         return text
     text = os.fspath(text)
+    if text.startswith(_FILE):
+        return Path(text[len(_FILE) :])
     return Url(text) if is_url(text) and not os.path.lexists(text) else Path(text)
 
 

@@ -323,6 +323,10 @@ def test_the_command_line_takes_urls(
     assert json.loads(scanned.out)["read"] == 71, scanned
     again = cli("data", "scan", "s3://photos/small", "--json", "--cache", tmp_path / "scans", "--workers", 1)
     assert json.loads(again.out)["remembered"] == 71, again
+    checked = cli("doctor", "--run", recipe, "--data", "s3://photos/small", *cache)
+    assert checked.code == EXIT_OK, checked
+    resumed = cli("train", "--resume", tmp_path / "there", "--set", "train.epochs=3")
+    assert resumed.code == EXIT_OK, resumed
     wrong = cli("data", "info", "s3://photos/nothing")
     assert (wrong.code, wrong.err.count("\n")) == (EXIT_DATA, 1), wrong
     other = cli("eval", "--weights", "s3://photos/w.safetensors", "--data", photos)

@@ -205,7 +205,10 @@ def _filesystem(scheme: str) -> Any:
         ours = {"retries": {"max_attempts": 0}, "connect_timeout": _CONNECT, "read_timeout": _SILENCE}
         options["config_kwargs"] = ours | conf.get("s3", {}).get("config_kwargs", {})
     try:
-        files = kind(**options)
+        try:
+            files = kind(**options)
+        except TypeError:  # a store that does not take these options
+            files = kind()
     except Exception as error:  # whatever a store's library says of its options and of credentials
         raise UsageError(f"cannot use {scheme}://: {one_line(error, 300)}{_log_in(scheme)}") from error
     if hasattr(files, "retries"):
