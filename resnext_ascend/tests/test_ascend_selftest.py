@@ -286,15 +286,18 @@ def test_two_steps(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     found = steps.two_steps(place)
     assert found["weights_difference"] <= 1e-5
 
-    def other(self: Place, module: str, path: Path) -> str:
+    def other(self: Place, module: str, path: Path, *mixed: str) -> str:
         with np.load(path) as file:
             arrays = dict(file)
         np.savez(path, **{k: v * (1.001 if k == "losses" else 1) for k, v in arrays.items()})
         return ""
 
+    mixed = steps.two_steps(place, mixed=True)
+    assert mixed["weights_difference"] <= 1e-5
+    assert np.abs(np.subtract(mixed["loss"], found["loss"])).max() > 1e-3, "nothing was mixed"
     monkeypatch.setattr(Place, "python", other)
     with pytest.raises(Refuted, match=r"losses_difference is 9\.9.e-04, above 1e-05"):
-        steps.two_steps(place)
+        steps.two_steps(place, mixed=True)
 
 
 def of_rank(skipped: list[int], weight: float = 1.0) -> dict[str, Any]:

@@ -65,6 +65,12 @@ PARTS = (
         "two optimizer steps of the backends ascend and mindspore are equal, both on MindSpore's CPU device",
     ),
     _part(
+        "mixed-steps", "steps.two_steps", 30,
+        "two steps on images mixed by mixup and cutmix equal those of the backend mindspore on the CPU",
+        "two steps on mixed images of the backends ascend and mindspore are equal, both on MindSpore's CPU device",
+        mixed=True,
+    ),
+    _part(
         "overflow", "steps.overflow", 30,
         "a float16 step that overflows changes no weight and is counted; no other is skipped",
     ),

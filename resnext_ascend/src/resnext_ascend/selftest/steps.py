@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,25 @@ from resnext_ascend.selftest import samples
 from resnext_ascend.selftest.place import Place, Refuted, relative, within
 from resnext_core.config import PrecisionConfig
 from resnext_core.errors import BackendUnavailable
-from resnext_core.interfaces import Backend
+from resnext_core.interfaces import Backend, Mix
 from resnext_core.plugins import load_plugins
 from resnext_core.training.trainer import create_trainer
 
 _RATES = np.array([0.1, 0.05], np.float32)
 _ROWS = 6
+_MIXES = (
+    Mix(kind="mixup", lam=0.3, partner="rolled"),
+    Mix(kind="cutmix", lam=1 - 7 * 9 / samples.SIDE**2, box=(2, 5, 9, 14)),
+)
 #: A loss scale at which float16 overflows on the way back whatever the loss is: 2^40, above the largest, 65504.
 _TOO_MUCH = 2.0**40
 
 
-def two_steps(place: Place) -> dict[str, Any]:
+def two_steps(place: Place, mixed: bool = False) -> dict[str, Any]:
     """Two steps in float32 on this device and, in another process, by the backend `mindspore` on the CPU."""
     expected = place.folder / "mindspore.npz"
-    place.python(__name__, expected)  # a process has one device
-    ours = run(load_plugins().available("ascend"), place.options())
+    place.python(__name__, expected, *(["mixed"] if mixed else []))  # a process has one device
+    ours = run(load_plugins().available("ascend"), place.options(), mixed)
     with np.load(expected) as file:
         theirs = dict(file)
     groups: dict[str, list[float]] = {}
@@ -40,11 +45,14 @@ def two_steps(place: Place) -> dict[str, Any]:
     return measured
 
 
-def run(backend: Backend, options: Any) -> dict[str, NDArray[Any]]:
-    """Return losses, weights and momenta after two steps in float32."""
-    request = samples.request(samples.small_weights(), options, _ROWS)
+def run(backend: Backend, options: Any, mixed: bool = False) -> dict[str, NDArray[Any]]:
+    """Return losses, weights and momenta after two steps in float32, of `mixed` images where asked."""
+    request = samples.request(samples.small_weights(), options, _ROWS, mixes=mixed)
+    batches = [samples.batch(samples.noise(_ROWS, seed=s)) for s in (27, 28)]
+    if mixed:
+        batches = [replace(batch, mix=(mix,)) for batch, mix in zip(batches, _MIXES, strict=True)]
     with closing(create_trainer(backend, request)) as trainer:
-        losses = trainer.run_steps([samples.batch(samples.noise(_ROWS, seed=s)) for s in (27, 28)], _RATES)
+        losses = trainer.run_steps(batches, _RATES)
         return {"losses": losses, **trainer.state().tensors}
 
 
@@ -86,15 +94,15 @@ def overflow(place: Place) -> dict[str, Any]:
     return measured
 
 
-def main(path: Path) -> None:
-    """Write what the backend `mindspore` computes."""
+def main(path: Path, *mixed: str) -> None:
+    """Write what the backend `mindspore` computes, on mixed images with the word ``mixed``."""
     backend = load_plugins().available("mindspore")
     if backend.options is None:
         raise BackendUnavailable("the backend mindspore has no options")
-    np.savez(path, **run(backend, backend.options(device="cpu")))
+    np.savez(path, **run(backend, backend.options(device="cpu"), bool(mixed)))
 
 
 if __name__ == "__main__":
     import sys
 
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])
