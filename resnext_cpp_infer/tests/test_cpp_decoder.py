@@ -20,11 +20,13 @@ from PIL import Image
 from resnext_cpp_infer.decoder import TurboDecoder, known, open_turbo
 from resnext_cpp_infer.pixels import KINDS, LIBRARY, Pixels, Unread, load, readiness
 
+from resnext_core.config import AugmentConfig
 from resnext_core.data.decode import BadImage
 from resnext_core.data.operation import Operation
 from resnext_core.data.operations import OPERATIONS, operated
-from resnext_core.data.plan import Box, Plan
+from resnext_core.data.plan import Box, Plan, train_plan
 from resnext_core.data.render import load_eval_bytes, load_train_bytes
+from resnext_core.data.sampler import sample_rng
 from resnext_core.errors import BackendUnavailable
 from resnext_core.extensions import NotSupported
 from resnext_core.model.preprocess import PreprocessSpec
@@ -379,6 +381,22 @@ def test_sequences_of_operations(turbo: TurboDecoder) -> None:
             operations.append(Operation(name="merge", values=(float(65536 - sum(weights)),)))
         plan = replace(plan_of(rng, 60, 50, "antialias"), operations=tuple(operations))
         assert agree(*trained(turbo, content, plan), operations)
+
+
+@pytest.mark.parametrize(
+    "auto", ["rand-m9-mstd1-p1-n4", "randaugment-m30", "trivialaugment-wide", "augmix-m10-w4"]
+)
+def test_plans_as_policies_draw_them(turbo: TurboDecoder, auto: str) -> None:
+    content = jpeg()
+    for filter_name in ("nearest", "bilinear", "bicubic"):
+        augment = AugmentConfig(
+            auto=auto, auto_filter=filter_name, erasing=0.5, erasing_count=3,  # type: ignore[arg-type]
+            erasing_mode="rand" if filter_name == "nearest" else "pixel",
+        )  # fmt: skip
+        for sample in range(25):
+            rng = sample_rng(1, 0, sample)
+            plan = train_plan(56, 40, PreprocessSpec(size=40, resize=44), augment, rng)
+            assert agree(*trained(turbo, content, plan), plan)
 
 
 def test_the_rest_of_a_plan_is_finished_by_core(program: Path) -> None:
