@@ -233,7 +233,8 @@ def run(args: argparse.Namespace, root: Path, files: Path, count: int) -> None:
     contenders: list[Contender] = []
     missing: dict[str, str] = {}
     for name in args.only or CONTENDERS:
-        answer = start(name, [sys.executable, *args.python], files)
+        own = [sys.executable, *(args.python if CONTENDERS[name][0] else [])]
+        answer = start(name, own, files)
         if isinstance(answer, Contender):
             contenders.append(answer)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -33,6 +34,8 @@ _WARMUP = 2
 _SAMPLES, _REPEATS = 48, 3
 #: Edge of the image that decoding is timed with: it is resized by picking pixels, which takes next to no time.
 _PICKED = 32
+#: Readers that compute for less than this share of the time are said to wait for something else.
+_BUSY = 0.7
 
 
 def bench_loader(
@@ -60,16 +63,16 @@ def bench_loader(
         seconds = time.perf_counter() - started
         cpu, waited = loader.cpu_s - cpu, loader.wait_s - waited
     if workers == 0:  # everything is the main process's
-        cpu, waited = seconds, 0.0
+        cpu = seconds
     else:
         stages |= {"hand_over": 1e3 * (seconds - waited) / images, "wait": 1e3 * waited / images}
     rate = images / seconds
     return {
-        "bench": "data", "images_per_s": rate, "images_per_core_s": images / cpu if cpu else None,
+        "bench": "data", "images_per_s": rate, "images_per_core_s": images / cpu,
         "decoder": decoder.name, "workers": workers, "readers": loader.readers, "batch_size": n,
         "image_size": spec.size, "failed": len(loader.failures), "stages_ms": stages,
         "batches_mib": most_batches(n, workers, config.data.prefetch) * n * spec.size**2 * 3 / 2**20,
-        "training_images_per_s": needed, "verdict": verdict(rate, needed, workers),
+        "training_images_per_s": needed, "verdict": verdict(rate, images / cpu, needed, workers),
     }  # fmt: skip
 
 
@@ -86,18 +89,20 @@ def images_of_run(path: Path) -> float:
     return sum(record.images for record in steady) / seconds
 
 
-def verdict(rate: float, needed: float | None, workers: int) -> str:
-    """Return what `rate` images/s from so many workers mean for a training that takes `needed`."""
+def verdict(rate: float, per_core: float, needed: float | None, workers: int) -> str:
+    """Return what `rate` images/s of so many workers, `per_core` a core, mean for a training that takes `needed`."""
     can = f"can feed {rate:.0f} images/s"
+    used = rate / per_core
+    if used < _BUSY * workers:
+        can += f", with {used:.1f} cores' time for {workers} readers: the machine does other work, or the disk is slow"
     if needed is None:
         return f"{can}; compare with a training: --run RUN, or --images-per-second N"
     takes = f"{can}; your training takes {needed:.0f}"
     if rate >= needed:
         return f"{takes}: it will not wait for images"
-    more = -(-max(workers, 1) * needed // rate)
     return (
         f"{takes}: it will wait for images {100 * (1 - rate / needed):.0f} % of the time; "
-        f"{more:.0f} such readers would do, on as many cores"
+        f"{math.ceil(needed / per_core)} readers would do, on as many cores"
     )
 
 

@@ -57,15 +57,19 @@ def test_the_verdict_follows_from_what_a_training_takes(
 
 
 def test_how_many_readers_would_do() -> None:
-    assert verdict(500, None, 2).startswith("can feed 500 images/s; compare with a training")
-    assert (
-        verdict(500, 500, 2) == "can feed 500 images/s; your training takes 500: it will not wait for images"
+    assert verdict(500, 250, None, 2).startswith("can feed 500 images/s; compare with a training")
+    assert verdict(500, 250, 500, 2) == (
+        "can feed 500 images/s; your training takes 500: it will not wait for images"
     )
-    assert verdict(500, 2000, 2) == (
+    assert verdict(500, 250, 2000, 2) == (
         "can feed 500 images/s; your training takes 2000: it will wait for images 75 % of the time; "
-        "8 such readers would do, on as many cores"
+        "8 readers would do, on as many cores"
     )
-    assert "; 5 such readers would do" in verdict(500, 2001, 0)
+    assert "; 9 readers would do" in verdict(500, 250, 2001, 2)
+    assert verdict(500, 250, 100, 8) == (
+        "can feed 500 images/s, with 2.0 cores' time for 8 readers: the machine does other work, or the disk is slow; "
+        "your training takes 100: it will not wait for images"
+    )
 
 
 @pytest.mark.parametrize("rate", ["0", "-1", "nan"])
