@@ -201,6 +201,8 @@ def table_of(stream: IO[bytes], path: Place, magic: bytes, what: str) -> Table:
     view = memoryview(mapped)[start : start + length]
     if hashlib.sha256(view).digest() != digest:
         raise DataError(f"{path}: the table of this {what} is damaged (checksum mismatch); copy it again")
+    if hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)  # the checksum has touched every page; few of them are needed soon
     (text,) = struct.unpack_from("<Q", view)
     meta = json.loads(bytes(view[8 : 8 + text]))
     columns: dict[str, NDArray[Any]] = {}
