@@ -1,8 +1,9 @@
 """Lists of image files that cannot be read, so that they are not tried again.
 
 A UTF-8 text file (a name that is not UTF-8 is stored as its bytes) with one path per line, with forward slashes,
-relative to the data folder (absolute, or a URL, if outside); empty lines and lines that begin with # are ignored.
-``resnext-run data scan --list`` writes one, and a run with ``data.bad_images: quarantine`` keeps its own.
+relative to the data folder, or to the folder of a list or a packed file (absolute, or a URL, if outside); empty lines
+and lines that begin with # are ignored. ``resnext-run data scan --list`` writes one, and a run with
+``data.bad_images: quarantine`` keeps its own.
 """
 
 from __future__ import annotations
@@ -37,11 +38,14 @@ def write_list(path: Path, names: Iterable[str], header: str = "") -> None:
 class Quarantine:
     """The unreadable files of the data in `folder`: those of the list `known`, and those that this run finds.
 
-    With `own` the latter are added to that file at once, one line each, and read back when the run is resumed.
+    `folder` may also be what is not a folder: a list, a packed file, a pattern of shards. With `own` the files that
+    this run finds are added to that file at once, one line each, and read back when the run is resumed.
     """
 
     def __init__(self, folder: Place, *, known: Path | None = None, own: Path | None = None) -> None:
         self._folder, self._own = absolute(folder), own
+        if not is_url(self._folder) and not os.path.isdir(self._folder):
+            self._folder = os.path.dirname(self._folder)
         self._names = set(read_list(known)) if known is not None else set()
         if own is not None and own.exists():
             self._names |= set(read_list(own))

@@ -182,7 +182,7 @@ def test_5000_bad_images_are_named_and_counted(
     spoilt: Mapping[str, Path], reasons: dict[str, str], name: str, tmp_path: Path
 ) -> None:
     folder, index = open_index(spoilt["folder"]), open_index(spoilt[name])
-    quarantine = Quarantine(spoilt[name].parent, own=tmp_path / "quarantine.txt")
+    quarantine = Quarantine(spoilt[name], own=tmp_path / "quarantine.txt")
     tasks = list(eval_tasks(len(index), 64))
     with Loader(index, SPEC, workers=2, bad_images="quarantine", quarantine=quarantine) as loader:
         batches = list(loader.batches(tasks))
@@ -191,11 +191,13 @@ def test_5000_bad_images_are_named_and_counted(
         called = {folder.paths[i].rpartition("/")[2]: why for i, why in loader.failures.items()}
         assert called == reasons
     assert len(read_list(tmp_path / "quarantine.txt")) == 5000
-    again = Quarantine(spoilt[name].parent, known=tmp_path / "quarantine.txt")
+    again = Quarantine(spoilt[name], known=tmp_path / "quarantine.txt")
     with Loader(index, SPEC, workers=0, quarantine=again) as loader:
         assert sum(int(b.valid.sum()) for b in loader.batches(tasks)) == 30
         assert set(loader.failures.values()) == {"it is on the quarantine list"}
         assert len(loader.failures) == 5000
+    scanned = [again.name(index, i) for i in loader.failures]
+    assert set(scanned) == set(read_list(tmp_path / "quarantine.txt"))
     bad = next(i for i, name in enumerate(folder.paths) if name.rpartition("/")[2] in reasons)
     with Loader(index, SPEC, workers=0, bad_images="fail") as loader, pytest.raises(BadImage) as caught:
         list(loader.batches([Task.of(0, np.array([bad]))]))
@@ -242,3 +244,18 @@ def test_a_packed_file_of_images_without_labels(tmp_path: Path, forms: Mapping[s
     found = open_index(tmp_path / "a.pack", classes=("x", "y"))
     assert set(found.labels.tolist()) == {-1}
     assert found.classes == ("x", "y")
+
+
+def test_a_list_of_a_scan_is_known_to_whoever_names_the_same_file(
+    forms: Mapping[str, Path], tmp_path: Path
+) -> None:
+    """Names are relative to the folder of a list, a packed file or a pattern, in a scan as in an evaluation."""
+    for name, first in (
+        ("packed", "packed.pack/ant/000.jpg"),
+        ("a pattern", "a-0000.tar/ant/000.jpg"),
+        ("class folders in shards", "a-0000.tar/ant/000.jpg"),
+        ("one tar", "single.tar/ant/000.jpg"),
+    ):
+        index = open_index(forms[name])
+        (tmp_path / "known.txt").write_text(f"{first}\n")
+        assert Quarantine(forms[name], known=tmp_path / "known.txt").indices(index) == {0}, name
