@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from resnext_core.data.loader import Loader
 from resnext_core.data.pool import Pool
 from resnext_core.data.sampler import Task, epoch_permutation, eval_tasks, rank_slice
 from resnext_core.data.slots import Slots
+from resnext_core.errors import DataError
 from resnext_core.model.preprocess import PreprocessSpec
 
 SPEC = PreprocessSpec(size=24, resize=28)
@@ -262,9 +264,23 @@ def test_slots_grow_and_give_memory_back(file: int) -> None:
     assert not np.shares_memory(slots.array(bigger, (200_000,)), arrays[1])
 
 
-def test_a_system_without_memory_is_said(file: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from resnext_core.errors import DataError
+def test_slots_on_a_system_that_cannot_allocate_or_free_pages(
+    file: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS: pages are written once, and stay."""
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    monkeypatch.delattr(mmap, "MADV_REMOVE", raising=False)
+    slots = Slots(file, 4096)
+    first = slots.array(slots.take(5000), (5000,))
+    second = slots.array(slots.take(5000), (5000,))
+    first[:], second[:] = 1, 2
+    assert os.fstat(file).st_blocks * 512 >= 2 * 5000
+    del second
+    assert slots.array(slots.take(9000), (9000,)).max() == 0
+    assert first.min() == 1
 
+
+def test_a_system_without_memory_is_said(file: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
