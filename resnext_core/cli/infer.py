@@ -28,7 +28,10 @@ examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     add_weights_flag(parser)
     parser.add_argument(
-        "images", nargs="*", metavar="IMAGE", help="image files or folders; - reads paths from standard input"
+        "images",
+        nargs="*",
+        metavar="IMAGE",
+        help="image files, folders, tar shards or packed files; - reads paths from standard input",
     )
     parser.add_argument(
         "--top", type=int, default=5, metavar="K", help="classes to print (default %(default)s)"
