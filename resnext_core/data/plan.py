@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from resnext_core.config import AugmentConfig
 from resnext_core.data.auto_augment import draw_auto
 from resnext_core.data.erasing import draw_erasing
@@ -99,7 +97,7 @@ def random_box(width: int, height: int, augment: AugmentConfig, rng: Uniforms) -
     """
     low, high = (math.log(r) for r in augment.ratio)
     for _ in range(_TRIES):
-        share, aspect, across, down = rng.random(4)
+        share, aspect, across, down = rng.random(4).tolist()
         area = width * height * (augment.scale[0] + share * (augment.scale[1] - augment.scale[0]))
         ratio = math.exp(low + aspect * (high - low))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
@@ -120,8 +118,8 @@ def color_jitter(strengths: tuple[float, float, float], rng: Uniforms) -> Iterat
 
     Six numbers are always drawn, so that turning one off does not change the others.
     """
-    draws = rng.random(6)
-    for op in np.argsort(draws[:3], kind="stable"):
+    draws: list[float] = rng.random(6).tolist()
+    for op in sorted(range(3), key=draws.__getitem__):
         if strengths[op] > 0:
-            factor = 1 + strengths[op] * (2 * float(draws[3 + op]) - 1)
+            factor = 1 + strengths[op] * (2 * draws[3 + op] - 1)
             yield Operation(name=("brightness", "contrast", "saturation")[op], values=(max(factor, 0.0),))

@@ -112,28 +112,50 @@ def eval_tasks(n: int, batch_size: int, rank: int = 0, world: int = 1) -> Iterat
         yield Task(epoch=0, indices=indices, valid=valid)
 
 
-class SampleRng:
-    """The random numbers of one view of a sample, in streams that never meet; see :func:`sample_rng`."""
+#: Generators that nobody uses at the moment: making one takes five times as long as setting one to a stream.
+_SPARE: list[np.random.Generator] = []
+_NOTHING_LEFT = np.zeros(4, np.uint64)
 
-    def __init__(self, seed: int, epoch: int, sample: int, view: int) -> None:
-        self._place = epoch, sample, view
-        self._seed = seed
-        self._own = self._generator(_SAMPLE)
+
+class Stream:
+    """Random numbers of one purpose, from the start of their stream."""
+
+    def __init__(self, seed: int, purpose: int, epoch: int, sample: int, view: int = 0) -> None:
+        key, counter = _place(seed, purpose, epoch, sample, view)
+        try:
+            self._generator = _SPARE.pop()
+        except IndexError:
+            self._generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
+            return
+        self._generator.bit_generator.state = {
+            "bit_generator": "Philox", "state": {"counter": counter, "key": key},
+            "buffer": _NOTHING_LEFT, "buffer_pos": 4, "has_uint32": 0, "uinteger": 0,
+        }  # fmt: skip
+
+    def __del__(self, spare: list[np.random.Generator] = _SPARE) -> None:
+        generator = self.__dict__.get("_generator")
+        if generator is not None:
+            spare.append(generator)
 
     @overload
     def random(self) -> float: ...
     @overload
     def random(self, size: int) -> NDArray[np.float64]: ...
     def random(self, size: int | None = None) -> float | NDArray[np.float64]:
-        """Return the next numbers of the first stream, uniform in [0, 1): float64 (size,), or one float."""
-        return self._own.random(size)
+        """Return the next numbers, uniform in [0, 1): float64 (size,), or one float."""
+        return self._generator.random(size)
 
-    def stream(self, purpose: Literal["auto", "erasing"]) -> np.random.Generator:
-        """Return the stream of another purpose, from its start; use only its ``random()``."""
-        return self._generator({"auto": _AUTO, "erasing": _ERASING}[purpose])
 
-    def _generator(self, purpose: int) -> np.random.Generator:
-        return np.random.Generator(_philox(self._seed, purpose, *self._place))
+class SampleRng(Stream):
+    """The random numbers of one view of a sample, in streams that never meet; see :func:`sample_rng`."""
+
+    def __init__(self, seed: int, epoch: int, sample: int, view: int) -> None:
+        super().__init__(seed, _SAMPLE, epoch, sample, view)
+        self._seed, self._rest = seed, (epoch, sample, view)
+
+    def stream(self, purpose: Literal["auto", "erasing"]) -> Stream:
+        """Return the stream of another purpose, from its start."""
+        return Stream(self._seed, {"auto": _AUTO, "erasing": _ERASING}[purpose], *self._rest)
 
 
 def sample_rng(seed: int, epoch: int, sample: int, view: int = 0) -> SampleRng:
@@ -149,11 +171,19 @@ def mix_rng(seed: int, step: int, micro_batch: int) -> np.random.Generator:
     return np.random.Generator(_philox(seed, _MIX, step, micro_batch))
 
 
-def _philox(seed: int, purpose: int, epoch: int, sample: int, view: int = 0) -> Any:
-    """A Philox stream; it counts in the first two counter words, so streams never meet."""
-    key = np.array([seed, purpose + (view << 8)], np.uint64)
-    words = key, np.array([0, 0, sample, epoch], np.uint64)
-    return np.random.Philox(key=words[0], counter=words[1])
+def _philox(seed: int, purpose: int, epoch: int, sample: int) -> Any:
+    key, counter = _place(seed, purpose, epoch, sample)
+    return np.random.Philox(key=key, counter=counter)
+
+
+def _place(
+    seed: int, purpose: int, epoch: int, sample: int, view: int = 0
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return the key and the first counter of a Philox stream.
+
+    It counts in the first two counter words, so streams never meet.
+    """
+    return np.array([seed, purpose + (view << 8)], np.uint64), np.array([0, 0, sample, epoch], np.uint64)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -86,6 +88,28 @@ def test_evaluation_scores_every_index_once(n: int, batch_size: int, world: int)
             scored += indices[valid].tolist()
     assert sorted(scored) == list(range(n))
     assert sum(len(b) for b in ranks) * batch_size < n + batch_size * world + world
+
+
+def test_a_stream_starts_afresh_whatever_its_generator_did_before() -> None:
+    """Also beside others that are alive, in several threads, and from the middle of a block of numbers."""
+
+    def fresh(purpose: int, sample: int) -> list[float]:
+        key, counter = np.array([9, purpose], np.uint64), np.array([0, 0, sample, 4], np.uint64)
+        return np.random.Generator(np.random.Philox(key=key, counter=counter)).random(7).tolist()
+
+    def check(first: int) -> None:
+        for sample in range(first, first + 60):
+            one, other = sample_rng(9, 4, sample), sample_rng(9, 4, sample + 1)
+            drawn = [one.random() for _ in range(sample % 7)]
+            auto = one.stream("auto")
+            assert other.random(7).tolist() == fresh(2, sample + 1)
+            del other
+            assert auto.random(7).tolist() == fresh(3, sample)
+            assert sample_rng(9, 4, sample).stream("erasing").random(7).tolist() == fresh(4, sample)
+            assert drawn + one.random(7 - len(drawn)).tolist() == fresh(2, sample)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(check, range(0, 4000, 1000)))
 
 
 def test_streams_of_samples_are_independent() -> None:
