@@ -13,8 +13,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from resnext_core.data.content import JPEG, BadImage, Content
+from resnext_core.data.content import BadImage, Content
 from resnext_core.data.decode import decode, opened_bytes
+from resnext_core.data.exif import upright
 from resnext_core.data.index import Index
 from resnext_core.data.paths import encoded
 from resnext_core.data.pool import Limits, Pool, WorkerDied
@@ -105,7 +106,7 @@ def pack(
 def made_smaller(content: Content, name: str, smaller: Smaller) -> bytes | None:
     """Return the JPEG that takes the place of an image file, None where it keeps its bytes. Raises BadImage.
 
-    The EXIF orientation of a JPEG is kept, and no other metadata.
+    The EXIF orientation is kept, and no other metadata.
     """
     with opened_bytes(content, name) as source:
         short = min(source.size)
@@ -118,22 +119,10 @@ def made_smaller(content: Content, name: str, smaller: Smaller) -> bytes | None:
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     made = io.BytesIO()
     exif = Image.Exif()
-    if (turned := _orientation(content)) != 1:
+    if (turned := upright(content)) != 1:
         exif[_ORIENTATION] = turned
     image.save(made, "JPEG", quality=smaller.quality, exif=exif if turned != 1 else b"")
     return made.getvalue() if made.tell() < len(content) else None
-
-
-def _orientation(content: Content) -> int:
-    """Return the EXIF orientation of a JPEG, 1 to 8; 1 where there is none."""
-    if content[:3] != JPEG or not isinstance(content, bytes):
-        return 1
-    try:
-        with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
-            found = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF may raise anything
-        return 1
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 class _Stopped(Exception):

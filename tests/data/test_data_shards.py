@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import pickle
 import random
 import shutil
 import tarfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -413,3 +415,20 @@ def test_more_shards_than_files_may_be_open(tmp_path: Path) -> None:
             assert reader.read(index.source.locator(i))[:2] == b"\xff\xd8"
     if before:
         assert len(os.listdir("/proc/self/fd")) - before <= 130
+
+
+def test_many_threads_read_at_once(tmp_path: Path) -> None:
+    """More shards than may be open, each thread in an order of its own, or in that of the shards."""
+    folder = shards(tmp_path / "d", count=140, each=3)
+    index = open_index(folder)
+    expected = [index.source.reader().read(index.source.locator(i)) for i in range(len(index))]
+    reader = pickle.loads(pickle.dumps(index.source.reader()))
+
+    def read(seed: int) -> int:
+        order = list(range(len(index)))
+        if seed % 2:
+            random.Random(seed).shuffle(order)
+        return sum(reader.read(index.source.locator(i)) == expected[i] for i in order)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(read, range(16))) == [len(index)] * 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from resnext_core.data.quarantine import Quarantine, read_list
 from resnext_core.data.sampler import Task, epoch_permutation, eval_tasks, rank_slice
 from resnext_core.data.sources.joined import JoinedSource
 from resnext_core.data.sources.registry import kind_of
+from resnext_core.jobs.scan import ScanJob, scan
 from resnext_core.model.preprocess import PreprocessSpec
 
 SPEC = PreprocessSpec(size=16, resize=18)
@@ -202,6 +204,21 @@ def test_5000_bad_images_are_named_and_counted(
     with Loader(index, SPEC, workers=0, bad_images="fail") as loader, pytest.raises(BadImage) as caught:
         list(loader.batches([Task.of(0, np.array([bad]))]))
     assert str(index.path(bad)) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["packed", pytest.param("webdataset", marks=pytest.mark.slow)])
+def test_a_scan_names_5000_bad_images(
+    spoilt: Mapping[str, Path], reasons: dict[str, str], name: str, tmp_path: Path
+) -> None:
+    result = scan(
+        ScanJob(folder=spoilt[name], workers=2, cache=tmp_path / "cache", list_file=tmp_path / "bad.txt")
+    )
+    assert Counter(bad.reason for bad in result.findings.bad) == Counter(reasons.values())
+    assert result.findings.images == {"images": 5030}
+    assert (result.read, result.remembered) == (5030, 0)
+    assert len(Quarantine(spoilt[name], known=tmp_path / "bad.txt").indices(open_index(spoilt[name]))) == 5000
+    again = scan(ScanJob(folder=spoilt[name], workers=1, cache=tmp_path / "cache"))
+    assert (again.read, again.remembered) == (0, 5030)
 
 
 # -- what the user gives -------------------------------------------------------------------------
