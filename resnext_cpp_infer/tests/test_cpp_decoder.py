@@ -30,6 +30,7 @@ from resnext_core.data.sampler import sample_rng
 from resnext_core.errors import BackendUnavailable
 from resnext_core.extensions import NotSupported
 from resnext_core.model.preprocess import PreprocessSpec
+from resnext_cpp_infer import decoder as decoders
 from resnext_cpp_infer import pixels as interface
 
 FILTERS = ("antialias", "bicubic", "plain")
@@ -38,12 +39,12 @@ FILTERS = ("antialias", "bicubic", "plain")
 @pytest.fixture(scope="module")
 def turbo(program: Path) -> Iterator[TurboDecoder]:
     load.cache_clear()
-    open_turbo.cache_clear()
+    decoders._opened.cache_clear()
     decoder = open_turbo()
     assert isinstance(decoder, TurboDecoder)
     yield decoder
     load.cache_clear()
-    open_turbo.cache_clear()
+    decoders._opened.cache_clear()
 
 
 @pytest.fixture(params=[True, False], ids=["simd", "any processor"])
@@ -541,7 +542,7 @@ def test_a_library_that_is_missing(elsewhere: Path) -> None:
     assert answer.state == "missing"
     assert answer.reason.endswith(f"{LIBRARY} is not built; build it with: resnext-run cpp build")
     with pytest.raises(BackendUnavailable):
-        open_turbo.__wrapped__()
+        decoders._opened.__wrapped__()
 
 
 def test_a_library_that_does_not_load(elsewhere: Path) -> None:

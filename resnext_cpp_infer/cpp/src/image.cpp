@@ -215,13 +215,18 @@ void Picture::decode(int by, const Region& region, std::vector<uint8_t>& rows, R
 }
 
 void hand_over(const Image& image, const Region& region, std::vector<uint8_t>& rows, RowSink& sink) {
+  constexpr int kBlock = 16;
   const auto width = static_cast<size_t>(region.width), stride = width * 4;
-  if (rows.size() < stride + kSlack) rows.resize(stride + kSlack);
-  for (int y = region.top; y < region.top + region.height; ++y) {
-    const uint8_t* from = &image.pixels[(static_cast<size_t>(y) * static_cast<size_t>(image.width) +
-                                         static_cast<size_t>(region.left)) * 3];
-    for (size_t x = 0; x < width; ++x) std::memcpy(&rows[4 * x], from + 3 * x, 3);
-    sink.take(rows.data(), stride, 1);
+  if (rows.size() < stride * kBlock + kSlack) rows.resize(stride * kBlock + kSlack);
+  for (int done = 0; done < region.height; done += kBlock) {
+    const int count = std::min(kBlock, region.height - done);
+    uint8_t* to = rows.data();
+    for (int y = region.top + done; y < region.top + done + count; ++y) {
+      const uint8_t* from = &image.pixels[(static_cast<size_t>(y) * static_cast<size_t>(image.width) +
+                                           static_cast<size_t>(region.left)) * 3];
+      for (size_t x = 0; x < width; ++x, to += 4, from += 3) std::memcpy(to, from, 3);
+    }
+    sink.take(rows.data(), stride, count);
   }
 }
 

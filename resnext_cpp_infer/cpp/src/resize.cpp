@@ -92,15 +92,23 @@ void Resize::take_filter(const uint8_t* rows, size_t stride, int count) {
 
 void Resize::take_plain(const uint8_t* rows, size_t stride, int count) {
   const auto numbers = [this](int row) { return reinterpret_cast<uint16_t*>(kept(row)); };
-  // The rows that outputs take: a reduction passes over others.
+  // The rows that outputs take, in runs: a reduction passes over others.
+  uint16_t* targets[kBlock];
+  int run = 0;
+  const auto flush = [&](int end) {
+    if (run > 0) plain_rows(rows + static_cast<size_t>(end - run) * stride, stride, run, left_, plain_across_, targets);
+    run = 0;
+  };
   size_t output = static_cast<size_t>(written_);
   for (int i = 0; i < count; ++i) {
     const int row = taken_ + i;
     while (output < plain_down_.second.size() && plain_down_.second[output] - top_ < row) ++output;
-    if (output == plain_down_.second.size() || plain_down_.first[output] - top_ > row) continue;
-    uint16_t* target = numbers(row);
-    plain_rows(rows + static_cast<size_t>(i) * stride, stride, 1, left_, plain_across_, &target);
+    if (output == plain_down_.second.size() || plain_down_.first[output] - top_ > row)
+      flush(i);
+    else
+      targets[run++] = numbers(row);
   }
+  flush(count);
   taken_ += count;
   for (; written_ < outputs_; ++written_) {
     const auto i = static_cast<size_t>(written_);

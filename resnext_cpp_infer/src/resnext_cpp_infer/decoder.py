@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from resnext_core.data.exif import upright
-from resnext_core.extensions import ImageDecoder, NotSupported
+from resnext_core.extensions import NotSupported
 from resnext_cpp_infer.pixels import KINDS, PNG, Header, Pixels, Unread, load, use_pillows_jpeg
 
 if TYPE_CHECKING:
@@ -19,12 +19,20 @@ if TYPE_CHECKING:
     from resnext_core.model.preprocess import PreprocessSpec
 
 
-@functools.cache
-def open_turbo() -> ImageDecoder:
+_LOCK = threading.Lock()
+
+
+def open_turbo() -> TurboDecoder:
     """Return the decoder, one for the process; BackendUnavailable where the library is missing.
 
     Its pixels are first compared with Pillow's on this machine: what differs is left to Pillow.
     """
+    with _LOCK:  # the choice of a libjpeg is no time to decode in another thread
+        return _opened()
+
+
+@functools.cache
+def _opened() -> TurboDecoder:
     library = load()
     use_pillows_jpeg(library)
     decoder = TurboDecoder(lambda: Pixels(library))
