@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from images import bad_images, good_odd_images, picture
-from mutants import broken_anyhow, damaged_files, jpeg, lossless_jpeg, segments, sound_files
+from mutants import broken_anyhow, damaged_files, exif_files, jpeg, lossless_jpeg, segments, sound_files
 from PIL import Image
 from resnext_cpp_infer.decoder import TurboDecoder, known, open_turbo
 from resnext_cpp_infer.pixels import KINDS, LIBRARY, Pixels, Unread, load, readiness
 
 from resnext_core.config import AugmentConfig
-from resnext_core.data.decode import BadImage
+from resnext_core.data.decode import BadImage, opened_bytes
+from resnext_core.data.exif import upright
 from resnext_core.data.operation import Operation
 from resnext_core.data.operations import OPERATIONS, operated
 from resnext_core.data.plan import Box, Plan, train_plan
@@ -110,6 +111,22 @@ def agree(ours: np.ndarray | None, theirs: np.ndarray | str, name: object) -> bo
     assert not isinstance(theirs, str), f"{name}: read, while Pillow says {theirs}"
     assert np.array_equal(ours, theirs), f"{name}: {np.abs(ours.astype(int) - theirs).max()} levels"
     return True
+
+
+def test_every_form_of_exif_is_pythons(turbo: TurboDecoder) -> None:
+    """Turned or not, with the same remarks; and a crop of training that is drawn from the turned image."""
+    rng, read = random.Random(8), 0
+    spec = PreprocessSpec(size=24, resize=28, mode="shorter-side", filter="bicubic", orientation="apply")
+    for name, content in exif_files().items():
+        turn = upright(content)
+        read += agree(*evaluated(turbo, content, spec), name) and turn > 1
+        with opened_bytes(content, name) as source:
+            width, height = source.size[::-1] if turn >= 5 else source.size
+        plan = plan_of(rng, width, height, "bicubic")
+        while plan.orientation != 1:  # its box is of the turned image
+            plan = plan_of(rng, width, height, "bicubic")
+        agree(*trained(turbo, content, replace(plan, orientation=turn)), name)
+    assert read > 60
 
 
 # -- every kind of file ----------------------------------------------------------------------------

@@ -150,6 +150,25 @@ def test_every_orientation_is_pythons(infer: Infer, tmp_path: Path) -> None:
     assert differ > 200
 
 
+@pytest.mark.parametrize("name", ["resnext_tiny.mindir", "resnext_tiny.npz"])
+def test_artefacts_of_the_first_version_are_read(infer: Infer, tmp_path: Path, name: str) -> None:
+    """Their preprocessing has none of the newer fields."""
+    old = Path(__file__).parents[2] / "tests" / "compatibility" / "0.1.0"
+    artefact = old / "runs" / "photos-tiny" / name
+    done = infer("--model", artefact, "--engine", "null", "--print-manifest")
+    assert done.code == 0, done
+    given = json.loads(Path(f"{artefact}.json").read_text())["preprocess"]
+    assert "orientation" not in given
+    spec, data, target = PreprocessSpec.from_dict(given), old / "photos" / "val", tmp_path / "pixels.npy"
+    words = ("--model", artefact, "--engine", "null", "--quiet", "--data", data, "--pixels", target)
+    done = infer(*words, "--output", tmp_path / "out.jsonl")
+    assert done.code == 0, done
+    files = sorted(data.rglob("*.jpg"))
+    assert len(files) == 6
+    for path, image in zip(files, np.load(target), strict=True):
+        assert np.array_equal(image, load_eval(path, spec)), path.name
+
+
 # -- which files are read ------------------------------------------------------------------------
 
 #: What may differ, by the end of a name, and why: it is the libjpeg of each that decides. docs/data.md names them.

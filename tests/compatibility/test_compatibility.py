@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from command_line import CommandLine, environment
 
-from resnext_core.model.weights import load_weights
+from resnext_core.model.weights import load_weights, read_manifest_text
 from resnext_core.runs.checkpoint import load_checkpoint
 from resnext_core.runs.folder import RunFolder
 
@@ -107,6 +108,18 @@ def test_the_report_of_a_run_is_written_again(run: Path, cli: CommandLine) -> No
     assert "resnext_tiny" in text
     for name in ARTEFACTS:
         assert name in text
+
+
+def test_a_manifest_of_settings_of_then_is_written_as_then(old: Path) -> None:
+    """Fields of preprocessing that are newer are absent, and stay absent while they are at their defaults."""
+    text = read_manifest_text(old / "start.safetensors")
+    assert text is not None
+    written, weights = json.loads(text)["preprocess"], load_weights(old / "start.safetensors")
+    assert "orientation" not in written
+    assert weights.preprocess.orientation == "ignore"
+    assert json.dumps(weights.preprocess.to_dict()) == json.dumps(written)
+    turned = replace(weights.preprocess, orientation="apply").to_dict()
+    assert turned == {**written, "orientation": "apply"}
 
 
 def test_a_weights_file_gives_its_logits(old: Path, cli: CommandLine) -> None:
