@@ -16,8 +16,10 @@ from PIL import Image, ImageOps
 from resnext_core.config import AugmentConfig
 from resnext_core.data.decode import BadImage, decode, opened_bytes
 from resnext_core.data.exif import BROKEN_EXIF, BrokenExif, exif_orientation, orientation, turned, upright
+from resnext_core.data.index import open_index
+from resnext_core.data.loader import Loader
 from resnext_core.data.render import load_eval, load_eval_bytes, load_train
-from resnext_core.data.sampler import sample_rng
+from resnext_core.data.sampler import Task, sample_rng
 from resnext_core.model.preprocess import PreprocessSpec, eval_pixels
 
 FORMATS = {"JPEG": {"quality": 95}, "PNG": {}, "WEBP": {"lossless": True}, "TIFF": {}}
@@ -164,3 +166,27 @@ def test_every_odd_and_bad_image_with_every_filter_and_orientation(
         for path in (tmp_path / "bad").glob("folder.jpg"):
             path.rmdir()
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_loader_turns_images_and_passes_remarks_on(tmp_path: Path, workers: int) -> None:
+    for name, content in {
+        "a/0.jpg": stored("JPEG", 6), "a/1.png": stored("PNG", 7), "b/0.webp": stored("WEBP", 3),
+        "b/1.jpg": exif_files()["exif-value9-II-3.jpg"],
+    }.items():  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    index, augment = open_index(tmp_path), AugmentConfig()
+    order = np.arange(4)
+    for how in (None, augment):
+        with Loader(index, APPLY, how, seed=3, workers=workers) as loader:
+            (batch,) = loader.batches([Task.of(1, order)])
+            for row, sample in enumerate(batch.index.tolist()):
+                path = index.path(sample)
+                expected = (
+                    load_eval(path, APPLY)
+                    if how is None
+                    else load_train(path, APPLY, how, sample_rng(3, 1, sample))
+                )
+                assert np.array_equal(batch.images[row], expected), path
+            assert any(BROKEN_EXIF in note for note in loader.take_notes()), "the remark is lost"
