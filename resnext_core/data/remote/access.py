@@ -7,6 +7,7 @@ other options of a store are read by fsspec and by the store's own library, from
 from __future__ import annotations
 
 import errno
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -199,6 +200,8 @@ def _filesystem(scheme: str) -> Any:
         raise UsageError(
             f"no store is called {quoted(scheme)}; URLs begin with s3://, gs://, hf://, https://, ..."
         ) from None
+    for name in ("fsspec", "s3fs", "gcsfs", "aiobotocore", "botocore"):  # what they log is raised too
+        logging.getLogger(name).addHandler(logging.NullHandler())
     # a million names in a listing cache would take a gigabyte, and it would hide what has changed
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if kind.protocol in ("s3", ("s3", "s3a")):
