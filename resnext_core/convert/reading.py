@@ -110,7 +110,11 @@ def from_tensors(
     published = find_published(path, digest, spec.variant, naming.id) if given.spec is None else None
     defaults = naming.preprocess
     if published is not None:
-        spec = spec.replace(image_size=given.image_size or published.size)
+        stated = (
+            given.preprocess.get("resize") or published.size
+        )  # a smaller one belongs to the variant's own size
+        if given.image_size is None and published.size <= stated:
+            spec = spec.replace(image_size=published.size)
         defaults = replace(defaults, **published.settings(spec.image_size))
     weights = Weights(
         spec=spec,

@@ -107,8 +107,9 @@ def pretrained_weights(
 def _with_preprocessing_of(weights: Weights, config: Config, stated: Collection[str] | None) -> Config:
     """Return `config` with the preprocessing and the image size of `weights` where it states none of its own."""
     own, model = weights.preprocess, config.model
-    if model.image_size is None and config.eval.size is None:
-        model = replace(model, image_size=own.size)
+    resize = config.preprocess.resize if stated is None or "preprocess.resize" in stated else None
+    if model.image_size is None and config.eval.size is None and own.size <= (resize or own.size):
+        model = replace(model, image_size=own.size)  # a smaller resize belongs to the variant's own size
     config = with_training_size(replace(config, model=model))
     if stated is None:
         return config

@@ -206,6 +206,23 @@ def test_a_training_takes_the_preprocessing_of_a_pretrained_file(
     assert again.preprocess == given
 
 
+def test_a_resize_that_is_too_small_for_the_published_size_belongs_to_the_variants_own(
+    cli: CommandLine, foreign: Path, photos: Path, tmp_path: Path
+) -> None:
+    """As with timm's weights of 288 pixels and a recipe that resizes to 256: 224 pixels then, not an error."""
+    config(foreign, test_input_size=[3, 48, 48])  # resnext_tiny has 32 pixels
+    convert = ["convert", foreign, tmp_path / "new.safetensors", "--dry-run"]
+    assert "images shorter-side 50 -> 48 (bicubic)" in cli.ok(*convert).out
+    assert "images shorter-side 40 -> 32 (bicubic)" in cli.ok(*convert, "--set", "preprocess.resize=40").out
+    settings = tmp_path / "mine.yaml"
+    settings.write_text(
+        "model: {variant: resnext_tiny}\ndata: {workers: 0}\ntrain: {epochs: 1, batch_size: 8}\n"
+        "preprocess: {resize: 40}\n"
+    )
+    words = ["train", "--recipe", settings, "--data", photos, "--output", tmp_path, "--pretrained", foreign]
+    assert "images of 32 pixels" in cli.ok(*words, "--name", "run").out
+
+
 def test_an_evaluation_says_what_it_has_recognised(cli: CommandLine, foreign: Path, photos: Path) -> None:
     config(foreign)
     words = ["eval", "--weights", foreign, "--data", photos, "--set", "data.workers=0"]
