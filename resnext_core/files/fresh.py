@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,41 +19,56 @@ _NO_ANONYMOUS = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
 
 
 @contextmanager
-def fresh_file(path: Path) -> Iterator[IO[bytes]]:
+def fresh_file(path: Path, *, replace: bool = False) -> Iterator[IO[bytes]]:
     """Yield an empty file, open for reading and writing, that gets the name `path` when the block ends well.
 
     Until then it has none, where the file system allows it (``O_TMPFILE``), or one in a hidden folder that the next
-    call in the same place removes. Missing folders are made. DataError where `path` exists, at the beginning or at
-    the end, or cannot be written.
+    call in the same place removes. Missing folders are made. DataError where it cannot be written and, unless
+    `replace`, where `path` exists, at the beginning or at the end.
     """
-    if os.path.lexists(path):
+    if not replace and os.path.lexists(path):
         raise _exists(path)
     try:
         make_folder(path.parent)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {reason(error)}") from error
+    try:
         descriptor = _anonymous(path.parent)
         if descriptor is not None:
             with os.fdopen(descriptor, "w+b") as stream:
                 yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-                # with a folder's descriptor, os.link follows the link of /proc
-                folder = os.open(path.parent, os.O_RDONLY)
-                try:
-                    os.link(f"/proc/self/fd/{stream.fileno()}", path, src_dir_fd=folder, follow_symlinks=True)
-                finally:
-                    os.close(folder)
+                _flush(stream)
+                _place(f"/proc/self/fd/{stream.fileno()}", path, replace)
         else:
             with Scratch("new", path.parent) as scratch:
                 with (scratch / "file").open("w+b") as stream:
                     yield stream
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                os.link(scratch / "file", path)
+                    _flush(stream)
+                _place(str(scratch / "file"), path, replace)
         fsync(path.parent)
     except FileExistsError as error:
         raise _exists(path) from error
     except OSError as error:
         raise DataError(f"cannot write {path}: {reason(error)}") from error
+
+
+def _flush(stream: IO[bytes]) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def _place(made: str, path: Path, replace: bool) -> None:
+    """Give the file `made`, which may be a link of /proc, the name `path`; FileExistsError unless `replace`."""
+    name = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}") if replace else path
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.link(
+            made, name, src_dir_fd=folder, follow_symlinks=True
+        )  # it follows the link since a folder is given
+    finally:
+        os.close(folder)
+    if replace:
+        os.replace(name, path)
 
 
 def _anonymous(folder: Path) -> int | None:

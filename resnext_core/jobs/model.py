@@ -76,10 +76,10 @@ class Model:
     ) -> Any:
         """Return the prediction of one image, or a list with one for each of several, in their order.
 
-        `images` is a file, a Pillow image or uint8 (H, W, 3) in RGB: one image; or a folder, uint8 (N, H, W, 3), or a
-        list of images. Files of a folder that are not images are counted in a warning. `top` classes are returned,
-        most probable first. A file that cannot be read raises DataError; with `errors` ``report`` its prediction has
-        the reason as `error` instead. Preprocessing is the model's own.
+        `images` is a file, a Pillow image or uint8 (H, W, 3) in RGB: one image; or a folder, tar shards, a packed file,
+        uint8 (N, H, W, 3), or a list of images. Files of a folder that are not images are counted in a warning. `top`
+        classes are returned, most probable first. A file that cannot be read raises DataError; with `errors` ``report``
+        its prediction has the reason as `error` instead. Preprocessing is the model's own.
         """
         if top < 1:
             raise UsageError(f"top must be 1 or more, not {top}")

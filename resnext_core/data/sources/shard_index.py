@@ -23,7 +23,8 @@ from resnext_core.data.sources.shard_contents import Contents, contents
 from resnext_core.data.sources.table import Table, TableBuilder, label_table, read_table, table_of
 from resnext_core.data.sources.tar import BLOCK
 from resnext_core.errors import DataError, reason
-from resnext_core.files import Place, absolute, atomic_path, cache_folder, is_url, make_folder
+from resnext_core.files import Place, absolute, cache_folder, is_url, make_folder
+from resnext_core.files.fresh import fresh_file
 
 MAGIC = b"RESNEXT-TARS\r\n\x1a\n"
 _WHAT = "index of shards"
@@ -114,7 +115,7 @@ def cached_index(
 
 def write_index(path: Path, builder: TableBuilder, meta: dict[str, Any]) -> None:
     """Write an index atomically; DataError where it cannot be written."""
-    with atomic_path(path) as temporary, temporary.open("w+b") as stream:
+    with fresh_file(path, replace=True) as stream:
         builder.write(stream, MAGIC, meta)
 
 
