@@ -6,22 +6,22 @@ import hashlib
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 #: What it can be told to do with a GET: answer with a status, or with this.
-CUT, DROP, SILENT, WHOLE, SHORT = "cut", "drop", "silent", "whole", "short"
+CUT, DROP, SILENT, WHOLE, SHORT, DRIP = "cut", "drop", "silent", "whole", "short", "drip"
 
 
 class FaultyServer:
     """Serves `files` by path at :attr:`url`, with ranges, ETags and listings; :attr:`faults` are for its next answers.
 
     ``faults[path]`` is a queue: an HTTP status, :data:`CUT` (the connection ends in mid-body), :data:`DROP` (before
-    the headers), :data:`SILENT` (nothing until the server stops), :data:`WHOLE` (ranges are ignored) or :data:`SHORT`
-    (a well-formed answer that lacks its last byte), or a barrier, at which it waits before it answers. ``always[path]``
-    is the same for every answer, and :attr:`everything` for those to any question. :attr:`asked` has each GET: path and
-    range; :attr:`questions` counts all questions.
+    the headers), :data:`SILENT` (nothing until the server stops), :data:`DRIP` (a byte now and then), :data:`WHOLE`
+    (ranges are ignored), :data:`SHORT` (a well-formed answer that lacks its last byte), or a barrier, at which it waits
+    before it answers. ``always[path]`` is the same for every answer, and :attr:`everything` for those to any question.
+    :attr:`asked` has each GET: path and range; :attr:`questions` counts all questions.
     """
 
     def __init__(self, files: dict[str, bytes]) -> None:
@@ -89,7 +89,20 @@ class FaultyServer:
         extra["ETag"] = f'"{hashlib.md5(self.files[path]).hexdigest()}"'
         if fault == SHORT:
             content = content[:-1]
+        if fault == DRIP and body:
+            return self._drip(request, content)
         self._send(request, status, content, body, cut=fault == CUT, **extra)
+
+    def _drip(self, request: BaseHTTPRequestHandler, content: bytes) -> None:
+        request.send_response(206)
+        request.send_header("Content-Length", str(len(content)))
+        request.end_headers()
+        with suppress(OSError):
+            for k in range(len(content)):
+                request.wfile.write(content[k : k + 1])
+                if self.stopping.wait(0.01):
+                    break
+        request.close_connection = True
 
     def _listing(self, path: str) -> bytes:
         below = {name[len(path) :] for name in self.files if name.startswith(path)}

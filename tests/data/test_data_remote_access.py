@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from faulty_server import CUT, DROP, SHORT, SILENT, WHOLE, FaultyServer, faulty_server
+from faulty_server import CUT, DRIP, DROP, SHORT, SILENT, WHOLE, FaultyServer, faulty_server
 
 from resnext_core.data.remote import access
 from resnext_core.data.remote.access import Access, Changed, NotThere, Unreachable
@@ -63,14 +63,16 @@ def test_what_fails_for_good_is_one_line(server: FaultyServer, fault: int | str,
     assert len(server.asked) == 4 or fault == DROP
 
 
-def test_a_server_that_says_nothing_is_not_waited_for(
-    server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fault", [SILENT, DRIP])
+def test_a_server_that_says_nothing_or_little_is_not_waited_for(
+    server: FaultyServer, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     monkeypatch.setattr(access, "_CONNECT", 0.05)
     monkeypatch.setattr(access, "_SILENCE", 0.05)
-    server.always["/train/a.bin"] = SILENT
+    monkeypatch.setattr(access, "_SLOWEST", 1 << 20)
+    server.always["/train/a.bin"] = fault
     with pytest.raises(Unreachable, match=r"/train/a.bin: no answer in time \(2 tries"):
-        Access(tries=2, pause=0.001).content(f"{server.url}/train/a.bin", 0, 10, whole=False)
+        Access(tries=2, pause=0.001).content(f"{server.url}/train/a.bin", 0, 10_000, whole=False)
 
 
 @pytest.mark.parametrize("fault", [401, 403])

@@ -17,52 +17,78 @@ V = TypeVar("V")
 
 #: Requests at a time in a process: an answer takes 20 to 50 ms, of which nearly all is waiting.
 _AT_A_TIME = 16
-#: Contents that wait to be taken, at most.
+#: Results that wait to be taken, or are being made, at most.
 _WAITING = 4 * _AT_A_TIME
+#: What was not taken after so many further calls of :meth:`Ahead.expect` never will be: its job was given up.
+_STALE = 64
 
 
 class Ahead(Generic[K, V]):
     """Does `work` for what will be asked for next, :data:`_AT_A_TIME` at a time, in threads that end with the work.
 
-    A result that nobody takes is dropped when others need its place. The threads are no reason to keep a process.
+    Results wait in memory, :data:`_WAITING` at most; as they are taken, it goes on with the others that it was told of.
+    The threads are no reason to keep a process.
     """
 
     def __init__(self, work: Callable[[K], V]) -> None:
         self._work = work
         self._lock = threading.Lock()
-        self._coming: dict[K, Future[V]] = {}
+        self._coming: dict[K, tuple[int, Future[V]]] = {}
         self._next: deque[tuple[K, Future[V]]] = deque()
-        self._threads = 0
+        self._calls = self._threads = self._begun = 0
 
     def expect(self, items: Sequence[K]) -> None:
-        """Begin with `items`; of many only the first."""
+        """Take note of `items`, and begin with them."""
         with self._lock:
-            for item in items[:_WAITING]:
+            self._calls += 1
+            for item in items:
                 if item not in self._coming:
-                    self._coming[item] = Future()
-                    self._next.append((item, self._coming[item]))
-            while len(self._coming) > _WAITING:  # the oldest: of a job that was given up
-                self._coming.pop(next(iter(self._coming))).cancel()
-            missing = min(len(self._next), _AT_A_TIME - self._threads)
-            self._threads += max(missing, 0)
-        for _ in range(missing):
-            threading.Thread(target=self._serve, name="resnext-fetch", daemon=True).start()
+                    self._coming[item] = self._calls, Future()
+                    self._next.append((item, self._coming[item][1]))
+            while self._coming:
+                oldest = next(iter(self._coming))
+                if self._coming[oldest][0] > self._calls - _STALE:
+                    break
+                self._forget(oldest)
+            missing = self._wanted()
+        self._start(missing)
 
     def take(self, item: K) -> V:
         """Return what came of `item`, or do it now. Raises what the work raises."""
         with self._lock:
-            coming = self._coming.pop(item, None)
+            coming = self._forget(item)
+            missing = self._wanted()
+        self._start(missing)
         return self._work(item) if coming is None else coming.result()
+
+    def _forget(self, item: K) -> Future[V] | None:
+        """Return the future of `item`, which is no longer waited for; None where nobody has begun with it."""
+        _, future = self._coming.pop(item, (0, None))
+        if future is None or future.cancel():
+            return None
+        self._begun -= 1
+        return future
+
+    def _wanted(self) -> int:
+        """Return how many threads to start, which count as started."""
+        missing = max(min(len(self._next), _AT_A_TIME - self._threads, _WAITING - self._begun), 0)
+        self._threads += missing
+        return missing
+
+    def _start(self, threads: int) -> None:
+        for _ in range(threads):
+            threading.Thread(target=self._serve, name="resnext-fetch", daemon=True).start()
 
     def _serve(self) -> None:
         while True:
             with self._lock:
-                if not self._next:
+                if not self._next or self._begun >= _WAITING:
                     self._threads -= 1
                     return
                 item, future = self._next.popleft()
-            if not future.set_running_or_notify_cancel():
-                continue
+                if not future.set_running_or_notify_cancel():
+                    continue
+                self._begun += 1
             try:
                 future.set_result(self._work(item))
             except BaseException as error:
