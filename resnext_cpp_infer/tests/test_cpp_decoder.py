@@ -199,13 +199,22 @@ def test_boxes_of_jpegs_are_those_of_a_whole_decode(turbo: TurboDecoder) -> None
     assert boxes(turbo, files, 30, 1) == 30 * len(files) > 1500
 
 
+@pytest.fixture(params=["Pillow's libjpeg", "linked libjpeg"])
+def either_library(request: pytest.FixtureRequest, turbo: TurboDecoder) -> Iterator[TurboDecoder]:
+    """The decoder with the library that Pillow uses, and with that of the program."""
+    if request.param == "linked libjpeg":
+        load().resnext_pixels_use_jpeg(None)
+    yield turbo
+    interface.use_pillows_jpeg(load())
+
+
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: "-".join(f"{f:x}" for f in s))
-def test_boxes_of_every_sampling(turbo: TurboDecoder, sampling: tuple[int, ...]) -> None:
+def test_boxes_of_every_sampling(either_library: TurboDecoder, sampling: tuple[int, ...]) -> None:
     files = [
         (f"{width}x{height}", sampled(sampling, width, height, seed=width))
         for width, height in ((130, 97), (64, 64), (33, 200), (201, 34))
     ]
-    made = boxes(turbo, files, 30, 2)
+    made = boxes(either_library, files, 30, 2)
     assert made == 30 * len(files)
 
 

@@ -2,9 +2,12 @@
 // of an image are those of the image decoded as a whole.
 #include "resnext_pixels.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "image.h"
@@ -60,16 +63,24 @@ struct Whole : resnext::RowSink {
   int y = 0;
 };
 
-// 8 x 8 pixels of a box by a whole decode: false where there are none.
-bool by_whole(const uint8_t* data, size_t size, const resnext::Region& box, uint8_t* out) {
+// 8 x 8 pixels of a plan's box by a whole decode: false where there are none.
+bool by_whole(const uint8_t* data, size_t size, const resnext_pixels_plan& plan, uint8_t* out) {
   try {
     resnext::Picture picture(data, size);
+    const int by = picture.reduction(plan.least_width, plan.least_height);
+    const int width = (picture.width() + by - 1) / by, height = (picture.height() + by - 1) / by;
+    const auto first = [by](double from, int side) { return std::min(static_cast<int>(from / by), side - 1); };
+    const auto last = [by](double end, int from, int side) {
+      return std::min(std::max(from + 1, static_cast<int>(std::nearbyint(end / by))), side);
+    };
+    const int left = first(plan.left, width), top = first(plan.top, height);
+    const int right = last(plan.left + plan.width, left, width), bottom = last(plan.top + plan.height, top, height);
     resnext::Resize resize;
-    resize.plain(box, 8, 8, {0, 0, 8, 8});
+    resize.plain({left, top, right - left, bottom - top}, 8, 8, {0, 0, 8, 8});
     resize.begin(out);
     Whole sink(resize, resize.needs());
     std::vector<uint8_t> rows;
-    picture.decode(1, {0, 0, picture.width(), picture.height()}, rows, sink);
+    picture.decode(by, {0, 0, width, height}, rows, sink);
     return true;
   } catch (const resnext::BadImage&) {
     return false;
@@ -114,14 +125,18 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::vector<uint8_t> out(static_cast<size_t>(plan.size) * static_cast<size_t>(plan.size) * 3);
   resnext_pixels_train(pixels, &plan, out.data());
 
-  plan = {plan.left, plan.top, plan.width, plan.height, 0, 0, 8, RESNEXT_PIXELS_PLAIN, 0, 1, 0, nullptr};
-  if (sideways) plan = {plan.top, plan.left, plan.height, plan.width, 0, 0, 8, RESNEXT_PIXELS_PLAIN, 0, 1, 0, nullptr};
+  if (sideways) {
+    std::swap(plan.left, plan.top);
+    std::swap(plan.width, plan.height);
+  }
+  plan.size = 8;
+  plan.filter = RESNEXT_PIXELS_PLAIN;
+  plan.flip = plan.operation_count = 0;
+  plan.orientation = 1;
   uint8_t ours[8 * 8 * 3], theirs[8 * 8 * 3];
   if (resnext_pixels_open(pixels, image, image_size, &header) != RESNEXT_PIXELS_OK) std::abort();
   const bool made = resnext_pixels_train(pixels, &plan, ours) == RESNEXT_PIXELS_OK;
-  const resnext::Region box{static_cast<int>(plan.left), static_cast<int>(plan.top), static_cast<int>(plan.width),
-                            static_cast<int>(plan.height)};
-  if (made != by_whole(image, image_size, box, theirs)) std::abort();
+  if (made != by_whole(image, image_size, plan, theirs)) std::abort();
   if (made && std::memcmp(ours, theirs, sizeof ours) != 0) std::abort();
   return 0;
 }

@@ -94,8 +94,9 @@ typedef struct {
 /* RESNEXT_PIXELS_ABI of the library. */
 RESNEXT_PIXELS_API int resnext_pixels_abi(void);
 
-/* Decodes with the libjpeg-turbo in the file `path` from now on, in place of the one that the library is linked with.
- * Returns NULL, or why that cannot be; then nothing is changed. Before the first image. */
+/* Decodes with the libjpeg-turbo in the file `path` from now on, in place of the one that the library is linked with;
+ * with NULL again with that one. Returns NULL, or why that cannot be; then nothing is changed. Not while an image is
+ * open. */
 RESNEXT_PIXELS_API const char* resnext_pixels_use_jpeg(const char* path);
 
 /* With 0 the instructions of no particular processor are used: for tests. */

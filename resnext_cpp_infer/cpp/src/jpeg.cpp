@@ -152,6 +152,12 @@ bool smoothed(const jpeg_decompress_struct& info) {
   return false;
 }
 
+// True where columns may be left out: libjpeg-turbo before 3.0 gets the widths of parts wrong that have a fourth or a
+// third of the samples, when it also reduces.
+bool can_crop(const jpeg_decompress_struct& info, int by) {
+  return by == 1 || (info.max_h_samp_factor <= 2 && info.max_v_samp_factor <= 2);
+}
+
 // Inks of Adobe's inverted CMYK to RGB in Pillow's integers, in place.
 void from_cmyk(uint8_t* pixels, size_t count) {
   for (uint8_t* p = pixels; count > 0; --count, p += 4) {
@@ -195,10 +201,13 @@ void Jpeg::decode(int by, const Region& region, std::vector<uint8_t>& rows, RowS
   // Lossless files have blocks of one pixel, of which libjpeg reads all.
   const bool whole = info.arith_code || smoothed(info) || info.min_DCT_scaled_size * by != DCTSIZE;
   if (!whole) {
-    const JDIMENSION right = std::min(static_cast<JDIMENSION>(region.left + region.width + kMargin), info.output_width);
-    const int block = info.min_DCT_scaled_size * info.max_h_samp_factor;
-    left = static_cast<JDIMENSION>(std::max(region.left - kMargin, 0) / block * block);
-    if (right - left < info.output_width && !crop(r, left, right - left)) fail(r);
+    if (can_crop(info, by)) {
+      const int block = info.min_DCT_scaled_size * info.max_h_samp_factor;
+      left = static_cast<JDIMENSION>(std::max(region.left - kMargin, 0) / block * block);
+      const auto wanted = static_cast<JDIMENSION>(region.left + region.width + kMargin);
+      const JDIMENSION width = std::min(wanted, info.output_width) - left;
+      if (width < info.output_width && !crop(r, left, width)) fail(r);
+    }
     const auto height = static_cast<JDIMENSION>(info.min_DCT_scaled_size * info.max_v_samp_factor);
     const JDIMENSION over = first / height * height;
     if (over > 0 && !pass_over(r, over)) fail(r);

@@ -41,8 +41,12 @@ bool fits(const JpegLibrary& library) {
 
 const JpegLibrary& jpeg_library() { return current; }
 
-std::string use_jpeg_library(const std::string& path) {
-  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);  // for the rest of the process
+std::string use_jpeg_library(const char* path) {
+  if (path == nullptr) {
+    current = kLinked;
+    return "";
+  }
+  void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);  // for the rest of the process
   if (library == nullptr) return dlerror();
   JpegLibrary found{};
   const auto take = [library](auto& function, const char* name) {

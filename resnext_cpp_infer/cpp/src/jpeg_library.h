@@ -29,8 +29,9 @@ struct JpegLibrary {
 
 const JpegLibrary& jpeg_library();
 
-// Takes the library in the file `path` from now on: so that two programs in one process decode with one library.
+// Takes the library in the file `path` from now on, so that two programs in one process decode with one library; or
+// with nullptr the linked one.
 // Returns why it cannot be used, and changes nothing then; '' where it is used. Not while another thread decodes.
-std::string use_jpeg_library(const std::string& path);
+std::string use_jpeg_library(const char* path);
 
 }  // namespace resnext
