@@ -47,7 +47,7 @@ def bench_loader(
     ask for batches and to take them; pixels are not copied) and ``wait`` (for readers).
     """
     n, workers = config.train.batch_size, loader_workers(config)
-    epochs = -(-steps * n // len(index)) + 1
+    epochs = -(-(steps + _WARMUP) * n // len(index))
     order = np.concatenate([epoch_permutation(len(index), 1, epoch) for epoch in range(epochs)])
     tasks = [Task.of(0, order[i * n : (i + 1) * n]) for i in range(steps + _WARMUP)]
     stages = _stages(index, spec, config, decoder, order[: min(_SAMPLES, len(index))].tolist())

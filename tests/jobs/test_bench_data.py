@@ -36,6 +36,11 @@ def test_every_stage_has_its_time(cli: CommandLine, words: list[object], workers
     assert outcome["batches_mib"] == pytest.approx(waiting * 8 * size * size * 3 / 2**20)
 
 
+def test_fewer_images_than_a_batch_are_read_again(cli: CommandLine, words: list[object]) -> None:
+    flags = ["--batch-size", 100, "--set", "data.workers=0", "--steps", 1, "--json"]
+    assert cli.ok(*words, *flags).json()["images_per_s"] > 0
+
+
 def test_the_verdict_follows_from_what_a_training_takes(
     cli: CommandLine, words: list[object], tmp_path: Path
 ) -> None:
