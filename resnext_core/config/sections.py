@@ -121,7 +121,8 @@ class MixConfig:
 
     `mixup` and `cutmix` are alpha of the Beta distribution of the shares; 0 leaves that one out. Each micro-batch is
     mixed with the probability `prob`; where both are on, by cutmix with the probability `switch_prob`. `partner` is
-    which image each is mixed with: the micro-batch ``reversed`` (timm), or ``rolled`` by one (torchvision).
+    which image each is mixed with: the micro-batch ``reversed`` (timm), or ``rolled`` by one (torchvision). `box` is
+    what is rounded down of the box of cutmix: its ``halves`` (torchvision), or its ``sides`` alone (timm 1.0.31).
     Epochs after `off_epoch` are not mixed; None mixes all.
     """
 
@@ -131,6 +132,7 @@ class MixConfig:
     switch_prob: Annotated[float, Between(0, 1)] = 0.5
     off_epoch: Annotated[int | None, Above(0)] = None
     partner: Literal["reversed", "rolled"] = "reversed"
+    box: Literal["halves", "sides"] = "halves"
 
     @property
     def on(self) -> bool:

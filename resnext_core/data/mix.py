@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +55,7 @@ def draw_mix(config: MixConfig, size: tuple[int, ...], rng: np.random.Generator)
     if not cutmix:
         return Mix(kind="mixup", lam=lam, partner=config.partner)
     height, width = size
-    box = cutmix_box(lam, size, int(down * height), int(across * width))
+    box = cutmix_box(lam, size, int(down * height), int(across * width), config.box)
     area = (box[2] - box[0]) * (box[3] - box[1])
     return Mix(kind="cutmix", lam=1 - area / (height * width), box=box, partner=config.partner)
 
@@ -75,16 +75,21 @@ def symmetric_beta(alpha: float, first: float, second: float) -> float:
     return 0.5 + 0.5 * cosine / math.sqrt(cosine * cosine + spread)
 
 
-def cutmix_box(lam: float, size: tuple[int, ...], row: int, column: int) -> tuple[int, int, int, int]:
+def cutmix_box(
+    lam: float, size: tuple[int, ...], row: int, column: int, rounding: Literal["halves", "sides"] = "halves"
+) -> tuple[int, int, int, int]:
     """Return top, left, bottom and right of the box around the pixel (`row`, `column`), cut off at the border.
 
-    Its half sides are ⌊√(1 - lam) · side / 2⌋, which is timm's ``int(side * ratio) // 2`` and torchvision's
-    ``int(0.5 * ratio * side)``: the two round in the same way, and differ in the partner alone.
+    Its sides are ⌊√(1 - lam) · side⌋. With ``halves`` it reaches half of that, rounded down, to both sides of the
+    pixel, as in torchvision; with ``sides`` an odd side keeps its last pixel, as in timm 1.0.31 (earlier ones were as
+    torchvision).
     """
     height, width = size
     ratio = math.sqrt(1 - lam)
-    tall, wide = int(0.5 * ratio * height), int(0.5 * ratio * width)
-    return max(row - tall, 0), max(column - wide, 0), min(row + tall, height), min(column + wide, width)
+    tall, wide = int(ratio * height), int(ratio * width)
+    odd = 1 if rounding == "sides" else 0
+    bottom, right = row + (tall + odd) // 2, column + (wide + odd) // 2
+    return max(row - tall // 2, 0), max(column - wide // 2, 0), min(bottom, height), min(right, width)
 
 
 def mixed_rows(

@@ -247,6 +247,7 @@ def test_batches_that_do_not_fit(cli: CommandLine, train: list[object], tmp_path
         ("switch_prob=-1", "mix.switch_prob must be between 0 and 1"),
         ("off_epoch=0", "mix.off_epoch must be above 0, or null"),
         ("partner=random", "must be one of reversed, rolled, not 'random'"),
+        ("box=round", "must be one of halves, sides, not 'round'"),
         ("mixupp=1", "unknown config key 'mix.mixupp'"),
     ],
 )

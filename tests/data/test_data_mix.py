@@ -114,17 +114,21 @@ def test_shares_are_shares_for_any_alpha_and_any_numbers(alpha: float) -> None:
 
 
 def test_cutmix_boxes_are_those_of_timm_and_torchvision() -> None:
-    """Side lengths by both published roundings, which agree, for a thousand boxes in images that are not square."""
+    """By both published roundings, for a thousand boxes in images that are not square."""
     rng = np.random.default_rng(3)
     for _ in range(1000):
         height, width = (int(n) for n in rng.integers(1, 300, 2))
         lam, row, column = float(rng.random()), int(rng.integers(height)), int(rng.integers(width))
-        top, left, bottom, right = cutmix_box(lam, (height, width), row, column)
-        for at, side, low, high in ((row, height, top, bottom), (column, width, left, right)):
+        halves = cutmix_box(lam, (height, width), row, column, "halves")
+        sides = cutmix_box(lam, (height, width), row, column, "sides")
+        for i, (at, side) in enumerate(((row, height), (column, width))):
             cut = int(side * np.sqrt(1 - lam))  # timm: a whole side, then halved
-            assert (low, high) == (np.clip(at - cut // 2, 0, side), np.clip(at + cut // 2, 0, side))
+            assert (sides[i], sides[i + 2]) == (
+                np.clip(at - cut // 2, 0, side),
+                np.clip(at + (cut + 1) // 2, 0, side),
+            )
             half = int(0.5 * math.sqrt(1 - lam) * side)  # torchvision: half a side
-            assert (low, high) == (max(at - half, 0), min(at + half, side))
+            assert (halves[i], halves[i + 2]) == (max(at - half, 0), min(at + half, side))
 
 
 def test_the_share_of_cutmix_is_the_area_outside_the_box() -> None:
