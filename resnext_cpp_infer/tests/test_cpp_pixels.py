@@ -181,10 +181,10 @@ OF_LIBJPEG = {
 
 
 def decisions(
-    infer: Infer, folder: Path, files: Mapping[str, bytes]
+    infer: Infer, folder: Path, files: Mapping[str, bytes], orientation: str
 ) -> dict[str, tuple[str | None, str | None, int]]:
     """Return by name why Python and the program refuse a file (None: read), and how many levels apart they are."""
-    spec = PreprocessSpec(size=24, resize=24, filter="plain")
+    spec = PreprocessSpec(size=24, resize=24, filter="plain", orientation=orientation)  # type: ignore[arg-type]
     data = folder / "data"
     data.mkdir()
     for name, content in files.items():
@@ -203,13 +203,16 @@ def decisions(
     return found
 
 
-def test_both_read_every_sound_file(infer: Infer, tmp_path: Path) -> None:
-    for name, decision in decisions(infer, tmp_path, sound_files()).items():
+@pytest.mark.parametrize("orientation", ["ignore", "apply"])
+def test_both_read_every_sound_file(infer: Infer, tmp_path: Path, orientation: str) -> None:
+    for name, decision in decisions(infer, tmp_path, sound_files() | exif_files(), orientation).items():
         assert decision == (None, None, 0), name
 
 
-def test_both_decide_alike_on_every_damaged_file(infer: Infer, tmp_path: Path) -> None:
-    found = decisions(infer, tmp_path, damaged_files() | {"lossless.jpg": lossless_jpeg()})
+@pytest.mark.parametrize("orientation", ["ignore", "apply"])
+def test_both_decide_alike_on_every_damaged_file(infer: Infer, tmp_path: Path, orientation: str) -> None:
+    files = damaged_files() | {"lossless.jpg": lossless_jpeg()}
+    found = decisions(infer, tmp_path, files, orientation)
     read = 0
     for name, (ours, theirs, levels) in found.items():
         if name.endswith(tuple(OF_LIBJPEG)):
