@@ -48,12 +48,12 @@ def turbo(program: Path) -> Iterator[TurboDecoder]:
     decoders._opened.cache_clear()
 
 
-@pytest.fixture(params=[True, False], ids=["simd", "any processor"])
+@pytest.fixture(params=[2, 1, 0], ids=["AVX-512", "AVX2", "any processor"])
 def either(request: pytest.FixtureRequest, turbo: TurboDecoder) -> Iterator[TurboDecoder]:
-    """The decoder with the processor's instructions, and without."""
+    """The decoder with the most that the processor has of these instructions."""
     load().resnext_pixels_use_simd(request.param)
     yield turbo
-    load().resnext_pixels_use_simd(True)
+    load().resnext_pixels_use_simd(2)
 
 
 def plan_of(rng: random.Random, width: int, height: int, name: str, size: int = 24) -> Plan:

@@ -99,8 +99,8 @@ RESNEXT_PIXELS_API int resnext_pixels_abi(void);
  * open. */
 RESNEXT_PIXELS_API const char* resnext_pixels_use_jpeg(const char* path);
 
-/* With 0 the instructions of no particular processor are used: for tests. */
-RESNEXT_PIXELS_API void resnext_pixels_use_simd(int yes);
+/* Which instructions may be used: 0 those that any processor has, 1 AVX2 too, 2 (as it begins) AVX-512 too: for tests. */
+RESNEXT_PIXELS_API void resnext_pixels_use_simd(int most);
 
 /* NULL where there is no memory. */
 RESNEXT_PIXELS_API resnext_pixels* resnext_pixels_new(void);

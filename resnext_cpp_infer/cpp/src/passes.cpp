@@ -111,6 +111,50 @@ __attribute__((target("avx2"))) void filter_two_rows_avx2(const uint8_t* one, co
   }
 }
 
+#define RESNEXT_AVX512_TARGET __attribute__((target("avx512f,avx512bw")))
+
+RESNEXT_AVX512_TARGET inline __m512i pair_512(const int16_t* weights) {
+  int32_t both;
+  std::memcpy(&both, weights, sizeof both);
+  return _mm512_set1_epi32(both);
+}
+
+// As filter_two_rows_avx2, for four rows.
+RESNEXT_AVX512_TARGET void filter_four_rows_avx512(const uint8_t* const* rows, int left, const FilterTaps& taps,
+                                                   uint8_t* const* targets) {
+  const char z = -128;
+  const __m512i front = _mm512_broadcast_i32x4(_mm_setr_epi8(0, z, 4, z, 1, z, 5, z, 2, z, 6, z, 3, z, 7, z));
+  const __m512i back = _mm512_broadcast_i32x4(_mm_setr_epi8(8, z, 12, z, 9, z, 13, z, 10, z, 14, z, 11, z, 15, z));
+  const __m512i half = _mm512_set1_epi32(kHalf);
+  const auto most = static_cast<size_t>(taps.most);
+  const auto load = [](const uint8_t* at) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at)); };
+  for (size_t x = 0; x < taps.start.size(); ++x) {
+    const int16_t* high = &taps.high[x * most];
+    const int16_t* low = &taps.low[x * most];
+    const size_t at = static_cast<size_t>(taps.start[x] - left) * 4;
+    __m512i upper = _mm512_setzero_si512(), lower = upper;
+    for (int k = 0; k < taps.count[x]; k += 4) {
+      const size_t place = at + 4 * static_cast<size_t>(k);
+      __m512i pixels = _mm512_castsi128_si512(load(rows[0] + place));
+      pixels = _mm512_inserti32x4(pixels, load(rows[1] + place), 1);
+      pixels = _mm512_inserti32x4(pixels, load(rows[2] + place), 2);
+      pixels = _mm512_inserti32x4(pixels, load(rows[3] + place), 3);
+      const __m512i near = _mm512_shuffle_epi8(pixels, front), far = _mm512_shuffle_epi8(pixels, back);
+      upper = _mm512_add_epi32(upper, _mm512_madd_epi16(near, pair_512(high + k)));
+      lower = _mm512_add_epi32(lower, _mm512_madd_epi16(near, pair_512(low + k)));
+      upper = _mm512_add_epi32(upper, _mm512_madd_epi16(far, pair_512(high + k + 2)));
+      lower = _mm512_add_epi32(lower, _mm512_madd_epi16(far, pair_512(low + k + 2)));
+    }
+    __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(upper, kLowBits), lower);
+    sum = _mm512_srai_epi32(_mm512_add_epi32(sum, half), kFilterBits);
+    // Clipped to bytes, of which each row has four.
+    const __m128i bytes = _mm512_cvtusepi32_epi8(_mm512_max_epi32(sum, _mm512_setzero_si512()));
+    alignas(16) uint8_t all[16];
+    _mm_store_si128(reinterpret_cast<__m128i*>(all), bytes);
+    for (int row = 0; row < 4; ++row) std::memcpy(targets[row] + 3 * x, all + 4 * row, 4);
+  }
+}
+
 __attribute__((target("avx2"))) void plain_two_rows_avx2(const uint8_t* one, const uint8_t* other, int left,
                                                          const PlainTaps& taps, uint16_t* first, uint16_t* second) {
   const char z = -128;
@@ -165,6 +209,12 @@ void filter_rows(const uint8_t* rows, size_t stride, int count, int left, const 
   for (int y = 0; y < count; ++y) {
     const uint8_t* row = rows + static_cast<size_t>(y) * stride;
 #ifdef RESNEXT_AVX2
+    if (has_avx512() && y + 4 <= count) {
+      const uint8_t* four[4] = {row, row + stride, row + 2 * stride, row + 3 * stride};
+      filter_four_rows_avx512(four, left, taps, targets + y);
+      y += 3;
+      continue;
+    }
     if (has_avx2()) {
       const int other = std::min(y + 1, count - 1);  // a last one is done twice, to the same place
       filter_two_rows_avx2(row, rows + static_cast<size_t>(other) * stride, left, taps, targets[y], targets[other]);

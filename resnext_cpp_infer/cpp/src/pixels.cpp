@@ -71,7 +71,7 @@ const char* resnext_pixels_use_jpeg(const char* path) {
   return why.empty() ? nullptr : why.c_str();
 }
 
-void resnext_pixels_use_simd(int yes) { resnext::simd_allowed = yes != 0; }
+void resnext_pixels_use_simd(int most) { resnext::simd_allowed = most; }
 
 resnext_pixels* resnext_pixels_new(void) { return new (std::nothrow) resnext_pixels(); }
 
