@@ -324,7 +324,8 @@ class Backend:
     the collectives; None takes core's own over TCP. `launch` starts several processes and returns their exit code;
     None takes core's own local launcher. `steps_per_call` is how many steps the engine likes in one call of
     :meth:`Engine.queue`. `mixes` says that the engine applies :attr:`StepInput.mix`; without it a training that mixes
-    images is refused.
+    images is refused. `former_options` are options of earlier versions that are gone, and the value at which each did
+    nothing: a stored run that has that value is read without it.
 
     Factories import their framework when called, never before.
     """
@@ -345,6 +346,7 @@ class Backend:
     dry_runs: Mapping[str, Callable[[Weights, Path, ExportRequest], str]] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
     options: type | None = None
+    former_options: Mapping[str, Any] = field(default_factory=dict)
     steps_per_call: int = 1
     mixes: bool = False
     connect: Callable[[RankInfo, Any], Collectives] | None = None

@@ -225,33 +225,6 @@ def batches() -> Part:
     )  # fmt: skip
 
 
-def fused(seconds: float) -> Part:
-    """Return the part that checks and times what gpu.fused_bn fuses."""
-
-    def command(context: Context, limit: float) -> Command:
-        minutes = (
-            0.0 if context.smoke else max(limit - 2 * _ENDING, 0) / 60
-        )  # when it begins its last convolution
-        words = [context.python, str(BENCHMARKS / "fusion.py"), "--minutes", f"{minutes:.3f}"]
-        return Command(words=[*words, *(["--smoke"] if context.smoke else [])])
-
-    def judge(context: Context, ended: Ended, log: str) -> Verdict:
-        if ended.up or ended.code not in (0, _CODE_WRONG):
-            return broken(ended, log)
-        lines = [line for line in log.splitlines() if line.strip()]
-        wrong = [line for line in lines if line.startswith("WRONG: ")]
-        failed = [
-            line for line in lines if re.match(r"\d+x\d+x\d+/\d+ s\d: (?!right, timed|\[|no time left)", line)
-        ]
-        status = WRONG if ended.code else FAILED if failed else RIGHT
-        return Verdict(status=status, said=[*wrong, *failed, lines[-1]][0], table=lines[-_SHORT:])
-
-    return Part(
-        name="fused", what="fusion.py: gpu.fused_bn against what it fuses, checked and timed", seconds=seconds,
-        needs=(*CORE, "triton"), command=command, judge=judge, log="fused", least=30.0,
-    )  # fmt: skip
-
-
 def loader() -> Part:
     """Return the part that times the loader, and says whether it keeps up with the fastest step of this run."""
     part = own("loader", "images/s of the loader on all cores, on JPEGs like ImageNet's", 35, log="checks")

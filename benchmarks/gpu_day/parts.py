@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpu_day.kinds import against_timm, batches, conv, fused, loader, own, sanitizer, tests
+from gpu_day.kinds import against_timm, batches, conv, loader, own, sanitizer, tests
 from gpu_day.place import CORE
 
 FLAGSHIP = "resnext152_64x4d"
@@ -19,7 +19,6 @@ FIRST = (
 )  # fmt: skip
 SECOND = (
     against_timm("timm_152", FLAGSHIP, 128, 130),
-    fused(60),
     against_timm("timm_101", "resnext101_64x4d", 128, 70),
     against_timm("timm_50", "resnext50_32x4d", 256, 60),
     batches(),
@@ -34,13 +33,7 @@ SECOND = (
     own(
         "repeat", "the same seed gives the same bits, and so does a resumed run", 40, log="checks", least=25.0
     ),
-    tests(
-        "fused_tests",
-        "tests of the kernels of gpu.fused_bn, in twelve processes",
-        60,
-        log="fused",
-        least=20.0,
-    ),
+    tests("norm", "tests of the kernels of batch normalisation, in twelve processes", 60, least=20.0),
     sanitizer(),
 )
 PARTS = {part.name: part for part in (*FIRST, *SECOND)}

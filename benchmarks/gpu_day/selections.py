@@ -24,7 +24,7 @@ class Selection:
 
 
 #: What needs many kernels of Triton or torch.compile, and so minutes in one process.
-_COMPILES = "kernel or compiled or auto_measures or _fused"
+_COMPILES = "kernel or compiled or auto_measures"
 #: On a card. Every test that is marked ``gpu`` is in one of them.
 TESTS = {
     "hardware": Selection(
@@ -36,7 +36,7 @@ TESTS = {
         files=("test_gpu_hardware.py", "test_gpu_grouped_conv.py"),
         keywords=f"(test_gpu_hardware and ({_COMPILES})) or kernels_compile_for_a_gpu", processes=12,
     ),
-    "fused_tests": Selection(files=("test_gpu_fusion.py",), marks="gpu", processes=12),
+    "norm": Selection(files=("test_gpu_norm_hardware.py",), marks="gpu", processes=12),
 }  # fmt: skip
 #: The same on the CPU, one or two of each.
 SMOKE = {
@@ -46,5 +46,5 @@ SMOKE = {
         keywords="TestGpuOnCpu and (loss_falls or record_is_complete) and not Otherwise",
     ),
     "kernels": Selection(files=("test_gpu_grouped_conv.py",), keywords="weights_in_any_memory_order"),
-    "fused_tests": Selection(files=("test_gpu_fused.py",), keywords="cannot"),
+    "norm": Selection(files=("test_gpu_norm.py",), keywords="where_it_is"),
 }  # fmt: skip

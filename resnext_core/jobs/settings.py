@@ -12,6 +12,7 @@ import yaml
 from resnext_core.config import Config, Layer, load_config, parse_set, read_layer
 from resnext_core.errors import shown
 from resnext_core.files import local_path
+from resnext_core.interfaces import Backend
 from resnext_core.jobs.recipes import read_recipe
 from resnext_core.plugins import PluginSet
 from resnext_core.runs.folder import RunFolder, run_of
@@ -167,8 +168,20 @@ def stored_config(run: RunFolder, plugins: PluginSet) -> Config:
 
 
 def stored_layer(run: RunFolder, plugins: PluginSet) -> Layer:
-    """Read a run's configuration without the sections of backends that are not here: a run may move on."""
+    """Read a run's configuration without the sections of backends that are not here: a run may move on.
+
+    And without the options that a backend no longer has, where they did nothing (``Backend.former_options``).
+    """
     core = set(Config().to_dict())
     values = read_layer(run.config).values
     known = {k: v for k, v in values.items() if k in core or k in plugins.backends}
+    for name, backend in plugins.backends.items():
+        if isinstance(known.get(name), Mapping):
+            known[name] = {k: v for k, v in known[name].items() if not _did_nothing(backend, k, v)}
     return Layer(source=f"run {run.path.name}", values=known)
+
+
+def _did_nothing(backend: Backend, key: str, value: Any) -> bool:
+    """True for an option that is gone, at the value at which it did nothing; false is not 0."""
+    gone = backend.former_options
+    return key in gone and type(value) is type(gone[key]) and value == gone[key]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 _PACKAGE = "resnext_gpu.grouped_conv"
-_NAMES = ("norm_kernels", "kernels", "launch", "norm_launch", "fused_kernels", "fused_launch", "plans")
+_NAMES = ("norm_kernels", "kernels", "launch", "norm_launch", "plans")
 #: Whether a kernel is interpreted is decided when its module is imported.
 _MODULES = tuple(f"{_PACKAGE}.{name}" for name in _NAMES)
 

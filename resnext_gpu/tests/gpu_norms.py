@@ -5,14 +5,48 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from gpu_convolutions import Tolerance
 from resnext_gpu.grouped_conv import norm
 from resnext_gpu.network import Arithmetic, BatchNorm
+
+from resnext_core.model.spec import BN_EPS
 
 #: Images, channels, rows and columns: one image, one row, tiles that are not filled, a program with many tiles.
 SHAPES = [(1, 16, 5, 7), (3, 48, 1, 9), (2, 32, 6, 5), (2, 64, 16, 16)]
 #: With something added or not, and relu or not.
 AFTER = [(False, True), (False, False), (True, True)]
+#: Errors of float32 sums of up to some thousand values, over the largest.
+SUMS = 2.0**-16
 NAMES = ("result", "running mean", "running variance", "x", "weight", "bias", "other")
+
+
+def check_kernels(shape: tuple[int, ...], dtype: Any, device: Any, to: Tolerance) -> None:
+    """Every kernel alone, with ReLU, against float64 on the same operands; what ReLU passes is what ours passed."""
+    from resnext_gpu.grouped_conv import norm_launch as launch
+
+    generator = torch.Generator().manual_seed(1)
+    noise = lambda *size: torch.randn(size, generator=generator).to(device)  # noqa: E731
+    x = noise(*shape) + noise(shape[1])[:, None, None]
+    x, dz = (t.to(dtype).contiguous(memory_format=torch.channels_last) for t in (x, noise(*shape)))
+    weight, bias = 1 + noise(shape[1]) / 4, noise(shape[1]) / 2
+    found = launch.norm_of(x, weight, bias)
+    var, mean = torch.var_mean(x.double(), (0, 2, 3), correction=0)
+    assert apart(found[:2], torch.stack([mean, var])) <= SUMS
+    leaves = [t.double().requires_grad_() for t in (x, weight, bias)]
+    z = torch.nn.functional.batch_norm(leaves[0], None, None, *leaves[1:], True, 0.0, BN_EPS)
+    active = launch.activate(x, found)
+    assert apart(active, z.detach().relu()) <= to.of(dtype)
+    z.backward(dz.double() * (active > 0))
+    dx, dweight, dbias = (t.grad for t in leaves)
+    sums = launch.gradient_sums(dz, x, found)
+    assert apart(sums, torch.stack([dbias, dweight])) <= SUMS
+    assert apart(launch.input_of_norm(dz, x, found, sums), dx) <= to.of(dtype)
+
+
+def apart(found: Any, wanted: Any) -> float:
+    """Return the largest error over the largest value."""
+    assert found.shape == wanted.shape
+    return float((found.double() - wanted.double()).abs().max() / wanted.double().abs().max())
 
 
 def check_norm(shape: tuple[int, ...], add: bool, relu: bool, dtype: Any, device: Any) -> None:

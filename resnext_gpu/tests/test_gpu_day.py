@@ -507,18 +507,6 @@ def test_a_benchmark_that_stopped_or_was_wrong(tmp_path: Path) -> None:
     )
 
 
-def test_fused_kernels_that_break(tmp_path: Path) -> None:
-    part, done = parts.PARTS["fused"], process.Ended(code=0, seconds=1)
-    fine = "56x56x256/4 s1: right, timed\nall of m: fused 1.00 ms\n"
-    assert part.judge(_context(tmp_path), done, fine).said == "all of m: fused 1.00 ms"
-    broke = part.judge(_context(tmp_path), done, f"56x56x512/8 s2: CUDA error: misaligned address\n{fine}")
-    assert (broke.status, broke.said) == ("failed", "56x56x512/8 s2: CUDA error: misaligned address")
-    wrong = part.judge(
-        _context(tmp_path), process.Ended(code=3, seconds=1), f"WRONG: 56x56x256/4 s1: a value\n{fine}"
-    )
-    assert (wrong.status, wrong.said) == ("WRONG", "WRONG: 56x56x256/4 s1: a value")
-
-
 def test_the_sanitizer_is_called_and_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     part = parts.PARTS["sanitizer"]
     context = _context(tmp_path)

@@ -18,8 +18,10 @@ from resnext_core.config import Layer, load_config
 from resnext_core.errors import BackendUnavailable, UsageError
 from resnext_core.interfaces import PredictRequest
 from resnext_core.jobs.recipes import read_recipe
+from resnext_core.jobs.settings import stored_config
 from resnext_core.plugins import load_plugins
 from resnext_core.ranks.info import RankInfo
+from resnext_core.runs.folder import RunFolder
 from resnext_core.testing.processes import imported_by
 from resnext_gpu import plugin
 
@@ -80,11 +82,25 @@ def test_it_is_the_first_choice_only_with_a_gpu(
         ({"compile": True, "checkpointing": True}, r"gpu\.compile and gpu\.checkpointing"),
         ({"cuda_graphs": True, "sync_bn": True}, r"gpu\.cuda_graphs and gpu\.sync_bn"),
         ({"thread": 2}, "did you mean 'threads'"),
+        ({"fused_bn": False}, r"unknown config key 'gpu\.fused_bn'"),
     ],
 )
 def test_wrong_options_are_refused(values: dict[str, object], word: str) -> None:
     with pytest.raises(UsageError, match=word):
         load_config([Layer(source="test", values={"gpu": values})], {"gpu": GpuOptions})
+
+
+def test_a_run_of_before_is_read_without_the_option_that_is_gone(tmp_path: Path) -> None:
+    """Its stored configuration has every option; one that was at work is not left out in silence."""
+    plugins = load_plugins()
+    for line in ("", "  fused_bn: false\n"):
+        (tmp_path / "config.yaml").write_text(f"gpu:\n  device: cpu\n{line}")
+        found = stored_config(RunFolder(tmp_path), plugins).backends["gpu"]
+        assert found == GpuOptions(device="cpu")
+    for value in ("true", "0", "null"):
+        (tmp_path / "config.yaml").write_text(f"gpu:\n  fused_bn: {value}\n")
+        with pytest.raises(UsageError, match=r"run .*: unknown config key 'gpu\.fused_bn'"):
+            stored_config(RunFolder(tmp_path), plugins)
 
 
 def refusal(

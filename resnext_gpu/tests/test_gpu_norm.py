@@ -1,8 +1,12 @@
-"""Batch normalisation by our kernels, interpreted on the CPU; training with it; what is refused; `auto`."""
+"""Batch normalisation by our kernels, interpreted on the CPU; training with it; refusals; `auto`; machine code."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +15,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from gpu_cases import differing, relative  # noqa: E402
-from gpu_convolutions import HALF, LRS, Net  # noqa: E402
+from gpu_convolutions import HALF, INTERPRETED, LRS, Net  # noqa: E402
 from gpu_interpreter import interpreted  # noqa: E402
-from gpu_norms import AFTER, SHAPES, check_norm  # noqa: E402
+from gpu_norms import AFTER, SHAPES, check_kernels, check_norm  # noqa: E402
 from resnext_gpu.grouped_conv import norm, op  # noqa: E402
 from resnext_gpu.options import GpuOptions  # noqa: E402
 
@@ -34,6 +38,28 @@ def launch() -> Iterator[Any]:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_is_as_exact_as_pytorch(shape: tuple[int, ...], add: bool, relu: bool, launch: Any) -> None:
     check_norm(shape, add, relu, HALF, CPU)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_kernel_alone(shape: tuple[int, ...], launch: Any) -> None:
+    check_kernels(shape, HALF, CPU, INTERPRETED)
+
+
+def test_statistics_survive_a_large_mean(launch: Any) -> None:
+    """Sums of squares would give a variance of 0, or less: the squares have an error of 0.5."""
+    from resnext_gpu.grouped_conv import norm_launch
+
+    noise = torch.randn(2, 16, 9, 9, generator=torch.Generator().manual_seed(0))
+    x = (noise + 3000).contiguous(memory_format=torch.channels_last)
+    var, mean = torch.var_mean(x.double(), (0, 2, 3), correction=0)
+    affine = torch.ones(16), torch.zeros(16)
+    found = norm_launch.norm_of(x, *affine)
+    assert float((found[0] - mean).abs().max()) <= 3000 * 2.0**-21
+    assert float(((found[1] - var) / var).abs().max()) <= 1e-4
+    parts = [norm_launch.norm_of(part, *affine)[:2] for part in (x[:1], x[1:])]
+    given = torch.stack([torch.stack([mean, var * 81]) for mean, var in parts])
+    joined = norm_launch.combine(given, torch.tensor([81.0, 81.0]), *affine)
+    assert float(((joined[1] - var) / var).abs().max()) <= 1e-4
 
 
 def test_the_operations_are_what_pytorch_expects(launch: Any) -> None:
@@ -159,3 +185,76 @@ def test_auto_takes_it_on_measured_cards(monkeypatch: pytest.MonkeyPatch) -> Non
     assert choose("auto", device=card, plain=True) is None
     assert choose("auto", device=card, compute=torch.float32) is None
     assert choose("triton", device=card, plain=True) is norm.normalise
+
+
+# -- machine code ---------------------------------------------------------------------------------
+
+_COMPILE = """
+import os, re, subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.compiler import ASTSource
+from resnext_core.model.spec import BN_EPS, BN_MOMENTUM
+from resnext_gpu.grouped_conv import norm_kernels
+
+IMAGES = {"dy", "x", "y", "dx", "other", "d_of_sum"}
+SIZES = {"rows", "span", "many", "channels", "size"}
+
+def build(kernel, warps, capability, **constants):
+    if "EPS" in kernel.arg_names:
+        constants |= {"EPS": BN_EPS, "MOMENTUM": BN_MOMENTUM}
+    types = {name: "*bf16" if name in IMAGES else "i32" if name in SIZES else "*fp32" for name in kernel.arg_names}
+    types |= dict.fromkeys(constants, "constexpr")
+    sixteen = {(n,): [["tt.divisibility", 16]] for n, name in enumerate(kernel.arg_names)
+               if types[name].startswith("*") or name == "channels"}
+    source = ASTSource(kernel, types, constants, sixteen)
+    options = {"num_warps": warps, "num_stages": 1}
+    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    name = f"{built.hash}.ptx"
+    with open(name, "w") as stream:
+        stream.write(built.asm["ptx"])
+    arch = f"sm_{capability}" + ("a" if capability >= 90 else "")
+    told = subprocess.run([get_ptxas(capability).path, "-v", "--gpu-name", arch, name, "-o", os.devnull],
+                          capture_output=True, text=True, check=True).stderr
+    spilled = int(re.search(r"(\\d+) bytes spill stores", told)[1])
+    return kernel.__name__, capability, spilled, built.metadata.shared, warps, constants
+
+jobs = []
+for capability in map(int, sys.argv[1:]):
+    for kernel, rows, flags in (
+        ("row_statistics", 16, {"AHEAD": 4}), ("activate", 32, {"ADD": True, "RELU": True}),
+        ("gradient_sums", 16, {"ADD": True, "RELU": True, "AHEAD": 4}),
+        ("gradient_sums", 16, {"ADD": False, "RELU": True, "AHEAD": 4}), ("input_of_norm", 32, {"RELU": True}),
+    ):
+        jobs.append((getattr(norm_kernels, kernel), 4, capability, {"BM": rows, "BC": 128, **flags}))
+    jobs.append((norm_kernels.add_parts, 4, capability, {"BM": 64, "BC": 32}))
+    jobs.append((norm_kernels.combine, 4, capability, {"BM": 64, "BC": 16}))
+with ThreadPoolExecutor(os.cpu_count()) as pool:
+    for row in pool.map(lambda job: build(*job[:3], **job[3]), jobs):
+        print(*row)
+"""
+
+
+@pytest.mark.parametrize("card", ["90", pytest.param("80", marks=pytest.mark.slow)])
+def test_the_kernels_compile_for_a_gpu(card: str, tmp_path: Path) -> None:
+    """To machine code of the H100 and of the A100, with what they keep in registers."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    code = tmp_path / "build.py"
+    code.write_text(_COMPILE)
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    built = subprocess.run(
+        [sys.executable, str(code), card],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+        env=env,
+    )
+    assert built.returncode == 0, built.stderr[-2000:]
+    rows = [line.split() for line in built.stdout.splitlines()]
+    assert len({row[0] for row in rows}) == 6
+    for row in rows:
+        assert int(row[2]) <= 80, row
+        assert int(row[3]) <= 48 << 10, row

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import CommandLine, Outcome, environment, in_process, write_plugin
 
 from resnext_core.errors import BackendUnavailable, UsageError
 from resnext_core.interfaces import READY, Backend, Readiness
+from resnext_core.jobs.settings import stored_config
 from resnext_core.plugins import PluginSet, load_plugins
+from resnext_core.runs.folder import RunFolder
 from resnext_core.serving.load import server_of
 
 GOOD = """
@@ -462,6 +466,30 @@ def test_the_server_of_a_format_is_the_preferred_one_that_can_serve_it_here() ->
         server_of(known, ".x", "first")
     with pytest.raises(UsageError, match=r"no installed backend serves '.y' files; known: .x"):
         server_of(known, ".y")
+
+
+def test_an_option_that_is_gone_does_not_hinder_a_stored_run(tmp_path: Path) -> None:
+    """Where it has the value at which it did nothing; another, and another backend's, is an unknown key."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Options:
+        threads: int = 1
+
+    def backend(name: str, **more: Any) -> Backend:
+        return Backend(id=name, summary=name, probe=lambda: READY, options=Options, **more)
+
+    found = {b.id: b for b in (backend("old", former_options={"turbo": 0}), backend("new"))}
+    known = PluginSet(backends=found, commands={}, origins={}, problems=(), clashes={})
+    run = RunFolder(tmp_path)
+    run.config.write_text("old: {threads: 2, turbo: 0}\nnew: null\n")
+    assert stored_config(run, known).backends["old"] == Options(threads=2)
+    for text in ("old: {turbo: 1}", "old: {turbo: false}", "old: {turbine: 0}", "new: {turbo: 0}"):
+        run.config.write_text(text)
+        with pytest.raises(UsageError, match=rf"unknown config key '{text[:3]}\.turb"):
+            stored_config(run, known)
+    run.config.write_text("old: [turbo]")
+    with pytest.raises(UsageError, match="section 'old' must be a mapping"):
+        stored_config(run, known)
 
 
 @pytest.mark.parametrize(("answer", "said"), [("None", "None"), ("'two\\nlines'", r"'two\nlines'")])

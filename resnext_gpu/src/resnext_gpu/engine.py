@@ -17,7 +17,6 @@ from resnext_gpu.device import channels_last, device_of, note, open_device
 from resnext_gpu.feed import Feed
 from resnext_gpu.gradients import reaching_others
 from resnext_gpu.graphs import Compiled, Replayed, StepFunction, closed
-from resnext_gpu.grouped_conv.fused import fused_middle
 from resnext_gpu.grouped_conv.norm import batch_norm
 from resnext_gpu.grouped_conv.op import grouped_conv
 from resnext_gpu.memory import Exhausted, exhausted, fitting, out_of_memory
@@ -73,14 +72,6 @@ class GpuEngine(Engine):
                 self._device,
                 bn_float32=request.precision.bn_float32,
                 plain=options.compile or options.sync_bn or not layout or not graphed,
-            ),
-            middle=fused_middle(
-                options.fused_bn,
-                self._spec,
-                compute,
-                self._device,
-                bn_float32=request.precision.bn_float32,
-                deterministic=options.deterministic,
             ),
         )
         network = Network(self._spec, request.weights.preprocess, self._table.weights, self._how).train()

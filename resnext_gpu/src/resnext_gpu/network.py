@@ -15,7 +15,6 @@ from torch.utils.checkpoint import checkpoint
 from resnext_core.errors import UsageError
 from resnext_core.model.preprocess import PreprocessSpec
 from resnext_core.model.spec import BN_EPS, BN_MOMENTUM, BlockSpec, ModelSpec
-from resnext_gpu.grouped_conv.fused import Middle
 from resnext_gpu.grouped_conv.norm import CHANNELS, Norm
 from resnext_gpu.grouped_conv.op import GroupedConv
 from resnext_gpu.mixing import mixed_pixels
@@ -28,9 +27,8 @@ class Arithmetic:
     Convolutions and the classifier compute in `compute`, on casts of the float32 parameters. Batch normalisation takes
     and gives `compute`, and inside it is float32 unless `bn_float32` is False. `sync` replaces batch normalisation in
     training (see :mod:`resnext_gpu.sync_bn`), `grouped` the grouped convolutions (see
-    :mod:`resnext_gpu.grouped_conv.op`), `norm`, in training, batch normalisation with what follows it (see
-    :mod:`resnext_gpu.grouped_conv.norm`), and `middle`, in training, all between a block's 1x1 convolutions (see
-    :mod:`resnext_gpu.grouped_conv.fused`).
+    :mod:`resnext_gpu.grouped_conv.op`), and `norm`, in training, batch normalisation with what follows it (see
+    :mod:`resnext_gpu.grouped_conv.norm`).
     """
 
     compute: torch.dtype = torch.float32
@@ -40,7 +38,6 @@ class Arithmetic:
     sync: Callable[..., Tensor] | None = None
     grouped: GroupedConv | None = None
     norm: Norm | None = None
-    middle: Middle | None = None
 
 
 class Network(nn.Module):
@@ -168,14 +165,6 @@ class BatchNorm(nn.Module):
                 "a batch normalisation has only one value per channel, and so no variance; raise train.batch_size"
             )
 
-    def move(self, moments: Tensor, count: int) -> None:
-        """Move the running statistics, as `forward` does, by mean and biased variance (2, C) of `count` values."""
-        if self.moves:
-            with torch.no_grad():
-                mean, var = moments.unbind()
-                self.running_mean.lerp_(mean, BN_MOMENTUM)
-                self.running_var.lerp_(var * (count / (count - 1)), BN_MOMENTUM)
-
 
 class Block(nn.Module):
     """1x1 -> grouped 3x3 (stride here) -> 1x1, added to the shortcut."""
@@ -186,7 +175,6 @@ class Block(nn.Module):
         self.bn1 = BatchNorm(spec.width, how)
         self.conv2 = Conv(spec.width, spec.width, 3, stride=spec.stride, groups=groups, way=how.grouped)
         self.bn2 = BatchNorm(spec.width, how)
-        self._middle = how.middle
         self.conv3 = Conv(spec.width, spec.out_channels, 1)
         self.bn3 = BatchNorm(spec.out_channels, how)
         self.downsample = None
@@ -195,12 +183,8 @@ class Block(nn.Module):
             self.downsample = nn.Sequential(shortcut, BatchNorm(spec.out_channels, how))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(x)
-        if self._middle is not None and self.training:
-            y = self._middle(y, self.bn1, self.conv2, self.bn2)
-        else:
-            y = self.bn1(y, relu=True)
-            y = self.bn2(self.conv2(y), relu=True)
+        y = self.bn1(self.conv1(x), relu=True)
+        y = self.bn2(self.conv2(y), relu=True)
         y = self.conv3(y)
         return self.bn3(y, x if self.downsample is None else self.downsample(x), relu=True)
 

@@ -26,12 +26,10 @@ class GpuOptions:
     Triton kernels or by cuDNN, and `batch_norm` batch normalisation of training in 16 bits, with the ReLU and the
     addition after it, by our Triton kernels or by PyTorch. ``auto`` takes ours with `cuda_graphs` on cards that they
     were measured on: for `grouped_conv` where they are faster, for `batch_norm` not with `compile` nor in the plain
-    layout. Without a graph the processor launches ours slower than PyTorch's. `fused_bn` joins batch normalisation and
-    ReLU on both sides of the grouped convolutions into our kernels for these, in training; on the card that was
-    measured these take longer than their parts. `balanced_loss_scale` false divides gradients by a loss scale that the
-    loss was not multiplied by: the ModelZoo's mistake on GPUs, for those who must repeat its numbers. `threads` are the
-    CPU threads of a process, None leaves them to PyTorch. Gradients travel in buckets of `bucket_mib` MiB. `timeout`
-    are the seconds that ranks wait for each other.
+    layout. Without a graph the processor launches ours slower than PyTorch's. `balanced_loss_scale` false divides
+    gradients by a loss scale that the loss was not multiplied by: the ModelZoo's mistake on GPUs, for those who must
+    repeat its numbers. `threads` are the CPU threads of a process, None leaves them to PyTorch. Gradients travel in
+    buckets of `bucket_mib` MiB. `timeout` are the seconds that ranks wait for each other.
 
     Raises UsageError on sizes that cannot be and on settings that exclude each other.
     """
@@ -47,7 +45,6 @@ class GpuOptions:
     deterministic: bool = False
     grouped_conv: Literal["auto", "triton", "cudnn"] = "auto"
     batch_norm: Literal["auto", "triton", "torch"] = "auto"
-    fused_bn: bool = False
     balanced_loss_scale: bool = True
     threads: Annotated[int | None, AtLeast(1)] = None
     bucket_mib: Annotated[int, AtLeast(1)] = 25
@@ -59,16 +56,10 @@ class GpuOptions:
                 "gpu.engine=mindspore cannot be combined with other gpu options, which are PyTorch's"
             )
         check_bounds("gpu", self)
-        for one, other in (
-            ("compile", "checkpointing"), ("compile", "sync_bn"), ("cuda_graphs", "sync_bn"), ("fused_bn", "sync_bn"),
-        ):  # fmt: skip
+        for one, other in (("compile", "checkpointing"), ("compile", "sync_bn"), ("cuda_graphs", "sync_bn")):
             if getattr(self, one) and getattr(self, other):
                 raise UsageError(f"gpu.{one} and gpu.{other} cannot be combined; set one of them to false")
         if self.batch_norm == "triton" and self.sync_bn:
             raise UsageError(
                 "gpu.batch_norm=triton and gpu.sync_bn cannot be combined; set one of them to auto or false"
-            )
-        if self.fused_bn and self.grouped_conv == "cudnn":
-            raise UsageError(
-                "gpu.fused_bn takes our kernels, not cuDNN's: set gpu.grouped_conv=auto or triton"
             )

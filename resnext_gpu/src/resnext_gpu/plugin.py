@@ -46,6 +46,7 @@ def resnext_backends() -> Iterator[Backend]:
         formats=(".safetensors",),
         packages=("torch",),
         options=GpuOptions,
+        former_options={"fused_bn": False},  # before 0.1; it was slower
         steps_per_call=8,
         mixes=True,
         connect=_connect,

@@ -13,8 +13,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from resnext_gpu.grouped_conv.norm_kernels import activated, normalised
-
 #: Arguments whose values shall not make kernels of their own, as multiples of 16 and 1 do. `channels` is not one of
 #: them: that it is a multiple of 16, which it always is, makes loads of 16 bytes.
 ANY_SIZE = ("squares", "span", "height", "width", "out_height", "out_width")
@@ -106,24 +104,6 @@ def _tile(first, inside, row, column, height, width, channels, DOWN: tl.constexp
 
 
 @triton.jit
-def _read(
-    first, inside, row, column, height, width, channels, scale, shift,
-    DOWN: tl.constexpr, RIGHT: tl.constexpr, ACTIVE: tl.constexpr,
-):  # fmt: skip
-    """Load a tile as `_tile` does; if `ACTIVE`, normalised and activated, and zeros outside the image after that."""
-    tile = _tile(first, inside, row, column, height, width, channels, DOWN, RIGHT)
-    if ACTIVE:
-        z = normalised(tile, scale, shift)
-        if (DOWN != 0) or (RIGHT != 0):  # else outside is only what is beyond the last square, and not used
-            # By adding, as a selection would be done after the conversion, which takes two values at once: 5 more
-            # instructions a value.
-            seen = within(inside, row, column, height, width, DOWN, RIGHT)
-            z += tl.where(seen, 0.0, float("-inf"))[:, None]
-        tile = activated(z, tile.dtype)
-    return tile
-
-
-@triton.jit
 def store(
     first, total, inside, row, column, height, width, channels, DOWN: tl.constexpr, RIGHT: tl.constexpr
 ):
@@ -144,17 +124,15 @@ def _tap(total, tile, matrix, step, KH: tl.constexpr, KW: tl.constexpr):
 
 @triton.jit
 def four(
-    middle, matrix, step, inside, row, column, height, width, channels, scale, shift,
-    ACTIVE: tl.constexpr, STRIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    middle, matrix, step, inside, row, column, height, width, channels,
+    STRIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Return the four tiles of y, float32, from the tiles around `middle`, which is at (row, column) of x."""
     y00 = tl.full([BM, BC], 0.0, tl.float32)
     y01, y10, y11 = y00, y00, y00
     for i in tl.static_range(STRIDE + 3):
         for j in tl.static_range(STRIDE + 3):
-            tile = _read(
-                middle, inside, row, column, height, width, channels, scale, shift, i - 1, j - 1, ACTIVE
-            )
+            tile = _tile(middle, inside, row, column, height, width, channels, i - 1, j - 1)
             y00 = _tap(y00, tile, matrix, step, i, j)
             y01 = _tap(y01, tile, matrix, step, i, j - STRIDE)
             y10 = _tap(y10, tile, matrix, step, i - STRIDE, j)
@@ -178,9 +156,8 @@ def forward(
     matrix = packed + block * BC * BC + lane[:, None] * BC + lane[None, :]
     step = blocks * BC * BC
     y00, y01, y10, y11 = four(
-        middle, matrix, step, inside, row * STRIDE, column * STRIDE, height, width, channels, 0, 0,
-        False, STRIDE, BM, BC,
-    )  # fmt: skip
+        middle, matrix, step, inside, row * STRIDE, column * STRIDE, height, width, channels, STRIDE, BM, BC
+    )
     at = ((image * out_height + row) * out_width + column).to(tl.int64) * channels + block * BC
     first = y + at[:, None] + lane[None, :]
     store(first, y00, inside, row, column, out_height, out_width, channels, 0, 0)
@@ -269,8 +246,8 @@ def _keep(parts, total, tap, channels, lane, GW: tl.constexpr):
 
 @triton.jit
 def nine(
-    dy, x, squares, span, part, lane, height, width, out_height, out_width, channels, scale, shift,
-    ACTIVE: tl.constexpr, STRIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    dy, x, squares, span, part, lane, height, width, out_height, out_width, channels,
+    STRIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Return the sums (out, in) of the nine taps over `span` squares of dy, in their order, float32."""
     t0 = tl.full([BC, BC], 0.0, tl.float32)
@@ -289,10 +266,9 @@ def nine(
         turned11 = tl.trans(_tile(first, inside, row, column, out_height, out_width, channels, 1, 1))
         for i in tl.static_range(STRIDE + 3):
             for j in tl.static_range(STRIDE + 3):
-                tile = _read(
-                    middle, inside, row * STRIDE, column * STRIDE, height, width, channels, scale, shift,
-                    i - 1, j - 1, ACTIVE,
-                )  # fmt: skip
+                tile = _tile(
+                    middle, inside, row * STRIDE, column * STRIDE, height, width, channels, i - 1, j - 1
+                )
                 t0, t1, t2, t3, t4, t5, t6, t7, t8 = _add(
                     t0, t1, t2, t3, t4, t5, t6, t7, t8, turned00, tile, i, j
                 )
@@ -335,7 +311,6 @@ def weight_gradient(
     lane = tl.program_id(0) * BC + tl.arange(0, BC)
     parts += part.to(tl.int64) * 9 * channels * GW
     t0, t1, t2, t3, t4, t5, t6, t7, t8 = nine(
-        dy, x, squares, span, part, lane, height, width, out_height, out_width, channels, 0, 0,
-        False, STRIDE, BM, BC,
+        dy, x, squares, span, part, lane, height, width, out_height, out_width, channels, STRIDE, BM, BC,
     )  # fmt: skip
     keep_all(parts, t0, t1, t2, t3, t4, t5, t6, t7, t8, channels, lane, GW)

@@ -22,16 +22,13 @@ from resnext_gpu.grouped_conv.compiling import compile_ahead
 from resnext_gpu.grouped_conv.launch import Plan, out_size, spans, squares_of
 from resnext_gpu.memory import is_out_of_memory
 
-#: What is computed; fused with the batch normalisation and ReLU before it.
-Pass = Literal[
-    "forward", "input gradient", "weight gradient",
-    "fused forward", "fused input gradient", "fused weight gradient",
-]  # fmt: skip
+#: What is computed.
+Pass = Literal["forward", "input gradient", "weight gradient"]
 #: Results of ours and of PyTorch's agree to this share of the largest value: both round once to 8 bits (bfloat16), to
 #: nearest, after sums in float32 of products of the same factors. A wrong tap or channel is off by more than a tenth.
 _AGREEMENT = 2e-2
 #: Files of kernels and of their launching: where one differs, what was timed before does not count.
-_SOURCES = ("norm_kernels.py", "kernels.py", "launch.py", "fused_kernels.py", "fused_launch.py")
+_SOURCES = ("kernels.py", "launch.py")
 #: Milliseconds of warming up and of measuring a candidate.
 _WARM_MS, _TIMED_MS = 5, 20
 
@@ -101,7 +98,7 @@ _PROGRAMS = {4: 2048, 8: 2048, 16: 1024, 32: 256}
 def default_plan(what: Pass, shape: Shape) -> Plan:
     """Return the plan that is taken where nothing is timed."""
     narrow = shape.group_width <= 16
-    if what.endswith("weight gradient"):
+    if what == "weight gradient":
         programs = _PROGRAMS[shape.group_width]
         if narrow:
             return Plan(squares=16, channels=16, warps=1, programs=programs)
@@ -115,7 +112,7 @@ def candidates(what: Pass, shape: Shape) -> Iterator[Plan]:
     Of weight gradients those whose blocks are as narrow as they can be, and whose parts are not more traffic than the
     images, but for the fewest of each cut; numbers of programs that make the same parts are one candidate.
     """
-    if not what.endswith("weight gradient"):
+    if what != "weight gradient":
         for plan in _IMAGES:
             if plan.channels >= shape.group_width and shape.channels % plan.channels == 0:
                 yield plan
@@ -243,8 +240,7 @@ def measure(
 
     Call it in the thread that will compute: PyTorch searches for cuDNN's algorithm once in each thread.
     """
-    if not what.startswith("fused"):
-        compile_ahead(compilations(shape))
+    compile_ahead(compilations(shape))
     wanted = library().float()
     most = float(wanted.abs().max())
     best: tuple[float, Plan] | None = None
