@@ -76,7 +76,7 @@ def grouped_conv(
         if reason is not None:
             raise UsageError(f"gpu.grouped_conv=triton cannot be used: {reason}")
         return GroupedConv(library=False, timed=not deterministic and device.type == "cuda")
-    if reason is not None or deterministic:
+    if reason is not None or deterministic or device.type == "cpu":
         return None
     if not measured(device):
         note(
