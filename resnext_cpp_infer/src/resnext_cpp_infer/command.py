@@ -79,7 +79,7 @@ def handle(args: argparse.Namespace) -> int:
         "program": str(program), "engines": engines,
         "sdks": {name: {"state": state, "detail": detail} for name, (state, detail) in found.items()},
     }  # fmt: skip
-    output.result(value, f"{program}: engines {', '.join(engines)}")
+    output.result(value, f"{program}: engines {', '.join(engines)}; the decoder turbo is beside it")
     return 0
 
 
