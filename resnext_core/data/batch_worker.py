@@ -55,6 +55,12 @@ class Transform:
         """The decoder of this process."""
         return self.open()
 
+    @property
+    def notes(self) -> list[str]:
+        """What the decoder says that is not about one image, such as that it leaves all of them to Pillow."""
+        note = getattr(self.decoder, "note", "")
+        return [note] if note else []
+
     def write(
         self, out: NDArray[np.uint8], content: Content, epoch: int, row: Row, remarks: list[str]
     ) -> None:
@@ -117,7 +123,7 @@ class Decoded:
     """What came of a job: row, reason and the system's error number (or None) for each sample that cannot be read.
 
     `remarks` are of samples that could be read: the sample and what is probably wrong with it. `lost` is the message
-    where the whole source can no longer be read. `notes` are lines of the reader. The job took
+    where the whole source can no longer be read. `notes` are lines of decoder and reader. The job took
     `cpu_s` seconds of a core.
     """
 
@@ -158,5 +164,7 @@ class DecodeBatches:
             except DataError as error:
                 return Decoded(lost=str(error))
             remarks += [(row.sample, remark) for remark in found]
-        notes = self.reader.take_notes() if isinstance(self.reader, RemoteReader) else ()
+        notes = [*self.transform.notes]
+        if isinstance(self.reader, RemoteReader):
+            notes += self.reader.take_notes()
         return Decoded(bad=bad, remarks=remarks, notes=notes, cpu_s=time.thread_time() - started)

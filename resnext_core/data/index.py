@@ -271,7 +271,7 @@ def find_splits(folder: str | Place, config: DataConfig, need: Sequence[str] = (
         if given == NO_SPLIT:
             continue
         if given is not None:
-            part = place(given) if is_url(given) else folder / given
+            part = place(given) if is_url(given) or given.startswith("file://") else folder / given
             if kind_of(part) is None and what_is(part, access) is None:
                 raise UsageError(f"data.{split}: {part} does not exist; correct it or leave it out")
             splits[split] = part

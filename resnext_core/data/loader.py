@@ -208,6 +208,7 @@ class Loader:
                 self._remark((row.sample, remark) for remark in remarks)
             if isinstance(reader, RemoteReader):
                 self._note(reader.take_notes())
+            self._note(self._transform.notes)
             yield self._batch(task, images, bad)
 
     def _in_workers(self, tasks: Iterable[Task]) -> Iterator[Batch]:

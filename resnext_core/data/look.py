@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from resnext_core.data.folders import entries, is_folder
-from resnext_core.data.remote.access import Access, NotThere
+from resnext_core.data.remote.access import Access, NotThere, Unreachable
 from resnext_core.data.sources.names import expanded
 from resnext_core.errors import DataError
 from resnext_core.files import Place, Url
@@ -50,8 +50,8 @@ def names_in(folder: Place, access: Access | None = None) -> Names:
         )
     try:
         listed = (access or Access()).names(f"{folder}/")
-    except DataError:
-        if folder.scheme not in WEB:
+    except DataError as error:
+        if folder.scheme not in WEB or isinstance(error, Unreachable):
             raise
         return Names()
     return Names(

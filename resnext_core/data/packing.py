@@ -33,6 +33,8 @@ _PORTION, _WAITING = 8, 4
 #: An image at which two processes died keeps its bytes.
 _LIMITS = Limits(tries=2, deaths=None, idle=3)
 _ORIENTATION = 0x0112
+#: The most pixels of a side that libjpeg writes.
+_LONGEST = 65_500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +115,8 @@ def made_smaller(content: Content, name: str, smaller: Smaller) -> bytes | None:
         if short <= smaller.side:
             return None
         width, height = (max(round(side * smaller.side / short), 1) for side in source.size)
+        if max(width, height) > _LONGEST:
+            return None
         image, _ = decode(
             source, name, (2 * width, 2 * height)
         )  # twice: the resize below decides on the quality
@@ -158,7 +162,7 @@ def _contents(index: Index, smaller: Smaller | None, workers: int) -> Generator[
     reader = index.source.reader()
     if smaller is None:
         for i in range(len(index)):
-            yield _as_it_is(reader, index.source.locator(i))
+            yield _as_it_is(reader, index, i)
         return
     portions = deque(range(0, len(index), _PORTION))
     duty = _Encode(reader=reader, smaller=smaller)
@@ -178,9 +182,7 @@ def _contents(index: Index, smaller: Smaller | None, workers: int) -> Generator[
                 for i in range(first, min(first + _PORTION, len(index))):
                     encoded_image = made.images.get(i)
                     yield (
-                        _as_it_is(reader, index.source.locator(i))
-                        if encoded_image is None
-                        else (encoded_image, True, None)
+                        _as_it_is(reader, index, i) if encoded_image is None else (encoded_image, True, None)
                     )
     except WorkerDied as error:
         raise DataError(
@@ -188,10 +190,12 @@ def _contents(index: Index, smaller: Smaller | None, workers: int) -> Generator[
         ) from error
 
 
-def _as_it_is(reader: Reader, locator: bytes) -> _Piece:
+def _as_it_is(reader: Reader, index: Index, i: int) -> _Piece:
     try:
-        return reader.read(locator), False, None
+        return reader.read(index.source.locator(i)), False, None
     except BadImage as error:
+        if error.errno is not None:
+            index.source.blame(i, error.errno)  # a folder that is gone is no matter of this image
         return b"", False, error.reason
 
 

@@ -24,7 +24,7 @@ from resnext_core.errors import DataError, UsageError
 from resnext_core.files import Place, check_target
 from resnext_core.jobs.recorder import ignore
 from resnext_core.jobs.settings import Settings, resolve
-from resnext_core.model.preprocess import PreprocessSpec, preprocess_spec
+from resnext_core.model.preprocess import PreprocessSpec, evaluated_at, preprocess_spec
 from resnext_core.plugins import load_plugins
 from resnext_core.report.plan_text import mix_words, plan_words
 from resnext_core.report.sheet import LONGEST, Picture, SheetData, SheetRow, write_sheet
@@ -145,7 +145,8 @@ class _Show:
         path = self.index.paths[sample]
         try:
             content = self.index.source.reader().read(self.index.source.locator(sample))
-            evaluation = load_eval_bytes(content, self.spec, name=path)
+            seen_as = evaluated_at(self.spec, self.config.eval.size, self.config.eval.crop_pct)
+            evaluation = load_eval_bytes(content, seen_as, name=path)
             turn = upright(content, None) if self.spec.oriented else 1
             with opened_bytes(content, path) as source:
                 size = source.size

@@ -49,7 +49,7 @@ def training_job(
     """Yield the training; its loaders end with the block. One that resumes needs no pretrained file."""
     config, splits, backend = plan.settled, plan.data, plan.trainer
     if resume is not None and resume.weights.spec.variant == config.model.variant:
-        size = config.eval.size or config.model.image_size
+        size = config.eval.size or config.model.image_size or resume.run.get("image_size")
         weights = resume.weights.evaluated_at(size, config.eval.crop_pct)
     else:
         weights = plan.initial.weights

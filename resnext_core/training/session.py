@@ -203,10 +203,14 @@ class Session:
 
 
 def _check_same(training: Training, resume: Checkpoint) -> None:
-    now, then = training.facts(), {"repeats": 1, **resume.run}  # checkpoints of release 0.1 have no repeats
+    now = training.facts()
+    # Checkpoints of release 0.1 have neither.
+    then = {"repeats": 1, "image_size": now["image_size"], **resume.run}
     changed = [f"{k} was {then.get(k)} and is {v}" for k, v in now.items() if then.get(k) != v]
     if changed:
-        raise DataError(f"cannot resume {resume.path}: {'; '.join(changed)}")
+        raise DataError(
+            f"cannot resume {resume.path}: {'; '.join(changed)}; set it back to what it was, or start a new run"
+        )
 
 
 def _share_known_bad_images(session: Session) -> None:

@@ -24,6 +24,7 @@ from resnext_core.runs.checkpoint_folder import RunProgress, Summary
 from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.records import Listener, Saved
 from resnext_core.training.schedule import lrs, scaled_lr
+from resnext_core.training.sizes import training_preprocess
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,6 +115,7 @@ class Training:
             "train_digest": self.train.dataset_digest,
             "variant": self.weights.spec.variant,
             "repeats": self.config.augment.repeats,
+            "image_size": training_preprocess(self.config, self.weights.preprocess).size,
         }
 
 

@@ -23,13 +23,15 @@ from resnext_cpp_infer.pixels import KINDS, LIBRARY, Pixels, Unread, load, readi
 from resnext_core.config import AugmentConfig
 from resnext_core.data.decode import BadImage, opened_bytes
 from resnext_core.data.exif import upright
+from resnext_core.data.index import open_index
+from resnext_core.data.loader import Loader
 from resnext_core.data.operation import Operation
 from resnext_core.data.operations import OPERATIONS, operated
 from resnext_core.data.plan import Box, Plan, train_plan
 from resnext_core.data.render import load_eval_bytes, load_train_bytes
-from resnext_core.data.sampler import sample_rng
+from resnext_core.data.sampler import Task, sample_rng
 from resnext_core.errors import BackendUnavailable
-from resnext_core.extensions import NotSupported
+from resnext_core.extensions import READY, Decoder, NotSupported
 from resnext_core.model.preprocess import PreprocessSpec
 from resnext_cpp_infer import decoder as decoders
 from resnext_cpp_infer import pixels as interface
@@ -587,21 +589,42 @@ def test_a_library_of_another_interface(
     assert readiness().reason.endswith("has interface 1, not 99; run: resnext-run cpp build")
 
 
-def test_pixels_that_differ_are_left_to_pillow(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_that_differ_are_left_to_pillow(
+    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As with a Pillow on another libjpeg."""
     from resnext_cpp_infer import comparison
 
     monkeypatch.setattr(comparison, "load_eval_bytes", lambda content, spec: np.zeros((40, 40, 3), np.uint8))
     turbo = TurboDecoder(lambda: Pixels(load()))
     turbo.compare()
-    remarks: list[str] = []
     with pytest.raises(NotSupported):
-        turbo.evaluation(
-            jpeg(), "x", PreprocessSpec(size=8, resize=8), np.empty((8, 8, 3), np.uint8), remarks
-        )
-    assert remarks == [
-        "decoder turbo: it decodes a JPEG to other pixels than the installed Pillow; Pillow decodes every image"
-    ]
+        turbo.evaluation(jpeg(), "x", PreprocessSpec(size=8, resize=8), np.empty((8, 8, 3), np.uint8), [])
+    monkeypatch.undo()
+    (tmp_path / "x.jpg").write_bytes(jpeg())
+    decoder = Decoder(name="other", summary="", probe=lambda: READY, open=lambda: turbo)
+    with Loader(open_index(tmp_path), PreprocessSpec(size=8, resize=8), workers=0, decoder=decoder) as loader:
+        list(loader.batches(2 * [Task.of(0, np.zeros(1, np.int64))]))
+        assert loader.take_notes() == [
+            "decoder turbo: it decodes a JPEG to other pixels than the installed Pillow; Pillow decodes every image"
+        ]
+
+
+def test_long_images_are_neither_wrong_nor_a_burden(turbo: TurboDecoder) -> None:
+    """A side beyond 2^31 after the resize is left to Pillow, and one row takes the memory of one row."""
+    out = np.empty((24, 24, 3), np.uint8)
+    spec = PreprocessSpec(size=24, resize=256, mode="shorter-side")
+    with pytest.raises(NotSupported, match="too long"):
+        turbo.evaluation(png(Image.new("RGB", (9_000_000, 1))), "x", spec, out, [])
+    content = png(Image.new("RGB", (2_000_000, 1), (7, 8, 9)))
+    turbo.evaluation(content, "x", replace(spec, mode="squash", size=24, resize=24), out, [])
+    assert np.array_equal(out, np.broadcast_to(np.array([7, 8, 9], np.uint8), out.shape))
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 def test_a_libjpeg_that_does_not_serve(

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from resnext_core.config import Config, EvalConfig, ModelConfig
-from resnext_core.errors import EXIT_USAGE
+from resnext_core.errors import EXIT_DATA, EXIT_USAGE
 from resnext_core.model.preprocess import PreprocessSpec, evaluated_at
 from resnext_core.model.weights import Golden, Weights, load_weights, save_weights
 from resnext_core.runs.folder import RunFolder
@@ -109,6 +109,22 @@ def test_a_resumed_run_goes_on_at_both_sizes(cli: CommandLine, train: list[objec
     cli.ok("train", "--resume", tmp_path / "parts", "--epochs", 3, "--set", "eval.size=null", "--set",
            "eval.crop_pct=null")  # fmt: skip
     assert last(tmp_path / "parts", 18).spec.image_size == 8
+
+
+def test_the_size_of_training_images_is_kept(cli: CommandLine, train: list[object], tmp_path: Path) -> None:
+    """Also where only the variant states it, and an evaluation in between had another one."""
+    train += ["--set", "model.image_size=null", "--set", "schedule.kind=constant"]
+    cli.ok(*train, "--name", "whole", "--epochs", 3)
+    cli.ok(*train, "--name", "parts", "--epochs", 1)
+    resume = ["train", "--resume", tmp_path / "parts"]
+    cli.ok(*resume, "--epochs", 2, "--set", "eval.size=12")
+    cli.refuses(
+        EXIT_DATA, *resume, "--epochs", 3, "--set", "model.image_size=16", says="image_size was 32 and is 16"
+    )
+    cli.ok(*resume, "--epochs", 3)
+    whole, parts = (last(tmp_path / name, 18) for name in ("whole", "parts"))
+    assert whole.digest == parts.digest
+    assert parts.spec.image_size == 32
 
 
 @pytest.mark.parametrize("value", ["0", "8193", "1.5", "big"])

@@ -62,7 +62,7 @@ class GoneThrough(ObjectFile):
     def __init__(self, url: str, fetch: Fetch) -> None:
         super().__init__(url, fetch)
         self._ahead: Ahead[int, bytes] = Ahead(self._read_block)
-        self._at, self._block = -1, b""
+        self._at, self._next, self._block = -1, 0, b""
 
     def read(self, offset: int, length: int) -> bytes:
         """See :class:`~resnext_core.data.sources.ranges.RangeFile`."""
@@ -70,7 +70,8 @@ class GoneThrough(ObjectFile):
         if offset >= end:
             return b""
         first, last = offset // _BLOCK, (end - 1) // _BLOCK
-        if first not in (self._at, self._at + 1) or last - first > 1:
+        if first not in (self._at, self._next) or last - first > 1:
+            self._next = last  # where it goes on after a large image
             return self._fetch.access.content(self._url, offset, end - offset, whole=False)
         found = b"".join(self._of(number) for number in range(first, last + 1))
         return found[offset - first * _BLOCK : end - first * _BLOCK]
@@ -80,7 +81,7 @@ class GoneThrough(ObjectFile):
             blocks = -(-self._found.size // _BLOCK)
             self._ahead.expect(range(number, min(number + _BLOCKS_AHEAD, blocks)))
             self._block = self._ahead.take(number)
-            self._at = number
+            self._at, self._next = number, number + 1
         return self._block
 
     def _read_block(self, number: int) -> bytes:

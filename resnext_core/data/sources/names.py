@@ -36,10 +36,10 @@ def expanded(pattern: str) -> list[str]:
     else:
         raise DataError(f"{pattern}: {{{inside}}} must be a range like 000..127 or a list like a,b")
     before, after = pattern[: match.start()], pattern[match.end() :]
-    found = [before + choice + rest for choice in choices for rest in expanded(after)]
-    if len(found) > _MOST:
+    rests = expanded(after)
+    if len(choices) * len(rests) > _MOST:
         raise DataError(f"{pattern} stands for more than {_MOST} shards")
-    return found
+    return [before + choice + rest for choice in choices for rest in rests]
 
 
 def is_compressed(name: str) -> bool:

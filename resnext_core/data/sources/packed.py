@@ -84,10 +84,12 @@ def open_packed(path: str, data: DataConfig) -> Listing:
         shard = Shard(name=path, stamp=file.stamp())
         remote = _remote_table(Url(path), file)
         return _listing(Url(path), remote, PackedSource(shard, remote, fetch))
-    table = read_packed(Path(path))
     full = os.path.abspath(path)
     try:
-        shard = Shard(name=full, stamp=LocalFiles().open(full).stamp())
+        with open(full, "rb") as stream:  # one file, also where another gets its name meanwhile
+            table = table_of(stream, Path(path), PACKED_MAGIC, _WHAT)
+            status = os.fstat(stream.fileno())
+        shard = Shard(name=full, stamp=(status.st_size, status.st_mtime_ns))
     except OSError as error:
         raise DataError(f"cannot read {path}: {reason(error)}") from error
     return _listing(Path(path), table, PackedSource(shard, table))

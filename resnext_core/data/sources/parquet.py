@@ -128,7 +128,10 @@ def _files(path: str, data: DataConfig) -> tuple[Place, list[str]]:
         url = Url(path)
         return url.parent, matching(url, fetch_of(data).access)
     if os.path.isdir(path):
-        return Path(path), [name for name in names_in(Path(path)).files if name.endswith(ENDING)]
+        names = [name for name in names_in(Path(path)).files if name.endswith(ENDING)]
+        if not names:
+            raise DataError(f"there are no Parquet files in {path} but broken links; copy the files")
+        return Path(path), names
     found = Path(path)
     if found.is_file():
         return found.parent, [found.name]
@@ -176,6 +179,8 @@ def _image_column(place: str, columns: Mapping[str, int], schema: Any) -> str:
         for path in (f"{name}.bytes", name):
             if path not in columns:
                 continue
+            if schema.get_field_index(name) < 0:
+                continue  # a column whose own name has a dot
             kind = schema.field(name).type
             kind = kind.field("bytes").type if path != name else kind
             if arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind):
@@ -192,8 +197,11 @@ def _image_column(place: str, columns: Mapping[str, int], schema: Any) -> str:
 def _names(table: Any, path: str) -> list[bytes] | None:
     """Return the names of the images where they can serve as such: all there, unique, below a folder."""
     column = table.column(path.partition(".")[0]).combine_chunks()
-    found = [one for chunk in _chunks(column) for one in chunk.field("path").to_pylist()]
-    if None in found or len(set(found)) < len(found):
+    try:
+        found = [one for chunk in _chunks(column) for one in chunk.field("path").to_pylist()]
+    except UnicodeDecodeError:
+        return None
+    if not all(isinstance(one, str) for one in found) or len(set(found)) < len(found):
         return None
     bad = any(
         not one or one.startswith("/") or ".." in one.split("/") or not one.isprintable() for one in found
@@ -218,7 +226,12 @@ def _label_values(place: str, table: Any, label: str) -> NDArray[np.int64] | lis
     if arrow.types.is_integer(column.type):
         return np.asarray(column.to_numpy(), np.int64)
     if arrow.types.is_string(column.type) or arrow.types.is_large_string(column.type):
-        return list(column.to_pylist())
+        try:
+            return list(column.to_pylist())
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{shown(place, None)}: the column '{label}' has texts that are not UTF-8; write it again"
+            ) from error
     raise DataError(
         f"{shown(place, None)}: the column '{label}' has the type {column.type}, not integers or texts"
     )

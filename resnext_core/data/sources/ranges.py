@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from resnext_core.data.content import BadImage, open_regular
+from resnext_core.data.content import MAX_BYTES, BadImage, open_regular
 from resnext_core.data.faults import blame_machine
 from resnext_core.errors import DataError, reason, shown
 
@@ -119,6 +119,10 @@ class RangeReader:
         """See :class:`~resnext_core.data.sources.base.Reader`."""
         number, offset, size = _LOCATOR.unpack(locator)
         shard = self._shards[number]
+        if size > MAX_BYTES:
+            raise BadImage(
+                f"at byte {offset} of {shard.name}", f"it has {size} bytes; the limit is {MAX_BYTES}"
+            )
         file = self._checked(number)
         try:
             content = self._window(number, file, offset, size)
@@ -138,19 +142,21 @@ class RangeReader:
         """Return the open shard `number`, which is what it was when it was listed."""
         shard = self._shards[number]
         with self._lock:
-            file = self._open.pop(number, None)
-            try:
-                if file is None:
-                    file = self._files.open(shard.name)
-                stamp = file.stamp()
-            except OSError as error:
-                raise lost(shard, error) from error
-            except BadImage as error:
-                raise DataError(f"cannot read {shown(shard.name, None)}: {error.reason}") from error
-            if stamp != shard.stamp:
-                raise _changed(shard)
+            file = self._open.get(number)
+        try:
+            if file is None:  # not under the lock: a store takes its time to answer
+                file = self._files.open(shard.name)
+            stamp = file.stamp()
+        except OSError as error:
+            raise lost(shard, error) from error
+        except BadImage as error:
+            raise DataError(f"cannot read {shown(shard.name, None)}: {error.reason}") from error
+        if stamp != shard.stamp:
+            raise _changed(shard)
+        with self._lock:
             self._open[number] = file
-            if len(self._open) > _OPEN:
+            self._open.move_to_end(number)
+            if len(self._open) > _OPEN and isinstance(file, LocalFile):  # others hold no descriptor
                 self._open.popitem(last=False)  # it is closed when nobody reads it any more
         return file
 

@@ -18,18 +18,16 @@ from numpy.typing import NDArray
 
 from resnext_core.data.paths import decoded
 from resnext_core.data.sources.base import ImageSource, Listing
-from resnext_core.data.sources.ranges import RangeFile, RangeFiles, Shard
+from resnext_core.data.sources.ranges import RangeFiles, Shard
 from resnext_core.data.sources.shard_contents import Contents, contents
 from resnext_core.data.sources.table import Table, TableBuilder, label_table, read_table, table_of
-from resnext_core.data.sources.tar import BLOCK
 from resnext_core.errors import DataError, reason
 from resnext_core.files import Place, absolute, cache_folder, is_url, make_folder
 from resnext_core.files.fresh import fresh_file
 
 MAGIC = b"RESNEXT-TARS\r\n\x1a\n"
 _WHAT = "index of shards"
-#: Headers of a shard that are compared where its time of change is another than that in an index.
-_SAMPLES = 16
+_MAX_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,15 +56,17 @@ class ShardIndex:
         known = self.table.meta["shards"]
         if [shard["name"] for shard in known] != list(names):
             return f"it is about {len(known)} other shards"
-        for number, (entry, shard) in enumerate(zip(known, shards, strict=True)):
+        for entry, shard in zip(known, shards, strict=True):
             size, changed = shard.stamp
             if entry["size"] != size:
                 return f"{entry['name']} has {size} bytes, and had {entry['size']}"
             if entry["changed"] == changed:
                 continue
-            first = int(self.starts[number])
-            offsets = self.table.offsets[first : first + entry["images"]].tolist()
-            if entry["sample"] != _sample(files.open(shard.name), offsets):
+            try:
+                found = contents(files.open(shard.name).read, size)
+            except (OSError, ValueError):
+                found = None
+            if found is None or entry.get("content") != _digest(found):
                 return f"{entry['name']} has other content"
         return None
 
@@ -141,11 +141,10 @@ def indexed(
             builder.add(
                 name.encode(errors="surrogateescape") + b"/" + image.name, -1, image.offset, image.size
             )
-        sample = _sample(file, [image.offset for image in found.images])
         entries.append(
             {
                 "name": name, "size": shard.stamp[0], "changed": shard.stamp[1], "images": len(found.images),
-                "sample": sample,
+                "content": _digest(found),
             }
         )  # fmt: skip
     labels, classes, named = _labels(names, said, folders)
@@ -191,16 +190,20 @@ def _labels(
         )
     known = [decoded(text) for text in texts.numbers]
     numbers = texts is said and all(re.fullmatch("[0-9]{1,9}", text) for text in known)
+    if numbers and (largest := max(map(int, known))) >= _MAX_CLASSES:
+        raise DataError(
+            f"the shards {names[0]} ... have the label {largest}; numbers are below {_MAX_CLASSES}, write names as text"
+        )
     table, classes = label_table(known, numbers)
     return np.append(table, np.int32(-1))[positions], classes, not numbers
 
 
-def _sample(file: RangeFile, offsets: Sequence[int]) -> str:
-    """Return a digest of some headers of a shard, evenly spread."""
-    chosen = [offsets[len(offsets) * k // _SAMPLES] for k in range(_SAMPLES)] if offsets else []
+def _digest(found: Contents) -> str:
+    """Return a digest of the images of a shard, where they lie, and their labels."""
     digest = hashlib.sha256()
-    for offset in chosen:
-        digest.update(file.read(offset - BLOCK, BLOCK))
+    for image in found.images:
+        label = found.labels.get(image.name, b"")
+        digest.update(b"%d %d %d\n" % (image.offset, image.size, len(label)) + image.name + b"\0" + label)
     return digest.hexdigest()
 
 
@@ -212,7 +215,9 @@ def _recalled(
         return None
     with suppress(DataError, OSError, KeyError):
         index = ShardIndex.of(read_table(cached, MAGIC, _WHAT))
-        if index.misfit(names, shards, files) is None:
+        known = [(entry["name"], (entry["size"], entry["changed"])) for entry in index.table.meta["shards"]]
+        now = [(name, shard.stamp) for name, shard in zip(names, shards, strict=True)]
+        if known == now and all(shard.stamp[1] for shard in shards):  # 0: a store that tells no version
             return index
     return None
 

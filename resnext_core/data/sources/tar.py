@@ -105,7 +105,7 @@ def _check_sum(header: bytes, at: int) -> None:
     """Raise ValueError unless the header's checksum is that of its bytes, with blanks in the checksum's place."""
     stated = header[148:156].strip(b"\0 ")
     found = sum(header) - sum(header[148:156]) + 8 * 0x20
-    if not stated.isdigit() or int(stated, 8) != found:
+    if not stated or stated.strip(b"01234567") or int(stated, 8) != found:
         for first, what in _COMPRESSED:
             if at == 0 and header.startswith(first):
                 raise ValueError(
@@ -121,10 +121,9 @@ def _number(field: bytes, at: int) -> int:
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     digits = field.strip(b"\0 ")
-    try:
-        return int(digits or b"0", 8)
-    except ValueError:
-        raise ValueError(f"it is damaged: the header at byte {at} has no size") from None
+    if digits.strip(b"01234567"):
+        raise ValueError(f"it is damaged: the header at byte {at} has no size")
+    return int(digits or b"0", 8)
 
 
 def _pax(data: bytes, at: int) -> dict[bytes, bytes]:

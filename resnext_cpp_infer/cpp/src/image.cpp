@@ -217,7 +217,8 @@ void Picture::decode(int by, const Region& region, std::vector<uint8_t>& rows, R
 void hand_over(const Image& image, const Region& region, std::vector<uint8_t>& rows, RowSink& sink) {
   constexpr int kBlock = 16;
   const auto width = static_cast<size_t>(region.width), stride = width * 4;
-  if (rows.size() < stride * kBlock + kSlack) rows.resize(stride * kBlock + kSlack);
+  const size_t needed = stride * static_cast<size_t>(std::min(kBlock, region.height)) + kSlack;
+  if (rows.size() < needed) rows.resize(needed);
   for (int done = 0; done < region.height; done += kBlock) {
     const int count = std::min(kBlock, region.height - done);
     uint8_t* to = rows.data();

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstddef>
 #include <cstring>
+#include <limits>
+#include <string>
 #include <utility>
 
 #include "exif.h"
@@ -60,6 +62,8 @@ void PixelMaker::set_evaluation(int from_width, int from_height, const Preproces
     else
       height = static_cast<int64_t>(how.resize) * from_height / from_width;
   }
+  if (std::max(height, width) > std::numeric_limits<int>::max())
+    throw BadImage(std::to_string(from_width) + " x " + std::to_string(from_height) + " is too long to be resized");
   const int new_height = static_cast<int>(height), new_width = static_cast<int>(width);
   const Window crop{half_even(new_height - how.size), half_even(new_width - how.size), how.size, how.size};
   const Region whole{0, 0, from_width, from_height};

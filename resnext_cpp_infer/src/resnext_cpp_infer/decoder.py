@@ -50,12 +50,13 @@ class TurboDecoder:
         self._scratch = scratch
         self._threads = threading.local()
         self._kinds = frozenset(KINDS)
-        self._refusal = ""
+        #: Why all images are left to Pillow, for the user; empty where they are not.
+        self.note = ""
 
     def evaluation(
         self, content: bytes, name: str, spec: PreprocessSpec, out: NDArray[np.uint8], remarks: list[str]
     ) -> None:
-        self._check(remarks)
+        self._check()
         pixels = self._pixels()
         try:
             _suitable(pixels.open(content))
@@ -71,7 +72,7 @@ class TurboDecoder:
         out: NDArray[np.uint8],
         remarks: list[str],
     ) -> None:
-        self._check(remarks)
+        self._check()
         pixels = self._pixels()
         try:
             header = pixels.open(content)
@@ -94,13 +95,12 @@ class TurboDecoder:
 
         differing = pixels_differ(self)
         if differing:
-            self._refusal = f"decoder turbo: {differing}; Pillow decodes every image"
+            self.note = f"decoder turbo: {differing}; Pillow decodes every image"
         self._kinds = same_operations(self._pixels())
 
-    def _check(self, remarks: list[str]) -> None:
-        if self._refusal:
-            remarks.append(self._refusal)
-            raise NotSupported(self._refusal)
+    def _check(self) -> None:
+        if self.note:
+            raise NotSupported(self.note)
 
     def _pixels(self) -> Pixels:
         found: Pixels | None = getattr(self._threads, "pixels", None)
