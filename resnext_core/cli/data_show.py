@@ -38,7 +38,7 @@ def add_show(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     showing.add_argument(
         "--part", choices=("train", "val", "test"), default=default.part, help="part of DIR (default: train)"
     )
-    for name, text in (("images", "images to show"), ("draws", "epochs to show of each")):
+    for name, text in (("images", "images to show"), ("draws", "with --augment: epochs to show of each")):
         value = getattr(default, name)
         showing.add_argument(
             f"--{name}", type=positive, default=value, metavar="N", help=f"{text} (default {value})"

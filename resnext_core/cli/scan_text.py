@@ -62,7 +62,7 @@ def _conversions(found: Findings) -> Iterator[str]:
         by = ", ".join(f"{value}: {n}" for value, n in found.orientations.items())
         lines.append(
             f"EXIF orientation in {sum(found.orientations.values())} images ({by}): ignored; "
-            "preprocess.orientation=apply turns them, in training and evaluation"
+            "a training with preprocess.orientation=apply turns them, and so does its network afterwards"
         )
     if found.alpha:
         lines.append(

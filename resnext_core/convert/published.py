@@ -165,11 +165,14 @@ def _beside(path: Path, variant: str) -> Published | None:
 def _of_config(given: Mapping[str, Any], architecture: Any) -> Published:
     left_out = []
     interpolation, mode = given.get("interpolation", "bicubic"), given.get("crop_mode", "center")
+    for key, value in (("interpolation", interpolation), ("crop_mode", mode)):
+        if not isinstance(value, str):
+            raise ValueError(f"its {key} must be text, not {quoted(value)}")
     if interpolation not in _FILTERS:
         left_out.append(f"its interpolation {quoted(interpolation)} is not supported: bicubic is used")
     if mode not in _MODES:
         left_out.append(f"its crop_mode {quoted(mode)} is not supported: center is used")
-    channels, height, width = given.get("test_input_size") or given.get("input_size") or (3, 224, 224)
+    channels, height, width = _three(given, "test_input_size") or _three(given, "input_size") or (3, 224, 224)
     if channels != 3 or height != width:
         raise ValueError(f"images of {channels} x {height} x {width} are not supported")
     crop = given.get("test_crop_pct") or given.get("crop_pct") or 0.875
@@ -183,12 +186,22 @@ def _of_config(given: Mapping[str, Any], architecture: Any) -> Published:
         crop_pct=float(crop),
         mode=_MODES.get(mode, "shorter-side"),  # type: ignore[arg-type]
         filter=_FILTERS.get(interpolation, "bicubic"),  # type: ignore[arg-type]
-        mean=_of_255(given.get("mean"), IMAGENET_MEAN),
-        std=_of_255(given.get("std"), IMAGENET_STD),
+        mean=_of_255(_three(given, "mean"), IMAGENET_MEAN),
+        std=_of_255(_three(given, "std"), IMAGENET_STD),
         left_out=tuple(left_out),
     )
     PreprocessSpec(size=height, **found.settings(height))  # checks every value
     return found
+
+
+def _three(given: Mapping[str, Any], key: str) -> list[Any] | None:
+    """Return the three numbers under `key`, None where there are none; ValueError for anything else."""
+    value = given.get(key)
+    if value is None or (
+        isinstance(value, list) and len(value) == 3 and all(type(v) in (int, float) for v in value)
+    ):
+        return value
+    raise ValueError(f"its {key} must be three numbers, not {quoted(value)}")
 
 
 def _of_255(values: Any, default: tuple[float, float, float]) -> tuple[float, float, float]:

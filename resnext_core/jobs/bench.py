@@ -82,10 +82,14 @@ def bench(job: BenchJob, listen: Listener = ignore) -> BenchResult:
         raise UsageError("--steps must be 1 or more, --warmup 0 or more")
     if job.peak_tflops is not None and not job.peak_tflops > 0:
         raise UsageError(f"--peak-tflops must be above 0, not {job.peak_tflops}")
+    if job.what != "data" and (job.needed_images_per_s is not None or job.run is not None):
+        raise UsageError(
+            f"--images-per-second and --run belong to bench data; leave them out of bench {job.what}"
+        )
     plugins = load_plugins()
     resolved = resolve(job.settings, plugins)
     if job.what == "data":
-        values = _bench_data(job, resolved.config, plugins, listen)
+        values = _bench_data(job, resolved, plugins, listen)
     elif job.what == "train":
         backend = training_backend(plugins, job.backend)
         values = _bench_train(job, resolved.config, backend)
@@ -137,8 +141,9 @@ def _bench_eval(job: BenchJob, resolved: Resolved, plugins: PluginSet) -> dict[s
     return _rates("eval", model.backend.id, model.spec, n, times[job.warmup :], passes=1)
 
 
-def _bench_data(job: BenchJob, config: Config, plugins: PluginSet, listen: Listener) -> dict[str, Any]:
+def _bench_data(job: BenchJob, resolved: Resolved, plugins: PluginSet, listen: Listener) -> dict[str, Any]:
     """Time reading, decoding and augmenting the training images of ``data.dir``."""
+    config = resolved.config
     if config.data.dir is None:
         raise UsageError("bench data needs --data DIR")
     needed = job.needed_images_per_s if job.run is None else images_of_run(job.run)
@@ -150,7 +155,11 @@ def _bench_data(job: BenchJob, config: Config, plugins: PluginSet, listen: Liste
     index = open_index(part, data=config.data)
     for line in remarks([index]):
         listen(Note(text=line))
-    weights = initial_weights(config, index.classes)[0] if index.classes else _new_model(config, 1)
+    if index.classes:
+        stated = {key for key, source in resolved.sources.items() if source != "default"}
+        weights, config = initial_weights(config, index.classes, stated=stated)
+    else:
+        weights = _new_model(config, 1)
     return bench_loader(
         index,
         training_preprocess(config, weights.preprocess),

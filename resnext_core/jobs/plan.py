@@ -21,6 +21,7 @@ from resnext_core.errors import BackendUnavailable, DataError, ResnextError, Usa
 from resnext_core.extensions import Decoder
 from resnext_core.files import existing_folder
 from resnext_core.interfaces import Backend
+from resnext_core.model.preprocess import evaluated_at, preprocess_spec
 from resnext_core.model.spec import ModelSpec
 from resnext_core.model.weights import Weights
 from resnext_core.plugins import PluginSet
@@ -229,6 +230,9 @@ def _fits(plan: Plan) -> None:
     if config.mix.on:
         check_mixing(plan.backend, batch // config.train.accumulate)
     _ = plan.spec  # what speaks against it
+    settled = plan.settled
+    preprocess = preprocess_spec(settled.preprocess, training_size(settled))
+    evaluated_at(preprocess, settled.eval.size, settled.eval.crop_pct)  # what speaks against those
 
 
 def _served(plan: Plan) -> None:

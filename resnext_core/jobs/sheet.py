@@ -29,7 +29,8 @@ from resnext_core.plugins import load_plugins
 from resnext_core.report.plan_text import mix_words, plan_words
 from resnext_core.report.sheet import LONGEST, Picture, SheetData, SheetRow, write_sheet
 from resnext_core.runs.records import Listener, Note
-from resnext_core.training.initial import build_spec
+from resnext_core.training.initial import initial_weights
+from resnext_core.training.sizes import training_size
 
 #: Batches of a recipe that mixes images.
 _MIXES = 3
@@ -68,11 +69,19 @@ def sheet(job: SheetJob, listen: Listener = ignore) -> SheetResult:
     """Write the sheet; UsageError or DataError where there is nothing to show or it cannot be written."""
     check_target(job.output)
     settings = replace(job.settings, data=str(job.folder))
-    config = resolve(settings, load_plugins()).config
+    plugins = load_plugins()
+    resolved = resolve(settings, plugins)
+    config = resolved.config
+    plugins.decoder(
+        config.data.decoder
+    )  # one that is not ready is refused; the page is Pillow's, the pixels are equal
     index = _open(job, config)
     for line in remarks([index]):
         listen(Note(text=line))
-    size = build_spec(config, max(len(index.classes), 1)).image_size
+    if config.model.pretrained is not None:
+        stated = {key for key, source in resolved.sources.items() if source != "default"}
+        config = initial_weights(config, index.classes, stated=stated)[1]
+    size = training_size(config)
     show = _Show(
         config=config,
         spec=preprocess_spec(config.preprocess, size),
@@ -88,7 +97,11 @@ def sheet(job: SheetJob, listen: Listener = ignore) -> SheetResult:
         )
     mixes = show.mixes(rows) if job.augment else []
     what = "training sees" if job.augment else "evaluation sees"
-    lead = "The crops on the original have the colours of the pictures beside it." if job.augment else ""
+    lead = (
+        "The crops on the original have the colours of the pictures beside it; colours repeat after four."
+        if job.augment
+        else ""
+    )
     data = SheetData(
         title=f"What {what} of {job.folder.name or job.folder}",
         lead=lead or "Without augmentation: each picture is preprocessed as in evaluation.",
@@ -102,6 +115,8 @@ def sheet(job: SheetJob, listen: Listener = ignore) -> SheetResult:
 
 def _open(job: SheetJob, config: Config) -> Index:
     paths = part_paths(job.folder, config.data)
+    if not paths and job.part != "train":
+        raise UsageError(f"{job.folder} has no parts; leave --part out")
     if paths and job.part not in paths:
         raise UsageError(f"{job.folder} has no {job.part} part; it has: {', '.join(paths)}")
     return open_index(paths.get(job.part, job.folder), data=config.data)
@@ -111,6 +126,8 @@ def _facts(job: SheetJob, config: Config, spec: PreprocessSpec) -> dict[str, str
     """Return the settings that decide what is shown."""
     augment = config.augment
     facts = {"size": f"{spec.size} px", "filter": spec.filter, "seed": str(config.train.seed)}
+    if spec.oriented:
+        facts["orientation"] = "as EXIF says"
     if job.settings.recipe:
         facts = {"recipe": job.settings.recipe} | facts
     if not job.augment:
@@ -120,7 +137,7 @@ def _facts(job: SheetJob, config: Config, spec: PreprocessSpec) -> dict[str, str
         "flip": f"{augment.flip:g}",
         "auto": augment.auto,
         "colour jitter": ", ".join(f"{s:g}" for s in augment.color_jitter),
-        "erasing": f"{augment.erasing:g} {augment.erasing_mode}" if augment.erasing else "none",
+        "erasing": f"{augment.erasing:g}, {augment.erasing_mode}" if augment.erasing else "none",
     }
     if augment.repeats > 1:
         facts["repeats"] = f"{augment.repeats}, the first of them shown"

@@ -15,6 +15,7 @@ from resnext_core.data.loader import Loader
 from resnext_core.data.opening import eval_loader, loader_workers, quarantine
 from resnext_core.interfaces import Backend, TrainRequest
 from resnext_core.jobs.plan import Plan
+from resnext_core.model.preprocess import preprocess_spec
 from resnext_core.model.weights import Weights
 from resnext_core.ranks.collectives import Collectives
 from resnext_core.ranks.connect import connect_tcp
@@ -49,8 +50,11 @@ def training_job(
     """Yield the training; its loaders end with the block. One that resumes needs no pretrained file."""
     config, splits, backend = plan.settled, plan.data, plan.trainer
     if resume is not None and resume.weights.spec.variant == config.model.variant:
-        size = config.eval.size or config.model.image_size or resume.run.get("image_size")
-        weights = resume.weights.evaluated_at(size, config.eval.crop_pct)
+        own = resume.weights.spec
+        size = config.model.image_size or resume.run.get("image_size") or own.image_size
+        weights = resume.weights.replace(
+            spec=own.replace(image_size=size), preprocess=preprocess_spec(config.preprocess, size)
+        ).evaluated_at(config.eval.size, config.eval.crop_pct)
     else:
         weights = plan.initial.weights
         for line in plan.initial.notes:

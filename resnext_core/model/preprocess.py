@@ -141,6 +141,10 @@ def evaluated_at(spec: PreprocessSpec, size: int | None, crop_pct: float | None 
     resize = spec.resize if new == spec.size else (2 * spec.resize * new + spec.size) // (2 * spec.size)
     if crop_pct is not None:
         resize = math.floor(new / crop_pct)
+        if resize > 8192:
+            raise UsageError(
+                f"crop_pct {crop_pct:g} resizes images of {new} pixels to {resize}; the most is 8192"
+            )
     return dataclasses.replace(spec, size=new, resize=resize)
 
 

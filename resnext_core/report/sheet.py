@@ -95,5 +95,6 @@ def _row(row: SheetRow) -> dict[str, Any]:
 
 def _picture(picture: Picture, of: str) -> dict[str, Any]:
     source, small = data_uri(picture.image, of, LONGEST)
-    said = "; ".join(picture.words)
-    return {"picture": picture, "source": source, "small": small, "alt": f"{of}, {picture.title}: {said}"}
+    title = f", {picture.title}" if picture.title else ""
+    said = f": {'; '.join(picture.words)}" if picture.words else ""
+    return {"picture": picture, "source": source, "small": small, "alt": f"{of}{title}{said}"}

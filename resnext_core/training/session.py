@@ -202,11 +202,15 @@ class Session:
                 self.note(text)
 
 
+#: What a user sets for facts of a run whose names do not say it.
+_KEYS = {"repeats": "augment.repeats", "image_size": "model.image_size"}
+
+
 def _check_same(training: Training, resume: Checkpoint) -> None:
     now = training.facts()
     # Checkpoints of release 0.1 have neither.
     then = {"repeats": 1, "image_size": now["image_size"], **resume.run}
-    changed = [f"{k} was {then.get(k)} and is {v}" for k, v in now.items() if then.get(k) != v]
+    changed = [f"{_KEYS.get(k, k)} was {then.get(k)} and is {v}" for k, v in now.items() if then.get(k) != v]
     if changed:
         raise DataError(
             f"cannot resume {resume.path}: {'; '.join(changed)}; set it back to what it was, or start a new run"

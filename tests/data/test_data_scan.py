@@ -144,7 +144,7 @@ def test_what_is_more_than_upright_8_bit_colour_is_counted(cli: CommandLine, dat
     for _ in range(2):  # read, and remembered
         out = cli.ok("data", "scan", data, "--cache", data.parent / "cache2", "--workers", 1).out
         assert (
-            "EXIF orientation in 3 images (6: 2, 8: 1): ignored; preprocess.orientation=apply turns them"
+            "EXIF orientation in 3 images (6: 2, 8: 1): ignored; a training with preprocess.orientation=apply"
             in out
         )
         assert "transparency in 4 images: dropped" in out
