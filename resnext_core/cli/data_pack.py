@@ -77,7 +77,7 @@ def _pack(args: argparse.Namespace, output: Output) -> int:
 
 def _verify(args: argparse.Namespace, output: Output) -> int:
     with Watcher(output) as watcher:
-        result = verify(local_path(args.folder), watcher)
+        result = verify(local_path(str(place(args.folder))), watcher)
     output.result(
         result.to_dict(), "\n".join(f"{file}: {n} images are sound" for file, n in result.files.items())
     )
@@ -85,7 +85,7 @@ def _verify(args: argparse.Namespace, output: Output) -> int:
 
 
 def _index(args: argparse.Namespace, output: Output) -> int:
-    result = make_index(str(local_path(args.folder)))
+    result = make_index(str(local_path(str(place(args.folder)))))
     output.result(result.to_dict(), f"{result.file}: {result.images} images in {result.shards} shards")
     return 0
 

@@ -97,7 +97,7 @@ def open_index(
     behind a URL is read. Raises DataError if the data is missing, empty or ambiguous.
     """
     if (kind := kind_of(path)) is not None:
-        return listed(kind.open(os.fspath(path), data or DataConfig()), classes, named=named)
+        return listed(kind.open(os.fspath(path), data or DataConfig()), classes, named=named, where=path)
     path, fetch = place(path), fetch_of(data)
     what = what_is(path, fetch.access)
     if what is None:
@@ -199,14 +199,21 @@ def text_list(
 
 
 def listed(
-    found: Listing, classes: Sequence[str] | None = None, *, named: bool = True, labelled: bool = True
+    found: Listing,
+    classes: Sequence[str] | None = None,
+    *,
+    named: bool = True,
+    labelled: bool = True,
+    where: str | Place | None = None,
 ) -> Index:
     """Return the index of what a source holds, with `classes` as for :func:`open_index`; without `labelled`, no labels.
 
-    Labels that are names belong to classes as names of folders do, and numbers as in a text list.
+    Labels that are names belong to classes as names of folders do, and numbers as in a text list. Messages call it
+    `where`, without that by its root.
     """
+    where = found.root if where is None else where
     if not len(found.paths):
-        raise DataError(f"{found.root} has no images ({', '.join(SUFFIXES)}); add some or give another one")
+        raise DataError(f"{where} has no images ({', '.join(SUFFIXES)}); add some or give another one")
     index = Index(
         root=found.root, paths=found.paths, labels=np.full(len(found.paths), -1, np.int32),
         classes=tuple(classes or ()), ignored=found.ignored, remarks=found.remarks, source=found.source,
@@ -219,7 +226,7 @@ def listed(
     if present[0] < 0:
         without = np.flatnonzero(found.labels < 0)
         raise DataError(
-            f"{len(without)} of {len(index)} images in {found.root} have no label, e.g. {found.paths[without[0]]}; "
+            f"{len(without)} of {len(index)} images in {where} have no label, e.g. {found.paths[without[0]]}; "
             "add the labels, or leave these images out"
         )
     if classes is None:

@@ -30,9 +30,14 @@ def read_list(path: Path) -> tuple[str, ...]:
 
 
 def write_list(path: Path, names: Iterable[str], header: str = "") -> None:
-    """Write the sorted `names` atomically, under `header` as comments; DataError when it cannot be written."""
+    """Write the sorted `names` atomically, under `header` as comments; DataError when it cannot be written.
+
+    A name with a line break, which a member of an archive may have, is left out: it would be two other names.
+    """
     comments = "".join(f"# {line}\n" for line in header.splitlines())
-    write_atomic(path, encoded(comments + "".join(f"{name}\n" for name in sorted(set(names)))))
+    write_atomic(
+        path, encoded(comments + "".join(f"{name}\n" for name in sorted(set(names)) if "\n" not in name))
+    )
 
 
 class Quarantine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from pathlib import Path, PurePosixPath
 
@@ -39,8 +40,18 @@ class Url(os.PathLike[str]):
         return hash(self._text)
 
     def __truediv__(self, name: str) -> Url:
-        """Return the place `name` below this one; a `name` that is a URL itself stands alone."""
-        return Url(name if is_url(name) else f"{self._text}/{name.lstrip('/')}")
+        """Return the place `name` below this one, or beside it with ``..``; a `name` that is a URL itself stands alone.
+
+        No ``..`` leads out of the bucket or the host.
+        """
+        if is_url(name):
+            return Url(name)
+        joined = f"{self._text}/{name.lstrip('/')}"
+        if ".." not in name.split("/"):
+            return Url(joined)
+        scheme, sign, below = joined.partition("://")
+        first, _, rest = below.partition("/")
+        return Url(f"{scheme}{sign}{first}{posixpath.normpath(f'/{rest}')}")
 
     @property
     def scheme(self) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +207,53 @@ def test_a_file_that_changes_ends_the_run_and_a_damaged_sample_does_not(tree: Pa
         pytest.raises(DataError, match="has changed since the data was opened"),
     ):
         list(loader.batches(eval_tasks(12, 6)))
+
+
+def forged(path: Path, rows: Sequence[Sequence[Any]], about: dict[str, Any]) -> Path:
+    """Write a file with a header and a database whose content may be anything."""
+    schema = {"blob_fields": ["image"], "schema": {"image": {"type": "bytes"}, "label": {"type": "int32"}}}
+    known = {"header_size": 16384, "page_size": 4096, "schema": [schema], "shard_addresses": [path.name]}
+    text = json.dumps(known | about).encode()
+    path.write_bytes((len(text).to_bytes(8, "little") + text).ljust(40_000, b"\0"))
+    columns = "ROW_ID, PAGE_ID_RAW, PAGE_OFFSET_RAW, PAGE_OFFSET_RAW_END, PAGE_ID_BLOB, PAGE_OFFSET_BLOB"
+    with closing(sqlite3.connect(path.with_name(f"{path.name}.db"))) as database:
+        database.execute(f"CREATE TABLE INDEXES ({columns}, PAGE_OFFSET_BLOB_END, label_0)")
+        database.executemany("INSERT INTO INDEXES VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        database.commit()
+    return path
+
+
+GOOD = (0, 0, 0, 10, 1, 0, 100, 0)
+
+
+@pytest.mark.parametrize(
+    ("row", "about", "said"),
+    [
+        ((1, "x", 0, 10, 1, 0, 100, 0), {}, "is damaged, or of another kind"),
+        ((1, None, 0, 10, 1, 0, 100, 0), {}, "is damaged, or of another kind"),
+        ((1, 0, 0, 10, b"x", 0, 100, 0), {}, "is damaged, or of another kind"),
+        ((1, 0, 0, 10, -900, 0, 100, 0), {}, "is cut short, or a.mindrecord.db is not its index"),
+        (GOOD, {"shard_addresses": ["a.mindrecord", "other"]}, "names other as one of its files"),
+        (GOOD, {"shard_addresses": 5}, "is damaged, or of another kind"),
+        (GOOD, {"page_size": 2**70}, "is cut short, or a.mindrecord.db is not its index"),
+        (
+            GOOD,
+            {"schema": [{"blob_fields": ["image"], "schema": ["image"]}]},
+            "is damaged, or of another kind",
+        ),
+        (GOOD, {"schema": [{"blob_fields": [["image"]], "schema": {}}]}, "is damaged, or of another kind"),
+        (GOOD, {"schema": 7}, "has a header of another kind"),
+        (GOOD, {"header_size": "x"}, "has a header of another kind"),
+    ],
+)
+def test_content_that_cannot_be(tmp_path: Path, row: Sequence[Any], about: dict[str, Any], said: str) -> None:
+    assert len(open_index(forged(tmp_path / "good.mindrecord", [GOOD], {}))) == 1
+    path = forged(tmp_path / "a.mindrecord", [GOOD, row], about)
+    (tmp_path / "other").write_bytes(b"")
+    with pytest.raises(DataError, match=said) as caught:
+        open_index(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_files_in_a_store(tree: Path, tmp_path: Path) -> None:

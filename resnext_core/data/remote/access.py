@@ -46,6 +46,8 @@ _VERSIONS = (
 )  # fmt: skip
 #: Seconds for a question about names. A folder may have a million of them, a thousand an answer.
 _LISTING = 600.0
+#: Web servers that are known to answer range requests.
+_WITH_RANGES: set[str] = set()
 #: The extra that brings the library of a scheme.
 _EXTRAS = {"s3": "remote", "http": "remote", "https": "remote", "gs": "gs", "gcs": "gs", "hf": "hf"}
 
@@ -117,15 +119,34 @@ class Access:
             if len(found) == length:
                 return found
             if len(found) > end - offset:
-                raise DataError(
-                    f"{shown(url, 300)}: the server sends the whole file where a part is asked for (no range "
-                    "requests); copy the files to a local disk or to another store"
-                )
+                raise _without_ranges(url)
             raise _Cut(
                 f"{len(found)} bytes came instead of {length}: cut off, or changed since it was listed"
             )
 
         return self.ask(url, content)
+
+    def check_ranges(self, url: str, size: int) -> None:
+        """Raise DataError if the web server of `url`, of `size` bytes, sends whole files where a part is asked for.
+
+        A byte is asked for, and a body that is longer is not read. A server is asked once. Raises as :meth:`ask`.
+        """
+        server = "/".join(url.split("/", 3)[:3])
+        if server in _WITH_RANGES:
+            return
+        files, path = filesystem(url)
+
+        def byte() -> None:
+            from fsspec.asyn import sync
+
+            file = files.open(path, block_size=1 << 16, cache_type="none", size=size)
+            try:
+                sync(files.loop, file.async_fetch_range, 1, 2, timeout=_CONNECT + _SILENCE)
+            except ValueError as error:
+                raise _without_ranges(url) from error
+
+        self.ask(url, byte)
+        _WITH_RANGES.add(server)
 
     def all_content(self, url: str) -> bytes:
         """Return the whole of an object whose size is unknown; raises as :meth:`ask`."""
@@ -149,6 +170,13 @@ class Access:
         own = path.rstrip("/")
         all_of_it = [_status(one) for one in found if one["name"].rstrip("/") != own]
         return [one for one in all_of_it if one.name and not one.name.startswith(".")]
+
+
+def _without_ranges(url: str) -> DataError:
+    return DataError(
+        f"{shown(url, 300)}: the server sends the whole file where a part is asked for (no range requests); copy the "
+        "files to a local disk or to another store"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from resnext_core.data.look import WEB
 from resnext_core.data.remote.access import NotThere, Status
 from resnext_core.data.remote.ahead import Ahead, AheadReader
 from resnext_core.data.remote.fetch import Fetch
 from resnext_core.data.remote.files import version_number
 from resnext_core.data.sources.ranges import RangeFile, RangeReader, Shard
 from resnext_core.errors import DataError, shown
+from resnext_core.files import Url
 
 #: What is read at a time where a whole object is gone through, and how many of these are asked for at once.
 _BLOCK, _BLOCKS_AHEAD = 4 << 20, 8
+#: A store is asked again what an object is when it told it longer ago than this, in seconds.
+_TRUSTED_S = 60.0
 
 
 def described(url: str, fetch: Fetch) -> Status:
@@ -28,11 +33,13 @@ def described(url: str, fetch: Fetch) -> Status:
 
 
 class ObjectFile:
-    """An object; each read is a request, kept in the cache. What it was is asked once."""
+    """An object; each read is a request, kept in the cache. What it is is asked again once a minute."""
 
     def __init__(self, url: str, fetch: Fetch) -> None:
         self._url, self._fetch = url, fetch
-        self._found = described(url, fetch)
+        self._found, self._asked = described(url, fetch), time.monotonic()
+        if self._found.size > _BLOCK and Url(url).scheme in WEB:
+            fetch.access.check_ranges(url, self._found.size)
 
     def read(self, offset: int, length: int) -> bytes:
         """See :class:`~resnext_core.data.sources.ranges.RangeFile`; raises as :meth:`Fetch.content`."""
@@ -41,6 +48,10 @@ class ObjectFile:
 
     def stamp(self) -> tuple[int, int]:
         """See :class:`~resnext_core.data.sources.ranges.RangeFile`; the second number is of the version."""
+        now = time.monotonic()
+        if now - self._asked > _TRUSTED_S:
+            self._asked = now  # before the answer, so that other threads do not ask too
+            self._found = described(self._url, self._fetch)
         return self._found.size, version_number(self._found.version) >> 1
 
 

@@ -105,4 +105,5 @@ class Tree:
             self._coming[folder] = self._pool.submit(self._list, folder)
 
     def _list(self, folder: str) -> list[Status]:
-        return self.fetch.access.names(f"{self.root}/{folder}")
+        beside = ".." in folder.split("/")  # a list may name it
+        return self.fetch.access.names(f"{self.root / folder}/" if beside else f"{self.root}/{folder}")

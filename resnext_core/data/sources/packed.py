@@ -26,6 +26,8 @@ _FILE, _REFUSED = 0, located(1, 0, 0)
 _WHAT = "packed file"
 #: Bytes that a check reads at a time.
 _BLOCK = 8 << 20
+#: Rows of the table that are looked at at a time.
+_ROWS = 1 << 18
 
 
 class PackedReader(RangeReader):
@@ -83,6 +85,7 @@ def open_packed(path: str, data: DataConfig) -> Listing:
         file = ObjectFiles(fetch).open(path)
         shard = Shard(name=path, stamp=file.stamp())
         remote = _remote_table(Url(path), file)
+        _check(path, remote)
         return _listing(Url(path), remote, PackedSource(shard, remote, fetch))
     full = os.path.abspath(path)
     try:
@@ -92,6 +95,7 @@ def open_packed(path: str, data: DataConfig) -> Listing:
         shard = Shard(name=full, stamp=(status.st_size, status.st_mtime_ns))
     except OSError as error:
         raise DataError(f"cannot read {path}: {reason(error)}") from error
+    _check(path, table)
     return _listing(Path(path), table, PackedSource(shard, table))
 
 
@@ -100,6 +104,26 @@ def _listing(root: Place, table: Table, source: PackedSource) -> Listing:
         root=root, paths=table.paths, source=source, labels=table.labels,
         classes=tuple(table.meta["classes"]), named=table.meta["named"],
     )  # fmt: skip
+
+
+def _check(path: str, table: Table) -> None:
+    """Raise DataError unless the table is that of a packed file: its checksum says nothing about who wrote it."""
+    meta = table.meta
+    known = (
+        isinstance(meta.get("classes"), list) and all(isinstance(name, str) for name in meta["classes"])
+        and isinstance(meta.get("named"), bool) and isinstance(meta.get("unreadable"), dict)
+        and all(i.isdecimal() and isinstance(why, str) for i, why in meta["unreadable"].items())
+    )  # fmt: skip
+    wrong = None if known and table.checksums is not None else "it lacks something"
+    for first in range(0, 0 if wrong else len(table.labels), _ROWS):
+        part = slice(first, first + _ROWS)
+        labels, offsets = table.labels[part], table.offsets[part]
+        if labels.min() < -1 or labels.max() >= len(meta["classes"]):
+            wrong = "it has labels that are no classes"
+        elif (offsets > table.end).any() or (table.sizes[part] > table.end - offsets).any():
+            wrong = "it has images outside the file"
+    if wrong is not None:
+        raise DataError(f"{path} is not as this release packs files: {wrong}; pack it again")
 
 
 def _remote_table(url: Url, file: RangeFile) -> Table:
@@ -117,8 +141,10 @@ def _remote_table(url: Url, file: RangeFile) -> Table:
 
 
 def read_packed(path: Path) -> Table:
-    """Return the table of a packed file, whose digest is checked; raises DataError."""
-    return read_table(path, PACKED_MAGIC, _WHAT)
+    """Return the table of a packed file, which is checked; raises DataError."""
+    table = read_table(path, PACKED_MAGIC, _WHAT)
+    _check(str(path), table)
+    return table
 
 
 def packed_meta(

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.data.paths import decoded, encoded
-from resnext_core.errors import DataError, reason
+from resnext_core.errors import DataError, one_line, reason
 from resnext_core.files import Place
 
 VERSION = 1
@@ -31,6 +31,10 @@ VERSION = 1
 HEAD = 128
 _HEAD = struct.Struct("<16sQQQQ32s")
 _ALIGN = 64
+_COLUMNS = {
+    "labels": np.dtype("<i4"), "offsets": np.dtype("<u8"), "sizes": np.dtype("<u8"), "ends": np.dtype("<u8"),
+    "names": np.dtype("u1"), "checksums": np.dtype("<u4"),
+}  # fmt: skip
 
 
 class StoredPaths(Sequence[str]):
@@ -201,17 +205,37 @@ def table_of(stream: IO[bytes], path: Place, magic: bytes, what: str) -> Table:
     view = memoryview(mapped)[start : start + length]
     if hashlib.sha256(view).digest() != digest:
         raise DataError(f"{path}: the table of this {what} is damaged (checksum mismatch); copy it again")
+    try:
+        table = _table(view, start)
+    except (ValueError, TypeError, AttributeError, LookupError, OverflowError, struct.error) as error:
+        raise DataError(
+            f"{path}: the table of this {what} is not as this release writes it: {one_line(error, 200)}; make it again"
+        ) from error
     if hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)  # the checksum has touched every page; few of them are needed soon
+    return table
+
+
+def _table(view: memoryview, start: int) -> Table:
+    """Return the table that begins at byte `start` of its file; ValueError and others where it is not one."""
     (text,) = struct.unpack_from("<Q", view)
     meta = json.loads(bytes(view[8 : 8 + text]))
     columns: dict[str, NDArray[Any]] = {}
     at = _up(8 + text)
     for name, (dtype, count) in meta.pop("columns").items():
+        if np.dtype(dtype) != _COLUMNS[name]:
+            raise ValueError(f"the column {name} has the type {dtype}")
         columns[name] = np.frombuffer(view, dtype, count, at)
         at += _up(columns[name].nbytes)
+    ends, names = columns["ends"], columns["names"]
+    if len({len(columns[name]) for name in columns if name != "names"}) > 1:
+        raise ValueError("its columns have different lengths")
+    if int(ends[-1]) != len(names) if len(ends) else len(names):
+        raise ValueError("its names have another length")
+    if (ends[1:] < ends[:-1]).any():
+        raise ValueError("its names are out of order")
     return Table(
-        meta=meta, paths=StoredPaths(columns["ends"], columns["names"]), labels=columns["labels"],
+        meta=meta, paths=StoredPaths(ends, names), labels=columns["labels"],
         offsets=columns["offsets"], sizes=columns["sizes"], checksums=columns.get("checksums"), end=start,
     )  # fmt: skip
 

@@ -137,7 +137,8 @@ def open_mindrecord(path: str, data: DataConfig) -> Listing:
     fetch = fetch_of(data) if isinstance(where, Url) else None
     files: RangeFiles = LocalFiles() if fetch is None else ObjectFiles(fetch)
     root = where.parent
-    names = _names(where, root, files, fetch)
+    with _explained(where):
+        names = _names(where, root, files, fetch)
     found = [_opened(root / name, files) for name in names]
     if len({(file.fields, file.image) for file in found}) > 1:
         raise DataError(f"{path}: the files have different fields; give files of one data set")
@@ -167,9 +168,12 @@ def _names(where: Place, root: Place, files: RangeFiles, fetch: Fetch | None) ->
         if not names:
             raise DataError(f"there are no files {where}; correct the path")
     else:
-        with _explained(where):
-            about = _header(where, files.open(absolute(where)))
+        about = _header(where, files.open(absolute(where)))
         names = [str(name).rpartition("/")[2] for name in about.get("shard_addresses") or [where.name]]
+        if wrong := next((name for name in names if _ENDING.search(name) is None), None):
+            raise DataError(
+                f"{where} names {shown(wrong)} as one of its files, which is not called .mindrecord"
+            )
         if where.name not in names:
             raise DataError(
                 f"{where} was renamed: it was written as one of {', '.join(names[:5])}; rename it back"
@@ -201,7 +205,12 @@ def _opened(where: Place, files: RangeFiles) -> _File:
         size, changed = file.stamp()
         offsets = begin + page * rows["page_id_blob"] + rows["page_offset_blob"]
         sizes = rows["page_offset_blob_end"] - rows["page_offset_blob"]
-        if len(offsets) == 0 or (sizes < 8).any() or int((offsets + sizes).max()) > size:
+        if (
+            len(offsets) == 0
+            or (offsets < 0).any()
+            or (sizes < 8).any()
+            or int((offsets + sizes).max()) > size
+        ):
             raise DataError(f"{where} is cut short, or {where.name}.db is not its index; copy both again")
         labels: Sequence[Any] | None = rows.get("label")
         if label is not None and labels is None:
@@ -287,6 +296,10 @@ def _explained(where: Place) -> Iterator[None]:
         raise DataError(f"cannot read {where}: {reason(error)}") from error
     except BadImage as error:
         raise DataError(f"cannot read {where}: {error.reason}") from error
+    except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
+        raise DataError(
+            f"{where} is damaged, or of another kind than MindRecord 3.0: {one_line(error, 200)}; copy it again"
+        ) from error
 
 
 def _raw_labels(
