@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import tarfile
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -313,6 +315,33 @@ def test_tables_with_columns_that_cannot_be(
     assert f"{path}: the table of this packed file is not as this release writes it: " in error_of(path)
 
 
+@pytest.mark.parametrize(
+    "change", ["shards", "images", "size", "classes", "named", "ignored", "changed", "text"]
+)
+def test_an_index_beside_shards_with_content_that_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    dumps = json.dumps
+
+    def changed(meta: dict[str, Any]) -> str:
+        if change in ("images", "size"):
+            meta["shards"][0][change] = {"images": 3, "size": 700}[change]
+        elif change == "changed":
+            del meta["shards"][0][change]
+        elif change == "text":
+            meta["shards"] = ["a.tar"]
+        else:
+            meta[change] = {"shards": None, "classes": ["0"], "named": 1, "ignored": []}[change]
+        return dumps(meta)
+
+    path = webdataset(tmp_path / "a.tar", [b"0", b"1"])
+    monkeypatch.setattr(table, "json", SimpleNamespace(dumps=changed, loads=json.loads))
+    make_index(str(path))
+    said = error_of(path)
+    assert f"{path}.index is not as this release writes it: " in said
+    assert "make it again with 'resnext-run data index'" in said
+
+
 # -- names, empty data and places ----------------------------------------------------------------
 
 
@@ -395,12 +424,15 @@ def test_a_server_without_ranges_is_found_out_before_it_sends_a_file(
     monkeypatch.setattr(access, "_WITH_RANGES", set())
     content = webdataset(tmp_path / "a.tar", [b"0"]).read_bytes()
     with faulty_server({"/a.tar": content, "/b.tar": content}) as server:
-        server.always["/a.tar"] = WHOLE
-        with pytest.raises(
-            DataError, match=r"a.tar: the server sends the whole file where a part is asked for"
-        ):
-            open_index(f"{server.url}/a.tar", data=DataConfig(tries=2))
-        assert server.asked == [("/a.tar", "bytes=1-1")]
+        for name in ("a.tar", "a.pack", "a.parquet"):
+            if name == "a.parquet" and find_spec("pyarrow") is None:
+                continue
+            server.files[f"/{name}"], server.always[f"/{name}"] = content, WHOLE
+            said = f"{name}: the server sends the whole file where a part is asked for"
+            with pytest.raises(DataError, match=re.escape(said)):
+                open_index(f"{server.url}/{name}", data=DataConfig(tries=2))
+            assert server.asked == [(f"/{name}", "bytes=1-1")]
+            server.asked.clear()
         server.always.clear()
         server.asked.clear()
         server.faults["/a.tar"].extend([503, CUT])

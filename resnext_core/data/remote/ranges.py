@@ -23,12 +23,17 @@ _TRUSTED_S = 60.0
 
 
 def described(url: str, fetch: Fetch) -> Status:
-    """Return size and version of the object `url`; NotThere, or DataError where its store does not tell its size."""
+    """Return size and version of the object `url`; NotThere, or DataError where its store does not tell its size.
+
+    DataError also where a web server answers no range requests, which is asked for files that are not small.
+    """
     found = fetch.access.status(url)
     if found is None or found.folder:
         raise NotThere(f"there is no file {shown(url, 300)}; correct the URL")
     if found.size < 0:
         raise DataError(f"{shown(url, 300)}: the server does not tell its size; copy it to a local disk")
+    if found.size > _BLOCK and Url(url).scheme in WEB:
+        fetch.access.check_ranges(url, found.size)
     return found
 
 
@@ -38,8 +43,6 @@ class ObjectFile:
     def __init__(self, url: str, fetch: Fetch) -> None:
         self._url, self._fetch = url, fetch
         self._found, self._asked = described(url, fetch), time.monotonic()
-        if self._found.size > _BLOCK and Url(url).scheme in WEB:
-            fetch.access.check_ranges(url, self._found.size)
 
     def read(self, offset: int, length: int) -> bytes:
         """See :class:`~resnext_core.data.sources.ranges.RangeFile`; raises as :meth:`Fetch.content`."""

@@ -21,7 +21,7 @@ from resnext_core.data.sources.base import ImageSource, Listing
 from resnext_core.data.sources.ranges import RangeFiles, Shard
 from resnext_core.data.sources.shard_contents import Contents, contents
 from resnext_core.data.sources.table import Table, TableBuilder, label_table, read_table, table_of
-from resnext_core.errors import DataError, reason
+from resnext_core.errors import DataError, one_line, reason
 from resnext_core.files import Place, absolute, cache_folder, is_url, make_folder
 from resnext_core.files.fresh import fresh_file
 
@@ -39,8 +39,20 @@ class ShardIndex:
 
     @classmethod
     def of(cls, table: Table) -> ShardIndex:
-        """Return the index in a table."""
-        counts = [shard["images"] for shard in table.meta["shards"]]
+        """Return the index in a table; ValueError and others where it holds something else."""
+        meta, counts, first = table.meta, [int(shard["images"]) for shard in table.meta["shards"]], 0
+        for shard, count in zip(meta["shards"], counts, strict=True):
+            part = slice(first, first + count)
+            sizes, total = table.sizes[part], np.uint64(shard["size"])
+            if count < 0 or (sizes > total).any() or (table.offsets[part] > total - sizes).any():
+                raise ValueError("images lie outside their shards")
+            first += count
+        known = isinstance(meta["named"], bool) and all(isinstance(name, str) for name in meta["classes"])
+        known = known and isinstance(meta["ignored"], dict)
+        known = known and all({"name", "size", "changed"} <= shard.keys() for shard in meta["shards"])
+        labels, classes = table.labels, len(meta["classes"])
+        if not known or first != len(labels) or (first and not -1 <= labels.min() <= labels.max() < classes):
+            raise ValueError("its labels or its counts cannot be")
         return cls(table=table, starts=np.cumsum([0, *counts[:-1]], dtype=np.int64))
 
     def listing(self, root: Place, source: ImageSource, remarks: tuple[str, ...]) -> Listing:
@@ -88,7 +100,14 @@ def cached_index(
     DataError where the index beside the shards is damaged or is not theirs, and where the shards cannot be indexed.
     """
     if not is_url(path) and (kept := beside(path)).is_file():
-        index = ShardIndex.of(read_table(kept, MAGIC, _WHAT))
+        table = read_table(kept, MAGIC, _WHAT)
+        try:
+            index = ShardIndex.of(table)
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise DataError(
+                f"{kept} is not as this release writes it: {one_line(error, 200)}; make it again with "
+                "'resnext-run data index'"
+            ) from error
         if (why := index.misfit(names, shards, files)) is not None:
             raise DataError(
                 f"{kept} does not fit its shards: {why}; make it again with 'resnext-run data index'"
@@ -213,7 +232,7 @@ def _recalled(
     """Return the index in the cache, None where there is none, or it is damaged or of other shards."""
     if not cached.is_file():
         return None
-    with suppress(DataError, OSError, KeyError):
+    with suppress(DataError, OSError, LookupError, TypeError, ValueError, AttributeError, OverflowError):
         index = ShardIndex.of(read_table(cached, MAGIC, _WHAT))
         known = [(entry["name"], (entry["size"], entry["changed"])) for entry in index.table.meta["shards"]]
         now = [(name, shard.stamp) for name, shard in zip(names, shards, strict=True)]
