@@ -7,6 +7,7 @@ import json
 import os
 import re
 import tarfile
+import tracemalloc
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -121,10 +122,16 @@ def test_a_label_that_is_too_large(tmp_path: Path) -> None:
 
 
 def test_the_product_of_braces_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resnext_core.data.sources.names._MOST", 100)
-    assert len(expanded("{0..9}-{0..9}.tar")) == 100
-    with pytest.raises(DataError, match="stands for more than 100 shards"):
-        expanded("{0..9}-{0..10}.tar")
+    """It is refused before its names are made."""
+    monkeypatch.setattr("resnext_core.data.sources.names._MOST", 500)
+    assert len(expanded("{0..9}-{0..49}.tar")) == 500
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="stands for more than 500 shards"):
+            expanded("{0..499}-{0..499}.tar")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20, "250,000 names take 15 MB"
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("kind", [RangeReader, PackedReader])
