@@ -20,6 +20,7 @@ from resnext_core.config.sections import PrecisionConfig as PrecisionConfig
 from resnext_core.config.sections import PreprocessConfig as PreprocessConfig
 from resnext_core.config.sections import ScheduleConfig as ScheduleConfig
 from resnext_core.config.sections import TrainConfig as TrainConfig
+from resnext_core.config.sections import stated as stated
 
 if TYPE_CHECKING:
     from typing import Any

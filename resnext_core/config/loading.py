@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resnext_core.bounds import broken_rule
-from resnext_core.config.sections import SECTIONS, Config
+from resnext_core.config.sections import DEFAULT, SECTIONS, Config
 from resnext_core.errors import DataError, UsageError, quoted, shown, suggest
 from resnext_core.files.plain import parse_yaml, read_text
 
@@ -59,7 +59,7 @@ def load_config(
     built = {}
     for name, cls in sections.items():
         for f in dataclasses.fields(cls):
-            sources.setdefault(f"{name}.{f.name}", "default")
+            sources.setdefault(f"{name}.{f.name}", DEFAULT)
         hints = typing.get_type_hints(cls, include_extras=True)
         for key, value in merged[name].items():
             rule = broken_rule(hints[key], value)

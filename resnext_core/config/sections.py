@@ -295,6 +295,15 @@ SECTIONS: Mapping[str, type] = {
 }
 
 
+#: The source of a value that nobody set.
+DEFAULT = "default"
+
+
+def stated(sources: Mapping[str, str]) -> frozenset[str]:
+    """Return the dotted keys that were set, of all keys and where their values came from."""
+    return frozenset(key for key, source in sources.items() if source != DEFAULT)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}

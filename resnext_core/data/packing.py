@@ -6,7 +6,7 @@ import io
 import shutil
 import zlib
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from resnext_core.data.sources.base import Reader
 from resnext_core.data.sources.names import PACKED_MAGIC
 from resnext_core.data.sources.packed import packed_meta
 from resnext_core.data.sources.table import HEAD, TableBuilder
-from resnext_core.data.worker import Memory
+from resnext_core.data.worker import Memory, Portion
 from resnext_core.errors import DataError
 from resnext_core.files import existing_folder
 from resnext_core.files.fresh import fresh_file
@@ -174,7 +174,7 @@ def _contents(index: Index, smaller: Smaller | None, workers: int) -> Generator[
                     first = portions.popleft()
                     rows = range(first, min(first + _PORTION, len(index)))
                     files = [(i, index.source.locator(i)) for i in rows]
-                    waiting.append((first, pool.submit(_Portion(files=files))))
+                    waiting.append((first, pool.submit(Portion(files=files))))
                 first, ticket = waiting.popleft()
                 made = pool.result(ticket)
                 if made.lost is not None:
@@ -200,20 +200,6 @@ def _as_it_is(reader: Reader, index: Index, i: int) -> _Piece:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Portion:
-    """Some images: number and locator."""
-
-    files: Sequence[tuple[int, bytes]]
-
-    @property
-    def items(self) -> Sequence[int]:
-        return [number for number, _ in self.files]
-
-    def without(self, items: Collection[int]) -> _Portion:
-        return _Portion(files=[file for file in self.files if file[0] not in items]) if items else self
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Made:
     """Smaller images by number; those that keep their bytes are left out. Or why a source can no longer be read."""
 
@@ -231,7 +217,7 @@ class _Encode:
     def prepare(self) -> None:
         """Nothing needs to be opened."""
 
-    def do(self, job: _Portion, at: Callable[[int], None], memory: Memory) -> _Made:
+    def do(self, job: Portion[bytes], at: Callable[[int], None], memory: Memory) -> _Made:
         images: dict[int, bytes] = {}
         for number, locator in job.files:
             at(number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +18,7 @@ from resnext_core.data.pool import Limits, Pool, WorkerDied
 from resnext_core.data.scan_cache import Facts as Facts
 from resnext_core.data.scan_cache import ScanCache as ScanCache
 from resnext_core.data.sources.base import Reader
-from resnext_core.data.worker import Memory
+from resnext_core.data.worker import Memory, Portion
 from resnext_core.errors import DataError
 
 #: Files that a process gets at a time, and how many such portions wait for each process.
@@ -121,20 +121,6 @@ def _pixel_digest(image: Image.Image) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Portion:
-    """Some files, each with its number."""
-
-    files: Sequence[tuple[int, ScanFile]]
-
-    @property
-    def items(self) -> Sequence[int]:
-        return [number for number, _ in self.files]
-
-    def without(self, items: Collection[int]) -> _Portion:
-        return _Portion(files=[file for file in self.files if file[0] not in items]) if items else self
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Found:
     """Facts by path; or why a source can no longer be read."""
 
@@ -152,7 +138,7 @@ class _Examine:
     def prepare(self) -> None:
         """Nothing needs to be opened."""
 
-    def do(self, job: _Portion, at: Callable[[int], None], memory: Memory) -> _Found:
+    def do(self, job: Portion[ScanFile], at: Callable[[int], None], memory: Memory) -> _Found:
         found = []
         for number, file in job.files:
             at(number)
@@ -169,7 +155,7 @@ def _examine_all(
 ) -> Generator[Sequence[tuple[str, Facts]], None, None]:
     """Yield the facts of `files`, some at a time, in any order."""
     duty, numbered = _Examine(readers=readers, known=known), list(enumerate(files))
-    portions = deque(_Portion(files=numbered[i : i + _PORTION]) for i in range(0, len(numbered), _PORTION))
+    portions = deque(Portion(files=numbered[i : i + _PORTION]) for i in range(0, len(numbered), _PORTION))
     try:
         if portions:
             with _pool(duty, min(workers, len(portions))) as pool:
@@ -196,10 +182,10 @@ def _facts(found: _Found) -> Sequence[tuple[str, Facts]]:
 def _examine_alone(number: int, file: ScanFile, duty: _Examine) -> Facts:
     """Return the facts of a file at which a process died, by one that has nothing else to do."""
     with _pool(duty, 1) as pool:
-        found = _facts(pool.result(pool.submit(_Portion(files=[(number, file)]))))
+        found = _facts(pool.result(pool.submit(Portion(files=[(number, file)]))))
         if found:
             return found[0][1]
-        pool.result(pool.submit(_Portion(files=[])))  # another process works: it was not the machine
+        pool.result(pool.submit(Portion(files=[])))  # another process works: it was not the machine
     reader = duty.readers[file.reader]
     with suppress(BadImage):
         size, mtime_ns = reader.stamp(file.locator)
@@ -210,5 +196,5 @@ def _examine_alone(number: int, file: ScanFile, duty: _Examine) -> Facts:
     return Facts(size=-1, mtime_ns=-1, error="it is gone")
 
 
-def _pool(duty: _Examine, workers: int) -> Pool[_Portion, _Found]:
+def _pool(duty: _Examine, workers: int) -> Pool[Portion[ScanFile], _Found]:
     return Pool(duty, workers, _LIMITS, setting="--workers")

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 from resnext_core.ranks.parent import when_parent_ends
 
@@ -42,6 +42,25 @@ JobT = TypeVar("JobT", bound=Job)
 JobT_contra = TypeVar("JobT_contra", bound=Job, contravariant=True)
 DoneT = TypeVar("DoneT")
 DoneT_co = TypeVar("DoneT_co", covariant=True)
+
+
+FileT = TypeVar("FileT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Portion(Generic[FileT]):
+    """A job on some files, each with its number."""
+
+    files: Sequence[tuple[int, FileT]]
+
+    @property
+    def items(self) -> Sequence[int]:
+        """The numbers."""
+        return [number for number, _ in self.files]
+
+    def without(self, items: Collection[int]) -> Portion[FileT]:
+        """Return the job without the files of these numbers."""
+        return Portion(files=[file for file in self.files if file[0] not in items]) if items else self
 
 
 class Memory:

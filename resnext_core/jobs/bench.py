@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from resnext_core.config import Config
+from resnext_core.config import Config, stated
 from resnext_core.data.index import open_index, remarks
 from resnext_core.data.mix import draw_mixes
 from resnext_core.data.splits import part_paths
@@ -156,8 +156,7 @@ def _bench_data(job: BenchJob, resolved: Resolved, plugins: PluginSet, listen: L
     for line in remarks([index]):
         listen(Note(text=line))
     if index.classes:
-        stated = {key for key, source in resolved.sources.items() if source != "default"}
-        weights, config = initial_weights(config, index.classes, stated=stated)
+        weights, config = initial_weights(config, index.classes, stated=stated(resolved.sources))
     else:
         weights = _new_model(config, 1)
     return bench_loader(

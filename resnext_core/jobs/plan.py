@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from resnext_core.config import Config
+from resnext_core.config import Config, stated
 from resnext_core.data.index import Index
 from resnext_core.data.opening import quarantine
 from resnext_core.data.sampler import steps_per_epoch
@@ -181,11 +181,10 @@ def plan_job(
 
     `sources` says where each value of `config` came from; None: all of them were set.
     """
-    stated = None if sources is None else frozenset(k for k, source in sources.items() if source != "default")
     splits, unusable = examine_splits(config)
     return Plan(
         config=config, plugins=plugins, backend=backend, splits=splits, unusable=tuple(unusable), world=world,
-        resumed=resumed, whole=whole, stated=stated,
+        resumed=resumed, whole=whole, stated=None if sources is None else stated(sources),
     )  # fmt: skip
 
 

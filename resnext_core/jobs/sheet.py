@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from resnext_core.config import Config
+from resnext_core.config import Config, stated
 from resnext_core.data.decode import BadImage, decode, opened_bytes
 from resnext_core.data.exif import upright
 from resnext_core.data.index import Index, open_index, remarks
@@ -74,13 +74,12 @@ def sheet(job: SheetJob, listen: Listener = ignore) -> SheetResult:
     config = resolved.config
     plugins.decoder(
         config.data.decoder
-    )  # one that is not ready is refused; the page is Pillow's, the pixels are equal
+    )  # refused where it is not ready; the page is made by Pillow, with equal pixels
     index = _open(job, config)
     for line in remarks([index]):
         listen(Note(text=line))
     if config.model.pretrained is not None:
-        stated = {key for key, source in resolved.sources.items() if source != "default"}
-        config = initial_weights(config, index.classes, stated=stated)[1]
+        config = initial_weights(config, index.classes, stated=stated(resolved.sources))[1]
     size = training_size(config)
     show = _Show(
         config=config,

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from resnext_core.config import Config
+from resnext_core.config import Config, stated
 from resnext_core.convert.containers import readable
 from resnext_core.convert.reading import ModelDescription, read_foreign
 from resnext_core.errors import BackendUnavailable, DataError, UsageError, quoted, suggest
@@ -91,13 +91,13 @@ def is_weights(path: Path, plugins: PluginSet) -> bool:
 
 def described_model(config: Config, sources: Mapping[str, str]) -> ModelDescription:
     """Return what the configuration says, and not merely by default, of a file without manifest."""
-    stated = {key for key, source in sources.items() if source != "default"}
+    keys = stated(sources)
     model = config.model
     return ModelDescription(
-        variant=model.variant if "model.variant" in stated else None,
+        variant=model.variant if "model.variant" in keys else None,
         image_size=model.image_size, pool_padding=model.pool_padding, num_classes=model.num_classes,
         preprocess={
-            key: value for key, value in vars(config.preprocess).items() if f"preprocess.{key}" in stated
+            key: value for key, value in vars(config.preprocess).items() if f"preprocess.{key}" in keys
         },
     )  # fmt: skip
 

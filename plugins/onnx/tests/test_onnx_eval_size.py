@@ -84,22 +84,16 @@ def test_a_whole_job_at_another_size(data: Path, tmp_path: Path, capfd: pytest.C
     assert validation["top1_agreement"] == 1
 
 
+def train(data: Path, output: Path) -> None:
+    """Train into the folder ``run`` of `output`."""
+    words = ["--backend", "reference", "train", "--data", data, "--output", output, "--name", "run"]
+    assert run(*words, *SETTINGS) == EXIT_OK
+
+
 def test_an_artefact_of_another_size_than_its_run(
     data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    words = [
-        "--backend",
-        "reference",
-        "train",
-        "--data",
-        data,
-        "--output",
-        tmp_path,
-        "--name",
-        "run",
-        *SETTINGS,
-    ]
-    assert run(*words) == EXIT_OK
+    train(data, tmp_path)
     made, source = tmp_path / "large.onnx", tmp_path / "run"
     assert (
         run(
@@ -127,19 +121,7 @@ def test_an_artefact_of_another_size_than_its_run(
 def test_a_validation_of_other_preprocessing_is_refused(
     data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    words = [
-        "--backend",
-        "reference",
-        "train",
-        "--data",
-        data,
-        "--output",
-        tmp_path,
-        "--name",
-        "run",
-        *SETTINGS,
-    ]
-    assert run(*words) == EXIT_OK
+    train(data, tmp_path)
     made, other = tmp_path / "m.onnx", tmp_path / "other.safetensors"
     assert run("export", "--weights", tmp_path / "run", "--to", made) == 0
     weights = load_weights(best_weights(tmp_path / "run" / "checkpoints"))

@@ -17,12 +17,12 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, overload
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnext_core.data.paths import decoded, encoded
+from resnext_core.data.paths import StoredTexts, decoded, encoded
 from resnext_core.errors import DataError, one_line, reason
 from resnext_core.files import Place
 
@@ -37,7 +37,7 @@ _COLUMNS = {
 }  # fmt: skip
 
 
-class StoredPaths(Sequence[str]):
+class StoredPaths(StoredTexts):
     """The names of a table, which stay in the file until asked for. Equal to any sequence of the same texts."""
 
     def __init__(self, ends: NDArray[np.uint64], names: NDArray[np.uint8]) -> None:
@@ -46,14 +46,7 @@ class StoredPaths(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends)
 
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> tuple[str, ...]: ...
-    def __getitem__(self, i: int | slice) -> str | tuple[str, ...]:
-        if isinstance(i, slice):
-            return tuple(self[k] for k in range(*i.indices(len(self))))
-        i = range(len(self))[i]
+    def _one(self, i: int) -> str:
         start = int(self._ends[i - 1]) if i else 0
         return decoded(self._names[start : int(self._ends[i])].tobytes())
 
@@ -77,13 +70,6 @@ class StoredPaths(Sequence[str]):
             if whole and start <= i < (len(self) if stop is None else stop):
                 return i
         raise ValueError(f"{value} is not there")
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence) or isinstance(other, str):
-            return NotImplemented
-        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return f"<{len(self)} paths>"
