@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from resnext_core.cli.data_pack import PACK_ACTIONS, add_pack
-from resnext_core.cli.data_scan import add_scan, run_scan
+from resnext_core.cli.data_scan import DATA_HELP, add_scan, run_scan
 from resnext_core.cli.data_show import add_show, run_show
 from resnext_core.console.flags import add_json_flag
 from resnext_core.console.output import Output, ProgressBar, table
@@ -38,9 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     info = actions.add_parser(
         "info", help="show the parts, classes and digests of a data folder", allow_abbrev=False
     )
-    info.add_argument(
-        "folder", metavar="DIR", help="folder with train/ and val/, a folder of class folders, or a list"
-    )
+    info.add_argument("folder", metavar="DIR", help=DATA_HELP)
     add_scan(actions)
     add_show(actions)
     add_pack(actions)

@@ -24,15 +24,19 @@ again, and a scan that was stopped continues.
 _LINE_S = 10.0
 
 
+#: What an argument for data may be.
+DATA_HELP = (
+    "folder with train/ and val/, folder of class folders, list, tar shards or packed file, or a URL of one"
+)
+
+
 def add_scan(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the action to those of ``data``."""
     scanning = actions.add_parser(
         "scan", help="decode every file and report what would spoil a training", allow_abbrev=False,
         description=_SCAN,
     )  # fmt: skip
-    scanning.add_argument(
-        "folder", metavar="DIR", help="folder with train/ and val/, or one of class folders"
-    )
+    scanning.add_argument("folder", metavar="DIR", help=DATA_HELP)
     scanning.add_argument(
         "--list", metavar="FILE", help="write the names of corrupt files, for data.quarantine"
     )

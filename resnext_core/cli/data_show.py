@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from resnext_core.cli.data_scan import DATA_HELP
 from resnext_core.console.flags import positive
 from resnext_core.console.output import Output, ProgressBar
 from resnext_core.files import local_path, place
@@ -23,9 +24,7 @@ def add_show(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "show", help="write a page of images as evaluation and training see them", allow_abbrev=False,
         description=_SHOW,
     )  # fmt: skip
-    showing.add_argument(
-        "folder", metavar="DIR", help="folder with train/ and val/, a folder of class folders, or a list"
-    )
+    showing.add_argument("folder", metavar="DIR", help=DATA_HELP)
     default = SheetJob(folder=Path(), output=Path("sheet.html"))
     showing.add_argument("--augment", action="store_true", help="show the augmentations of training")
     showing.add_argument("--recipe", metavar="NAME", help="a recipe of 'resnext-run recipes', or a YAML file")
