@@ -62,6 +62,7 @@ class Batch:
     counted: padding, and images that could not be decoded (their `index` is kept). Pixels of rows that are
     not valid are 0. `mix` says how the images will be mixed in training: one for each of the micro-batches, which are
     equal neighbouring parts of the batch; empty where nothing is mixed. The images here are not mixed.
+    `branches` and `teacher` are as in :class:`StepInput`.
     """
 
     images: NDArray[np.uint8]
@@ -69,6 +70,8 @@ class Batch:
     index: NDArray[np.int64]
     valid: NDArray[np.bool_]
     mix: tuple[Mix, ...] = ()
+    branches: NDArray[np.float32] | None = None
+    teacher: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -76,6 +79,25 @@ class Batch:
 
 #: Added to the gradient norm when clipping: g is multiplied by min(1, clip_norm / (norm + CLIP_EPS)).
 CLIP_EPS = 1e-6
+#: The least norm of weights, and of a gradient, that adaptive clipping takes (Brock et al., arXiv:2102.06171; timm).
+AGC_EPS, AGC_LEAST = 1e-3, 1e-6
+
+#: What an engine may be able to do beyond SGD with momentum on cross-entropy; see :attr:`Backend.ingredients`.
+Ingredient = Literal[
+    "mix", "nesterov", "lamb", "adamw", "agc", "groups", "bce", "stochastic-depth", "teacher", "freeze",
+    "logit-offsets", "sizes", "ema-schedule",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """How much a teacher counts: the loss is (1 - weight) · loss + weight · T² · H(teacher, softmax(logits / T)).
+
+    T is `temperature` and H the cross-entropy with :attr:`StepInput.teacher`; both terms are weighted row by row.
+    """
+
+    weight: float
+    temperature: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,8 +108,12 @@ class TrainRequest:
     the device). `batch_size` is the number of samples a rank gives to one optimizer step; it is split in
     order into `accumulate` equal micro-batches, whose gradients are averaged and whose BN statistics stay
     their own. `ema_decay` None means no EMA. With `skip_nonfinite` a step whose loss or gradients are not finite
-    changes nothing but the counters. With `mixes` every :class:`StepInput` has a `mix`, else none has.
-    `options` is the backend's own validated dataclass.
+    changes nothing but the counters. With `mixes` every :class:`StepInput` has a `mix`, else none has; so it is with
+    `drops` and `branches`, and with `distillation` and `teacher`. The first `frozen` parts of the network (the stem,
+    then the stages) do not change: their parameters have no gradient and no optimizer state, and their batch
+    normalisation uses the running statistics and leaves them as they are. `logit_offsets` float32 (classes,) are added
+    to the logits in the loss, but not in that of the teacher. How the optimizer treats each tensor is what
+    :func:`resnext_core.training.rules.tensor_rules` returns. `options` is the backend's own validated dataclass.
     """
 
     weights: Weights
@@ -99,6 +125,10 @@ class TrainRequest:
     ema_decay: float | None = None
     skip_nonfinite: bool = False
     mixes: bool = False
+    drops: bool = False
+    distillation: Distillation | None = None
+    frozen: int = 0
+    logit_offsets: NDArray[np.float32] | None = None
     seed: int = 1
     rank: RankInfo
     collectives: Collectives
@@ -114,8 +144,10 @@ class TrainRequest:
 class TrainState:
     """The state of a trainer in neutral form.
 
-    `tensors` maps ``weights/<name>``, ``momentum/<name>`` (trainable tensors only) and, with EMA,
-    ``ema/<name>`` to float32 arrays shaped as in the ModelSpec. `scalars` are JSON numbers, always with
+    `tensors` maps ``weights/<name>``, ``momentum/<name>`` (trainable tensors that are not frozen) and, with EMA,
+    ``ema/<name>`` to float32 arrays shaped as in the ModelSpec. LAMB and AdamW also have ``variance/<name>``, the
+    second moment beside ``momentum/<name>``, the first, and ``optimizer/updates``, float32 (1,), the number of steps
+    that were taken and not skipped. `scalars` are JSON numbers, always with
     ``step`` (optimizer steps taken or skipped), ``overflow_steps``, ``loss_scale`` and
     ``good_steps`` (steps since the dynamic loss scale last changed).
     """
@@ -181,7 +213,13 @@ class StepInput:
 
     `images` uint8 (N, H, W, 3); `labels` int32 (N,), 0 on rows that are not valid; `weights` float64 (N,), the weight
     of each row in the loss, 0 on rows that are not valid; `lr` the learning rate; `mix` how the rows are mixed on the
-    device, None in a training that never mixes.
+    device, None in a training that never mixes. H and W may differ from step to step.
+
+    `branches` float32 (N, blocks) is what the residual branch of each block is multiplied by, row by row, before the
+    shortcut is added: 0 where it is dropped, else 1 / the probability that it stays; None without stochastic depth.
+    `teacher` float32 (N, classes) are the probabilities that a teacher gives the rows, mixed as they are, at the
+    temperature of :class:`Distillation`; None without one. `ema_decay` is the d of this step's ema = d·ema + (1 - d)·w:
+    1 leaves the EMA as it is to the bit, 0 copies the weights; None without an EMA.
     """
 
     images: NDArray[np.uint8]
@@ -189,6 +227,9 @@ class StepInput:
     weights: NDArray[np.float64]
     lr: float
     mix: MixedRows | None = None
+    branches: NDArray[np.float32] | None = None
+    teacher: NDArray[np.float32] | None = None
+    ema_decay: float | None = None
 
     def micro_batches(self, count: int) -> Iterator[StepInput]:
         """Yield `count` equal parts in order; they are views."""
@@ -198,6 +239,9 @@ class StepInput:
             yield StepInput(
                 images=self.images[part], labels=self.labels[part], weights=self.weights[part], lr=self.lr,
                 mix=None if self.mix is None else self.mix.part(part),
+                branches=None if self.branches is None else self.branches[part],
+                teacher=None if self.teacher is None else self.teacher[part],
+                ema_decay=self.ema_decay,
             )  # fmt: skip
 
 
@@ -225,8 +269,8 @@ class Engine(Protocol):
     """The arithmetic of training on a device. Core's :class:`~resnext_core.training.trainer.Trainer` drives it.
 
     The trainer checks requests, batches and states before the engine sees them, counts, keeps the loss scale, and
-    averages losses over ranks. Tensors are named ``weights/<name>``, ``momentum/<name>`` and ``ema/<name>``, as in
-    :class:`TrainState`. Subclass this protocol to inherit the default of `usage`.
+    averages losses over ranks. Tensors are named as in :class:`TrainState`. Subclass this protocol to inherit the
+    default of `usage`.
     """
 
     def queue(self, steps: Sequence[StepInput], scale: Callable[[], float]) -> Iterator[Any]:
@@ -323,9 +367,10 @@ class Backend:
     the distributions whose versions a run records beside those of core. `connect` joins the other ranks and returns
     the collectives; None takes core's own over TCP. `launch` starts several processes and returns their exit code;
     None takes core's own local launcher. `steps_per_call` is how many steps the engine likes in one call of
-    :meth:`Engine.queue`. `mixes` says that the engine applies :attr:`StepInput.mix`; without it a training that mixes
-    images is refused. `former_options` are options of earlier versions that are gone, and the value at which each did
-    nothing: a stored run that has that value is read without it.
+    :meth:`Engine.queue`. `ingredients` is what the engine can do beyond SGD with momentum on cross-entropy: a training
+    that needs another one is refused. ``groups`` are rules of tensors that differ in more than decay on weights, and
+    ``sizes`` images of another size than the ModelSpec's. `former_options` are options of earlier versions that are
+    gone, and the value at which each did nothing: a stored run that has that value is read without it.
 
     Factories import their framework when called, never before.
     """
@@ -348,7 +393,7 @@ class Backend:
     options: type | None = None
     former_options: Mapping[str, Any] = field(default_factory=dict)
     steps_per_call: int = 1
-    mixes: bool = False
+    ingredients: frozenset[Ingredient] = frozenset()
     connect: Callable[[RankInfo, Any], Collectives] | None = None
     launch: Callable[[LaunchRequest], int] | None = None
 

@@ -18,6 +18,10 @@ class ModelConfig:
 
     `pretrained` are weights to start from: a run, a checkpoint, a neutral file, or another program's. With
     `pretrained_momentum` its optimizer state is taken along, from a checkpoint folder that has it.
+
+    With `stochastic_depth` above 0 the residual branch of a block is left out in training, for each image by itself,
+    with a probability that grows linearly from 0 at the first block to that at the last one (Huang et al.,
+    arXiv:1603.09382); the branches that stay are divided by their probability to stay.
     """
 
     variant: str = "resnext50_32x4d"
@@ -26,6 +30,7 @@ class ModelConfig:
     pool_padding: Literal["same", "symmetric"] | None = None
     pretrained: str | None = None
     pretrained_momentum: bool = False
+    stochastic_depth: Annotated[float, Between(0, 0.95)] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,9 @@ class DataConfig:
 
     `dir` and the parts may be URLs (``s3://...``). What is read there is kept in the folder `cache`, None for one in
     the user's cache folder, up to `cache_gb` · 10⁹ bytes (0: nothing is kept); what fails is tried `tries` times.
+
+    With `balance` b, training images are drawn so that a class of n images is seen in proportion to n ** (1 - b): as
+    often as it occurs with 0, all classes alike with 1. An epoch stays as long as it is.
     """
 
     dir: str | None = None
@@ -57,6 +65,7 @@ class DataConfig:
     cache: str | None = None
     cache_gb: Annotated[float, AtLeast(0)] = 20.0
     tries: Annotated[int, Above(0)] = 6
+    balance: Annotated[float, Between(0, 1)] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +103,9 @@ class AugmentConfig:
 
     With `repeats` above 1 an epoch has as many steps as ever and shows fewer images, each that many times in a step,
     every time with other draws.
+
+    With `start_size`, training images have that many pixels a side at first. From the first of the epochs in
+    `size_epochs` on they grow linearly, in steps of `size_step`, and have the model's own size from the second on.
     """
 
     scale: Annotated[tuple[float, float], Ascending("shares", most=1)] = (0.08, 1.0)
@@ -110,6 +122,9 @@ class AugmentConfig:
     erasing_ratio: Annotated[tuple[float, float], Ascending("ratios")] = (0.3, 3.3333333333333335)
     erasing_count: Annotated[int, Between(1, 100)] = 1
     repeats: Annotated[int, Between(1, 1000)] = 1
+    start_size: Annotated[int | None, Between(1, 8192)] = None
+    size_epochs: Annotated[tuple[float, float] | None, AtLeast(0)] = None
+    size_step: Annotated[int, Between(1, 8192)] = 32
 
     def __post_init__(self) -> None:
         parse_policy(self.auto)
@@ -142,42 +157,81 @@ class MixConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """SGD with momentum: v = momentum·v + (g + weight_decay·p); p −= lr·v.
+    """How gradients g move parameters p. The formulas are in ``docs/contract.md``.
+
+    `kind` ``sgd`` is SGD with `momentum`: v = momentum·v + (g + weight_decay·p); p −= lr·v, or with `nesterov`
+    p −= lr·(g + weight_decay·p + momentum·v). ``lamb`` (You et al., arXiv:1904.00962) and ``adamw`` (Loshchilov and
+    Hutter, arXiv:1711.05101) use `betas` and `eps` (None: 1e-6 for lamb, 1e-8 for adamw). LAMB scales the step of each
+    tensor that decays by its trust ratio, with `trust_all` that of the others too, with `trust_clip` by 1 at most.
 
     `lr` is meant at a global batch of `lr_batch` and scaled linearly to the real one (Goyal et al.,
-    arXiv:1706.02677); `lr_batch` None takes `lr` as it is. Decay falls on convolution and dense weights only.
-    `clip_norm` bounds the global gradient norm.
+    arXiv:1706.02677); `lr_batch` None takes `lr` as it is. Decay falls on convolution and dense weights; with
+    `decay_norm` also on the parameters of batch normalisation, with `decay_bias` also on the classifier's bias.
+    `clip_norm` bounds the global gradient norm. `agc` bounds the norm of each output's gradient by that share of the
+    norm of its weights, but for the classifier (Brock et al., arXiv:2102.06171).
+
+    The learning rate of the last stage is multiplied by `stage_lr`, that of the stage before by its square, and so on
+    to the stem; the classifier has all of it.
     """
 
+    kind: Literal["sgd", "lamb", "adamw"] = "sgd"
     lr: Annotated[float, AtLeast(0)] = 0.1
     lr_batch: Annotated[int | None, Above(0)] = 256
     momentum: Annotated[float, Between(0, 1)] = 0.9
+    nesterov: bool = False
+    betas: Annotated[tuple[float, float], Between(0, 0.999999)] = (0.9, 0.999)
+    eps: Annotated[float | None, Above(0)] = None
     weight_decay: Annotated[float, AtLeast(0)] = 1e-4
+    decay_norm: bool = False
+    decay_bias: bool = False
     clip_norm: Annotated[float | None, Above(0)] = None
+    agc: Annotated[float | None, Above(0)] = None
+    trust_all: bool = False
+    trust_clip: bool = False
+    stage_lr: Annotated[float, Above(0), Between(0, 1)] = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
     """Learning rate over time; see :mod:`resnext_core.training.schedule`. `t_max` None means train.epochs."""
 
-    kind: Literal["cosine-epoch", "cosine-step", "step", "constant"] = "cosine-epoch"
+    kind: Literal["cosine-epoch", "cosine-step", "linear", "one-cycle", "step", "constant"] = "cosine-epoch"
     warmup_epochs: Annotated[float, AtLeast(0)] = 1.0
+    warmup_start: Annotated[float | None, Between(0, 1)] = None
+    warmup_per: Literal["step", "epoch"] = "step"
+    after_warmup: bool = False
     t_max: Annotated[float | None, Above(0)] = None
     eta_min: Annotated[float, AtLeast(0)] = 0.0
     milestones: tuple[float, ...] = (30.0, 60.0, 90.0, 120.0)
     gamma: float = 0.1
+    div_factor: Annotated[float, AtLeast(1)] = 25.0
+    final_div: Annotated[float, AtLeast(1)] = 10000.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Cross-entropy with smoothed targets.
+    """Cross-entropy (`kind` ``ce``) or binary cross-entropy of each class (``bce``), with smoothed targets.
 
     `smoothing_form` ``others``: 1 − ε for the class and ε / (K − 1) elsewhere (the ModelZoo's);
     ``uniform``: ε / K everywhere, plus 1 − ε for the class (Szegedy et al., arXiv:1512.00567).
+
+    Binary cross-entropy is the mean over the classes, with `bce_sum` their sum. With `bce_threshold` t its targets are
+    1 where they are above t and 0 elsewhere (Wightman et al., arXiv:2110.00476).
+
+    For classes of unlike size: `class_weights` weigh the images of a class by the inverse of its number of training
+    images (``inverse``), or of the effective number (1 - β ** n) / (1 - β) with β = `effective_beta` (``effective``;
+    Cui et al., arXiv:1901.05555); the mean weight of the training images is 1. `logit_adjustment` τ adds τ·log of the
+    share of each class to the logits in the loss (Menon et al., arXiv:2007.07314).
     """
 
+    kind: Literal["ce", "bce"] = "ce"
     smoothing: Annotated[float, Between(0, 1)] = 0.1
     smoothing_form: Literal["others", "uniform"] = "others"
+    bce_sum: bool = False
+    bce_threshold: Annotated[float | None, Between(0, 1)] = None
+    class_weights: Literal["none", "inverse", "effective"] = "none"
+    effective_beta: Annotated[float, Between(0, 0.999999)] = 0.9999
+    logit_adjustment: Annotated[float, AtLeast(0)] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,12 +257,35 @@ class TrainConfig:
     A checkpoint is saved every `checkpoint_every` epochs, at each evaluation, and with `checkpoint_steps` also every so
     many steps; `background_saving` writes it beside the training. A step whose loss is not a number ends the
     run (`nonfinite` ``stop``), or is left out and counted (``skip``).
+
+    `ema_decay` keeps a moving average of the weights, which is what is evaluated and exported, moved every `ema_every`
+    steps. With `ema_scaled` the decay is max(0, 1 − (1 − ema_decay) · batch_size · ema_every / epochs), as in
+    torchvision. `ema_warmup` ``copy`` copies the weights while the learning rate warms up (torchvision), ``power``
+    keeps the decay below 1 − (1 + t) ** −`ema_power` after t updates (timm).
+
+    `freeze` keeps the first parts of the network as they are, batch statistics too: 1 the stem, 2 the stem and the
+    first stage, and so on. `teacher` is a model whose predictions are learnt too (Hinton et al., arXiv:1503.02531):
+    the loss is (1 − w) · loss + w · T² · cross-entropy with its softmax at temperature T, where w is `teacher_weight`
+    and T `teacher_temperature`.
+
+    Training ends early where `best` has not risen in `patience` evaluations. With `minutes` the schedule is fitted to
+    what can be done in that time instead of `epochs`.
     """
 
     epochs: Annotated[int, Above(0)] = 150
     batch_size: Annotated[int, Above(0)] = 256
     accumulate: Annotated[int, Above(0)] = 1
     ema_decay: Annotated[float | None, Between(0, 1)] = None
+    ema_every: Annotated[int, Above(0)] = 1
+    ema_scaled: bool = False
+    ema_warmup: Literal["none", "copy", "power"] = "none"
+    ema_power: Annotated[float, Above(0), Between(0, 1)] = 0.6666666666666666
+    freeze: Annotated[int, AtLeast(0)] = 0
+    teacher: str | None = None
+    teacher_weight: Annotated[float, Above(0), Between(0, 1)] = 0.5
+    teacher_temperature: Annotated[float, Above(0)] = 1.0
+    patience: Annotated[int | None, Above(0)] = None
+    minutes: Annotated[float | None, Above(0)] = None
     seed: Annotated[int, AtLeast(0), Bits(63)] = 1
     eval_every: Annotated[int, Above(0)] = 1
     eval_start: int = 1

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from resnext_core.config import Config, stated
 from resnext_core.data.index import Index
+from resnext_core.data.mix import check_micro_batch
 from resnext_core.data.opening import quarantine
 from resnext_core.data.sampler import steps_per_epoch
 from resnext_core.data.splits import Splits, examine_splits
@@ -28,8 +29,8 @@ from resnext_core.plugins import PluginSet
 from resnext_core.runs.folder import RunFolder, check_free, check_writable
 from resnext_core.serving.load import WEIGHTS_SUFFIX, exporters, server_of
 from resnext_core.training.finetune import pretrained_momentum
+from resnext_core.training.ingredients import asked_by, check_ingredients
 from resnext_core.training.initial import build_spec, check_class_count, initial_weights, per_rank
-from resnext_core.training.inputs import check_mixing
 from resnext_core.training.sizes import training_size, with_training_size
 
 
@@ -226,8 +227,10 @@ def _caught(check: Callable[[Plan], object], plan: Plan) -> ResnextError | None:
 def _fits(plan: Plan) -> None:
     config = plan.config
     batch = per_rank(config, plan.world, len(plan.data.train))
+    if plan.backend is not None:
+        check_ingredients(plan.backend, asked_by(config))
     if config.mix.on:
-        check_mixing(plan.backend, batch // config.train.accumulate)
+        check_micro_batch(batch // config.train.accumulate)
     _ = plan.spec  # what speaks against it
     settled = plan.settled
     preprocess = preprocess_spec(settled.preprocess, training_size(settled))

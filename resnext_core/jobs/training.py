@@ -92,6 +92,7 @@ def train_request(
         weights=weights, optimizer=config.optimizer, loss=config.loss, precision=config.precision,
         batch_size=config.train.batch_size // rank.world, accumulate=config.train.accumulate,
         ema_decay=config.train.ema_decay, skip_nonfinite=config.train.nonfinite == "skip", mixes=config.mix.on,
+        drops=config.model.stochastic_depth > 0, frozen=config.train.freeze,
         seed=config.train.seed, rank=rank, collectives=collectives,
         options=config.backends.get(backend.id),
     )  # fmt: skip

@@ -26,7 +26,7 @@ def resnext_backends() -> Iterator[Backend]:
         priority=0,
         probe=_probe,
         engine=_engine,
-        mixes=True,
+        ingredients=frozenset({"mix"}),
         predictor=_predictor,
         formats=(".safetensors",),
         options=ReferenceOptions,

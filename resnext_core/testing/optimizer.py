@@ -13,6 +13,7 @@ from resnext_core.interfaces import TrainState
 from resnext_core.testing import cases
 from resnext_core.testing.base import ContractBase
 from resnext_core.testing.cases import TRAIN_CASES, StepResult, assert_tensors_close
+from resnext_core.training.ingredients import asked_by_request
 from resnext_core.training.trainer import Trainer
 
 every_case = pytest.mark.parametrize("case_name", TRAIN_CASES)
@@ -37,8 +38,9 @@ class TrainingBase(ContractBase):
     def run(self, case_name: str) -> Run:
         """Return the run of a case, made once; skips one that mixes images where the backend does not."""
         self.require("engine")
-        if TRAIN_CASES[case_name].mix and not self.record.mixes:
-            pytest.skip(f"{self.record.id} does not mix images")
+        missing = asked_by_request(TRAIN_CASES[case_name].request()) - self.record.ingredients
+        if missing:
+            pytest.skip(f"{self.record.id} does not have {', '.join(sorted(missing))}")
         run: Run = self.keep(("run", case_name), lambda: self._make_run(case_name))
         return run
 

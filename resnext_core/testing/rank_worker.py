@@ -134,7 +134,7 @@ def _work(backend: Backend, options: Any, info: RankInfo, collectives: Collectiv
         np.savez(out / f"rank-{info.rank}.npz", **dict(state.tensors))
         report["alone"] = {name: _alone(trainer, state, info, **ALONE[name]) for name in ALONE}
         trainer.close()
-        if backend.mixes:
+        if "mix" in backend.ingredients:
             report["mixed"] = _mixed(backend, options, info, collectives, out / f"rank-{info.rank}-mixed.npz")
     (out / f"rank-{info.rank}.json").write_text(json.dumps(report))
     collectives.barrier()

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from resnext_core.data.mix import check_micro_batch, mixed_rows
+from resnext_core.data.mix import mixed_rows
 from resnext_core.errors import DataError, UsageError
-from resnext_core.interfaces import Backend, Batch, Mix, StepInput, TrainRequest
+from resnext_core.interfaces import Batch, Mix, StepInput, TrainRequest
 
 
 def check_split(request: TrainRequest) -> None:
@@ -21,30 +22,26 @@ def check_split(request: TrainRequest) -> None:
         )
 
 
-def check_mixing(backend: Backend | None, micro_batch: int) -> None:
-    """Raise UsageError where images are to be mixed and `backend` cannot, or a micro-batch has no two of them."""
-    if backend is not None and not backend.mixes:
-        raise UsageError(
-            f"the backend {backend.id} cannot mix images; set mix.mixup=0 and mix.cutmix=0, or choose another "
-            "--backend"
-        )
-    check_micro_batch(micro_batch)
-
-
 def step_inputs(
-    request: TrainRequest, batches: Sequence[Batch], lrs: Sequence[float] | Any
+    request: TrainRequest,
+    batches: Sequence[Batch],
+    lrs: Sequence[float] | Any,
+    ema_decays: Sequence[float] | Any | None = None,
 ) -> list[StepInput]:
     """Check the arguments of :meth:`Trainer.run_steps` and return the input of every step.
 
     A row's weight is 0 where it is not valid, else rows / valid rows, both counted over the step's batch on all ranks;
     0 everywhere where none is valid. The mean of weight x loss over equal micro-batches and ranks is then the mean loss
     of the valid rows. All weights of a batch without invalid rows are 1. With several ranks the counts of all `batches`
-    are added in one message.
+    are added in one message. `ema_decays` None is ``request.ema_decay`` at every step.
 
     Raises UsageError on batches that are not what `request` says, DataError on labels that are no class.
     """
     if len(batches) != len(lrs):
         raise UsageError(f"{len(batches)} batches need as many learning rates, not {len(lrs)}")
+    decays = [request.ema_decay] * len(batches) if ema_decays is None else ema_decays
+    if len(decays) != len(batches) or (ema_decays is not None and request.ema_decay is None):
+        raise UsageError("decays of the EMA are given for each batch, and only where there is an EMA")
     for batch in batches:
         _check_batch(request, batch)
     valid = [np.asarray(batch.valid, np.bool_) for batch in batches]
@@ -64,8 +61,13 @@ def step_inputs(
             weights=v * (total / int(count) if count else 0.0),
             lr=float(lr),
             mix=mix,
+            branches=batch.branches,
+            teacher=batch.teacher,
+            ema_decay=None if ema is None else float(ema),
         )
-        for batch, own, mix, v, count, lr in zip(batches, labels, mixes, valid, counts, lrs, strict=True)
+        for batch, own, mix, v, count, lr, ema in zip(
+            batches, labels, mixes, valid, counts, lrs, decays, strict=True
+        )
     ]
 
 
@@ -78,12 +80,24 @@ def _check_batch(request: TrainRequest, batch: Batch) -> None:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise UsageError(f"images must be uint8 (N, H, W, 3), not {images.dtype} {images.shape}")
     _check_mix(request, batch)
+    blocks = (size, len(request.weights.spec.blocks))
+    _check_rows("branches", batch.branches, blocks if request.drops else None)
+    _check_rows("teacher", batch.teacher, (size, classes) if request.distillation is not None else None)
     labels = batch.labels[batch.valid]
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         raise DataError(
             f"training labels must be 0 to {classes - 1}, not {labels.min()} to {labels.max()}; "
             "train on labelled images of the classes of the model"
         )
+
+
+def _check_rows(name: str, array: NDArray[Any] | None, shape: tuple[int, int] | None) -> None:
+    """Raise UsageError unless `array` is float32 of `shape`, and None where that is."""
+    if shape is None and array is not None:
+        raise UsageError(f"a batch has {name}, which this training was not asked for")
+    if shape is not None and (array is None or array.shape != shape or array.dtype != np.float32):
+        found = "nothing" if array is None else f"{array.dtype} {array.shape}"
+        raise UsageError(f"a batch of this training has {name} float32 {shape}, not {found}")
 
 
 def _check_mix(request: TrainRequest, batch: Batch) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from resnext_core.data.mix import check_micro_batch
 from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import (
     Backend,
@@ -19,7 +20,9 @@ from resnext_core.interfaces import (
     TrainState,
 )
 from resnext_core.training.counter import SCALARS, StepCounter
-from resnext_core.training.inputs import check_mixing, check_split, step_inputs
+from resnext_core.training.ingredients import asked_by_request, check_ingredients
+from resnext_core.training.inputs import check_split, step_inputs
+from resnext_core.training.rules import UPDATES, check_frozen, state_groups, tensor_rules
 from resnext_core.training.together import check_same_step, with_first_weights
 
 
@@ -31,8 +34,10 @@ def create_trainer(backend: Backend, request: TrainRequest) -> Trainer:
     if backend.engine is None:
         raise UsageError(f"the backend {backend.id} cannot train")
     check_split(request)
+    check_ingredients(backend, asked_by_request(request))
+    check_frozen(request.weights.spec, request.frozen)
     if request.mixes:
-        check_mixing(backend, request.batch_size // request.accumulate)
+        check_micro_batch(request.batch_size // request.accumulate)
     request = with_first_weights(request)
     return Trainer(request, backend.engine(request))
 
@@ -50,8 +55,12 @@ class Trainer:
         self._predictors: dict[bool, Predictor] = {}
         self._met = False  # whether the ranks have compared their steps
 
-    def run_steps(self, batches: Sequence[Batch], lrs: NDArray[Any]) -> NDArray[Any]:
-        """Take one optimizer step a batch with learning rate lrs[i] (float32).
+    def run_steps(
+        self, batches: Sequence[Batch], lrs: NDArray[Any], ema_decays: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """Take one optimizer step a batch with learning rate lrs[i] (float32) and decay of the EMA ema_decays[i].
+
+        `ema_decays` None is the decay of the request at every step.
 
         Returns float32 (len(batches),): the mean loss of each step over its valid rows on all ranks, 0 where
         there are none, before that step's update and without the loss scale. A step whose gradients are not finite is
@@ -66,7 +75,7 @@ class Trainer:
         if not self._met:
             check_same_step(request, self._count.step)
             self._met = True
-        steps = step_inputs(request, batches, lrs)
+        steps = step_inputs(request, batches, lrs, ema_decays)
         losses: list[NDArray[Any]] = [np.zeros(0)]
         queued: list[Any] = []
         for step in self.engine.queue(steps, lambda: self._count.scale):
@@ -141,7 +150,11 @@ def state_shapes(request: TrainRequest) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor in the state of a training, by key."""
     spec = request.weights.spec
     shapes = {f"weights/{t.name}": t.shape for t in spec.tensors}
-    shapes |= {f"momentum/{t.name}": t.shape for t in spec.tensors if t.trainable}
+    learned = tensor_rules(request).keys()
+    for group in state_groups(request.optimizer):
+        shapes |= {f"{group}/{t.name}": t.shape for t in spec.tensors if t.name in learned}
+    if request.optimizer.kind != "sgd":
+        shapes[UPDATES] = (1,)
     if request.ema_decay is not None:
         shapes |= {f"ema/{t.name}": t.shape for t in spec.tensors}
     return shapes

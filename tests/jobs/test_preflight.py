@@ -26,6 +26,7 @@ from resnext_core.errors import (
     DataError,
     UsageError,
 )
+from resnext_core.interfaces import Ingredient
 from resnext_core.jobs.plan import Plan, plan_job, require
 from resnext_core.jobs.preflight import checkpoint_bytes, training_memory
 from resnext_core.jobs.recipes import read_recipe
@@ -298,17 +299,16 @@ def test_settings_that_cannot_work_leave_no_run_folder(
 def test_a_backend_that_cannot_mix_is_known_before_the_first_step(
     photos: Path, recipe: Path, tmp_path: Path
 ) -> None:
-    def plan(mixup: float, mixes: bool) -> Plan:
+    def plan(mixup: float, *ingredients: Ingredient) -> Plan:
         values = {"data": {"dir": str(photos)}, "output": {"dir": str(tmp_path)}, "mix": {"mixup": mixup}}
         config, _ = load_config([read_layer(recipe), Layer(source="", values=values)])
-        return plan_job(
-            config, plugins.load_plugins(), replace(plugins.get_backend("reference"), mixes=mixes)
-        )
+        backend = replace(plugins.get_backend("reference"), ingredients=frozenset(ingredients))
+        return plan_job(config, plugins.load_plugins(), backend)
 
-    for mixup, mixes in ((0.0, False), (0.2, True)):
-        require(plan(mixup, mixes))
+    require(plan(0.0))
+    require(plan(0.2, "mix"))
     with pytest.raises(UsageError, match=r"the backend reference cannot mix images; set mix\.mixup=0"):
-        require(plan(0.2, mixes=False))
+        require(plan(0.2))
 
 
 def test_a_disk_too_small_for_the_checkpoints_is_known_before_the_first_step(

@@ -119,10 +119,10 @@ class Adds:
 
 def request(world: int = 1, collectives: Any = None, *, mixes: bool = False, accumulate: int = 1) -> Any:
     """Return what `step_inputs` reads of a request for batches of 4 of 3 classes."""
-    weights = SimpleNamespace(spec=SimpleNamespace(num_classes=3))
+    weights = SimpleNamespace(spec=SimpleNamespace(num_classes=3, blocks=()))
     return SimpleNamespace(
         weights=weights, batch_size=4, rank=RankInfo(rank=0, world=world), collectives=collectives, mixes=mixes,
-        accumulate=accumulate,
+        accumulate=accumulate, ema_decay=None, drops=False, distillation=None,
     )  # fmt: skip
 
 
@@ -213,7 +213,7 @@ def test_mixes_that_do_not_fit_are_refused() -> None:
 
 def test_a_backend_that_cannot_mix_is_refused() -> None:
     made = replace(TRAIN_CASES["plain"].request(), mixes=True)
-    cannot = replace(oracle(), id="old", mixes=False)
+    cannot = replace(oracle(), id="old", ingredients=frozenset())
     with pytest.raises(
         UsageError, match=r"the backend old cannot mix images; set mix\.mixup=0 and mix\.cutmix=0"
     ):

@@ -45,7 +45,7 @@ def resnext_backends() -> Iterator[Backend]:
         packages=("mindspore",),
         options=AscendOptions,
         steps_per_call=10,
-        mixes=True,
+        ingredients=frozenset({"mix"}),
         connect=_connect,
         launch=_launch,
     )

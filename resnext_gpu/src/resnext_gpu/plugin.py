@@ -48,7 +48,7 @@ def resnext_backends() -> Iterator[Backend]:
         options=GpuOptions,
         former_options={"fused_bn": False},  # before 0.1; it was slower
         steps_per_call=8,
-        mixes=True,
+        ingredients=frozenset({"mix"}),
         connect=_connect,
         launch=_launch,
     )

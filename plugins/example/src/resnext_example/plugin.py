@@ -52,7 +52,7 @@ def resnext_backends() -> Iterator[Backend]:
         priority=-10,  # after the reference backend, which has 0
         probe=probe,
         engine=_engine,
-        mixes=True,
+        ingredients=frozenset({"mix"}),
         predictor=_predictor,
         formats=(".safetensors", ".npz"),
         exporters={"npz": _export_npz},

@@ -48,7 +48,7 @@ def resnext_backends() -> Iterator[Backend]:
         file_probe=file_readiness,
         packages=("mindspore",),
         options=MindsporeOptions,
-        mixes=True,
+        ingredients=frozenset({"mix"}),
         connect=_connect,
         launch=_launch,
     )
