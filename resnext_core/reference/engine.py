@@ -1,4 +1,4 @@
-"""Engine of the reference backend: momentum SGD with everything TrainRequest can ask for, in plain arrays."""
+"""Engine of the reference backend: everything TrainRequest can ask for, in plain arrays."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ import numpy as np
 
 from resnext_core.data.mix import mixed_pixels
 from resnext_core.errors import UsageError
-from resnext_core.interfaces import CLIP_EPS, Engine, Outcomes, StepInput, TrainRequest
+from resnext_core.interfaces import Engine, Outcomes, StepInput, TrainRequest
+from resnext_core.reference.loss import loss_function
 from resnext_core.reference.network import normalize, train_pass
 from resnext_core.reference.ops import Array
+from resnext_core.reference.optimizers import Optimizer
 from resnext_core.reference.predictor import ReferencePredictor
 
 
 class ReferenceEngine(Engine):
     """Optimizer steps in float32 or float64.
 
-    In float64 weights, momentum and EMA are float64 too, and :meth:`read` rounds them to float32: a run
+    In float64 weights, optimizer state and EMA are float64 too, and :meth:`read` rounds them to float32: a run
     resumed from it goes on from the rounded values. In float32 resuming is exact to the bit.
 
     Batch statistics are over all rows, those that are not valid too. Running statistics are those of this rank, and
@@ -39,8 +41,7 @@ class ReferenceEngine(Engine):
         self._spec = request.weights.spec
         self._dtype: np.dtype[Any] = np.dtype(compute)
         self._weights = {n: a.astype(self._dtype) for n, a in request.weights.tensors.items()}
-        self._momentum = {t.name: np.zeros(t.shape, self._dtype) for t in self._spec.tensors if t.trainable}
-        self._decay = {t.name for t in self._spec.tensors if t.decay}
+        self._optimizer = Optimizer(request, self._dtype)
         kept = request.ema_decay is not None
         self._ema = {n: a.copy() for n, a in self._weights.items()} if kept else {}
 
@@ -55,7 +56,7 @@ class ReferenceEngine(Engine):
         return Outcomes(losses=np.array(losses, np.float64), skipped=~np.array(taken, np.bool_))
 
     def read(self) -> dict[str, Array]:
-        """Return float32 copies of weights, momentum and EMA."""
+        """Return float32 copies of weights, optimizer state and EMA."""
         return {name: array.astype(np.float32) for name, array in self._named().items()}
 
     def write(self, tensors: Mapping[str, Array]) -> None:
@@ -76,8 +77,9 @@ class ReferenceEngine(Engine):
 
     def _named(self) -> dict[str, Array]:
         """Return every array of the state under its key."""
-        groups = {"weights": self._weights, "momentum": self._momentum, "ema": self._ema}
-        return {f"{group}/{name}": a for group, arrays in groups.items() for name, a in arrays.items()}
+        groups = {"weights": self._weights, "ema": self._ema}
+        named = {f"{group}/{name}": a for group, arrays in groups.items() for name, a in arrays.items()}
+        return named | self._optimizer.named()
 
     def _run_step(self, step: StepInput, scale: float) -> tuple[float, bool]:
         # An overflow is an outcome here, seen by `_take` or by the caller in the loss, not a warning.
@@ -94,21 +96,25 @@ class ReferenceEngine(Engine):
                 for name, array in kept.items():
                     self._weights[name][...] = array
                 return own_loss, False
-            self._update_ema()
+            self._update_ema(step.ema_decay)
         return own_loss, taken
 
     def _accumulate(self, step: StepInput, scale: float) -> tuple[float, dict[str, Array]]:
         """Return the mean weighted loss and its mean scaled gradient over the micro-batches."""
-        total, gradients = 0.0, {n: np.zeros_like(a) for n, a in self._momentum.items()}
-        count, preprocess = self._request.accumulate, self._request.weights.preprocess
+        request, count = self._request, self._request.accumulate
+        total, gradients = 0.0, {n: np.zeros_like(self._weights[n]) for n in self._optimizer.rules}
         for part in step.micro_batches(count):
-            x = normalize(part.images, preprocess, self._dtype)
+            x = normalize(part.images, request.weights.preprocess, self._dtype)
             if part.mix is not None:
                 x = np.ascontiguousarray(
                     mixed_pixels(x.transpose(1, 2, 3, 0), part.mix).transpose(3, 0, 1, 2)
                 )
+            loss = loss_function(
+                request.loss, self._spec.num_classes, part.labels, weights=part.weights, mix=part.mix,
+                offsets=request.logit_offsets, distillation=request.distillation, teacher=part.teacher,
+            )  # fmt: skip
             found = train_pass(
-                self._spec, self._weights, x, part.labels, self._request.loss, scale, part.weights, part.mix
+                self._spec, self._weights, x, loss, scale=scale, branches=part.branches, frozen=request.frozen
             )
             for name, array in found.running.items():
                 self._weights[name][...] = array
@@ -143,33 +149,15 @@ class ReferenceEngine(Engine):
         return {t.name: self._weights[t.name].copy() for t in self._spec.tensors if not t.trainable}
 
     def _update(self, gradients: Mapping[str, Array], lr: float) -> None:
-        """Clip, then v = momentum · v + (g + weight_decay · p); p -= lr · v."""
-        optimizer = self._request.optimizer
-        factor = clip_factor(gradients, optimizer.clip_norm)
-        for name, gradient in gradients.items():
-            weight, velocity = self._weights[name], self._momentum[name]
-            change = gradient * factor
-            if name in self._decay:
-                change += optimizer.weight_decay * weight
-            velocity *= optimizer.momentum
-            velocity += change
-            weight -= lr * velocity
+        self._optimizer.step(self._weights, gradients, lr)
 
-    def _update_ema(self) -> None:
+    def _update_ema(self, decay: float | None) -> None:
         """ema = decay · ema + (1 - decay) · w, over weights and running statistics."""
-        decay = self._request.ema_decay or 0.0
+        if decay is None or decay == 1:
+            return
         for name, average in self._ema.items():
+            if decay == 0:
+                average[...] = self._weights[name]
+                continue
             average *= decay
             average += (1 - decay) * self._weights[name]
-
-
-def clip_factor(gradients: Mapping[str, Array], clip_norm: float | None) -> float:
-    """Return what to multiply gradients by so that their global L2 norm is at most `clip_norm`.
-
-    min(1, clip_norm / (norm + 1e-6)); NaN where the norm is.
-    """
-    if clip_norm is None:
-        return 1.0
-    norm = float(np.sqrt(sum(np.square(g, dtype=np.float64).sum() for g in gradients.values())))
-    factor = clip_norm / (norm + CLIP_EPS)
-    return 1.0 if factor >= 1 else factor

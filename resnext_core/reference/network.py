@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from resnext_core.config import LossConfig
-from resnext_core.errors import DataError, UsageError
-from resnext_core.interfaces import MixedRows
+from resnext_core.errors import UsageError
 from resnext_core.model.preprocess import PreprocessSpec
 from resnext_core.model.spec import BN_EPS, BN_MOMENTUM, BlockSpec, ModelSpec
 from resnext_core.reference import ops
+from resnext_core.reference.loss import LossFunction
 from resnext_core.reference.ops import Array
+from resnext_core.training.rules import part_of
 
 #: Takes the gradient of an output and returns that of the input.
 Backward = Callable[[Array], Array]
@@ -40,14 +40,7 @@ def evaluate(spec: ModelSpec, tensors: Mapping[str, Array], x: Array) -> Array:
 
     def conv_bn(conv: str, bn: str, x: Array, stride: int = 1, groups: int = 1) -> Array:
         y = ops.conv(x, tensors[f"{conv}.weight"], stride, groups)
-        return ops.bn_eval(
-            y,
-            tensors[f"{bn}.weight"],
-            tensors[f"{bn}.bias"],
-            tensors[f"{bn}.running_mean"],
-            tensors[f"{bn}.running_var"],
-            BN_EPS,
-        )
+        return _with_running_statistics(tensors, bn, y)
 
     x = _relu(conv_bn("conv1", "bn1", x, stride=_stem_stride(spec)))
     if spec.stem == "imagenet":
@@ -70,26 +63,21 @@ def train_pass(
     spec: ModelSpec,
     tensors: Mapping[str, Array],
     x: Array,
-    labels: Array,
-    loss: LossConfig,
+    loss: LossFunction,
+    *,
     scale: float = 1.0,
-    weights: Array | None = None,
-    mix: MixedRows | None = None,
+    branches: Array | None = None,
+    frozen: int = 0,
 ) -> TrainPass:
-    """Run x (3, N, H, W) forward with batch statistics and backward from the loss times `scale`.
+    """Run x (3, N, H, W) forward with batch statistics and backward from the `loss` of its logits times `scale`.
 
-    The loss is the mean over rows of `weights` (N,), 1 without, times their cross-entropy; with `mix` the targets are
-    those of two labels (x is mixed already).
+    The residual branch of each block is multiplied by its column of `branches` (N, blocks), None 1. The first `frozen`
+    parts of the network use the running statistics, and have neither gradients nor new statistics.
     Nothing is written to `tensors`: gradients and new running statistics are in the returned record.
-    Raises DataError on labels that are no class, UsageError where a batch statistic is over one value.
+    Raises UsageError where a batch statistic is over one value.
     """
-    if len(labels) and not 0 <= labels.min() <= labels.max() < spec.num_classes:
-        raise DataError(
-            f"labels from {labels.min()} to {labels.max()} do not fit {spec.num_classes} classes; "
-            "train on labelled images of the classes of the model"
-        )
-    run = TrainPass(spec=spec, tensors=tensors)
-    run.forward_backward(x, labels, loss, scale, weights, mix)
+    run = TrainPass(spec=spec, tensors=tensors, branches=branches, frozen=frozen)
+    run.forward_backward(x, loss, scale)
     return run
 
 
@@ -97,49 +85,38 @@ def train_pass(
 class TrainPass:
     """One pass over a micro-batch and what it found.
 
-    `loss` is the weighted mean over rows without the scale, `gradients` those of the scaled loss by tensor name,
+    `loss` is that of the micro-batch without the scale, `gradients` those of the scaled loss by tensor name,
     `running` the new running statistics by tensor name, `logits` (N, classes).
     """
 
     spec: ModelSpec
     tensors: Mapping[str, Array]
+    branches: Array | None = None
+    frozen: int = 0
     gradients: dict[str, Array] = field(default_factory=dict)
     running: dict[str, Array] = field(default_factory=dict)
     loss: float = float("nan")
     logits: Array = field(default_factory=lambda: np.empty(0))
 
-    def forward_backward(
-        self,
-        x: Array,
-        labels: Array,
-        loss: LossConfig,
-        scale: float,
-        weights: Array | None,
-        mix: MixedRows | None,
-    ) -> None:
+    def forward_backward(self, x: Array, loss: LossFunction, scale: float) -> None:
         """Fill the record; each layer hands back the function that carries the gradient through it."""
-        backwards: list[Backward] = []
+        backwards: list[tuple[str, Backward]] = []
         x, back = self._conv_bn("conv1", "bn1", x, stride=_stem_stride(self.spec), relu=True, first=True)
-        backwards.append(back)
+        backwards.append(("conv1", back))
         if self.spec.stem == "imagenet":
             x, back = self._max_pool(x)
-            backwards.append(back)
-        for block in self.spec.blocks:
-            x, back = self._block(block, x)
-            backwards.append(back)
+            backwards.append(("conv1", back))
+        for number, block in enumerate(self.spec.blocks):
+            x, back = self._block(block, x, None if self.branches is None else self.branches[:, number])
+            backwards.append((block.name, back))
         self.logits, back = self._head(x)
-        backwards.append(back)
-        targets = self._targets(labels, loss)
-        if mix is not None:
-            share = mix.share[:, None]
-            targets = share * targets + (1 - share) * self._targets(mix.labels, loss)
-        self.loss, gradient = ops.cross_entropy(self.logits, targets.astype(x.dtype), weights)
+        backwards.append(("fc", back))
+        self.loss, gradient = loss(self.logits)
         gradient *= x.dtype.type(scale)  # a scale beyond the range of the arithmetic overflows here
-        for back in reversed(backwards):
+        for name, back in reversed(backwards):
+            if part_of(name) < self.frozen:
+                break
             gradient = back(gradient)
-
-    def _targets(self, labels: Array, loss: LossConfig) -> Array:
-        return ops.smoothed_targets(labels, self.spec.num_classes, loss.smoothing, loss.smoothing_form)
 
     def _conv_bn(
         self,
@@ -155,6 +132,9 @@ class TrainPass:
         """Convolution, batch normalisation and, where asked, ReLU; `first` has no input gradient."""
         kernel, gamma = self.tensors[f"{conv}.weight"], self.tensors[f"{bn}.weight"]
         y = ops.conv(x, kernel, stride, groups)
+        if part_of(bn) < self.frozen:
+            y = _with_running_statistics(self.tensors, bn, y)
+            return (_relu(y) if relu else y), _unchanged
         y, normalized, inv_std, mean, var = ops.bn_train(y, gamma, self.tensors[f"{bn}.bias"], BN_EPS)
         self._update_running(bn, mean, var, y[0].size)
         if relu:
@@ -183,14 +163,17 @@ class TrainPass:
         y, winner = ops.max_pool(x, rows, columns)
         return y, lambda dy: ops.max_pool_backward(dy, winner, x.shape, rows, columns)
 
-    def _block(self, block: BlockSpec, x: Array) -> tuple[Array, Backward]:
-        """The bottleneck, its shortcut, and the ReLU over their sum."""
+    def _block(self, block: BlockSpec, x: Array, kept: Array | None) -> tuple[Array, Backward]:
+        """The bottleneck times `kept` (N,), its shortcut, and the ReLU over their sum."""
         name = block.name
         y, back1 = self._conv_bn(f"{name}.conv1", f"{name}.bn1", x, relu=True)
         y, back2 = self._conv_bn(
             f"{name}.conv2", f"{name}.bn2", y, stride=block.stride, groups=self.spec.groups, relu=True
         )
         y, back3 = self._conv_bn(f"{name}.conv3", f"{name}.bn3", y)
+        share = None if kept is None else kept.astype(x.dtype)[None, :, None, None]
+        if share is not None:
+            y *= share
         back_shortcut: Backward = _unchanged
         if block.downsample:
             conv, bn = f"{name}.downsample.0", f"{name}.downsample.1"
@@ -200,7 +183,7 @@ class TrainPass:
 
         def backward(dy: Array) -> Array:
             dy = dy * (y > 0)
-            return back1(back2(back3(dy))) + back_shortcut(dy)
+            return back1(back2(back3(dy if share is None else dy * share))) + back_shortcut(dy)
 
         return y, backward
 
@@ -218,6 +201,14 @@ class TrainPass:
             return np.repeat(dx, pixels, axis=1).reshape(x.shape)
 
         return logits, backward
+
+
+def _with_running_statistics(tensors: Mapping[str, Array], bn: str, y: Array) -> Array:
+    """Return batch normalisation as in evaluation, written into y."""
+    weight, bias, mean, var = (
+        tensors[f"{bn}.{n}"] for n in ("weight", "bias", "running_mean", "running_var")
+    )
+    return ops.bn_eval(y, weight, bias, mean, var, BN_EPS)
 
 
 def _relu(x: Array) -> Array:

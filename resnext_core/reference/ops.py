@@ -178,3 +178,22 @@ def cross_entropy(logits: Array, targets: Array, weights: Array | None = None) -
         weights = weights.astype(logits.dtype)
         losses, gradient = weights * losses, weights[:, None] * gradient
     return float(losses.mean()), (gradient / len(logits)).astype(logits.dtype)
+
+
+def binary_cross_entropy(
+    logits: Array, targets: Array, weights: Array | None = None, *, summed: bool
+) -> tuple[float, Array]:
+    """Return the mean over the N rows of weight · the mean over classes of log(1 + exp z) - target · z, its gradient.
+
+    With `summed` it is the sum over classes. `weights` (N,) None means 1 for every row. Nothing overflows:
+    log(1 + exp z) = max(z, 0) + log(1 + exp(-|z|)).
+    """
+    small = np.exp(-np.abs(logits))
+    losses = np.maximum(logits, 0) + np.log1p(small) - targets * logits
+    gradient = np.where(logits >= 0, 1, small) / (1 + small) - targets
+    share = logits.dtype.type(1 if summed else 1 / logits.shape[1])
+    rows, gradient = losses.sum(axis=1) * share, gradient * share
+    if weights is not None:
+        weights = weights.astype(logits.dtype)
+        rows, gradient = weights * rows, weights[:, None] * gradient
+    return float(rows.mean()), (gradient / len(logits)).astype(logits.dtype)

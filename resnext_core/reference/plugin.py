@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import get_args
 
 from resnext_core.hookspecs import hookimpl
 from resnext_core.interfaces import (
     READY,
     Backend,
     Engine,
+    Ingredient,
     Predictor,
     PredictRequest,
     Readiness,
@@ -26,7 +28,7 @@ def resnext_backends() -> Iterator[Backend]:
         priority=0,
         probe=_probe,
         engine=_engine,
-        ingredients=frozenset({"mix"}),
+        ingredients=frozenset(get_args(Ingredient)),
         predictor=_predictor,
         formats=(".safetensors",),
         options=ReferenceOptions,

@@ -138,7 +138,10 @@ def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
         ("augment.scale=[0.5]", "augment.scale: must be a list of 2"),
         ("augment.scale=0.5", "augment.scale: must be a list of 2"),
         ("augment.scale=[a, b]", "augment.scale: must be a number, not 'a'"),
-        ("schedule.kind=cosine", "must be one of cosine-epoch, cosine-step, linear, one-cycle, step, constant, not 'cosine'"),
+        (
+            "schedule.kind=cosine",
+            "must be one of cosine-epoch, cosine-step, linear, one-cycle, step, constant, not 'cosine'",
+        ),
         ("train.best=top2", "must be one of top1, top5, balanced_accuracy, macro_f1, not 'top2'"),
         ("schedule.kind=cosin-step", "did you mean 'cosine-step'?"),
         ("train.epochs=0", "train.epochs must be above 0, not 0"),

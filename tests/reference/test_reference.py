@@ -18,6 +18,7 @@ from resnext_core.model.spec import BN_EPS, ModelSpec
 from resnext_core.model.weights import Weights, save_weights
 from resnext_core.ranks.info import RankInfo
 from resnext_core.reference import ops, predictor
+from resnext_core.reference.loss import LossFunction, loss_function
 from resnext_core.reference.network import evaluate, normalize, train_pass
 from resnext_core.reference.options import ReferenceOptions
 from resnext_core.reference.plugin import resnext_backends
@@ -44,6 +45,11 @@ def make_weights(spec: ModelSpec, seed: int = 3) -> Weights:
 
 def make_images(count: int, size: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def of_labels(*labels: int) -> LossFunction:
+    """Return the usual loss of TINY's logits for these labels."""
+    return loss_function(LossConfig(), TINY.num_classes, np.array(labels))
 
 
 # -- operations against loops ------------------------------------------------------------------
@@ -142,18 +148,18 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_are_the_slopes_of_the_loss(case: str) -> None:
     """Central differences in float64, along a random direction of every parameter tensor."""
-    spec, loss = CASES[case]
+    spec, config = CASES[case]
     tensors = {n: a.astype(np.float64) for n, a in random_weights(spec, 5).items()}
     x = normalize(make_images(3, spec.image_size), PreprocessSpec(), FLOAT64)
-    labels, rng = np.array([3, 0, 1]), np.random.default_rng(6)
-    found = train_pass(spec, tensors, x, labels, loss)
+    loss, rng = loss_function(config, spec.num_classes, np.array([3, 0, 1])), np.random.default_rng(6)
+    found = train_pass(spec, tensors, x, loss)
     assert set(found.gradients) == {t.name for t in spec.tensors if t.trainable}
     for name, gradient in found.gradients.items():
         assert gradient.shape == tensors[name].shape
         direction = rng.normal(size=gradient.shape)
         direction /= np.linalg.norm(direction)
         sides = [
-            train_pass(spec, {**tensors, name: tensors[name] + step * direction}, x, labels, loss).loss
+            train_pass(spec, {**tensors, name: tensors[name] + step * direction}, x, loss).loss
             for step in (1e-6, -1e-6)
         ]
         slope = (sides[0] - sides[1]) / 2e-6
@@ -164,7 +170,7 @@ def test_gradients_are_the_slopes_of_the_loss(case: str) -> None:
 def test_running_statistics_take_the_unbiased_variance() -> None:
     tensors = {n: a.astype(np.float64) for n, a in random_weights(TINY, 5).items()}
     x = normalize(make_images(3, 19), PreprocessSpec(), FLOAT64)
-    running = train_pass(TINY, tensors, x, np.array([0, 1, 2]), LossConfig()).running
+    running = train_pass(TINY, tensors, x, of_labels(0, 1, 2)).running
     assert set(running) == {t.name for t in TINY.tensors if not t.trainable}
     y = ops.conv(x, tensors["conv1.weight"], 2, 1).reshape(8, -1)
     np.testing.assert_allclose(
@@ -179,7 +185,7 @@ def test_evaluation_equals_training_when_the_statistics_are_the_batchs() -> None
     """Two code paths, one function: feed the batch's own statistics as the running ones, layer by layer."""
     tensors = {n: a.astype(np.float64) for n, a in random_weights(TINY, 5).items()}
     x = normalize(make_images(4, 19), PreprocessSpec(), FLOAT64)
-    found = train_pass(TINY, tensors, x, np.zeros(4, np.int32), LossConfig())
+    found = train_pass(TINY, tensors, x, of_labels(0, 0, 0, 0))
     for tensor in TINY.tensors:
         if tensor.role in ("bn_mean", "bn_var"):
             batch = (found.running[tensor.name] - 0.9 * tensors[tensor.name]) / 0.1
@@ -196,7 +202,7 @@ def test_training_leaves_its_inputs_alone() -> None:
     images = make_images(3, 19)
     x = normalize(images, PreprocessSpec(), np.dtype("float32"))
     before = {n: a.copy() for n, a in tensors.items()}, x.copy()
-    found = train_pass(TINY, tensors, x, np.array([0, 1, 2]), LossConfig())
+    found = train_pass(TINY, tensors, x, of_labels(0, 1, 2))
     assert all(np.array_equal(tensors[n], a) for n, a in before[0].items())
     assert np.array_equal(x, before[1])
     assert {g.dtype for g in found.gradients.values()} == {np.dtype("float32")}
@@ -214,9 +220,9 @@ def test_labels_must_be_classes_and_statistics_need_two_values() -> None:
     x = normalize(make_images(1, 5), PreprocessSpec(), np.dtype("float32"))
     for label in (-1, 4):
         with pytest.raises(DataError, match="4 classes"):
-            train_pass(TINY, tensors, x, np.array([label]), LossConfig())
+            train_pass(TINY, tensors, x, of_labels(label))
     with pytest.raises(UsageError, match="batch_size"):
-        train_pass(TINY, tensors, x, np.array([0]), LossConfig())
+        train_pass(TINY, tensors, x, of_labels(0))
 
 
 # -- predictor ---------------------------------------------------------------------------------

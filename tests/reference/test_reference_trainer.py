@@ -17,8 +17,9 @@ from resnext_core.model.spec import ModelSpec
 from resnext_core.model.weights import Weights
 from resnext_core.ranks.collectives import SingleProcess
 from resnext_core.ranks.info import RankInfo
-from resnext_core.reference.engine import clip_factor
+from resnext_core.reference.loss import loss_function
 from resnext_core.reference.network import normalize, train_pass
+from resnext_core.reference.optimizers import clip_factor
 from resnext_core.testing.cases import oracle_trainer
 from resnext_core.testing.distributed import ThreadGroup
 from resnext_core.testing.kinks import exact_steps
@@ -77,7 +78,7 @@ def lrs(*values: float) -> Array:
 def gradients(data: Batch, tensors: dict[str, Array] | None = None) -> tuple[float, dict[str, Array]]:
     x = normalize(data.images, WEIGHTS.preprocess, np.dtype("float64"))
     start = tensors or {n: a.astype(np.float64) for n, a in WEIGHTS.tensors.items()}
-    found = train_pass(SPEC, start, x, data.labels, LossConfig())
+    found = train_pass(SPEC, start, x, loss_function(LossConfig(), 4, data.labels))
     return found.loss, found.gradients
 
 
@@ -148,7 +149,7 @@ def test_accumulation_averages_micro_batches_with_statistics_of_their_own() -> N
     x = [normalize(h.images, WEIGHTS.preprocess, np.dtype("float64")) for h in halves]
     tensors = {n: a.astype(np.float64) for n, a in WEIGHTS.tensors.items()}
     for part, half in zip(x, halves, strict=True):
-        tensors |= train_pass(SPEC, tensors, part, half.labels, LossConfig()).running
+        tensors |= train_pass(SPEC, tensors, part, loss_function(LossConfig(), 4, half.labels)).running
     for name in STATISTICS:
         np.testing.assert_allclose(state[f"weights/{name}"], tensors[name], rtol=1e-6, atol=1e-7)
 
@@ -173,7 +174,9 @@ def loss_formula(tensors: dict[str, Array], data: Batch, micro: int, smoothing: 
     for start in range(0, len(data), micro):
         part = slice(start, start + micro)
         x = normalize(data.images[part], WEIGHTS.preprocess, np.dtype("float64"))
-        logits = train_pass(SPEC, tensors, x, np.zeros(micro, np.int32), LossConfig()).logits
+        logits = train_pass(
+            SPEC, tensors, x, loss_function(LossConfig(), 4, np.zeros(micro, np.int32))
+        ).logits
         logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         for row, label in zip(logs[data.valid[part]], data.labels[part][data.valid[part]], strict=True):
             target = np.full(4, smoothing / 3)

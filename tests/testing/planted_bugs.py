@@ -40,7 +40,7 @@ from resnext_core.ranks.connect import master_address
 from resnext_core.ranks.info import RankInfo
 from resnext_core.ranks.launch import launch_local
 from resnext_core.ranks.tcp import TcpCollectives
-from resnext_core.reference import engine, network, ops, plugin, predictor
+from resnext_core.reference import engine, network, ops, optimizers, plugin, predictor
 from resnext_core.reference.engine import ReferenceEngine
 from resnext_core.reference.predictor import ReferencePredictor
 from resnext_core.training import inputs
@@ -234,7 +234,8 @@ SMOOTHING_OTHERS = backend(patch=patching((ops, "smoothed_targets", _over_other_
 class DecayOnAll(ReferenceEngine):
     def __init__(self, request: TrainRequest) -> None:
         super().__init__(request)
-        self._decay = set(self._momentum)
+        decay, rules = request.optimizer.weight_decay, self._optimizer.rules
+        self._optimizer.rules = {n: dataclasses.replace(r, weight_decay=decay) for n, r in rules.items()}
 
 
 class NeverDivided(ReferenceEngine):
@@ -264,7 +265,7 @@ class Nesterov(ReferenceEngine):
         before = {name: array.copy() for name, array in self._weights.items()}
         super()._update(gradients, lr)
         momentum = self._request.optimizer.momentum
-        for name, velocity in self._momentum.items():
+        for name, velocity in self._optimizer.momentum.items():
             look = gradients[name] + momentum * velocity
             self._weights[name][...] = before[name] - lr * look
 
@@ -280,7 +281,7 @@ class ClipsScaled(ReferenceEngine):
     """Clips the gradient of the scaled loss."""
 
     def _average_ranks(self, loss: float, gradients: Any) -> Any:
-        factor = engine.clip_factor(gradients, self._request.optimizer.clip_norm)
+        factor = optimizers.clip_factor(gradients, self._request.optimizer.clip_norm)
         return loss, {name: gradient * factor for name, gradient in gradients.items()}
 
 
@@ -345,7 +346,7 @@ class ForgetsMomentumOnOverflow(ReferenceEngine):
     def _take(self, loss: float, gradients: Mapping[str, Any]) -> bool:
         taken = super()._take(loss, gradients)
         if not taken:
-            for array in self._momentum.values():
+            for array in self._optimizer.momentum.values():
                 array[...] = 0
         return taken
 
@@ -367,9 +368,9 @@ class PoisonsStatistics(ReferenceEngine):
 class WithoutAverageWhenSkipping(ReferenceEngine):
     """The EMA stays where steps may be skipped."""
 
-    def _update_ema(self) -> None:
+    def _update_ema(self, decay: float | None) -> None:
         if not self._request.skip_nonfinite:
-            super()._update_ema()
+            super()._update_ema(decay)
 
 
 class HalvesFixedScale(Trainer):
@@ -424,17 +425,17 @@ class EmaOfOldWeights(ReferenceEngine):
     """The average is taken before the step."""
 
     def _accumulate(self, step: StepInput, scale: float) -> Any:
-        super()._update_ema()
+        super()._update_ema(step.ema_decay)
         return super()._accumulate(step, scale)
 
-    def _update_ema(self) -> None:
+    def _update_ema(self, decay: float | None) -> None:
         pass
 
 
 class EmaWithoutStatistics(ReferenceEngine):
-    def _update_ema(self) -> None:
+    def _update_ema(self, decay: float | None) -> None:
         kept = {n: a.copy() for n, a in self._ema.items() if n.endswith(("_mean", "_var"))}
-        super()._update_ema()
+        super()._update_ema(decay)
         for name, array in kept.items():
             self._ema[name][...] = array
 
@@ -741,16 +742,16 @@ class ClipsWhatOverflowed(ReferenceEngine):
     def _take(self, loss: float, gradients: Mapping[str, Any]) -> bool:
         taken = super()._take(loss, gradients)
         if not taken and self._request.optimizer.clip_norm is not None:
-            factor = engine.clip_factor(gradients, self._request.optimizer.clip_norm)
+            factor = optimizers.clip_factor(gradients, self._request.optimizer.clip_norm)
             for name, gradient in gradients.items():
-                self._momentum[name] += gradient * factor
+                self._optimizer.momentum[name] += gradient * factor
         return taken
 
 
 class EmaStopsOnOverflow(ReferenceEngine):
-    def _update_ema(self) -> None:
+    def _update_ema(self, decay: float | None) -> None:
         if getattr(self, "_taken", True):
-            super()._update_ema()
+            super()._update_ema(decay)
 
     def _take(self, loss: float, gradients: Mapping[str, Any]) -> bool:
         self._taken = super()._take(loss, gradients)
@@ -782,7 +783,7 @@ class StaleAfterLoading(ReferenceEngine):
     """The predictor follows training, and not the state that is loaded."""
 
     def write(self, tensors: Mapping[str, Any]) -> None:
-        for group in (self._weights, self._momentum, self._ema):
+        for group in (self._weights, self._optimizer.momentum, self._ema):
             group.update({name: array.copy() for name, array in group.items()})
         super().write(tensors)
 
@@ -793,7 +794,7 @@ class StaleAfterLoading(ReferenceEngine):
 class StateWithoutMomentum(ReferenceEngine):
     def write(self, tensors: Mapping[str, Any]) -> None:
         super().write(tensors)
-        for array in self._momentum.values():
+        for array in self._optimizer.momentum.values():
             array[...] = 0
 
 
