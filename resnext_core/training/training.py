@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -63,16 +63,15 @@ class Training:
         The order of the next one is drawn beside the training: that of a million images takes a tenth of a second.
         """
         draw = partial(epoch_permutation, len(self.train), self.config.train.seed)
-        with ThreadPoolExecutor(1, "resnext-order") as beside:
-            order = beside.submit(draw, step // self.steps_per_epoch)
-            while step < self.steps:
-                number = step // self.steps_per_epoch + 1
-                remaining = range(step, number * self.steps_per_epoch)
-                current = order.result()
-                if remaining.stop < self.steps:
-                    order = beside.submit(draw, number)
-                yield Epoch(training=self, number=number, steps=remaining, order=current)
-                step = remaining.stop
+        order = _Ahead(partial(draw, step // self.steps_per_epoch))
+        while step < self.steps:
+            number = step // self.steps_per_epoch + 1
+            remaining = range(step, number * self.steps_per_epoch)
+            current = order.result()
+            if remaining.stop < self.steps:
+                order = _Ahead(partial(draw, number))
+            yield Epoch(training=self, number=number, steps=remaining, order=current)
+            step = remaining.stop
 
     def saves_at(self, step: int) -> bool:
         """True where a checkpoint is due after `step` steps, within an epoch."""
@@ -117,6 +116,35 @@ class Training:
             "repeats": self.config.augment.repeats,
             "image_size": training_preprocess(self.config, self.weights.preprocess).size,
         }
+
+
+class _Ahead:
+    """An order of images that is drawn beside the training.
+
+    Not an executor: a training that fails leaves its generator of epochs to the garbage collector, which may come
+    while a thread is being started; an executor would then wait for its thread there, and deadlock.
+    """
+
+    def __init__(self, draw: Callable[[], NDArray[np.int64]]) -> None:
+        self._draw = draw
+        self._order: NDArray[np.int64] | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="resnext-order")
+        self._thread.start()
+
+    def result(self) -> NDArray[np.int64]:
+        """Wait for the order and return it; raises what drawing it has raised."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        assert self._order is not None
+        return self._order
+
+    def _run(self) -> None:
+        try:
+            self._order = self._draw()
+        except BaseException as error:
+            self._error = error
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

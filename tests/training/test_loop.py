@@ -393,6 +393,28 @@ def test_ranks_see_the_pictures_of_one(job: Callable[..., Training], repeats: in
         assert np.array_equal(together, alone)
 
 
+def test_epochs_that_are_dropped_wait_for_no_thread(
+    job: Callable[..., Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The garbage collector drops them anywhere, also inside the start of a thread: waiting there would deadlock."""
+    release = threading.Event()
+
+    def drawn(images: int, seed: int, epoch: int) -> NDArray[np.int64]:
+        if epoch > 0:
+            release.wait()
+        return epoch_permutation(images, seed, epoch)
+
+    monkeypatch.setattr("resnext_core.training.training.epoch_permutation", drawn)
+    epochs = job().epochs_after(0)
+    next(epochs)
+    closer = threading.Thread(target=epochs.close, daemon=True)  # type: ignore[attr-defined]
+    closer.start()
+    closer.join(60)
+    waits = closer.is_alive()
+    release.set()
+    assert not waits
+
+
 @pytest.mark.parametrize("at", [3, 6, 11])
 def test_records_of_a_stopped_and_resumed_run_miss_no_step(
     job: Callable[..., Training], tiny_weights: Weights, at: int, tmp_path: Path
