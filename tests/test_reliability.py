@@ -24,7 +24,7 @@ from resnext_core.runs.checkpoint import load_latest
 from resnext_core.runs.folder import RunFolder
 
 #: Fields of a record that a clock makes.
-CLOCKED = {"time", "seconds", "wait_s", "compute_s", "images_per_s", "blocked_s"}
+CLOCKED = {"time", "seconds", "wait_s", "compute_s", "teacher_s", "images_per_s", "blocked_s"}
 KILLS = 30
 EPOCHS, PER_EPOCH = 150, 6
 #: Steps between two checkpoints, epochs between two evaluations.

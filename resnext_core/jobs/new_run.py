@@ -79,7 +79,7 @@ def backend_of(run: RunFolder | None) -> str | None:
 
 def _absolute(config: Config) -> Config:
     """Return the configuration with absolute paths: a run is resumed from anywhere."""
-    data, model = config.data, config.model
+    data, model, train = config.data, config.model, config.train
     if data.dir is not None:
         data = dataclasses.replace(data, dir=absolute(data.dir))
     if data.cache is not None:
@@ -88,4 +88,6 @@ def _absolute(config: Config) -> Config:
         data = dataclasses.replace(data, quarantine=os.path.abspath(data.quarantine))
     if model.pretrained is not None:
         model = dataclasses.replace(model, pretrained=os.path.abspath(model.pretrained))
-    return dataclasses.replace(config, data=data, model=model)
+    if train.teacher is not None:
+        train = dataclasses.replace(train, teacher=os.path.abspath(train.teacher))
+    return dataclasses.replace(config, data=data, model=model, train=train)

@@ -26,12 +26,16 @@ from resnext_core.model.preprocess import evaluated_at, preprocess_spec
 from resnext_core.model.spec import ModelSpec
 from resnext_core.model.weights import Weights
 from resnext_core.plugins import PluginSet
+from resnext_core.ranks.collectives import SingleProcess
+from resnext_core.ranks.info import RankInfo
 from resnext_core.runs.folder import RunFolder, check_free, check_writable
 from resnext_core.serving.load import WEIGHTS_SUFFIX, exporters, server_of
 from resnext_core.training.finetune import pretrained_momentum
 from resnext_core.training.ingredients import asked_by, check_ingredients
 from resnext_core.training.initial import build_spec, check_class_count, initial_weights, per_rank
+from resnext_core.training.rules import check_frozen, learning_words, rules_of, state_groups
 from resnext_core.training.sizes import training_size, with_training_size
+from resnext_core.training.teacher import check_teacher, open_teacher
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -128,6 +132,9 @@ class Plan:
         """The weights that a new training starts from; raises the error where they do not fit."""
         lines: list[str] = []
         weights, config = initial_weights(self.config, self.data.train.classes, lines.append, self.stated)
+        frozen, optimizer = config.train.freeze, config.optimizer
+        if frozen or optimizer.stage_lr != 1:
+            lines.append(learning_words(weights.spec, optimizer, frozen))
         return InitialWeights(weights=weights, notes=tuple(lines), config=config)
 
     @property
@@ -231,10 +238,28 @@ def _fits(plan: Plan) -> None:
         check_ingredients(plan.backend, asked_by(config))
     if config.mix.on:
         check_micro_batch(batch // config.train.accumulate)
-    _ = plan.spec  # what speaks against it
+    if config.train.freeze and config.model.pretrained is None:
+        raise UsageError(
+            f"train.freeze {config.train.freeze} would keep random weights as they are: give weights to start from "
+            "with --pretrained, or set train.freeze=0"
+        )
+    check_frozen(plan.spec, config.train.freeze)
     settled = plan.settled
     preprocess = preprocess_spec(settled.preprocess, training_size(settled))
     evaluated_at(preprocess, settled.eval.size, settled.eval.crop_pct)  # what speaks against those
+    _teacher_fits(plan)
+
+
+def _teacher_fits(plan: Plan) -> None:
+    if plan.backend is None:
+        return
+    config, classes, prefer = plan.settled, plan.data.train.classes, plan.backend.id
+    check_teacher(config, classes, plan.plugins, prefer)
+    if plan.world == 1:  # elsewhere the ranks open it: this process keeps off their devices
+        with open_teacher(
+            config, classes, plan.plugins, prefer=prefer, rank=RankInfo(), collectives=SingleProcess()
+        ):
+            pass
 
 
 def _served(plan: Plan) -> None:
@@ -290,9 +315,16 @@ def _room(plan: Plan) -> None:
 
 
 def checkpoint_bytes(spec: ModelSpec, config: Config) -> int:
-    """Return the bytes of a checkpoint's tensors: the weights, the momentum, the EMA."""
+    """Return the bytes of a checkpoint's tensors: the weights, the state of the optimizer, the EMA."""
     every = 4 * sum(t.size for t in spec.tensors)
-    return (2 if config.train.ema_decay is not None else 1) * every + 4 * spec.parameters
+    groups = len(state_groups(config.optimizer))
+    return (2 if config.train.ema_decay is not None else 1) * every + 4 * groups * learned(spec, config)
+
+
+def learned(spec: ModelSpec, config: Config) -> int:
+    """Return how many parameters of the network a training changes: all that are not frozen."""
+    rules = rules_of(spec, config.optimizer, config.train.freeze)
+    return sum(t.size for t in spec.tensors if t.name in rules)
 
 
 def size(count: float) -> str:

@@ -15,10 +15,11 @@ from resnext_core.data.opening import loader_workers
 from resnext_core.data.sampler import steps_per_epoch
 from resnext_core.data.splits import Splits
 from resnext_core.errors import BackendUnavailable, ResnextError
-from resnext_core.jobs.plan import Plan, checkpoint_room, size
+from resnext_core.jobs.plan import Plan, checkpoint_room, learned, size
 from resnext_core.jobs.plan import checkpoint_bytes as checkpoint_bytes
 from resnext_core.model.spec import ModelSpec
 from resnext_core.training.initial import per_rank
+from resnext_core.training.rules import learning_words, state_groups
 from resnext_core.training.schedule import lr_at, scaled_lr
 
 #: Up to this global batch the linear scaling of the learning rate kept the accuracy of ResNet-50 on ImageNet
@@ -43,9 +44,10 @@ class Finding:
 class MemoryEstimate:
     """Bytes that one rank needs in training, besides those of its framework.
 
-    `state`: weights, gradients, momentum, EMA, in float32. `activations`: what the backward pass needs of one
-    micro-batch, the inputs of every convolution and of every batch normalisation. Frameworks add workspaces, and keep
-    a little more or less: take it as an estimate.
+    `state`: weights, gradients, state of the optimizer, EMA, in float32. `activations`: what the backward pass
+    needs of one micro-batch, the inputs of every convolution and of every batch normalisation, as if nothing was
+    frozen. A teacher needs its own memory besides. Frameworks add workspaces, and keep a little more or less: take it
+    as an estimate.
     """
 
     state: int
@@ -58,12 +60,12 @@ class MemoryEstimate:
 
 def training_memory(spec: ModelSpec, config: Config, micro_batch: int) -> MemoryEstimate:
     """Return what a rank needs that computes `micro_batch` images at a time."""
-    trainable = 4 * spec.parameters
+    trainable = 4 * learned(spec, config) * (1 + len(state_groups(config.optimizer)))
     every = 4 * sum(t.size for t in spec.tensors)
     ema = every if config.train.ema_decay is not None else 0
     width = 4 if config.precision.compute == "float32" else 2
     return MemoryEstimate(
-        state=every + 2 * trainable + ema, activations=2 * width * micro_batch * spec.activations
+        state=every + trainable + ema, activations=2 * width * micro_batch * spec.activations
     )
 
 
@@ -94,6 +96,7 @@ def preflight(plan: Plan, found: Iterable[tuple[str, ResnextError]]) -> Iterator
         + (f", {rank_batch} of them on each of {plan.world} ranks" if plan.world > 1 else "")
         + (f"; {left} images, different in each epoch, are dropped" if left else ""),
     )  # fmt: skip
+    yield from _learning(spec, config)
     yield from _lr(config, steps)
     yield from _batch(rank_batch // train.accumulate)
     yield from _augment(config)
@@ -123,6 +126,23 @@ def _data(splits: Splits, unusable: Sequence[ResnextError]) -> Iterator[Finding]
 def _empty(index: Index) -> list[str]:
     present = set(index.labels.tolist())
     return [name for label, name in enumerate(index.classes) if label not in present]
+
+
+def _learning(spec: ModelSpec, config: Config) -> Iterator[Finding]:
+    train, optimizer = config.train, config.optimizer
+    yield Finding(topic="network", level="ok", text=learning_words(spec, optimizer, train.freeze))
+    if optimizer.stage_lr != 1 and config.model.pretrained is None:
+        yield Finding(
+            topic="network", level="warning",
+            text=f"optimizer.stage_lr {optimizer.stage_lr:g} makes early stages learn less, and they are random at "
+            "first: use --pretrained, or set it to 1",
+        )  # fmt: skip
+    if train.teacher is not None:
+        yield Finding(
+            topic="teacher", level="ok",
+            text=f"{train.teacher}: {train.teacher_weight:.0%} of the loss, at temperature "
+            f"{train.teacher_temperature:g}",
+        )  # fmt: skip
 
 
 def _lr(config: Config, steps: int) -> Iterator[Finding]:
@@ -189,7 +209,7 @@ def _memory(spec: ModelSpec, config: Config, micro_batch: int, world: int) -> It
     yield Finding(
         topic="memory", level="ok",
         text=f"about {size(need.total)} on each device, plus the framework's own: {size(need.state)} weights, "
-        f"gradients and momentum, {size(need.activations)} activations of {micro_batch} images in "
+        f"gradients and state of the optimizer, {size(need.activations)} activations of {micro_batch} images in "
         f"{config.precision.compute}; on the host {size(host)} per process, and "
         f"{workers} loader workers",
     )  # fmt: skip

@@ -121,7 +121,13 @@ def resolve(
         layers.append(read_recipe(recipe, plugins))
     config, sources = load_config([*layers, *settings.layers()], plugins.option_types())
     data = config.data  # its folder and parts may be URLs
-    for given in (data.quarantine, data.cache, config.model.pretrained, config.output.dir):
+    for given in (
+        data.quarantine,
+        data.cache,
+        config.model.pretrained,
+        config.train.teacher,
+        config.output.dir,
+    ):
         local_path(given or "")
     return Resolved(config=config, sources=sources)
 

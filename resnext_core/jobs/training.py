@@ -27,6 +27,7 @@ from resnext_core.runs.records import Listener, Note
 from resnext_core.training.initial import per_rank
 from resnext_core.training.loop import fit
 from resnext_core.training.sizes import training_preprocess
+from resnext_core.training.teacher import distillation, open_teacher
 from resnext_core.training.trainer import create_trainer
 from resnext_core.training.training import Training
 
@@ -62,6 +63,18 @@ def training_job(
     weights = weights.replace(named=splits.train.named)
     per_rank(config, rank.world, len(splits.train))
     with ExitStack() as stack:
+        teacher = stack.enter_context(
+            open_teacher(
+                config,
+                splits.train.classes,
+                plan.plugins,
+                prefer=backend.id,
+                rank=rank,
+                collectives=collectives,
+            )
+        )
+        if teacher is not None:
+            listen(Note(text=teacher.note))
         train_loader = stack.enter_context(
             Loader(
                 splits.train, training_preprocess(config, weights.preprocess), config.augment, seed=config.train.seed,
@@ -80,7 +93,7 @@ def training_job(
         yield Training(
             config=config, weights=weights, train=splits.train, train_loader=train_loader, val=splits.val,
             val_loader=val_loader, rank=rank, collectives=collectives, run=run,
-            steps_per_call=backend.steps_per_call, listen=listen,
+            steps_per_call=backend.steps_per_call, listen=listen, teacher=teacher,
         )  # fmt: skip
 
 
@@ -92,7 +105,8 @@ def train_request(
         weights=weights, optimizer=config.optimizer, loss=config.loss, precision=config.precision,
         batch_size=config.train.batch_size // rank.world, accumulate=config.train.accumulate,
         ema_decay=config.train.ema_decay, skip_nonfinite=config.train.nonfinite == "skip", mixes=config.mix.on,
-        drops=config.model.stochastic_depth > 0, frozen=config.train.freeze,
+        drops=config.model.stochastic_depth > 0, distillation=distillation(config.train),
+        frozen=config.train.freeze,
         seed=config.train.seed, rank=rank, collectives=collectives,
         options=config.backends.get(backend.id),
     )  # fmt: skip

@@ -230,8 +230,8 @@ def resize_plain(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[
     return _bilinear(pixels, height, width, slice(0, height), slice(0, width))
 
 
-def normalize(images: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.float32]:
-    """Turn uint8 (N, H, W, 3) into float32 (N, 3, H, W): (x − mean) / std for each colour."""
+def normalize(images: NDArray[Any], spec: PreprocessSpec) -> NDArray[np.float32]:
+    """Turn uint8 or float32 (N, H, W, 3) into float32 (N, 3, H, W): (x − mean) / std for each colour."""
     import numpy as np
 
     mean = np.asarray(spec.mean, np.float32)[:, None, None]

@@ -71,7 +71,8 @@ class Train(Record):
 
     `loss` is the mean of the finite ones, None without any. `seconds` are those of training, of which `wait_s` passed
     waiting for data and `compute_s` in the backend; in `copy_s` of the latter the device waited for its images (None:
-    not measured). `nonfinite_steps` had no finite loss; `overflow_steps` counts the skipped steps of the whole run.
+    not measured), in `teacher_s` of it the teacher computed (None: there is none). `nonfinite_steps` had no finite
+    loss; `overflow_steps` counts the skipped steps of the whole run.
     """
 
     kind: ClassVar[str] = "train"
@@ -83,6 +84,7 @@ class Train(Record):
     wait_s: float
     compute_s: float
     copy_s: float | None = None
+    teacher_s: float | None = None
     images_per_s: float
     nonfinite_steps: int = 0
     overflow_steps: int

@@ -20,6 +20,7 @@ from resnext_core.model.spec import VARIANTS, ModelSpec
 from resnext_core.model.weights import Weights
 from resnext_core.runs.checkpoint import load_checkpoint
 from resnext_core.serving.load import find_model
+from resnext_core.training.rules import UPDATES, rules_of, state_groups
 from resnext_core.training.sizes import training_size, with_training_size
 
 
@@ -120,28 +121,35 @@ def _with_preprocessing_of(weights: Weights, config: Config, stated: Collection[
 
 
 def pretrained_momentum(config: Config, spec: ModelSpec) -> dict[str, NDArray[Any]]:
-    """Return ``momentum/<name>`` of ``model.pretrained`` for a network `spec`, but for a replaced head.
+    """Return the optimizer state of ``model.pretrained`` for a network `spec`, but for a replaced head, by key.
 
-    Raises DataError where it is no checkpoint folder, or has no momentum that fits.
+    Only tensors that learn have one. Raises DataError where it is no checkpoint folder, or has no state that fits.
     """
     assert config.model.pretrained is not None
     path = Path(config.model.pretrained)
     folder = path if (path / "state.json").is_file() else find_model(path).parent
     found = load_checkpoint(folder).state.tensors
-    momentum: dict[str, NDArray[Any]] = {}
-    for tensor in spec.tensors:
-        key = f"momentum/{tensor.name}"
-        array = found.get(key)
-        if not tensor.trainable or (
-            array is not None and array.shape != tensor.shape and "fc_" in tensor.role
-        ):
-            continue
-        if array is None or array.shape != tensor.shape:
-            raise DataError(
-                f"{folder} has no matching momentum for {tensor.name}; set model.pretrained_momentum=false"
-            )
-        momentum[key] = array
-    return momentum
+    optimizer = config.optimizer
+    if (UPDATES in found) != (optimizer.kind != "sgd"):
+        raise DataError(
+            f"{folder} has the state of another optimizer than {optimizer.kind}; set model.pretrained_momentum=false"
+        )
+    state = {UPDATES: found[UPDATES]} if UPDATES in found else {}
+    learning = rules_of(spec, optimizer, config.train.freeze)
+    for group, what in state_groups(optimizer).items():
+        for tensor in spec.tensors:
+            key = f"{group}/{tensor.name}"
+            array = found.get(key)
+            if tensor.name not in learning or (
+                array is not None and array.shape != tensor.shape and "fc_" in tensor.role
+            ):
+                continue
+            if array is None or array.shape != tensor.shape:
+                raise DataError(
+                    f"{folder} has no matching {what} for {tensor.name}; set model.pretrained_momentum=false"
+                )
+            state[key] = array
+    return state
 
 
 def _with_new_head(weights: Weights, classes: Sequence[str], seed: int) -> Weights:

@@ -29,8 +29,12 @@ def fit(trainer: Trainer, training: Training, resume: Checkpoint | None = None) 
             for epoch in epochs:
                 meter = session.start_meter(epoch)
                 for steps in epoch.chunks():
-                    with session.holding_errors(), meter.waiting():
-                        batches = epoch.mixed(steps, islice(loaded, len(steps) if session.goes_on else 0))
+                    with session.holding_errors():
+                        with meter.waiting():
+                            batches = epoch.mixed(steps, islice(loaded, len(steps) if session.goes_on else 0))
+                        if training.teacher is not None:
+                            with meter.teaching():
+                                batches = training.teacher.taught(batches)
                     exchange_news(session)  # the run ends here where a rank has failed or is asked to stop
                     if steps.stop == epoch.steps.stop:
                         read_ahead(session, epoch.number)

@@ -25,6 +25,7 @@ class Meter:
         self._losses: list[float] = []
         self._wait = self._compute = 0.0
         self._copy: float | None = None
+        self._teacher: float | None = None
         self._started = time.perf_counter()
 
     @property
@@ -45,6 +46,14 @@ class Meter:
         started = time.perf_counter()
         yield
         self._compute += time.perf_counter() - started
+
+    @contextmanager
+    def teaching(self) -> Iterator[None]:
+        """Count the time of the block as computing, by the teacher."""
+        started = time.perf_counter()
+        with self.computing():
+            yield
+        self._teacher = (self._teacher or 0.0) + time.perf_counter() - started
 
     def add(self, step: int, losses: NDArray[Any], lr: float, *, copy: float | None) -> None:
         """Add the steps that end at `step`, with their `losses` and the last `lr`.
@@ -71,6 +80,7 @@ class Meter:
                 step=self._step, epoch=self._epoch, loss=mean_of_finite(self._losses), lr=self._lr, images=images,
                 seconds=round(seconds, 4), wait_s=round(self._wait, 4), compute_s=round(self._compute, 4),
                 copy_s=None if self._copy is None else round(self._copy, 4),
+                teacher_s=None if self._teacher is None else round(self._teacher, 4),
                 images_per_s=round(images / seconds, 2),
                 nonfinite_steps=int(np.count_nonzero(~np.isfinite(self._losses))),
                 overflow_steps=int(counters["overflow_steps"]), loss_scale=counters["loss_scale"],

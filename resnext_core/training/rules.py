@@ -27,11 +27,15 @@ class TensorRule:
 
 def tensor_rules(request: TrainRequest) -> dict[str, TensorRule]:
     """Return the rule of every tensor that learns, by name, in the order of the ModelSpec."""
-    spec, optimizer = request.weights.spec, request.optimizer
+    return rules_of(request.weights.spec, request.optimizer, request.frozen)
+
+
+def rules_of(spec: ModelSpec, optimizer: OptimizerConfig, frozen: int) -> dict[str, TensorRule]:
+    """Return the rule of every tensor of `spec` that learns while the first `frozen` parts do not."""
     return {
         tensor.name: _rule(spec, tensor, optimizer)
         for tensor in spec.tensors
-        if tensor.trainable and part_of(tensor.name) >= request.frozen
+        if tensor.trainable and part_of(tensor.name) >= frozen
     }
 
 
@@ -65,6 +69,22 @@ def check_frozen(spec: ModelSpec, frozen: int) -> None:
         )
 
 
+def learning_words(spec: ModelSpec, optimizer: OptimizerConfig, frozen: int) -> str:
+    """Return in words how many parameters learn, what is frozen, and which rates the parts have."""
+    rules = rules_of(spec, optimizer, frozen)
+    text = f"{spec.parameters:,} parameters learn"
+    if frozen:
+        stages = f"stage{'s 1 to' * (frozen > 2)} {frozen - 1}"
+        kept = f"the stem and {stages} are frozen" if frozen > 1 else "the stem is frozen"
+        learned = sum(tensor.size for tensor in spec.tensors if tensor.name in rules)
+        text = f"{learned:,} of {text}; {kept}, with the batch statistics"
+    if optimizer.stage_lr == 1:
+        return text
+    scales = {part_of(name): rule.lr_scale for name, rule in rules.items()}
+    rates = ", ".join(f"{_part_name(part)} {scale:.3g}" for part, scale in sorted(scales.items()))
+    return f"{text}; the learning rate is multiplied by: {rates}"
+
+
 def state_groups(optimizer: OptimizerConfig) -> Mapping[str, str]:
     """Return the groups of optimizer state of each learning tensor, with what they hold."""
     if optimizer.kind == "sgd":
@@ -74,6 +94,10 @@ def state_groups(optimizer: OptimizerConfig) -> Mapping[str, str]:
 
 #: The state that LAMB and AdamW have besides: the number of steps taken, float32 (1,).
 UPDATES = "optimizer/updates"
+
+
+def _part_name(part: int) -> str:
+    return {0: "stem", _CLASSIFIER: "classifier"}.get(part, f"stage {part}")
 
 
 def _rule(spec: ModelSpec, tensor: TensorSpec, optimizer: OptimizerConfig) -> TensorRule:

@@ -203,13 +203,16 @@ class Session:
 
 
 #: What a user sets for facts of a run whose names do not say it.
-_KEYS = {"repeats": "augment.repeats", "image_size": "model.image_size"}
+_KEYS = {
+    "repeats": "augment.repeats", "image_size": "model.image_size", "freeze": "train.freeze",
+    "teacher": "train.teacher",
+}  # fmt: skip
 
 
 def _check_same(training: Training, resume: Checkpoint) -> None:
     now = training.facts()
-    # Checkpoints of release 0.1 have neither.
-    then = {"repeats": 1, "image_size": now["image_size"], **resume.run}
+    # Checkpoints of earlier releases do not have them.
+    then = {"repeats": 1, "image_size": now["image_size"], "freeze": 0, "teacher": None, **resume.run}
     changed = [f"{_KEYS.get(k, k)} was {then.get(k)} and is {v}" for k, v in now.items() if then.get(k) != v]
     if changed:
         raise DataError(

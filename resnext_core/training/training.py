@@ -25,11 +25,15 @@ from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.records import Listener, Saved
 from resnext_core.training.schedule import lrs, scaled_lr
 from resnext_core.training.sizes import training_preprocess
+from resnext_core.training.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Training:
-    """Everything a training is made of. Without `val` nothing is evaluated; `listen` gets every record."""
+    """Everything a training is made of. Without `val` nothing is evaluated; `listen` gets every record.
+
+    `teacher` is whose predictions are learnt too, opened on this rank; None without one.
+    """
 
     config: Config
     weights: Weights
@@ -42,6 +46,7 @@ class Training:
     run: RunFolder
     steps_per_call: int
     listen: Listener
+    teacher: Teacher | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -105,7 +110,7 @@ class Training:
         )  # fmt: skip
 
     def facts(self) -> dict[str, Any]:
-        """Return what a resumed run must share with its checkpoint for the same images to be seen."""
+        """Return what a resumed run must share with its checkpoint to be the same training."""
         train = self.config.train
         return {
             "seed": train.seed,
@@ -115,6 +120,8 @@ class Training:
             "variant": self.weights.spec.variant,
             "repeats": self.config.augment.repeats,
             "image_size": training_preprocess(self.config, self.weights.preprocess).size,
+            "freeze": train.freeze,
+            "teacher": None if self.teacher is None else self.teacher.identity,
         }
 
 

@@ -58,7 +58,7 @@ def test_a_sound_training(cli: CommandLine, photos: Path, recipe: Path) -> None:
     assert [n["level"] for found in notes.values() for n in found] == ["ok"] * len(notes)
     assert notes["data"][0]["text"] == "train 48, val 23 images, 6 classes"
     assert notes["steps"][0]["text"] == "9 epochs of 3 steps, 16 images a step"
-    assert set(notes) == {"backend", "data", "decoder", "steps", "lr", "memory", "disk"}
+    assert set(notes) == {"backend", "data", "decoder", "steps", "network", "lr", "memory", "disk"}
 
 
 def test_a_run_folder_is_its_own_configuration(cli: CommandLine, finished_run: Path) -> None:

@@ -32,7 +32,7 @@ LINES: dict[str, Record] = {
     ),
     (
         '{"kind": "train", "step": 20, "epoch": 2, "loss": 1.75, "lr": 0.05, "images": 160, "seconds": 2.5, '
-        '"wait_s": 0.25, "compute_s": 2.0, "copy_s": null, "images_per_s": 64.0, "nonfinite_steps": 1, '
+        '"wait_s": 0.25, "compute_s": 2.0, "copy_s": null, "teacher_s": null, "images_per_s": 64.0, "nonfinite_steps": 1, '
         '"overflow_steps": 3, "loss_scale": 1024.0, "time": 2}'
     ): Train(
         step=20, epoch=2, loss=1.75, lr=0.05, images=160, seconds=2.5, wait_s=0.25, compute_s=2.0, images_per_s=64.0,
@@ -82,7 +82,7 @@ def test_fields_of_a_newer_version_are_kept(line: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "absent"),
-    [("train", "copy_s"), ("train", "nonfinite_steps"), ("checkpoint", "blocked_s"), ("start", "decoder")],
+    [("train", "copy_s"), ("train", "teacher_s"), ("train", "nonfinite_steps"), ("checkpoint", "blocked_s"), ("start", "decoder")],
 )
 def test_fields_that_an_older_version_did_not_write(kind: str, absent: str) -> None:
     older = next(json.loads(line) for line in LINES if json.loads(line)["kind"] == kind)
