@@ -82,7 +82,13 @@ def test_fields_of_a_newer_version_are_kept(line: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "absent"),
-    [("train", "copy_s"), ("train", "teacher_s"), ("train", "nonfinite_steps"), ("checkpoint", "blocked_s"), ("start", "decoder")],
+    [
+        ("train", "copy_s"),
+        ("train", "teacher_s"),
+        ("train", "nonfinite_steps"),
+        ("checkpoint", "blocked_s"),
+        ("start", "decoder"),
+    ],
 )
 def test_fields_that_an_older_version_did_not_write(kind: str, absent: str) -> None:
     older = next(json.loads(line) for line in LINES if json.loads(line)["kind"] == kind)
