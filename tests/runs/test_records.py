@@ -32,8 +32,8 @@ LINES: dict[str, Record] = {
     ),
     (
         '{"kind": "train", "step": 20, "epoch": 2, "loss": 1.75, "lr": 0.05, "images": 160, "seconds": 2.5, '
-        '"wait_s": 0.25, "compute_s": 2.0, "copy_s": null, "teacher_s": null, "images_per_s": 64.0, "nonfinite_steps": 1, '
-        '"overflow_steps": 3, "loss_scale": 1024.0, "time": 2}'
+        '"wait_s": 0.25, "compute_s": 2.0, "copy_s": null, "teacher_s": null, "images_per_s": 64.0, '
+        '"nonfinite_steps": 1, "overflow_steps": 3, "loss_scale": 1024.0, "time": 2}'
     ): Train(
         step=20, epoch=2, loss=1.75, lr=0.05, images=160, seconds=2.5, wait_s=0.25, compute_s=2.0, images_per_s=64.0,
         nonfinite_steps=1, overflow_steps=3, loss_scale=1024.0, time=2,
