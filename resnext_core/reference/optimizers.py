@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from resnext_core.config import OptimizerConfig
 from resnext_core.interfaces import AGC_EPS, AGC_LEAST, CLIP_EPS, TrainRequest
 from resnext_core.reference.ops import Array
-from resnext_core.training.rules import UPDATES, TensorRule, state_groups, tensor_rules
+from resnext_core.training.rules import UPDATES, TensorRule, epsilon, state_groups, tensor_rules
 
 
 class Optimizer:
@@ -74,13 +73,6 @@ class Optimizer:
         update = mean / (root / math.sqrt(correction) + eps) + rule.weight_decay * weight
         ratio = trust_ratio(weight, update, clip=self.config.trust_clip) if rule.trust else 1.0
         weight -= lr * ratio * update
-
-
-def epsilon(config: OptimizerConfig) -> float:
-    """Return the ε of LAMB (1e-6 unless set) or AdamW (1e-8), the defaults of timm and PyTorch."""
-    if config.eps is not None:
-        return config.eps
-    return 1e-6 if config.kind == "lamb" else 1e-8
 
 
 def bias_correction(beta: float, updates: float) -> float:

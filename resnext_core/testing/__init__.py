@@ -20,11 +20,14 @@ pytest.register_assert_rewrite(
         f"resnext_core.testing.{name}"
         for name in (
             "cases",
+            "compare",
+            "networks",
             "kinks",
+            "updates",
             "identity",
             "prediction",
             "optimizer",
-            "mixing",
+            "ingredients",
             "overflow",
             "resume",
             "export",

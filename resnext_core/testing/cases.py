@@ -1,131 +1,41 @@
-"""Small networks, batches and training set-ups, what the oracle says of them, and how to compare."""
+"""Training set-ups, and what the oracle says of them."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
-from resnext_core.interfaces import (
-    Backend,
-    Batch,
-    Mix,
-    Predictor,
-    PredictRequest,
-    TrainRequest,
-    TrainState,
-)
-from resnext_core.model.init import random_weights
-from resnext_core.model.preprocess import PreprocessSpec
-from resnext_core.model.spec import ModelSpec
+from resnext_core.interfaces import Batch, Distillation, Ingredient, Mix, TrainRequest, TrainState
 from resnext_core.model.weights import Weights
 from resnext_core.ranks.collectives import Collectives, SingleProcess
 from resnext_core.ranks.info import RankInfo
-from resnext_core.reference import plugin as reference
-from resnext_core.reference.options import ReferenceOptions
-from resnext_core.testing.kinks import exact_steps
-from resnext_core.training.trainer import Trainer, create_trainer
+from resnext_core.testing.compare import GRADIENT_TOLERANCE as GRADIENT_TOLERANCE
+from resnext_core.testing.compare import LOW_TOLERANCE as LOW_TOLERANCE
+from resnext_core.testing.compare import TOLERANCE as TOLERANCE
+from resnext_core.testing.compare import assert_close as assert_close
+from resnext_core.testing.compare import assert_states_identical as assert_states_identical
+from resnext_core.testing.compare import assert_tensors_close as assert_tensors_close
+from resnext_core.testing.compare import relative_error as relative_error
+from resnext_core.testing.kinks import away_from_kinks
+from resnext_core.testing.networks import SINGLE as SINGLE
+from resnext_core.testing.networks import SPECS as SPECS
+from resnext_core.testing.networks import batch as batch
+from resnext_core.testing.networks import images as images
+from resnext_core.testing.networks import normalized as normalized
+from resnext_core.testing.networks import oracle as oracle
+from resnext_core.testing.networks import oracle_predictor as oracle_predictor
+from resnext_core.testing.networks import oracle_trainer as oracle_trainer
+from resnext_core.testing.networks import weights as weights
+from resnext_core.training.ingredients import asked_by_request
+from resnext_core.training.rules import UPDATES, state_groups, tensor_rules
+from resnext_core.training.trainer import Trainer
 
-#: max |difference| over max |value|, in float32: logits, weights after a step, losses.
-TOLERANCE = 1e-5
-#: The same for momentum, which is a gradient: sums of many terms of both signs.
-GRADIENT_TOLERANCE = 1e-4
-#: The same in float16 and bfloat16.
-LOW_TOLERANCE = 2e-2
-SINGLE = RankInfo()
 PREDICT_BATCH = 4
-
-
-def _spec(name: str, **fields: object) -> ModelSpec:
-    values = {"groups": 1, "base_width": 64, "stem_width": 8, "num_classes": 5} | fields
-    return ModelSpec(variant=f"contract_{name}", **values)  # type: ignore[arg-type]
-
-
-#: Every kind of layer and of shape: both stems and paddings, one, few and as many groups as channels,
-#: shortcuts with and without projection, odd sizes of the image and on the way down, two classes and odd numbers.
-SPECS: Mapping[str, ModelSpec] = {
-    "cifar": _spec("cifar", stem="cifar", depths=(1, 2), groups=4, base_width=16, image_size=14),
-    "same": _spec("same", depths=(1, 1), groups=32, base_width=8, image_size=24, num_classes=2),
-    "same-odd": _spec("same_odd", depths=(1, 1), groups=2, base_width=32, image_size=27, num_classes=7),
-    "symmetric": _spec("symmetric", depths=(1, 1), groups=1, image_size=24, pool_padding="symmetric"),
-    "one-stage": _spec(
-        "one_stage", stem="cifar", depths=(2,), groups=4, base_width=32, image_size=9, num_classes=11
-    ),
-}
-
-
-@functools.cache
-def weights(name: str, seed: int = 3) -> Weights:
-    """Return weights of a network of SPECS in which every element matters to the logits.
-
-    Running statistics are made to fit the network, so that logits are about the image and not about biases.
-    Mean and standard deviation of the colours are not ImageNet's, so that constants in code are found.
-    """
-    raw = _raw_weights(name, seed)
-    steps = 20  # the random start fades to 0.9 ** 20
-    case = TrainCase(
-        network=name,
-        batch_size=8,
-        lrs=(0.0,) * steps,
-        optimizer=OptimizerConfig(momentum=0.0, weight_decay=0.0),
-        loss=LossConfig(),
-    )
-    trainer = oracle_trainer(case.request(network=raw))
-    trainer.run_steps([batch(name, 8, seed=200 + step) for step in range(steps)], case.lr_array())
-    state = trainer.state()
-    trainer.close()
-    return raw.replace(tensors={t.name: state.tensors[f"weights/{t.name}"] for t in raw.spec.tensors})
-
-
-def _raw_weights(name: str, seed: int) -> Weights:
-    spec = SPECS[name]
-    tensors = random_weights(spec, seed)
-    tensors["fc.weight"] *= 3
-    return Weights(
-        spec=spec,
-        preprocess=PreprocessSpec(
-            size=spec.image_size, resize=spec.image_size, mean=(141.0, 117.0, 87.0), std=(71.0, 53.0, 37.0)
-        ),
-        classes=tuple(f"class {i}" for i in range(spec.num_classes)),
-        tensors=tensors,
-    )
-
-
-def images(name: str, count: int, seed: int = 5) -> NDArray[np.uint8]:
-    """Return uint8 (count, H, W, 3), coarse blocks under noise; read-only, as nobody may write into it."""
-    size = SPECS[name].image_size
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 128, (count, -(-size // 6), -(-size // 6), 3))
-    blocks = coarse.repeat(6, axis=1).repeat(6, axis=2)[:, :size, :size]
-    pixels = (blocks + rng.integers(0, 128, (count, size, size, 3))).astype(np.uint8)
-    pixels.flags.writeable = False
-    return pixels
-
-
-def normalized(name: str, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return (pixels - mean) / std as float32 (N, 3, H, W), computed here and not by what is tested."""
-    preprocess = weights(name).preprocess
-    values = (pixels.astype(np.float64) - preprocess.mean) / preprocess.std
-    return np.ascontiguousarray(values.transpose(0, 3, 1, 2), dtype=np.float32)
-
-
-def batch(name: str, count: int, seed: int, valid: str = "") -> Batch:
-    """Return a labelled training batch; its arrays are read-only.
-
-    `valid` has a 0 for each row that could not be read, and is empty where all could. Such a row is black and has a
-    label, or none where its number is odd.
-    """
-    labels = np.random.default_rng(seed + 1000).integers(0, SPECS[name].num_classes, count, dtype=np.int32)
-    pixels, mask = images(name, count, seed).copy(), np.array([c == "1" for c in valid or "1" * count])
-    pixels[~mask] = 0
-    labels[~mask & (np.arange(count) % 2 == 1)] = -1
-    for array in (pixels, labels, mask):
-        array.flags.writeable = False
-    return Batch(images=pixels, labels=labels, index=np.arange(count, dtype=np.int64), valid=mask)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +43,9 @@ class TrainCase:
     """A training set-up; one step a learning rate.
 
     `valid` are the valid rows of the first steps, see :func:`batch`, and `mix` how those are mixed: empty, or a Mix for
-    each of `accumulate` micro-batches. Without any the training does not mix.
+    each of `accumulate` micro-batches. Without any the training does not mix. With `drops` every branch of a block is
+    left out or not, row by row; `distillation` comes with a teacher's predictions. `ema_decays` and `sizes`, the side
+    of the images, are those of each step; empty where they do not change.
     """
 
     network: str
@@ -146,20 +58,69 @@ class TrainCase:
     ema_decay: float | None = None
     valid: tuple[str, ...] = ()
     mix: tuple[tuple[Mix, ...], ...] = ()
+    drops: bool = False
+    distillation: Distillation | None = None
+    frozen: int = 0
+    logit_offsets: tuple[float, ...] = ()
+    ema_decays: tuple[float, ...] = ()
+    sizes: tuple[int, ...] = ()
     seed: int = 20
+
+    @property
+    def asked(self) -> frozenset[Ingredient]:
+        """What an engine must be able to do to run it."""
+        changing: dict[Ingredient, bool] = {"ema-schedule": bool(self.ema_decays), "sizes": bool(self.sizes)}
+        return asked_by_request(self.request()) | {name for name, wanted in changing.items() if wanted}
 
     def batches(self) -> list[Batch]:
         """Return a batch for every step, all different; `seed` is that of the first one."""
-        valid = self.valid + ("",) * (len(self.lrs) - len(self.valid))
-        mixes = self.mix + ((),) * (len(self.lrs) - len(self.mix))
-        return [
-            replace(batch(self.network, self.batch_size, seed=self.seed + i, valid=v), mix=mix)
-            for i, (v, mix) in enumerate(zip(valid, mixes, strict=True))
-        ]
+        steps = len(self.lrs)
+        valid, mixes = self.valid + ("",) * steps, self.mix + ((),) * steps
+        sizes = self.sizes or (SPECS[self.network].image_size,) * steps
+        made = []
+        for step in range(steps):
+            seed = self.seed + step
+            one = batch(self.network, self.batch_size, seed, valid[step], sizes[step])
+            made.append(
+                replace(one, mix=mixes[step], branches=self._branches(seed), teacher=self._teacher(seed))
+            )
+        return made
+
+    def _branches(self, seed: int) -> NDArray[np.float32] | None:
+        """Return what each row's branches are multiplied by: 0, or 1 over the share of a block that stays."""
+        if not self.drops:
+            return None
+        stay = np.linspace(0.75, 0.5, len(SPECS[self.network].blocks))
+        kept = np.random.default_rng(seed + 2000).random((self.batch_size, len(stay))) < stay
+        branches: NDArray[np.float32] = np.where(kept, 1 / stay, 0).astype(np.float32)
+        branches.flags.writeable = False
+        return branches
+
+    def _teacher(self, seed: int) -> NDArray[np.float32] | None:
+        """Return the probabilities that a teacher gives the rows, those that are not valid too."""
+        if self.distillation is None:
+            return None
+        shape = (self.batch_size, SPECS[self.network].num_classes)
+        odds = np.exp(2 * np.random.default_rng(seed + 3000).normal(size=shape))
+        teacher: NDArray[np.float32] = (odds / odds.sum(axis=1, keepdims=True)).astype(np.float32)
+        teacher.flags.writeable = False
+        return teacher
 
     def lr_array(self) -> NDArray[np.float32]:
         """Return the learning rates as a trainer takes them."""
         return np.array(self.lrs, np.float32)
+
+    def take(
+        self, trainer: Trainer, steps: slice = slice(None), batches: Sequence[Batch] | None = None
+    ) -> NDArray[np.float32]:
+        """Have `trainer` take these steps in one call and return the losses.
+
+        `batches` are those that a rank has of all steps, None the case's own.
+        """
+        given = self.batches() if batches is None else batches
+        decays = np.array(self.ema_decays)[steps] if self.ema_decays else None
+        losses: NDArray[np.float32] = trainer.run_steps(given[steps], self.lr_array()[steps], decays)
+        return losses
 
     def request(
         self,
@@ -179,6 +140,10 @@ class TrainCase:
             accumulate=max(self.accumulate // rank.world, 1),
             ema_decay=self.ema_decay,
             mixes=bool(self.mix),
+            drops=self.drops,
+            distillation=self.distillation,
+            frozen=self.frozen,
+            logit_offsets=np.array(self.logit_offsets, np.float32) if self.logit_offsets else None,
             rank=rank,
             collectives=collectives or SingleProcess(),
         )
@@ -187,6 +152,8 @@ class TrainCase:
 #: Together they use every option of an optimizer step. Rates and decay are high, so that a mistake shows; in "bare"
 #: everything that can be 0 is. Some steps have rows that are not valid, unevenly spread over micro-batches and ranks,
 #: some have no others. The seeds are such that no step comes near to a kink, which :func:`oracle_run` asserts.
+#: Where a gradient is divided by its own size, eps is of that size too: else an update is the sign of a gradient, and
+#: that of one which is nearly 0 is the rounding's choice.
 TRAIN_CASES: Mapping[str, TrainCase] = {
     "plain": TrainCase(
         network="cifar",
@@ -252,6 +219,104 @@ TRAIN_CASES: Mapping[str, TrainCase] = {
         loss=LossConfig(smoothing=0.1, smoothing_form="others"),
         seed=1135,
     ),
+    # The stem is frozen, with its batch statistics; all else learns at rates and decays of its own.
+    "nesterov": TrainCase(
+        network="same",
+        batch_size=4,
+        lrs=(0.05, 0.02, 0.0, 0.04),
+        valid=("", "1101", "", "0000"),
+        optimizer=OptimizerConfig(
+            momentum=0.9, nesterov=True, weight_decay=0.05, decay_norm=True, decay_bias=True, stage_lr=0.6
+        ),
+        loss=LossConfig(smoothing=0.1),
+        ema_decay=0.8,
+        frozen=1,
+        seed=20,
+    ),
+    # Everything but the classifier is frozen.
+    "head": TrainCase(
+        network="one-stage",
+        batch_size=3,
+        lrs=(0.2, 0.1, 0.1),
+        valid=("", "101", ""),
+        optimizer=OptimizerConfig(momentum=0.7, weight_decay=0.03, decay_bias=True, clip_norm=3.3),
+        loss=LossConfig(kind="bce", smoothing=0.1, smoothing_form="uniform", bce_sum=True),
+        frozen=2,
+        seed=40,
+    ),
+    "lamb": TrainCase(
+        network="symmetric",
+        # As three ranks of two micro-batches, as two of three, or as one of six.
+        batch_size=12,
+        accumulate=6,
+        lrs=(0.03, 0.05, 0.02),
+        valid=("111000111101", "", "000001110000"),
+        optimizer=OptimizerConfig(kind="lamb", weight_decay=0.1, betas=(0.8, 0.95), eps=0.05, clip_norm=4.0),
+        loss=LossConfig(smoothing=0.1, smoothing_form="uniform"),
+        precision=PrecisionConfig(loss_scale="dynamic", scale=1024.0, growth_interval=2),
+        ema_decay=0.9,
+        ema_decays=(0.0, 1.0, 0.7),
+        drops=True,
+        seed=80,
+    ),
+    # Some tensors have a trust ratio below 1 and some above it, which is cut off.
+    "lamb-all": TrainCase(
+        network="cifar",
+        batch_size=6,
+        lrs=(0.05, 0.02, 0.03),
+        valid=("", "100111", "000000"),
+        optimizer=OptimizerConfig(
+            kind="lamb",
+            weight_decay=0.05,
+            decay_norm=True,
+            eps=0.02,
+            trust_all=True,
+            trust_clip=True,
+            stage_lr=0.7,
+        ),
+        loss=LossConfig(smoothing=0.1),
+        seed=380,
+    ),
+    "adamw": TrainCase(
+        network="same-odd",
+        batch_size=6,
+        accumulate=2,
+        lrs=(0.02, 0.01, 0.03),
+        valid=("", "", "110111"),
+        mix=(
+            (Mix(kind="mixup", lam=0.4, partner="rolled"), Mix(kind="mixup", lam=0.1)),
+            (),
+            (Mix(kind="cutmix", lam=1 - 14 * 20 / 729, box=(3, 0, 17, 20)), Mix(kind="mixup", lam=0.7)),
+        ),
+        optimizer=OptimizerConfig(kind="adamw", weight_decay=0.3, betas=(0.7, 0.9), eps=0.02),
+        # What a mixed row has of each of its two classes, smoothed, is 0.37 and 0.55, 0.1 and 0.83, or so.
+        loss=LossConfig(kind="bce", smoothing=0.1, smoothing_form="uniform", bce_threshold=0.2),
+        precision=PrecisionConfig(loss_scale="fixed", scale=64.0),
+        seed=80,
+    ),
+    "agc": TrainCase(
+        network="cifar",
+        batch_size=6,
+        accumulate=2,
+        lrs=(0.1, 0.05, 0.02),
+        valid=("", "100111", ""),
+        # Some channels are clipped, and some are not.
+        optimizer=OptimizerConfig(momentum=0.9, weight_decay=0.01, agc=0.3),
+        loss=LossConfig(smoothing=0.1),
+        distillation=Distillation(weight=0.3, temperature=2.5),
+        logit_offsets=(-1.5, 0.5, -0.25, 1.0, 0.75),
+        drops=True,
+        seed=180,
+    ),
+    "sizes": TrainCase(
+        network="same",
+        batch_size=4,
+        lrs=(0.05, 0.02, 0.03),
+        sizes=(16, 24, 21),
+        optimizer=OptimizerConfig(momentum=0.9, weight_decay=0.01),
+        loss=LossConfig(smoothing=0.1),
+        seed=40,
+    ),
 }
 
 
@@ -261,28 +326,6 @@ class StepResult:
 
     loss: float
     state: TrainState
-
-
-# -- the oracle ----------------------------------------------------------------------------------
-
-
-@functools.cache
-def oracle() -> Backend:
-    """Return the record of core's reference backend."""
-    return next(iter(reference.resnext_backends()))
-
-
-def oracle_predictor(network: Weights) -> Predictor:
-    """Return the reference predictor of `network` in float64."""
-    make = oracle().predictor
-    assert make is not None
-    options = ReferenceOptions(compute="float64")
-    return make(PredictRequest(weights=network, rank=SINGLE, options=options))
-
-
-def oracle_trainer(request: TrainRequest) -> Trainer:
-    """Return the reference trainer of `request`; ask for float64 in its precision."""
-    return create_trainer(oracle(), request)
 
 
 def oracle_precision(case: TrainCase) -> PrecisionConfig:
@@ -297,49 +340,12 @@ def oracle_run(case_name: str) -> tuple[StepResult, ...]:
     case = TRAIN_CASES[case_name]
     trainer = oracle_trainer(case.request(precision=oracle_precision(case)))
     results = []
-    for one, lr in zip(case.batches(), case.lr_array(), strict=True):
-        loss = exact_steps(trainer, [one], np.array([lr]))
+    for step in range(len(case.lrs)):
+        with away_from_kinks():
+            loss = case.take(trainer, slice(step, step + 1))
         results.append(StepResult(loss=float(loss[0]), state=trainer.state()))
     trainer.close()
     return tuple(results)
-
-
-# -- comparing -----------------------------------------------------------------------------------
-
-
-def relative_error(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """Return max |actual - expected| / max |expected|; infinity for what is not finite."""
-    assert actual.shape == expected.shape, f"shape {actual.shape}, not {expected.shape}"
-    difference = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
-    if not np.isfinite(difference).all():
-        return float("inf")
-    return float(difference.max() / max(float(np.abs(expected).max()), 1e-30))
-
-
-def assert_close(
-    actual: NDArray[np.float32], expected: NDArray[np.float32], tolerance: float, what: str
-) -> None:
-    """Assert that the relative error is at most `tolerance`."""
-    error = relative_error(actual, expected)
-    assert error <= tolerance, f"{what}: relative error {error:.2e} is above {tolerance:.0e}"
-
-
-def assert_tensors_close(
-    state: TrainState, expected: TrainState, names: list[str], tolerance: float, when: str
-) -> None:
-    """Assert closeness of the named tensors of two states and list the worst ones."""
-    errors = {n: relative_error(state.tensors[n], expected.tensors[n]) for n in names}
-    bad = sorted((name for name in names if not errors[name] <= tolerance), key=lambda n: -errors[n])
-    shown = ", ".join(f"{name} {errors[name]:.2e}" for name in bad[:5])
-    assert not bad, f"{when}: {len(bad)} of {len(names)} tensors differ by more than {tolerance:.0e}: {shown}"
-
-
-def assert_states_identical(state: TrainState, expected: TrainState, what: str) -> None:
-    """Assert that two states are the same to the bit."""
-    assert set(state.tensors) == set(expected.tensors)
-    differ = [n for n, a in expected.tensors.items() if state.tensors[n].tobytes() != a.tobytes()]
-    assert not differ, f"{what}: {len(differ)} of {len(expected.tensors)} tensors differ, e.g. {differ[:3]}"
-    assert dict(state.scalars) == dict(expected.scalars), what
 
 
 def on_the_verge(state: TrainState, *, loss_scale: float, logit: float = 100.0) -> TrainState:
@@ -364,12 +370,20 @@ def wrong_rows(case: TrainCase, start: int, count: int) -> Batch:
     size = case.batch_size
     valid = "".join("1" if start <= row < start + count else "0" for row in range(size))
     made = batch(case.network, size, seed=30, valid=valid)
-    return replace(made, labels=np.where(made.valid, 1, made.labels).astype(np.int32))
+    labels = np.where(made.valid, 1, made.labels).astype(np.int32)
+    blocks = len(SPECS[case.network].blocks)
+    return replace(made, labels=labels, branches=np.ones((size, blocks), np.float32) if case.drops else None)
 
 
 def trainable(case: TrainCase) -> list[str]:
-    """Return the names of the trainable tensors of a case's network."""
-    return [t.name for t in SPECS[case.network].tensors if t.trainable]
+    """Return the names of the tensors that learn in a case."""
+    return list(tensor_rules(case.request()))
+
+
+def optimizer_state(case: TrainCase) -> list[str]:
+    """Return the keys of all optimizer state of a case."""
+    keys = [f"{group}/{name}" for group in state_groups(case.optimizer) for name in trainable(case)]
+    return keys if case.optimizer.kind == "sgd" else [*keys, UPDATES]
 
 
 def running(case: TrainCase) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from resnext_core.testing.distributed import DistributedContract
 from resnext_core.testing.export import ExportContract
 from resnext_core.testing.identity import IdentityContract
-from resnext_core.testing.mixing import MixContract
+from resnext_core.testing.ingredients import IngredientContract
 from resnext_core.testing.optimizer import OptimizerContract
 from resnext_core.testing.overflow import OverflowContract
 from resnext_core.testing.prediction import PredictionContract
@@ -16,7 +16,7 @@ class BackendContract(
     IdentityContract,
     PredictionContract,
     OptimizerContract,
-    MixContract,
+    IngredientContract,
     OverflowContract,
     ResumeContract,
     ExportContract,

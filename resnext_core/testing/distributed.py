@@ -21,7 +21,7 @@ from resnext_core.ranks.launch import launch_local
 from resnext_core.testing import cases
 from resnext_core.testing.base import ContractBase
 from resnext_core.testing.cases import TRAIN_CASES, assert_tensors_close
-from resnext_core.testing.rank_worker import CASE, MIXED, rank_batches, sums_of
+from resnext_core.testing.rank_worker import CASE, OTHERS, rank_batches, sums_of
 
 #: Seconds within which a launch must have noticed that a rank has failed, its start-up included.
 FAIL_S = 90.0
@@ -29,13 +29,13 @@ FAIL_S = 90.0
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RankReport:
-    """What one rank of a launch wrote down; `mixed` are losses and tensors of the case with mixed images."""
+    """What one rank of a launch wrote down; `others` are losses and tensors of the other cases, by name."""
 
     losses: list[float]
     sums: dict[str, Any]
     state: TrainState | None
     alone: dict[str, Any]
-    mixed: tuple[list[float], TrainState] | None
+    others: dict[str, tuple[list[float], TrainState]]
 
 
 class DistributedContract(ContractBase):
@@ -70,20 +70,23 @@ class DistributedContract(ContractBase):
             actual = np.array(report.losses, np.float32)
             cases.assert_close(actual, expected, cases.TOLERANCE, f"losses of rank {rank}")
 
-    def test_ranks_mix_as_one_that_accumulates(self) -> None:
-        """Each rank mixes its own micro-batches, by the draws that one process has for all of them."""
+    @pytest.mark.parametrize("case_name", OTHERS)
+    def test_other_steps_of_ranks_equal_one_that_accumulates(self, case_name: str) -> None:
+        """Each rank has its own part of what one process draws for all: mixes, dropped branches."""
         self._trained()
-        if "mix" not in self.record.ingredients:
-            pytest.skip(f"{self.record.id} does not mix images")
-        case, expected = TRAIN_CASES[MIXED], cases.oracle_run(MIXED)
+        case, expected = TRAIN_CASES[case_name], cases.oracle_run(case_name)
+        missing = case.asked - self.record.ingredients
+        if missing:
+            pytest.skip(f"{self.record.id} does not have {', '.join(sorted(missing))}")
         names = [f"weights/{n}" for n in cases.trainable(case)]
         for rank, report in enumerate(self._reports()):
-            assert report.mixed is not None
-            losses, state = np.array(report.mixed[0], np.float32), report.mixed[1]
-            wanted = np.array([r.loss for r in expected], np.float32)
-            cases.assert_close(losses, wanted, cases.TOLERANCE, f"losses of mixed images on rank {rank}")
-            when = f"weights of rank {rank} after mixed images"
-            assert_tensors_close(state, expected[-1].state, names, cases.TOLERANCE, when)
+            losses, state = report.others[case_name]
+            wanted, what = np.array([r.loss for r in expected], np.float32), f"{case_name} on rank {rank}"
+            cases.assert_close(np.array(losses, np.float32), wanted, cases.TOLERANCE, f"losses of {what}")
+            assert_tensors_close(state, expected[-1].state, names, cases.TOLERANCE, f"weights of {what}")
+            keys = cases.optimizer_state(case)
+            when = f"optimizer state of {what}"
+            assert_tensors_close(state, expected[-1].state, keys, cases.GRADIENT_TOLERANCE, when)
 
     def test_an_overflow_on_one_rank_is_skipped_by_all(self) -> None:
         """Only the last rank has a valid row, whose gradients no float32 can hold; the others have none at all."""
@@ -173,12 +176,14 @@ def _read(folder: Path, rank: int) -> RankReport:
     if data["scalars"] is not None:
         with np.load(folder / f"rank-{rank}.npz") as arrays:
             state = TrainState(tensors={name: arrays[name] for name in arrays.files}, scalars=data["scalars"])
-    mixed = None
-    if data["mixed"]:
-        with np.load(folder / f"rank-{rank}-mixed.npz") as arrays:
-            tensors = {name: arrays[name] for name in arrays.files}
-        mixed = data["mixed"], TrainState(tensors=tensors, scalars={})
-    return RankReport(losses=data["losses"], sums=data["sums"], state=state, alone=data["alone"], mixed=mixed)
+    others = {}
+    for name, losses in data["others"].items():
+        with np.load(folder / f"rank-{rank}-{name}.npz") as arrays:
+            tensors = {key: arrays[key] for key in arrays.files}
+        others[name] = losses, TrainState(tensors=tensors, scalars={})
+    return RankReport(
+        losses=data["losses"], sums=data["sums"], state=state, alone=data["alone"], others=others
+    )
 
 
 class ThreadGroup:

@@ -34,7 +34,9 @@ class Kinks:
         """Take the inputs of one ReLU, in float64."""
         assert x.dtype == np.float64, "run the steps with PrecisionConfig(compute='float64')"
         scale = float(np.sqrt(np.square(x).mean()))
-        self.distance = min(self.distance, float(np.abs(x).min()) / scale)
+        # What is 0 exactly is so in every arithmetic: the sum of a branch that is left out and a ReLU that was 0.
+        nearest = float(np.abs(x[x != 0]).min(initial=np.inf))
+        self.distance = min(self.distance, nearest / scale)
         self.inputs += x.size
 
 
@@ -54,18 +56,25 @@ def watch_kinks() -> Iterator[Kinks]:
         network._relu = relu
 
 
-def exact_steps(
-    reference: Trainer, batches: Sequence[Batch], lrs: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Have the reference trainer take steps in float64 and return the losses.
+@contextmanager
+def away_from_kinks() -> Iterator[None]:
+    """Look at the steps that the reference trainer takes in float64 within the block.
 
     Raises AssertionError where a step comes nearer to a kink than DISTANCE: steps in float32 need not follow then.
     """
     with watch_kinks() as found:
-        losses = reference.run_steps(batches, lrs)
+        yield
     assert found.inputs, "the trainer is not the reference"
     assert found.distance >= DISTANCE, (
         f"a ReLU has an input of {found.distance:.1e} times its usual size: take another seed, fewer pixels or fewer "
         f"steps, so that none of {found.inputs} is nearer to zero than {DISTANCE:.0e}"
     )
+
+
+def exact_steps(
+    reference: Trainer, batches: Sequence[Batch], lrs: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Have the reference trainer take steps in float64, :func:`away_from_kinks`, and return the losses."""
+    with away_from_kinks():
+        losses = reference.run_steps(batches, lrs)
     return losses

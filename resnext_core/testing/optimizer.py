@@ -1,4 +1,4 @@
-"""Optimizer steps: losses, weights, momentum, statistics and EMA as the reference in float64 has them."""
+"""Optimizer steps: losses, weights, optimizer state, statistics and EMA as the reference in float64 has them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from resnext_core.interfaces import TrainState
 from resnext_core.testing import cases
 from resnext_core.testing.base import ContractBase
 from resnext_core.testing.cases import TRAIN_CASES, StepResult, assert_tensors_close
-from resnext_core.training.ingredients import asked_by_request
+from resnext_core.testing.updates import expected_weight
+from resnext_core.training.rules import tensor_rules
 from resnext_core.training.trainer import Trainer
 
 every_case = pytest.mark.parametrize("case_name", TRAIN_CASES)
@@ -36,9 +37,9 @@ class TrainingBase(ContractBase):
     """The runs that several parts of the kit look at."""
 
     def run(self, case_name: str) -> Run:
-        """Return the run of a case, made once; skips one that mixes images where the backend does not."""
+        """Return the run of a case, made once; skips one that asks for what the backend does not do."""
         self.require("engine")
-        missing = asked_by_request(TRAIN_CASES[case_name].request()) - self.record.ingredients
+        missing = TRAIN_CASES[case_name].asked - self.record.ingredients
         if missing:
             pytest.skip(f"{self.record.id} does not have {', '.join(sorted(missing))}")
         run: Run = self.keep(("run", case_name), lambda: self._make_run(case_name))
@@ -49,8 +50,8 @@ class TrainingBase(ContractBase):
         trainer = self.trainer(case.request())
         initial = trainer.state()
         results = []
-        for batch, lr in zip(case.batches(), case.lr_array(), strict=True):
-            losses = trainer.run_steps([batch], np.array([lr], np.float32))
+        for step in range(len(case.lrs)):
+            losses = case.take(trainer, slice(step, step + 1))
             assert losses.dtype == np.float32
             assert losses.shape == (1,)
             results.append(StepResult(loss=float(losses[0]), state=trainer.state()))
@@ -83,18 +84,28 @@ class OptimizerContract(TrainingBase):
         self._compare(case_name, "momentum", names, cases.GRADIENT_TOLERANCE)
 
     @every_case
-    def test_update_is_the_rate_times_the_momentum(self, case_name: str) -> None:
-        """p - lr · v to the last bits, for rates of any size: 0 moves nothing."""
+    def test_optimizer_state_equals_the_reference(self, case_name: str) -> None:
+        """Second moments and the number of steps taken, where the optimizer has them, and nothing more."""
+        case = TRAIN_CASES[case_name]
+        keys = [key for key in cases.optimizer_state(case) if not key.startswith("momentum/")]
+        for step, (result, wanted) in enumerate(
+            zip(self.run(case_name).results, cases.oracle_run(case_name), strict=True)
+        ):
+            found = {k for k in result.state.tensors if k.startswith(("variance/", "optimizer/"))}
+            assert found == set(keys), f"{case_name} keeps {found}"
+            when = f"optimizer state of {case_name} after step {step + 1}"
+            assert_tensors_close(result.state, wanted.state, keys, cases.GRADIENT_TOLERANCE, when)
+
+    @every_case
+    def test_update_follows_from_the_optimizer_state(self, case_name: str) -> None:
+        """For SGD p - lr · v to the last bits, for rates of any size: 0 moves nothing; the formulas of the others."""
         run, case = self.run(case_name), TRAIN_CASES[case_name]
         states = [run.initial, *(result.state for result in run.results)]
         for step, lr in enumerate(case.lr_array()):
             before, after = states[step].tensors, states[step + 1].tensors
-            for name in cases.trainable(case):
-                old, new = before[f"weights/{name}"], after[f"weights/{name}"]
-                change = np.float64(lr) * after[f"momentum/{name}"]
-                allowed = 2 * np.spacing(np.maximum(np.abs(old), np.abs(new))) + 1e-6 * np.abs(change)
-                error = np.abs(new - (old.astype(np.float64) - change))
-                assert (error <= (allowed if lr else 0)).all(), (
+            for name, rule in tensor_rules(case.request()).items():
+                new, allowed = expected_weight(name, case.optimizer, rule, lr, before, after)
+                assert (np.abs(after[f"weights/{name}"] - new) <= allowed).all(), (
                     f"{name} of {case_name} moved by another rate than {lr:g} in step {step + 1}"
                 )
 
@@ -110,7 +121,7 @@ class OptimizerContract(TrainingBase):
             state = self.run(case_name).results[-1].state
             assert not [n for n in state.tensors if n.startswith("ema/")], "an EMA that nobody asked for"
         else:
-            names = cases.trainable(case) + cases.running(case)
+            names = [t.name for t in cases.SPECS[case.network].tensors]
             self._compare(case_name, "ema", names, cases.TOLERANCE)
 
     @every_case

@@ -26,8 +26,8 @@ from resnext_core.training.trainer import Trainer, create_trainer
 
 #: The training set-up: accumulates six micro-batches, of which each rank takes its share.
 CASE = "everything"
-#: The same with mixed images, for backends that mix.
-MIXED = "mixed"
+#: Others of as many micro-batches, each for backends that can do what it asks for.
+OTHERS = ("mixed", "lamb")
 
 #: Steps that must be skipped for what one rank finds: its gradients are beyond float32, or its loss is.
 ALONE: dict[str, dict[str, float]] = {
@@ -121,7 +121,7 @@ def _work(backend: Backend, options: Any, info: RankInfo, collectives: Collectiv
         "losses": [],
         "scalars": None,
         "alone": {},
-        "mixed": [],
+        "others": {},
     }
     if backend.engine is not None:
         case = TRAIN_CASES[CASE]
@@ -134,20 +134,22 @@ def _work(backend: Backend, options: Any, info: RankInfo, collectives: Collectiv
         np.savez(out / f"rank-{info.rank}.npz", **dict(state.tensors))
         report["alone"] = {name: _alone(trainer, state, info, **ALONE[name]) for name in ALONE}
         trainer.close()
-        if "mix" in backend.ingredients:
-            report["mixed"] = _mixed(backend, options, info, collectives, out / f"rank-{info.rank}-mixed.npz")
+        for name in OTHERS:
+            if TRAIN_CASES[name].asked <= backend.ingredients:
+                path = out / f"rank-{info.rank}-{name}.npz"
+                report["others"][name] = _other(name, backend, options, info, collectives, path)
     (out / f"rank-{info.rank}.json").write_text(json.dumps(report))
     collectives.barrier()
 
 
-def _mixed(
-    backend: Backend, options: Any, info: RankInfo, collectives: Collectives, out: Path
+def _other(
+    name: str, backend: Backend, options: Any, info: RankInfo, collectives: Collectives, out: Path
 ) -> list[float]:
-    """Train on mixed images; returns the losses and writes the state to `out`."""
-    case = TRAIN_CASES[MIXED]
+    """Train another case; returns the losses and writes the state to `out`."""
+    case = TRAIN_CASES[name]
     request = replace(case.request(rank=info, collectives=collectives), options=options)
     trainer = create_trainer(backend, request)
-    losses = trainer.run_steps(rank_batches(info, MIXED), case.lr_array())
+    losses = case.take(trainer, batches=rank_batches(info, name))
     np.savez(out, **dict(trainer.state().tensors))
     trainer.close()
     return [float(loss) for loss in losses]

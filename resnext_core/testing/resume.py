@@ -17,7 +17,9 @@ from resnext_core.testing.optimizer import TrainingBase
 from resnext_core.training.trainer import Trainer
 
 SCALARS = {"step", "overflow_steps", "loss_scale", "good_steps"}
-resumed_case = pytest.mark.parametrize("case_name", ["everything", "bare", "mixed"])
+resumed_case = pytest.mark.parametrize(
+    "case_name", ["everything", "bare", "mixed", "nesterov", "lamb", "adamw"]
+)
 
 
 def _without(state: TrainState, name: str) -> TrainState:
@@ -45,10 +47,12 @@ class ResumeContract(TrainingBase):
     def test_state_is_complete_and_neutral(self, case_name: str) -> None:
         case, state = TRAIN_CASES[case_name], self.run(case_name).results[-1].state
         spec = cases.SPECS[case.network]
-        groups = {"weights": spec.tensors, "momentum": tuple(t for t in spec.tensors if t.trainable)}
+        tensors = {t.name: t.shape for t in spec.tensors}
+        shapes = {f"weights/{name}": shape for name, shape in tensors.items()}
         if case.ema_decay is not None:
-            groups["ema"] = spec.tensors
-        shapes = {f"{group}/{t.name}": t.shape for group, tensors in groups.items() for t in tensors}
+            shapes |= {f"ema/{name}": shape for name, shape in tensors.items()}
+        for key in cases.optimizer_state(case):
+            shapes[key] = tensors.get(key.split("/", 1)[1], (1,))
         assert {n: a.shape for n, a in state.tensors.items()} == shapes
         assert {a.dtype for a in state.tensors.values()} == {np.dtype(np.float32)}
         assert set(state.scalars) >= SCALARS
@@ -144,6 +148,6 @@ class ResumeContract(TrainingBase):
         for step in range(1, len(results)):
             if between is not None:
                 between()
-            loss = trainer.run_steps(case.batches()[step : step + 1], case.lr_array()[step : step + 1])
+            loss = case.take(trainer, slice(step, step + 1))
             assert float(loss[0]) == results[step].loss, f"{what}: the loss of step {step + 1}"
         assert_states_identical(trainer.state(), results[-1].state, what)

@@ -53,7 +53,7 @@ def noise_batches(count: int, *, images: int, size: int = 16, seed: int = 0) -> 
 
 
 def rank_part(batch: Batch, rank: RankInfo) -> Batch:
-    """Return the part of a batch that a rank takes, and of its mixes."""
+    """Return the part of a batch that a rank takes, of its mixes and of what else comes with its rows."""
 
     def part(length: int) -> slice:
         size = length // rank.world
@@ -63,6 +63,8 @@ def rank_part(batch: Batch, rank: RankInfo) -> Batch:
     return replace(
         batch, images=batch.images[rows], labels=batch.labels[rows], index=batch.index[rows], valid=batch.valid[rows],
         mix=batch.mix[part(len(batch.mix))],
+        branches=None if batch.branches is None else batch.branches[rows],
+        teacher=None if batch.teacher is None else batch.teacher[rows],
     )  # fmt: skip
 
 

@@ -92,6 +92,13 @@ def state_groups(optimizer: OptimizerConfig) -> Mapping[str, str]:
     return {"momentum": "first moment", "variance": "second moment"}
 
 
+def epsilon(optimizer: OptimizerConfig) -> float:
+    """Return the ε of LAMB (1e-6 unless set) or AdamW (1e-8): the defaults of timm and of PyTorch."""
+    if optimizer.eps is not None:
+        return optimizer.eps
+    return 1e-6 if optimizer.kind == "lamb" else 1e-8
+
+
 #: The state that LAMB and AdamW have besides: the number of steps taken, float32 (1,).
 UPDATES = "optimizer/updates"
 

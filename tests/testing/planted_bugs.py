@@ -299,10 +299,10 @@ class OneBatchOfStatistics(ReferenceEngine):
 
 
 class PreviousRate(Trainer):
-    def run_steps(self, batches: Sequence[Batch], lrs: Any) -> Any:
+    def run_steps(self, batches: Sequence[Batch], lrs: Any, ema_decays: Any = None) -> Any:
         late = np.concatenate([[getattr(self, "_late", lrs[0])], lrs[:-1]]).astype(np.float32)
         self._late = lrs[-1]
-        return super().run_steps(batches, late)
+        return super().run_steps(batches, late, ema_decays)
 
 
 class LossAfterTheStep(ReferenceEngine):
@@ -519,11 +519,11 @@ class StatisticsOfValidRows(ReferenceEngine):
 class LabelsOfAllRows(Trainer):
     """Looks at the label of a row that has none."""
 
-    def run_steps(self, batches: Sequence[Batch], lrs: Any) -> Any:
+    def run_steps(self, batches: Sequence[Batch], lrs: Any, ema_decays: Any = None) -> Any:
         step_inputs(
             self._request, [dataclasses.replace(b, valid=np.ones(len(b), bool)) for b in batches], lrs
         )
-        return super().run_steps(batches, lrs)
+        return super().run_steps(batches, lrs, ema_decays)
 
 
 # -- mistakes of mixing ----------------------------------------------------------------------------
@@ -619,19 +619,21 @@ class MixesBytes(ReferenceEngine):
 class MixesBlackImages(Trainer):
     """Images that could not be read are mixed into others."""
 
-    def run_steps(self, batches: Sequence[Batch], lrs: Any) -> Any:
+    def run_steps(self, batches: Sequence[Batch], lrs: Any, ema_decays: Any = None) -> Any:
         def all_rows(mixes: Any, labels: Any, valid: Any, size: Any) -> MixedRows:
             return mixed_rows(mixes, labels, np.ones_like(valid), size)
 
         with mock.patch.object(inputs, "mixed_rows", all_rows):
-            return super().run_steps(batches, lrs)
+            return super().run_steps(batches, lrs, ema_decays)
 
 
 class MixesByTheFirstStep(Trainer):
     """All steps of a call are mixed as the first."""
 
-    def run_steps(self, batches: Sequence[Batch], lrs: Any) -> Any:
-        return super().run_steps([dataclasses.replace(b, mix=batches[0].mix) for b in batches], lrs)
+    def run_steps(self, batches: Sequence[Batch], lrs: Any, ema_decays: Any = None) -> Any:
+        return super().run_steps(
+            [dataclasses.replace(b, mix=batches[0].mix) for b in batches], lrs, ema_decays
+        )
 
 
 class MixesInFloat32Alone(Mixing):
@@ -689,8 +691,8 @@ class RateInHalf(ReferenceEngine):
 class RateOfTheChunk(Trainer):
     """All steps of a call have the first one's rate."""
 
-    def run_steps(self, batches: Sequence[Batch], lrs: Any) -> Any:
-        return super().run_steps(batches, np.full_like(lrs, lrs[0]))
+    def run_steps(self, batches: Sequence[Batch], lrs: Any, ema_decays: Any = None) -> Any:
+        return super().run_steps(batches, np.full_like(lrs, lrs[0]), ema_decays)
 
 
 class _Defaults(ReferenceEngine):
@@ -824,10 +826,10 @@ class ShortCounters(Trainer):
 class StateWithoutGoodSteps(Trainer):
     """A dynamic scale starts to count its good steps anew."""
 
-    def run_steps(self, batches: Sequence[Batch], lrs: Any) -> Any:
+    def run_steps(self, batches: Sequence[Batch], lrs: Any, ema_decays: Any = None) -> Any:
         if getattr(self, "_loaded", False):
             self._count.good_steps, self._loaded = 0, False
-        return super().run_steps(batches, lrs)
+        return super().run_steps(batches, lrs, ema_decays)
 
     def load_state(self, state: TrainState) -> None:
         super().load_state(state)
@@ -844,12 +846,12 @@ class LateStep(Trainer):
 
     _queue: tuple[Any, ...] = ()
 
-    def run_steps(self, batches: Sequence[Batch], lrs: Any) -> Any:
+    def run_steps(self, batches: Sequence[Batch], lrs: Any, ema_decays: Any = None) -> Any:
         self._flush()
         before = super().state()
-        losses = super().run_steps(batches, lrs)
+        losses = super().run_steps(batches, lrs, ema_decays)
         super().load_state(before)
-        self._queue = (batches, lrs)
+        self._queue = (batches, lrs, ema_decays)
         return losses
 
     def state(self) -> TrainState:
@@ -1027,9 +1029,9 @@ class OwnLoss(Trainer):
 
     _own: tuple[float, ...] = ()
 
-    def run_steps(self, batches: Sequence[Batch], lrs: Any) -> Any:
+    def run_steps(self, batches: Sequence[Batch], lrs: Any, ema_decays: Any = None) -> Any:
         self._own = ()
-        super().run_steps(batches, lrs)
+        super().run_steps(batches, lrs, ema_decays)
         return np.array(self._own, np.float32)
 
     def _settle(self, queued: list[Any]) -> Any:

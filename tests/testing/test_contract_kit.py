@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import planted_bugs as bugs
+import planted_ingredients
 import pytest
 
 from resnext_core.errors import BackendUnavailable, ResnextError
@@ -354,12 +355,12 @@ PLANTED: dict[str, tuple[Backend, str, str]] = {
     ),
     "one draw for all steps of a call": (
         _of_trainer(bugs.MixesByTheFirstStep),
-        "test_mixes_of_one_call_are_their_own",
+        "test_steps_of_one_call_are_their_own",
         "",
     ),
     "mixed in float32 alone": (
         _of_trainer(bugs.MixesInFloat32Alone),
-        "test_mixing_in_low_precision_is_close_or_refused",
+        "test_ingredients_in_low_precision_are_close_or_refused",
         "float16",
     ),
     # -- sizes, rates and counters
@@ -370,12 +371,12 @@ PLANTED: dict[str, tuple[Backend, str, str]] = {
     ),
     "rates clamped": (
         _of_trainer(bugs.ClampedRate),
-        "test_update_is_the_rate_times_the_momentum",
+        "test_update_follows_from_the_optimizer_state",
         "another rate",
     ),
     "rates in float16": (
         _of_trainer(bugs.RateInHalf),
-        "test_update_is_the_rate_times_the_momentum",
+        "test_update_follows_from_the_optimizer_state",
         "another rate",
     ),
     "one rate a call": (
@@ -477,7 +478,7 @@ PLANTED: dict[str, tuple[Backend, str, str]] = {
     ),
     "section's name as id": (bugs.backend(id="train"), "test_record_is_complete", "config section"),
     "another api": (bugs.backend(api_version=0), "test_record_is_complete", "api_version"),
-}
+} | planted_ingredients.PLANTED
 
 #: The same for what only several processes show; the worker finds the backend by its name.
 PLANTED_RANKS = {
@@ -495,7 +496,12 @@ PLANTED_RANKS = {
         "test_a_loss_on_one_rank_that_is_no_number_is_skipped_by_all",
         "rank 0",
     ),
-    "mixed on one rank": ("MIXED_ON_RANK_0", "test_ranks_mix_as_one_that_accumulates", "mixed images"),
+    "mixed on one rank": ("MIXED_ON_RANK_0", "test_other_steps_of_ranks_equal_one_that_accumulates", "mixed"),
+    "dropped on one rank": (
+        "DROPS_BY_RANK_0",
+        "test_other_steps_of_ranks_equal_one_that_accumulates",
+        "lamb",
+    ),
     "statistics shared": ("SHARED", "test_running_statistics_are_a_ranks_own", "statistics of rank 0"),
     "sums in float32": ("FLOAT32_SUMS", "test_sums_over_ranks_are_exact", "rank 0"),
     "loss of one rank": ("OWN_LOSS", "test_losses_are_averaged_over_ranks", "losses of rank 0"),
@@ -524,7 +530,8 @@ def test_planted_mistake_between_ranks_is_caught(
 ) -> None:
     _reachable(monkeypatch, HERE)
     name, test, words = PLANTED_RANKS[mistake]
-    contract = contract_of(getattr(bugs, name), worker=f"planted_bugs:{name}")
+    module = bugs if hasattr(bugs, name) else planted_ingredients
+    contract = contract_of(getattr(module, name), worker=f"{module.__name__}:{name}")
     said = failures(contract, test, tmp_path)
     contract.teardown_class()
     assert said, f"{test} did not notice: {mistake}"
