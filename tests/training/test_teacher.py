@@ -26,7 +26,7 @@ from resnext_core.testing.cases import oracle_trainer
 from resnext_core.testing.distributed import ThreadGroup
 from resnext_core.testing.tiny import CLASSES, noise_batches, rank_part, tiny_weights
 from resnext_core.training import teacher as module
-from resnext_core.training.teacher import Teacher, check_classes, open_teacher, softened
+from resnext_core.training.teacher import Teacher, check_classes, distillation, open_teacher, softened
 
 #: The teacher normalises its own way, not as the network that learns.
 OWN = PreprocessSpec(size=16, resize=16, mean=(90, 120, 140), std=(70, 40, 55))
@@ -186,6 +186,13 @@ def test_a_network_that_says_what_its_teacher_says_has_nothing_to_learn() -> Non
     wrong = dataclasses.replace(taught, teacher=np.roll(taught.teacher, 1, axis=1))
     other.run_steps([wrong], np.array([0.1], np.float32))
     assert float(np.abs(other.state().tensors["momentum/fc.bias"]).max()) > 1e-2, "the check can fail"
+
+
+def test_how_much_it_counts() -> None:
+    sets = ["train.teacher=x", "train.teacher_weight=0.9", "train.teacher_temperature=4"]
+    train = configured(*sets).train
+    assert distillation(train) == Distillation(weight=0.9, temperature=4.0)
+    assert distillation(dataclasses.replace(train, teacher=None)) is None
 
 
 # -- what can be a teacher -----------------------------------------------------------------------
