@@ -62,6 +62,7 @@ def main() -> int:
     parser.add_argument("--model", default="resnext26_16x8d_half")
     parser.add_argument("--size", type=int, default=48)
     parser.add_argument("--first-epochs", type=int, default=16)
+    parser.add_argument("--first", type=Path, help="run of an earlier call to start from (default: train it)")
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument(
         "--images", type=int, default=40, help="training images of each class of the second half"
@@ -94,7 +95,7 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     }  # fmt: skip
     for layer in parse_set(args.set):
         common |= {f"{section}.{k}": v for section, keys in layer.values.items() for k, v in keys.items()}
-    before = rx.train(
+    before = args.first or rx.train(
         first, backend=args.backend, output=work / "runs", name="first", epochs=args.first_epochs, seed=1,
         overrides={**common, "optimizer.lr": args.rates[0], "train.eval_every": args.first_epochs},
     )  # fmt: skip
@@ -128,7 +129,7 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         when = "never" if reached is None else f"after {reached['epochs']} epochs, {reached['seconds']} s"
         print(f"{way:<38} top-1 {100 * max(found.top1):5.2f} %   {100 * goal:.2f} % {when}")
     top1 = {way: [round(x, 4) for x in found.top1] for way, found in curves.items()}
-    return {"table": table, "curves": top1, "first": before.metrics}
+    return {"table": table, "curves": top1}
 
 
 def halves(data: Path, images: int, work: Path) -> tuple[Path, Path]:

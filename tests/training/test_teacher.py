@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from resnext_core.config import Config, LossConfig, OptimizerConfig, PrecisionConfig, load_config, parse_set
+from resnext_core.data.mix import mixed_pixels, mixed_rows
 from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import Backend, Batch, Distillation, Mix, Predictor, PredictRequest, TrainRequest
 from resnext_core.model.preprocess import PreprocessSpec
@@ -26,7 +27,14 @@ from resnext_core.testing.cases import oracle_trainer
 from resnext_core.testing.distributed import ThreadGroup
 from resnext_core.testing.tiny import CLASSES, noise_batches, rank_part, tiny_weights
 from resnext_core.training import teacher as module
-from resnext_core.training.teacher import Teacher, check_classes, distillation, open_teacher, softened
+from resnext_core.training.teacher import (
+    Teacher,
+    check_classes,
+    distillation,
+    mixed_tensor,
+    open_teacher,
+    softened,
+)
 
 #: The teacher normalises its own way, not as the network that learns.
 OWN = PreprocessSpec(size=16, resize=16, mean=(90, 120, 140), std=(70, 40, 55))
@@ -109,6 +117,18 @@ def test_it_sees_the_mixed_pixels_with_its_own_mean_and_deviation() -> None:
     unmixed = teacher.probabilities(dataclasses.replace(batch, mix=()))
     assert np.array_equal(unmixed[12:], said[12:])
     assert np.abs(unmixed[:12] - said[:12]).max(axis=1).min() > 1e-4, "every mixed row is another image"
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_mixing_image_by_image_is_mixing_the_batch(mix: Mix) -> None:
+    (batch,) = noise_batches(1, images=5)
+    valid = np.array([True, True, True, False, True])
+    rows = mixed_rows([mix], batch.labels, valid, batch.images.shape[1:3])
+    planes = mixed_pixels(batch.images.astype(np.float32), rows)
+    scaled = (planes - np.array(OWN.mean, np.float32)) / np.array(OWN.std, np.float32)
+    found = mixed_tensor(batch.images, rows, OWN)
+    assert found.flags.c_contiguous
+    np.testing.assert_allclose(found.transpose(0, 2, 3, 1), scaled, rtol=1e-6, atol=1e-6)
 
 
 def test_rows_that_are_not_valid_are_uniform_and_in_nobodys_pixels() -> None:
