@@ -34,6 +34,7 @@ MODULES = {
     ],
     "Backends and plugins": [
         "resnext_core.interfaces",
+        "resnext_core.batches",
         "resnext_core.extensions",
         "resnext_core.hookspecs",
         "resnext_core.data.sources.base",

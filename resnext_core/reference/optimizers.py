@@ -56,7 +56,7 @@ class Optimizer:
         weight -= lr * (change + self.config.momentum * velocity if self.config.nesterov else velocity)
 
     def _adaptive(self, name: str, weight: Array, gradient: Array, rule: TensorRule, lr: float) -> None:
-        """Move the moments, then the weight: by AdamW as PyTorch has it, or by LAMB as timm has it."""
+        """Move the moments, then the weight: by AdamW (the decay before the step), or by LAMB (timm's form)."""
         (beta1, beta2), eps = self.config.betas, epsilon(self.config)
         first, second = self.momentum[name], self.variance[name]
         first *= beta1
