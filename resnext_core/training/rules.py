@@ -93,7 +93,7 @@ def state_groups(optimizer: OptimizerConfig) -> Mapping[str, str]:
 
 
 def epsilon(optimizer: OptimizerConfig) -> float:
-    """Return the ε of LAMB (1e-6 unless set) or AdamW (1e-8): the defaults of timm and of PyTorch."""
+    """Return the ε of LAMB (1e-6 unless set) or AdamW (1e-8): the usual defaults."""
     if optimizer.eps is not None:
         return optimizer.eps
     return 1e-6 if optimizer.kind == "lamb" else 1e-8
