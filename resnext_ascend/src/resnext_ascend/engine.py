@@ -13,6 +13,7 @@ from resnext_ascend.beat import beat
 from resnext_ascend.device import device_of, prepare
 from resnext_ascend.options import AscendOptions
 from resnext_core.interfaces import Outcomes, Predictor, PredictRequest, StepInput, TrainRequest
+from resnext_core.training.rules import frozen_tensors
 
 
 class AscendEngine(MindsporeEngine):
@@ -25,8 +26,9 @@ class AscendEngine(MindsporeEngine):
         self._single = not options.sink or averaged
         self._running: list[Any] = []
         if averaged:
-            names = {t.name for t in self._spec.tensors if not t.trainable}
-            self._running = [p for key, p in sorted(self._named().items()) if key.split("/", 1)[1] in names]
+            names = {t.name for t in self._spec.tensors if not t.trainable} - frozen_tensors(request)
+            named = sorted(self._table.named().items())
+            self._running = [p for key, p in named if key.split("/", 1)[1] in names]
 
     def queue(self, steps: Sequence[StepInput], scale: Callable[[], float]) -> Iterator[Queued]:
         """Start the steps; without sink, or where statistics are averaged, each is waited for."""

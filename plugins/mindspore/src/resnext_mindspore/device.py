@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
@@ -74,6 +75,11 @@ def device_of(options: MindsporeOptions, rank: RankInfo) -> Device:
 def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def note(text: str) -> None:
+    """Say on standard error what takes long for no visible reason."""
+    print(f"mindspore: {text}", file=sys.stderr, flush=True)
 
 
 def open_device(device: Device, *, alone: bool = True) -> ModuleType:

@@ -9,7 +9,7 @@ import numpy as np
 
 from resnext_core.errors import UsageError
 from resnext_core.interfaces import Engine, Outcomes, Predictor, StepInput, TrainRequest
-from resnext_mindspore.device import Device, open_device
+from resnext_mindspore.device import Device, note, open_device
 
 
 class Queued(NamedTuple):
@@ -23,7 +23,8 @@ class MindsporeEngine(Engine):
     """Optimizer steps on `device`.
 
     Batch statistics are over all rows, those that are not valid too. Running statistics are those of this rank, and
-    they move on every micro-batch, also on a step that is skipped for its overflow; the EMA follows there too.
+    they move on every micro-batch, also on a step that is skipped for its overflow; the EMA follows there too. Those of
+    frozen parts stay as they are. Graphs are compiled for each size of images, at its first step, and kept.
 
     Raises UsageError on an arithmetic or a group of ranks that it does not have.
     """
@@ -31,16 +32,18 @@ class MindsporeEngine(Engine):
     def __init__(self, request: TrainRequest, device: Device) -> None:
         ms = open_device(device)
         from resnext_mindspore import overflow, soc, step
+        from resnext_mindspore.extras import Extras
+        from resnext_mindspore.loss import Loss
         from resnext_mindspore.network import Network
+        from resnext_mindspore.parameters import Parameters, zeros
 
         _check(request.precision.compute, device.target, bfloat16=soc.has_bfloat16(device.target))
         if request.rank.world > 1 and not ms.communication.GlobalComm.INITED:
             raise UsageError("the ranks of MindSpore are not connected: call the backend's connect first")
         self._request, self._ms = request, ms
-        self._spec = request.weights.spec
-        self._table = step.Parameters.create(
-            self._spec, request.weights.tensors, ema=request.ema_decay is not None
-        )
+        self._spec, self._extras = request.weights.spec, Extras.of(request)
+        self._table = Parameters.create(request)
+        self._sizes: set[tuple[int, ...]] = set()
         operators = device.operators
         self._how = {
             "compute": getattr(ms, request.precision.compute), "bn_float32": request.precision.bn_float32,
@@ -52,17 +55,20 @@ class MindsporeEngine(Engine):
             request.weights.preprocess,
             self._table.weights,
             training=True,
+            extras=self._extras,
+            frozen=request.frozen,
             **self._how,
         )
-        loss = step.SmoothedLoss(request.loss, self._spec.num_classes)
-        gradients = step.Gradients(network, loss, self._table.trainable, with_loss=request.skip_nonfinite)
+        gradients = step.Gradients(
+            network, Loss(request), self._table.learning, with_loss=request.skip_nonfinite
+        )
         update = step.Update(request, self._table)
         clears = request.checked and soc.saturates(device.target)
         self._begin: Callable[[], object] = overflow.ClearStatus() if clears else _nothing
         if request.accumulate == 1:
             self._graphs: dict[str, Any] = {"whole": step.Step(gradients, update)}
         else:
-            totals = step.zeros(self._spec, "total/")
+            totals = zeros(self._spec, self._table.rules, "total/")
             self._graphs = {
                 "micro": step.Accumulate(gradients, totals),
                 "finish": step.UpdateFromTotals(update, totals),
@@ -90,12 +96,12 @@ class MindsporeEngine(Engine):
         )
 
     def read(self) -> dict[str, np.ndarray]:
-        """Return float32 copies of weights, momentum and EMA."""
-        return {name: p.asnumpy().copy() for name, p in self._named().items()}
+        """Return float32 copies of weights, optimizer state and EMA."""
+        return {name: p.asnumpy().copy() for name, p in self._table.named().items()}
 
     def write(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Go on from these values."""
-        for name, parameter in self._named().items():
+        for name, parameter in self._table.named().items():
             parameter.set_data(self._ms.Tensor(np.array(tensors[name])))
 
     def predictor(self, *, ema: bool) -> Predictor:
@@ -116,40 +122,37 @@ class MindsporeEngine(Engine):
     def _run_step(self, step: StepInput, scale: float) -> Queued:
         """Start one step."""
         self._begin()
-        tensor, count = self._ms.Tensor, self._request.accumulate
-        rate, whole = tensor(np.float32(step.lr)), tensor(np.float32(scale))
+        self._note_size(step)
+        number, count = lambda value: self._ms.Tensor(np.float32(value)), self._request.accumulate
+        rate, whole = number(step.lr), number(scale)
+        moves = number(0 if step.ema_decay is None else 1 - step.ema_decay)
         if count == 1:
-            loss, finite = self._graphs["whole"](*self._given(step), rate, whole, *self._mix(step))
+            images, labels, weights, *extras = self._given(step)
+            loss, finite = self._graphs["whole"](images, labels, weights, rate, whole, moves, *extras)
             return Queued([loss], finite)
-        share = tensor(np.float32(scale / count))  # so that the sum over micro-batches is the mean
-        losses = [
-            self._graphs["micro"](*self._given(part), share, *self._mix(part))
-            for part in step.micro_batches(count)
-        ]
-        return Queued(losses, self._graphs["finish"](rate, whole))
+        share = number(scale / count)  # so that the sum over micro-batches is the mean
+        losses = []
+        for part in step.micro_batches(count):
+            images, labels, weights, *extras = self._given(part)
+            losses.append(self._graphs["micro"](images, labels, weights, share, *extras))
+        return Queued(losses, self._graphs["finish"](rate, whole, moves))
 
-    def _given(self, step: StepInput) -> tuple[Any, Any, Any]:
-        tensor = self._ms.Tensor
-        return tensor(step.images), tensor(step.labels), tensor(step.weights.astype(np.float32))
+    def _given(self, step: StepInput) -> list[Any]:
+        """Return the tensors of a micro-batch: images, labels, weights, and the extra ones."""
+        arrays = [step.images, step.labels, step.weights.astype(np.float32), *self._extras.arrays(step)]
+        return [self._ms.Tensor(array) for array in arrays]
 
-    def _mix(self, step: StepInput) -> list[Any]:
-        from resnext_mindspore.mixing import packed
-
-        return [] if step.mix is None else [self._ms.Tensor(array) for array in packed(step.mix)]
+    def _note_size(self, step: StepInput) -> None:
+        size = step.images.shape[1:3]
+        if size not in self._sizes:
+            if self._sizes and self._request.rank.rank == 0:
+                note(f"compiling the training step for images of {size[0]} x {size[1]} pixels too")
+            self._sizes.add(size)
 
     def _untrained(self) -> dict[Any, Any]:
-        """Return copies of what a step moves beside weights and momenta: running statistics and EMA."""
+        """Return copies of what a step moves beside weights and optimizer state: running statistics and EMA."""
         running = [self._table.weights[t.name] for t in self._spec.tensors if not t.trainable]
         return {p: self._ms.Tensor(p.asnumpy().copy()) for p in [*running, *self._table.averages.values()]}
-
-    def _named(self) -> dict[str, Any]:
-        """Return every Parameter of the state under its neutral name."""
-        learned = [t.name for t in self._spec.tensors if t.trainable]
-        return {
-            **{f"weights/{name}": p for name, p in self._table.weights.items()},
-            **{f"momentum/{name}": p for name, p in zip(learned, self._table.momenta, strict=True)},
-            **{f"ema/{name}": p for name, p in self._table.averages.items()},
-        }
 
 
 def _nothing() -> None:

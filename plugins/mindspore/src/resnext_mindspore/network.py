@@ -11,6 +11,8 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from resnext_core.model.preprocess import PreprocessSpec
 from resnext_core.model.spec import BN_EPS, BN_MOMENTUM, BlockSpec, ModelSpec
+from resnext_core.training.rules import part_of
+from resnext_mindspore.extras import Extras
 from resnext_mindspore.mixing import MixPixels
 
 
@@ -29,8 +31,11 @@ class Network(nn.Cell):
 
     Maps uint8 (N, H, W, 3), or with ``tensor_input`` normalised float32 (N, 3, H, W), to float32 logits
     (N, classes). `training` is fixed at construction, never a state: MindSpore caches a graph per Cell, and
-    a Cell switched from training to evaluation may serve the stale one. In a training that mixes images the tensors of
-    :mod:`resnext_mindspore.mixing` follow the images.
+    a Cell switched from training to evaluation may serve the stale one. In a training the tensors of `extras` that the
+    network takes follow the images.
+
+    The first `frozen` parts (see :func:`resnext_core.training.rules.part_of`) are as in evaluation, and no gradient
+    goes back into them.
 
     With `compute` float16 or bfloat16, convolutions and the classifier compute in it on casts of the float32
     Parameters. Batch normalisation computes in float32 unless `bn_float32` is False; it takes and gives `compute`, and
@@ -51,13 +56,16 @@ class Network(nn.Cell):
         bn_float32: bool = True,
         split_groups: bool = False,
         slice_pool: bool = False,
+        extras: Extras | None = None,
+        frozen: int = 0,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.compute = compute
+        extras = extras or Extras()
+        self.mixes, self.drops, self.branches_at = extras.mixes, extras.drops, extras.branches_at
         self.source = nn.Identity() if tensor_input else _Normalize(preprocess)
-        norm = {
-            "training": training, "compute": ms.float32 if bn_float32 else compute, "output": compute,
-        }  # fmt: skip
+        kinds = {"compute": ms.float32 if bn_float32 else compute, "output": compute}
+        norm = {"training": training and not frozen, **kinds}
         kernel, stride = (7, 2) if spec.stem == "imagenet" else (3, 1)
         self.conv1 = _Conv(parameters["conv1.weight"], kernel, stride=stride, compute=compute)
         self.bn1 = _BatchNorm(parameters, "bn1", **norm)
@@ -65,15 +73,30 @@ class Network(nn.Cell):
         pool = _SlicedMaxPool if slice_pool else _MaxPool
         self.pool = pool(spec) if spec.stem == "imagenet" else nn.Identity()
         grouped = _SplitConv if split_groups else _Conv
-        blocks = [_Block(block, spec.groups, parameters, compute, norm, grouped) for block in spec.blocks]
+        blocks = []
+        for block in spec.blocks:
+            learns = part_of(block.name) >= frozen
+            own = {"training": training and learns, **kinds}
+            blocks.append(_Block(block, spec.groups, parameters, compute, own, grouped))
         self.blocks = nn.CellList(blocks, auto_prefix=False)
+        #: The number of frozen blocks, -1 where not even the stem is.
+        self.frozen = sum(part_of(block.name) < frozen for block in spec.blocks) if frozen else -1
+        self.split = ops.Split(axis=1, output_num=len(blocks))
         self.mean = ops.ReduceMean(keep_dims=False)
         self.fc = _Dense(parameters["fc.weight"], parameters["fc.bias"], compute)
 
-    def construct(self, images: Tensor, *mix: Tensor) -> Tensor:
-        x = self.pool(self.relu(self.bn1(self.conv1(self.source(images, *mix)))))
-        for block in self.blocks:
-            x = block(x)
+    def construct(self, images: Tensor, *extras: Tensor) -> Tensor:
+        pixels = self.source(images, extras[0], extras[1]) if self.mixes else self.source(images)
+        x = self.pool(self.relu(self.bn1(self.conv1(pixels))))
+        factors = ()
+        if self.drops:
+            factors = self.split(ops.cast(extras[self.branches_at], self.compute))
+        for i, block in enumerate(self.blocks):
+            if i == self.frozen:
+                x = ops.stop_gradient(x)
+            x = block(x, factors[i].reshape((-1, 1, 1, 1))) if self.drops else block(x)
+        if self.frozen == len(self.blocks):
+            x = ops.stop_gradient(x)
         return self.fc(self.mean(ops.cast(x, ms.float32), (2, 3)))
 
 
@@ -212,7 +235,7 @@ class _SlicedMaxPool(nn.Cell):
 
 
 class _Block(nn.Cell):
-    """1x1 -> grouped 3x3 (stride here) -> 1x1, added to the shortcut."""
+    """1x1 -> grouped 3x3 (stride here) -> 1x1, times a `factor` (N, 1, 1, 1) where one is given, added to the shortcut."""
 
     def __init__(
         self,
@@ -240,10 +263,13 @@ class _Block(nn.Cell):
             self.shortcut_conv = _Conv(weight, 1, stride=stride, compute=compute)
             self.shortcut_bn = _BatchNorm(parameters, f"{name}.downsample.1", **norm)
 
-    def construct(self, x: Tensor) -> Tensor:
+    def construct(self, x: Tensor, *factor: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
-        return self.relu(self.bn3(self.conv3(y)) + self.shortcut_bn(self.shortcut_conv(x)))
+        y = self.bn3(self.conv3(y))
+        if len(factor) > 0:
+            y = y * factor[0]
+        return self.relu(y + self.shortcut_bn(self.shortcut_conv(x)))
 
 
 class _Dense(nn.Cell):
