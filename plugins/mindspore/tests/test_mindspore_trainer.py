@@ -17,10 +17,11 @@ from resnext_mindspore.device import Device, Operators
 
 from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
 from resnext_core.errors import DataError, UsageError
-from resnext_core.interfaces import PredictRequest, TrainState
+from resnext_core.interfaces import Batch, Distillation, PredictRequest, TrainState
 from resnext_core.ranks.info import RankInfo
 from resnext_core.testing.cases import oracle_trainer
-from resnext_core.testing.kinks import exact_steps
+from resnext_core.testing.kinks import DISTANCE, exact_steps, watch_kinks
+from resnext_core.training.rules import frozen_tensors
 from resnext_core.training.trainer import Trainer
 
 pytest.importorskip("mindspore.nn")
@@ -62,6 +63,81 @@ def test_steps_equal_the_reference(changes: dict[str, Any]) -> None:
     for name, array in wanted.tensors.items():
         tolerance = 5e-5 if name.startswith("momentum/") else 1e-5
         assert relative(found.tensors[name], array) <= tolerance, name
+
+
+def _with_rows(made: list[Batch], seed: int, blocks: int, *, taught: bool) -> list[Batch]:
+    """Return the batches with blocks dropped from some rows, and probabilities of a teacher where `taught`."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for batch in made:
+        keep = rng.random((len(batch), blocks)) < 0.7
+        teacher = rng.dirichlet(np.ones(5), len(batch)).astype(np.float32)
+        found.append(
+            dataclasses.replace(
+                batch,
+                branches=np.where(keep, 1 / 0.7, 0).astype(np.float32),
+                teacher=teacher if taught else None,
+            )
+        )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "sizes", "seed"),
+    [
+        (
+            {
+                "optimizer": OptimizerConfig(kind="lamb", eps=1e-3, clip_norm=1.0, weight_decay=0.02),
+                "loss": LossConfig(kind="bce", smoothing=0.0),
+                "precision": PrecisionConfig(loss_scale="fixed", scale=64.0),
+            },
+            (8, 6),
+            49,
+        ),
+        (
+            {
+                "optimizer": OptimizerConfig(kind="adamw", eps=1e-3, agc=0.1, stage_lr=0.5),
+                "distillation": Distillation(weight=0.6, temperature=2.0), "frozen": 2, "accumulate": 2,
+                "logit_offsets": np.linspace(-1, 1, 5).astype(np.float32),
+            },
+            (8, 8),
+            41,
+        ),
+    ],
+    ids=["lamb-bce-sizes", "adamw-agc-teacher-frozen"],
+)  # fmt: skip
+def test_steps_with_more_ingredients_equal_the_reference(
+    changes: dict[str, Any], sizes: tuple[int, ...], seed: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Two steps: what one leaves counts in the next."""
+    weights = tiny_weights(8, depths=(1, 1))
+    request = train_request(weights, batch_size=8, drops=True, ema_decay=0.9, **changes)
+    exact = dataclasses.replace(request, precision=dataclasses.replace(request.precision, compute="float64"))
+    ours, reference = trainer_on(Device(), request), oracle_trainer(exact)
+    begin = ours.state().tensors
+    made = [batches(1, size, 8, seed=seed + i)[0] for i, size in enumerate(sizes)]
+    steps = _with_rows(made, seed, 2, taught=request.distillation is not None)
+    lrs, decays = np.array([2e-3, 1e-3], np.float32), np.array([0.0, 0.75])
+    with watch_kinks() as found:
+        wanted = reference.run_steps(steps, lrs, decays)
+    assert found.distance >= DISTANCE, found
+    np.testing.assert_allclose(ours.run_steps(steps, lrs, decays), wanted, rtol=1e-5)
+    state = ours.state().tensors
+    assert state.keys() == reference.state().tensors.keys()
+    for name, array in reference.state().tensors.items():
+        tolerance = 1e-4 if name.startswith(("momentum/", "variance/")) else 1e-5
+        assert relative(state[name], array) <= tolerance, name
+    for name in frozen_tensors(request):
+        assert np.array_equal(state[f"weights/{name}"], begin[f"weights/{name}"]), name
+        assert np.array_equal(state[f"ema/{name}"], begin[f"ema/{name}"]), name
+    said = capfd.readouterr().err.count("compiling the training step for images of 6 x 6 pixels")
+    assert said == (1 if sizes[0] != sizes[1] else 0)
+    (graph,) = [g for name, g in ours.engine._graphs.items() if name in ("whole", "micro")]
+    assert len(graph.compile_cache) == len(set(sizes))
+    if sizes[0] != sizes[1]:  # the graphs of both are kept
+        ours.run_steps(steps, lrs, decays)
+        assert len(graph.compile_cache) == 2
+        assert "compiling" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("padding", ["same", "symmetric"])

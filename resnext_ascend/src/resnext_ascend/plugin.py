@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resnext_mindspore.plugin import INGREDIENTS
+
 from resnext_ascend import diagnose
 from resnext_ascend.options import AscendOptions
 from resnext_core.hookspecs import hookimpl
@@ -45,7 +47,7 @@ def resnext_backends() -> Iterator[Backend]:
         packages=("mindspore",),
         options=AscendOptions,
         steps_per_call=10,
-        ingredients=frozenset({"mix"}),
+        ingredients=INGREDIENTS,
         connect=_connect,
         launch=_launch,
     )

@@ -235,7 +235,7 @@ class _SlicedMaxPool(nn.Cell):
 
 
 class _Block(nn.Cell):
-    """1x1 -> grouped 3x3 (stride here) -> 1x1, times a `factor` (N, 1, 1, 1) where one is given, added to the shortcut."""
+    """1x1 -> grouped 3x3 (stride here) -> 1x1, times a `factor` (N, 1, 1, 1) where given, added to the shortcut."""
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from resnext_core.interfaces import (
     Backend,
     Engine,
     ExportRequest,
+    Ingredient,
     LaunchRequest,
     Predictor,
     PredictRequest,
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
     from resnext_core.model.weights import Weights
     from resnext_core.ranks.collectives import Collectives
     from resnext_core.ranks.info import RankInfo
+
+#: What :class:`resnext_mindspore.engine.MindsporeEngine` can do.
+INGREDIENTS: frozenset[Ingredient] = frozenset(
+    {
+        "mix", "nesterov", "lamb", "adamw", "agc", "groups", "bce", "stochastic-depth", "teacher", "freeze",
+        "logit-offsets", "sizes", "ema-schedule",
+    }
+)  # fmt: skip
 
 _INSTALL = "pip install 'resnext-core[mindspore]'"
 
@@ -48,7 +57,7 @@ def resnext_backends() -> Iterator[Backend]:
         file_probe=file_readiness,
         packages=("mindspore",),
         options=MindsporeOptions,
-        ingredients=frozenset({"mix"}),
+        ingredients=INGREDIENTS,
         connect=_connect,
         launch=_launch,
     )
