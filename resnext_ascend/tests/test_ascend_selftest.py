@@ -286,18 +286,21 @@ def test_two_steps(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     found = steps.two_steps(place)
     assert found["weights_difference"] <= 1e-5
 
-    def other(self: Place, module: str, path: Path, *mixed: str) -> str:
+    def other(self: Place, module: str, path: Path, kind: str) -> str:
         with np.load(path) as file:
             arrays = dict(file)
         np.savez(path, **{k: v * (1.001 if k == "losses" else 1) for k, v in arrays.items()})
         return ""
 
-    mixed = steps.two_steps(place, mixed=True)
+    lamb = steps.two_steps(place, kind="lamb")
+    assert max(lamb["weights_difference"], lamb["variance_difference"]) <= 1e-5
+    assert np.abs(np.subtract(lamb["loss"], found["loss"])).max() > 1e-3, "the loss is that of other steps"
+    mixed = steps.two_steps(place, kind="mixed")
     assert mixed["weights_difference"] <= 1e-5
     assert np.abs(np.subtract(mixed["loss"], found["loss"])).max() > 1e-3, "nothing was mixed"
     monkeypatch.setattr(Place, "python", other)
     with pytest.raises(Refuted, match=r"losses_difference is 9\.9.e-04, above 1e-05"):
-        steps.two_steps(place, mixed=True)
+        steps.two_steps(place, kind="mixed")
 
 
 def of_rank(skipped: list[int], weight: float = 1.0) -> dict[str, Any]:

@@ -68,7 +68,14 @@ PARTS = (
         "mixed-steps", "steps.two_steps", 30,
         "two steps on images mixed by mixup and cutmix equal those of the backend mindspore on the CPU",
         "two steps on mixed images of the backends ascend and mindspore are equal, both on MindSpore's CPU device",
-        mixed=True,
+        kind="mixed",
+    ),
+    _part(
+        "lamb-steps", "steps.two_steps", 30,
+        "two steps of LAMB on binary cross-entropy, with dropped blocks, equal those of the backend mindspore on the CPU",
+        "two steps of LAMB, with dropped blocks, of the backends ascend and mindspore are equal, both on MindSpore's CPU "
+        "device",
+        kind="lamb",
     ),
     _part(
         "overflow", "steps.overflow", 30,

@@ -5,34 +5,38 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resnext_ascend.selftest import samples
 from resnext_ascend.selftest.place import Place, Refuted, relative, within
-from resnext_core.config import PrecisionConfig
+from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
 from resnext_core.errors import BackendUnavailable
 from resnext_core.interfaces import Backend, Mix
 from resnext_core.plugins import load_plugins
 from resnext_core.training.trainer import create_trainer
 
+Kind: TypeAlias = Literal["plain", "mixed", "lamb"]
 _RATES = np.array([0.1, 0.05], np.float32)
 _ROWS = 6
 _MIXES = (
     Mix(kind="mixup", lam=0.3, partner="rolled"),
     Mix(kind="cutmix", lam=1 - 7 * 9 / samples.SIDE**2, box=(2, 5, 9, 14)),
 )
+#: What each row's residual branch is multiplied by.
+_BRANCHES = np.array([1, 0, 2, 1, 0, 2], np.float32)[:, None]
+_LIMITS = {"losses": 1e-5, "weights": 1e-4, "ema": 1e-4, "momentum": 1e-3, "variance": 1e-3, "optimizer": 0.0}
 #: A loss scale at which float16 overflows on the way back whatever the loss is: 2^40, above the largest, 65504.
 _TOO_MUCH = 2.0**40
 
 
-def two_steps(place: Place, mixed: bool = False) -> dict[str, Any]:
+def two_steps(place: Place, kind: Kind = "plain") -> dict[str, Any]:
     """Two steps in float32 on this device and, in another process, by the backend `mindspore` on the CPU."""
     expected = place.folder / "mindspore.npz"
-    place.python(__name__, expected, *(["mixed"] if mixed else []))  # a process has one device
-    ours = run(load_plugins().available("ascend"), place.options(), mixed)
+    place.python(__name__, expected, kind)  # a process has one device
+    ours = run(load_plugins().available("ascend"), place.options(), kind)
     with np.load(expected) as file:
         theirs = dict(file)
     groups: dict[str, list[float]] = {}
@@ -40,19 +44,29 @@ def two_steps(place: Place, mixed: bool = False) -> dict[str, Any]:
         groups.setdefault(name.split("/")[0], []).append(relative(ours[name], value))
     measured: dict[str, Any] = {f"{name}_difference": max(values) for name, values in groups.items()}
     measured["loss"] = [float(x) for x in ours["losses"]]
-    limits = {"losses": 1e-5, "weights": 1e-4, "momentum": 1e-3}
+    limits = {name: limit for name, limit in _LIMITS.items() if name in groups}
     within(measured, {f"{name}_difference": limit for name, limit in limits.items()})
     return measured
 
 
-def run(backend: Backend, options: Any, mixed: bool = False) -> dict[str, NDArray[Any]]:
-    """Return losses, weights and momenta after two steps in float32, of `mixed` images where asked."""
-    request = samples.request(samples.small_weights(), options, _ROWS, mixes=mixed)
+def run(backend: Backend, options: Any, kind: Kind = "plain") -> dict[str, NDArray[Any]]:
+    """Return losses and the state after two steps in float32: of a ``plain`` recipe, one that mixes images, or ``lamb``.
+
+    The last is LAMB with binary cross-entropy, dropped blocks, and an EMA.
+    """
+    request = samples.request(samples.small_weights(), options, _ROWS, mixes=kind == "mixed")
     batches = [samples.batch(samples.noise(_ROWS, seed=s)) for s in (27, 28)]
-    if mixed:
+    if kind == "mixed":
         batches = [replace(batch, mix=(mix,)) for batch, mix in zip(batches, _MIXES, strict=True)]
+    rates = _RATES
+    if kind == "lamb":
+        # An epsilon far above float32's noise in the gradients, which LAMB would divide by itself.
+        lamb = OptimizerConfig(kind="lamb", eps=1e-3, weight_decay=0.02, clip_norm=1.0)
+        request = replace(request, optimizer=lamb, loss=LossConfig(kind="bce"), drops=True, ema_decay=0.9)
+        batches = [replace(batch, branches=_BRANCHES) for batch in batches]
+        rates = _RATES / 50
     with closing(create_trainer(backend, request)) as trainer:
-        losses = trainer.run_steps(batches, _RATES)
+        losses = trainer.run_steps(batches, rates)
         return {"losses": losses, **trainer.state().tensors}
 
 
@@ -94,15 +108,15 @@ def overflow(place: Place) -> dict[str, Any]:
     return measured
 
 
-def main(path: Path, *mixed: str) -> None:
-    """Write what the backend `mindspore` computes, on mixed images with the word ``mixed``."""
+def main(path: Path, kind: Kind) -> None:
+    """Write what the backend `mindspore` computes in steps of a kind."""
     backend = load_plugins().available("mindspore")
     if backend.options is None:
         raise BackendUnavailable("the backend mindspore has no options")
-    np.savez(path, **run(backend, backend.options(device="cpu"), bool(mixed)))
+    np.savez(path, **run(backend, backend.options(device="cpu"), kind))
 
 
 if __name__ == "__main__":
     import sys
 
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    main(Path(sys.argv[1]), cast("Kind", sys.argv[2]))
