@@ -72,9 +72,8 @@ PARTS = (
     ),
     _part(
         "lamb-steps", "steps.two_steps", 30,
-        "two steps of LAMB on binary cross-entropy, with dropped blocks, equal those of the backend mindspore on the CPU",
-        "two steps of LAMB, with dropped blocks, of the backends ascend and mindspore are equal, both on MindSpore's CPU "
-        "device",
+        "two steps of LAMB with binary cross-entropy and dropped blocks equal those of the backend mindspore on the CPU",
+        "two steps of LAMB of the backends ascend and mindspore are equal, both on MindSpore's CPU device",
         kind="lamb",
     ),
     _part(

@@ -50,9 +50,9 @@ def two_steps(place: Place, kind: Kind = "plain") -> dict[str, Any]:
 
 
 def run(backend: Backend, options: Any, kind: Kind = "plain") -> dict[str, NDArray[Any]]:
-    """Return losses and the state after two steps in float32: of a ``plain`` recipe, one that mixes images, or ``lamb``.
+    """Return losses and the state after two steps in float32: ``plain``, on ``mixed`` images, or by ``lamb``.
 
-    The last is LAMB with binary cross-entropy, dropped blocks, and an EMA.
+    The last has binary cross-entropy, dropped blocks and an EMA besides.
     """
     request = samples.request(samples.small_weights(), options, _ROWS, mixes=kind == "mixed")
     batches = [samples.batch(samples.noise(_ROWS, seed=s)) for s in (27, 28)]
