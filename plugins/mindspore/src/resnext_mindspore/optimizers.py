@@ -136,8 +136,8 @@ def _lamb_one(
     rate = _scaled(scale, lr)
     if trust:
         length, other = ops.sqrt((weight * weight).sum()), ops.sqrt((step * step).sum())
-        both = ops.logical_and(length > 0, other > 0)
-        ratio = ops.select(both, length / other, ops.ones_like(length))
+        both, one = ops.logical_and(length > 0, other > 0), ops.ones_like(length)
+        ratio = ops.select(both, length / ops.select(both, other, one), one)
         if fixed[5] > 0:
             ratio = ops.minimum(ratio, ops.ones_like(ratio))
         rate = rate * ratio

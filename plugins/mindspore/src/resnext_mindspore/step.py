@@ -114,6 +114,8 @@ class Update(nn.Cell):
         if self.checked:
             gradients = self.map(ops.partial(_divide, scale), gradients)
             finite = self.all_finite(gradients)
+            # Only then what follows, whose own overflows would raise the status register of a card that saturates.
+            gradients = ops.depend(gradients, finite)
         done = self.optimizer(self.clip(gradients), lr, finite)
         if self.use_ema:
             done = self.average(share, done)

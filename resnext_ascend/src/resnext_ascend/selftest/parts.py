@@ -72,7 +72,7 @@ PARTS = (
     ),
     _part(
         "lamb-steps", "steps.two_steps", 30,
-        "two steps of LAMB with binary cross-entropy and dropped blocks equal those of the backend mindspore on the CPU",
+        "two steps of LAMB on binary cross-entropy with dropped blocks equal those of the backend mindspore on CPU",
         "two steps of LAMB of the backends ascend and mindspore are equal, both on MindSpore's CPU device",
         kind="lamb",
     ),
