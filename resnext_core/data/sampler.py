@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from resnext_core.errors import UsageError
 
-#: Second key word: the order of an epoch, what is drawn for a sample, and how a micro-batch is mixed never share a
-#: stream.
-_ORDER, _SAMPLE, _AUTO, _ERASING, _MIX = 1, 2, 3, 4, 5
+#: Second key word: the order of an epoch, what is drawn for a sample, how a micro-batch is mixed and which branches a
+#: step leaves out never share a stream.
+_ORDER, _SAMPLE, _AUTO, _ERASING, _MIX, _BRANCHES = 1, 2, 3, 4, 5, 6
 
 
 def epoch_permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -169,6 +169,14 @@ def mix_rng(seed: int, step: int, micro_batch: int) -> np.random.Generator:
     Steps count from 0 over the whole training, micro-batches over all ranks: `accumulate` of each, rank after rank.
     """
     return np.random.Generator(_philox(seed, _MIX, step, micro_batch))
+
+
+def branch_rng(seed: int, step: int) -> np.random.Generator:
+    """Return the random generator of the branches that `step` leaves out; use only its ``random()``.
+
+    Steps count from 0 over the whole training.
+    """
+    return np.random.Generator(_philox(seed, _BRANCHES, step, 0))
 
 
 def _philox(seed: int, purpose: int, epoch: int, sample: int) -> Any:

@@ -31,7 +31,7 @@ def fit(trainer: Trainer, training: Training, resume: Checkpoint | None = None) 
                 for steps in epoch.chunks():
                     with session.holding_errors():
                         with meter.waiting():
-                            batches = epoch.mixed(steps, islice(loaded, len(steps) if session.goes_on else 0))
+                            batches = epoch.drawn(steps, islice(loaded, len(steps) if session.goes_on else 0))
                         if training.teacher is not None:
                             with meter.teaching():
                                 batches = training.teacher.taught(batches)
@@ -40,7 +40,7 @@ def fit(trainer: Trainer, training: Training, resume: Checkpoint | None = None) 
                         read_ahead(session, epoch.number)
                     lrs = epoch.lrs(steps)
                     with meter.computing():
-                        losses = trainer.run_steps(batches, lrs)
+                        losses = trainer.run_steps(batches, lrs, epoch.ema_decays(steps))
                     session.account(epoch, steps, lrs, losses)
                     session.save_if_due()
                 close_epoch(session)

@@ -12,17 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.config import Config
+from resnext_core.data.branches import draw_branches
 from resnext_core.data.index import Index
 from resnext_core.data.loader import Loader
 from resnext_core.data.mix import draw_mixes
 from resnext_core.data.sampler import Task, epoch_permutation, rank_task, steps_per_epoch
-from resnext_core.interfaces import Batch
+from resnext_core.interfaces import Batch, Mix
 from resnext_core.model.weights import Weights
 from resnext_core.ranks.collectives import Collectives
 from resnext_core.ranks.info import RankInfo
 from resnext_core.runs.checkpoint_folder import RunProgress, Summary
 from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.records import Listener, Saved
+from resnext_core.training.averaging import ema_decays
 from resnext_core.training.schedule import lrs, scaled_lr
 from resnext_core.training.sizes import training_preprocess
 from resnext_core.training.teacher import Teacher
@@ -192,20 +194,41 @@ class Epoch:
             steps_per_epoch=training.steps_per_epoch, epochs=config.train.epochs,
         )  # fmt: skip
 
-    def mixed(self, steps: range, batches: Iterable[Batch]) -> list[Batch]:
-        """Return the batches of `steps` with how their images are mixed; fewer where there are fewer."""
-        training, rank = self.training, self.training.rank
-        train = training.config.train
-        if not training.config.mix.on:
-            return list(batches)
-        micro_batches = range(rank.rank * train.accumulate, (rank.rank + 1) * train.accumulate)
+    def ema_decays(self, steps: range) -> NDArray[np.float64] | None:
+        """Return the decays of the EMA at `steps`: float64 (len(steps),), None without an EMA."""
+        config, training = self.training.config, self.training
+        return ema_decays(
+            steps, config=config.train, warmup_epochs=config.schedule.warmup_epochs,
+            steps_per_epoch=training.steps_per_epoch, epochs=config.train.epochs,
+        )  # fmt: skip
+
+    def drawn(self, steps: range, batches: Iterable[Batch]) -> list[Batch]:
+        """Return the batches of `steps` with what is drawn for each as a whole; fewer where there are fewer.
+
+        That is how its images are mixed, and which residual branches are left out.
+        """
         return [
-            replace(batch, mix=draw_mixes(
-                training.config.mix, batch.images.shape[1:3], seed=train.seed, step=step, epoch=self.number,
-                micro_batches=micro_batches,
-            ))
+            replace(batch, mix=self._mixes(step, batch), branches=self._branches(step))
             for step, batch in zip(steps, batches, strict=False)
-        ]  # fmt: skip
+        ]
+
+    def _mixes(self, step: int, batch: Batch) -> tuple[Mix, ...]:
+        config, rank = self.training.config, self.training.rank
+        accumulate = config.train.accumulate
+        return draw_mixes(
+            config.mix, batch.images.shape[1:3], seed=config.train.seed, step=step, epoch=self.number,
+            micro_batches=range(rank.rank * accumulate, (rank.rank + 1) * accumulate),
+        )  # fmt: skip
+
+    def _branches(self, step: int) -> NDArray[np.float32] | None:
+        config, rank = self.training.config, self.training.rank
+        if config.model.stochastic_depth == 0:
+            return None
+        share = config.train.batch_size // rank.world
+        return draw_branches(
+            config.model.stochastic_depth, len(self.training.weights.spec.blocks), seed=config.train.seed, step=step,
+            global_batch=config.train.batch_size, rows=slice(rank.rank * share, (rank.rank + 1) * share),
+        )  # fmt: skip
 
     def samples(self, step: int) -> list[int]:
         """Return the images of all ranks in `step`."""

@@ -51,11 +51,17 @@ class Recorder:
         self.seen: list[NDArray[Any]] = []
         self.mixes: list[tuple[Mix, ...]] = []
         self.lrs: list[float] = []
+        self.branches: list[NDArray[np.float32] | None] = []
+        self.ema_decays: list[float] = []
         self.calls: list[int] = []
 
-    def run_steps(self, batches: Sequence[Batch], lrs: NDArray[Any]) -> NDArray[Any]:
+    def run_steps(
+        self, batches: Sequence[Batch], lrs: NDArray[Any], ema_decays: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
         losses = []
         self.calls.append(len(batches))
+        self.branches += [batch.branches for batch in batches]
+        self.ema_decays += [] if ema_decays is None else ema_decays.tolist()
         for batch, lr in zip(batches, lrs, strict=True):
             self.before(self.step + 1)
             self.step += 1
@@ -223,13 +229,67 @@ def test_each_rank_mixes_its_own_micro_batches(job: Callable[..., Training], tin
         config = dataclasses.replace(made.config, train=train)
         training = dataclasses.replace(made, config=config, rank=RankInfo(rank=rank, world=world))
         (epoch, *_) = training.epochs_after(0)
-        (batch,) = epoch.mixed(range(5, 6), batches)
+        (batch,) = epoch.drawn(range(5, 6), batches)
         return batch.mix
 
     alone = drawn(0, 1, 6)
     assert len(set(alone)) == 6
     assert drawn(0, 3, 2) + drawn(1, 3, 2) + drawn(2, 3, 2) == alone
     assert drawn(0, 2, 3) + drawn(1, 2, 3) == alone
+
+
+class Averaging(Recorder):
+    """Its state has an EMA."""
+
+    def state(self) -> TrainState:
+        state = super().state()
+        ema = {n.replace("weights/", "ema/"): a for n, a in state.tensors.items()}
+        return dataclasses.replace(state, tensors={**state.tensors, **ema})
+
+
+def test_branches_and_decays_go_on_as_if_the_run_never_stopped(
+    job: Callable[..., Training], tiny_weights: Weights
+) -> None:
+    settings = ("model.stochastic_depth=0.4", "train.ema_decay=0.99", "train.ema_every=4")
+    settings += ("train.ema_warmup=copy", "schedule.warmup_epochs=1")
+
+    def stop(step: int) -> None:
+        if step == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    made = job(*settings)
+    first, second = Averaging(tiny_weights, stop), Averaging(tiny_weights)
+    with pytest.raises(Interrupted):
+        fit(first, made)
+    fit(second, made, load_latest(made.run.checkpoints, print))
+    whole = Averaging(tiny_weights)
+    fit(whole, job(*settings, val=False))
+    assert first.ema_decays + second.ema_decays == whole.ema_decays
+    assert set(whole.ema_decays) == {0.0, 0.99, 1.0}
+    assert [np.asarray(b).tolist() for b in first.branches + second.branches] == [
+        np.asarray(b).tolist() for b in whole.branches
+    ]
+    assert None not in [b if b is None else b.shape for b in whole.branches]
+
+
+def test_each_rank_leaves_out_the_branches_of_its_own_rows(
+    job: Callable[..., Training], tiny_weights: Weights
+) -> None:
+    made = job("model.stochastic_depth=0.5")
+    batches = list(made.train_loader.batches([Task.of(0, np.arange(4))]))
+
+    def drawn(rank: int, world: int) -> NDArray[np.float32]:
+        training = dataclasses.replace(made, rank=RankInfo(rank=rank, world=world))
+        (epoch, *_) = training.epochs_after(0)
+        (batch,) = epoch.drawn(range(5, 6), batches)
+        assert batch.branches is not None
+        return batch.branches
+
+    alone = drawn(0, 1)
+    assert alone.shape == (made.config.train.batch_size, len(tiny_weights.spec.blocks))
+    assert set(np.unique(alone)) > {0.0, 1.0}
+    for world in (2, 4):
+        assert np.array_equal(np.concatenate([drawn(rank, world) for rank in range(world)]), alone)
 
 
 @pytest.mark.parametrize("log_every", [1, 4, 100])
@@ -332,9 +392,9 @@ def test_a_signal_at_any_step_saves_and_the_rest_follows(
 class Pictures(Recorder):
     """Writes down the pixels of each step."""
 
-    def run_steps(self, batches: Sequence[Batch], lrs: NDArray[Any]) -> NDArray[Any]:
+    def run_steps(self, batches: Sequence[Batch], lrs: NDArray[Any], *more: Any) -> NDArray[Any]:
         self.pictures = [*getattr(self, "pictures", []), *(batch.images for batch in batches)]
-        return super().run_steps(batches, lrs)
+        return super().run_steps(batches, lrs, *more)
 
 
 def augmented(made: Training, **rank: int) -> Training:
@@ -447,8 +507,8 @@ class Diverges(Recorder):
 
     at: range = range(9, 10)
 
-    def run_steps(self, batches: Sequence[Batch], lrs: NDArray[Any]) -> NDArray[Any]:
-        losses = super().run_steps(batches, lrs)
+    def run_steps(self, batches: Sequence[Batch], lrs: NDArray[Any], *more: Any) -> NDArray[Any]:
+        losses = super().run_steps(batches, lrs, *more)
         return np.where(np.isin(losses, self.at), np.nan, losses).astype(np.float32)
 
 
