@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -45,7 +46,7 @@ def ema_decays(
             return 1.0
         moves = epoch * _moves(steps_per_epoch, every) + within // every
         if config.ema_warmup == "power":
-            return min(decay, 1 - float(1 + moves) ** -config.ema_power)
+            return min(decay, 1 - math.pow(1 + moves, -config.ema_power))
         if config.ema_warmup == "copy":
             before = _move_before(step, steps_per_epoch, every)
             return 0.0 if before is None or position(before) < warmup else decay
