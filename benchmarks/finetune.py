@@ -22,24 +22,28 @@ import json
 import statistics
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 import resnext_core as rx
 from resnext_core.config import parse_set
 from resnext_core.data.demo import write_digits
-from resnext_core.errors import ResnextError
+from resnext_core.errors import UsageError
 from resnext_core.runs.folder import RunFolder
-from resnext_core.runs.records import Eval, Train
+from resnext_core.runs.records import End, Eval, Train
 
 #: Images that files of a folder may be.
 IMAGES = (".jpg", ".jpeg", ".png")
-#: Ways to train on the second half; the values are settings beside the common ones. None starts from scratch.
-WAYS: dict[str, dict[str, Any] | None] = {
-    "from scratch": None,
-    "fine-tuned, all": {},
-    "fine-tuned, rates of stages": {"optimizer.stage_lr": 0.7},
-    "fine-tuned, stem and stage 1 frozen": {"train.freeze": 2},
+#: Ways to train on the second half: the name of their runs, and settings beside the common ones. None starts from
+#: scratch.
+WAYS: dict[str, tuple[str, dict[str, Any] | None]] = {
+    "from scratch": ("scratch", None),
+    "fine-tuned, all": ("all", {}),
+    "fine-tuned, rates of stages": ("rates", {"optimizer.stage_lr": 0.7}),
+    "fine-tuned, stem and stage 1 frozen": ("frozen", {"train.freeze": 2}),
 }
 
 
@@ -57,12 +61,17 @@ def main() -> int:
     parser.add_argument(
         "--data", type=Path, help="folder with train and val of class folders (default: digits)"
     )
-    parser.add_argument("--work", type=Path, help="folder for links and runs (default: a temporary one)")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        help="folder for links and runs (default: a temporary one); what is trained there is kept",
+    )
     parser.add_argument("--backend")
-    parser.add_argument("--model", default="resnext26_16x8d_half")
-    parser.add_argument("--size", type=int, default=48)
+    parser.add_argument(
+        "--model", help="default: resnext26_16x8d_half, or resnext20_4x16d_quarter for digits"
+    )
+    parser.add_argument("--size", type=int, help="pixels; default: 48, or 16 for digits")
     parser.add_argument("--first-epochs", type=int, default=16)
-    parser.add_argument("--first", type=Path, help="run of an earlier call to start from (default: train it)")
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument(
         "--images", type=int, default=40, help="training images of each class of the second half"
@@ -86,40 +95,32 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Train everything and return the curves and the table; the table is printed too."""
     data = args.data or write_digits(work / "digits")
     first, second = halves(data, args.images, work)
-    common = {
-        "model.variant": args.model, "model.image_size": args.size, "preprocess.mode": "shorter-side",
-        "augment.scale": [0.35, 1.0], "augment.color_jitter": [0, 0, 0],
-        "augment.flip": 0.5 if args.data else 0.0, "optimizer.lr_batch": 32, "optimizer.weight_decay": 0.0005,
-        "schedule.kind": "cosine-step", "schedule.warmup_epochs": 1, "train.batch_size": 32,
-        "loss.smoothing_form": "uniform",
-    }  # fmt: skip
-    for layer in parse_set(args.set):
-        common |= {f"{section}.{k}": v for section, keys in layer.values.items() for k, v in keys.items()}
-    before = args.first or rx.train(
-        first, backend=args.backend, output=work / "runs", name="first", epochs=args.first_epochs, seed=1,
-        overrides={**common, "optimizer.lr": args.rates[0], "train.eval_every": args.first_epochs},
+    recipe = work / "common.yaml"
+    recipe.write_text(yaml.safe_dump(settings_of(args)))
+    trained = partial(finished, work / "runs", recipe=str(recipe), backend=args.backend)
+    before = trained(
+        "first", data=first, epochs=args.first_epochs, seed=1,
+        overrides={"optimizer.lr": args.rates[0], "train.eval_every": args.first_epochs},
     )  # fmt: skip
-    print(f"first half: {before}")
     classes = len(list((second / "train").iterdir()))
     curves: dict[str, Curve] = {}
-    for way, settings in WAYS.items():
-        tried: list[Curve] = []
-        for rate in args.rates:
-            try:
-                runs = [
-                    curve(rx.train(
-                        second, backend=args.backend, output=work / "runs", name=f"{len(curves)}-{rate}-{seed}",
-                        epochs=args.epochs, seed=seed, overrides={**common, **(settings or {}), "optimizer.lr": rate},
-                        **({} if settings is None else {"pretrained": before, "num_classes": classes}),
-                    ).run)
+    for way, (name, settings) in WAYS.items():
+        start = {} if settings is None else {"pretrained": before, "num_classes": classes}
+        try:
+            tried = [
+                mean([
+                    curve(trained(
+                        f"{name}-{rate:g}-{seed}", data=second, epochs=args.epochs, seed=seed,
+                        overrides={**(settings or {}), "optimizer.lr": rate}, **start,
+                    ))
                     for seed in range(1, args.seeds + 1)
-                ]  # fmt: skip
-            except ResnextError as error:
-                print(f"{way}: left out, {error}")
-                break
-            tried.append(mean(runs))
-        if len(tried) == len(args.rates):
-            curves[way] = max(tried, key=lambda c: max(c.top1))
+                ])
+                for rate in args.rates
+            ]  # fmt: skip
+        except UsageError as error:  # the backend cannot do it
+            print(f"{way}: left out, {error}")
+            continue
+        curves[way] = max(tried, key=lambda found: max(found.top1))
     goal = max(curves["from scratch"].top1)
     table = {}
     for way, found in curves.items():
@@ -130,6 +131,39 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         print(f"{way:<38} top-1 {100 * max(found.top1):5.2f} %   {100 * goal:.2f} % {when}")
     top1 = {way: [round(x, 4) for x in found.top1] for way, found in curves.items()}
     return {"table": table, "curves": top1}
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the configuration that all trainings share, as a recipe has it."""
+    photographs = args.data is not None
+    settings: dict[str, Any] = {
+        "model": {
+            "variant": args.model or ("resnext26_16x8d_half" if photographs else "resnext20_4x16d_quarter"),
+            "image_size": args.size or (48 if photographs else 16),
+        },
+        "preprocess": {"mode": "shorter-side"},
+        "augment": {
+            "scale": [0.35 if photographs else 0.7, 1.0], "ratio": [0.85, 1.18], "color_jitter": [0, 0, 0],
+            "flip": 0.5 if photographs else 0.0,
+        },
+        "optimizer": {"lr_batch": 32, "weight_decay": 0.0005},
+        "schedule": {"kind": "cosine-step", "warmup_epochs": 1},
+        "loss": {"smoothing_form": "uniform"},
+        "train": {"batch_size": 20, "eval_every": 1},
+        "eval": {"batch_size": 64},
+    }  # fmt: skip
+    for layer in parse_set(args.set):
+        for section, keys in layer.values.items():
+            settings[section] = {**settings.get(section, {}), **keys}
+    return settings
+
+
+def finished(runs: Path, name: str, **arguments: Any) -> Path:
+    """Train and return the run `name` in the folder `runs`; one that is there and at its end is kept."""
+    run = runs / name
+    if run.is_dir() and any(isinstance(record, End) for record in RunFolder(run).read_records()):
+        return run
+    return rx.train(output=runs, name=name, **arguments).run
 
 
 def halves(data: Path, images: int, work: Path) -> tuple[Path, Path]:

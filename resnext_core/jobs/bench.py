@@ -102,7 +102,7 @@ def bench(job: BenchJob, listen: Listener = ignore) -> BenchResult:
 
 
 def _bench_train(job: BenchJob, config: Config, backend: Backend) -> dict[str, Any]:
-    """Time whole optimizer steps, in chunks of as many as the backend takes in one call."""
+    """Time whole optimizer steps, in chunks of as many as the backend takes in one call; no teacher is asked."""
     weights, n, chunk = _new_model(config, job.classes), config.train.batch_size, backend.steps_per_call
     spec = weights.spec.replace(image_size=training_size(config))
     batch = _random_batch(n, spec.image_size, spec.num_classes)
@@ -114,8 +114,13 @@ def _bench_train(job: BenchJob, config: Config, backend: Backend) -> dict[str, A
         epoch=1,
         micro_batches=range(config.train.accumulate),
     )
-    batch, lr = replace(batch, mix=mix), np.full(chunk, 1e-3, np.float32)
     request = train_request(config, weights, backend, RankInfo(), SingleProcess())
+    drops, taught = request.drops, request.distillation is not None
+    batch = replace(
+        batch, mix=mix, branches=np.ones((n, len(spec.blocks)), np.float32) if drops else None,
+        teacher=np.full((n, spec.num_classes), 1 / spec.num_classes, np.float32) if taught else None,
+    )  # fmt: skip
+    lr = np.full(chunk, 1e-3, np.float32)
     times = []
     with closing(create_trainer(backend, request)) as trainer:
         for call in range(-(-(job.warmup + job.steps) // chunk)):

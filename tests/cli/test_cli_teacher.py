@@ -233,3 +233,25 @@ def test_lower_rates_for_random_stages_are_a_warning(cli: CommandLine, photos: P
     asked = ["--backend", "reference", "doctor", "--json", "--run", recipe, "--data", photos]
     notes = cli.ok(*asked, "--set", "optimizer.stage_lr=0.7").json()["notes"]
     assert [n["level"] for n in notes if n["topic"] == "network"] == ["ok", "warning"]
+
+
+def test_a_benchmark_of_steps_takes_all_that_a_training_may_ask(cli: CommandLine) -> None:
+    words = [
+        "--backend",
+        "reference",
+        "bench",
+        "train",
+        "--json",
+        "--steps",
+        1,
+        "--warmup",
+        0,
+        "--batch-size",
+        4,
+    ]
+    asked = sets(
+        "train.teacher=anything", "model.stochastic_depth=0.1", "mix.cutmix=1", "train.ema_decay=0.9"
+    )
+    assert cli.ok(
+        *words, "--set", "model.variant=resnext_tiny", "--set", "model.image_size=8", *asked
+    ).json()["steps"]
