@@ -30,6 +30,7 @@ from resnext_core.ranks.collectives import SingleProcess
 from resnext_core.ranks.info import RankInfo
 from resnext_core.runs.folder import RunFolder, check_free, check_writable
 from resnext_core.serving.load import WEIGHTS_SUFFIX, exporters, server_of
+from resnext_core.training.combinations import check_combinations
 from resnext_core.training.finetune import pretrained_momentum
 from resnext_core.training.ingredients import asked_by, check_ingredients
 from resnext_core.training.initial import build_spec, check_class_count, initial_weights, per_rank
@@ -236,6 +237,7 @@ def _fits(plan: Plan) -> None:
     batch = per_rank(config, plan.world, len(plan.data.train))
     if plan.backend is not None:
         check_ingredients(plan.backend, asked_by(config))
+    check_combinations(config, len(plan.data.train.classes))
     if config.mix.on:
         check_micro_batch(batch // config.train.accumulate)
     if config.train.freeze and config.model.pretrained is None:

@@ -19,6 +19,7 @@ from resnext_core.interfaces import (
     TrainRequest,
     TrainState,
 )
+from resnext_core.training.combinations import check_loss, check_optimizer
 from resnext_core.training.counter import SCALARS, StepCounter
 from resnext_core.training.ingredients import asked_by_request, check_ingredients
 from resnext_core.training.inputs import check_split, step_inputs
@@ -36,6 +37,8 @@ def create_trainer(backend: Backend, request: TrainRequest) -> Trainer:
     check_split(request)
     check_ingredients(backend, asked_by_request(request))
     check_frozen(request.weights.spec, request.frozen)
+    check_optimizer(request.optimizer)
+    check_loss(request.loss, request.weights.spec.num_classes)
     if request.mixes:
         check_micro_batch(request.batch_size // request.accumulate)
     request = with_first_weights(request)

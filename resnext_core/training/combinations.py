@@ -1,0 +1,56 @@
+"""Settings that are each right by themselves and cannot go together: one line each, before anything is computed."""
+
+from __future__ import annotations
+
+from resnext_core.config import Config, LossConfig, OptimizerConfig
+from resnext_core.errors import UsageError
+
+
+def check_combinations(config: Config, classes: int) -> None:
+    """Raise UsageError where settings of a training of `classes` classes contradict each other."""
+    check_optimizer(config.optimizer)
+    check_loss(config.loss, classes)
+
+
+def check_optimizer(optimizer: OptimizerConfig) -> None:
+    """Raise UsageError where settings of the optimizer contradict each other, or would do nothing."""
+    kind = optimizer.kind
+    if optimizer.clip_norm is not None and optimizer.agc is not None:
+        raise UsageError("optimizer.clip_norm and optimizer.agc both clip gradients: set one of them to null")
+    if optimizer.nesterov and kind != "sgd":
+        raise UsageError(f"optimizer.nesterov is of sgd, not of {kind}: set optimizer.nesterov=false")
+    if optimizer.nesterov and optimizer.momentum == 0:
+        raise UsageError(
+            "optimizer.nesterov needs a momentum: raise optimizer.momentum, or set optimizer.nesterov=false"
+        )
+    if kind == "sgd" and optimizer.eps is not None:
+        raise UsageError("optimizer.eps is of lamb and adamw, not of sgd: set optimizer.eps=null")
+    for key in ("trust_all", "trust_clip"):
+        if kind != "lamb" and getattr(optimizer, key):
+            raise UsageError(f"optimizer.{key} is of lamb, not of {kind}: set optimizer.{key}=false")
+
+
+def check_loss(loss: LossConfig, classes: int) -> None:
+    """Raise UsageError where the loss cannot be computed as set, or its targets would say nothing."""
+    if loss.kind != "bce":
+        if loss.bce_sum:
+            raise UsageError(
+                f"loss.bce_sum is of bce, not of {loss.kind}: set loss.bce_sum=false, or loss.kind=bce"
+            )
+        if loss.bce_threshold is not None:
+            raise UsageError(
+                f"loss.bce_threshold is of bce, not of {loss.kind}: set loss.bce_threshold=null, or loss.kind=bce"
+            )
+        return
+    if classes < 2:
+        raise UsageError("loss.kind=bce needs two classes or more, and the data has one: set loss.kind=ce")
+    if loss.bce_threshold is None:
+        return
+    uniform = loss.smoothing_form == "uniform"
+    others = loss.smoothing / (classes if uniform else classes - 1)
+    own = 1 - loss.smoothing + (others if uniform else 0.0)
+    if not others <= loss.bce_threshold < own:
+        raise UsageError(
+            f"loss.bce_threshold {loss.bce_threshold:g} makes all targets alike: smoothed, they are {own:g} for the "
+            f"class of an image and {others:g} for the others; take a value between"
+        )

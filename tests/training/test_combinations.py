@@ -1,0 +1,56 @@
+"""Settings that cannot go together are refused in one line that says what to set."""
+
+from __future__ import annotations
+
+import pytest
+
+from resnext_core.config import Config, LossConfig, OptimizerConfig
+from resnext_core.errors import UsageError
+from resnext_core.testing.cases import TRAIN_CASES, oracle, oracle_trainer
+from resnext_core.testing.tiny import train_request
+from resnext_core.training.combinations import check_combinations
+
+REFUSED = {
+    "both clips": ({"clip_norm": 1.0, "agc": 0.01}, {}, "set one of them to null"),
+    "nesterov of lamb": ({"kind": "lamb", "nesterov": True}, {}, "optimizer.nesterov=false"),
+    "nesterov without momentum": ({"momentum": 0.0, "nesterov": True}, {}, "raise optimizer.momentum"),
+    "eps of sgd": ({"eps": 1e-6}, {}, "optimizer.eps=null"),
+    "trust of sgd": ({"trust_all": True}, {}, "optimizer.trust_all=false"),
+    "trust of adamw": ({"kind": "adamw", "trust_clip": True}, {}, "optimizer.trust_clip=false"),
+    "sum of ce": ({}, {"bce_sum": True}, "loss.bce_sum=false"),
+    "threshold of ce": ({}, {"bce_threshold": 0.2}, "loss.bce_threshold=null"),
+    "threshold above": ({}, {"kind": "bce", "smoothing": 0.1, "bce_threshold": 0.95}, "all targets alike"),
+    "threshold below": ({}, {"kind": "bce", "smoothing": 0.1, "bce_threshold": 0.001}, "all targets alike"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_contradictions_are_refused(what: str) -> None:
+    optimizer, loss, words = REFUSED[what]
+    config = Config(optimizer=OptimizerConfig(**optimizer), loss=LossConfig(**loss))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=words) as refused:
+        check_combinations(config, 5)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(UsageError, match=words):
+        oracle_trainer(train_request(batch_size=4, optimizer=config.optimizer, loss=config.loss))
+
+
+def test_binary_cross_entropy_of_one_class_is_refused() -> None:
+    config = Config(loss=LossConfig(kind="bce"))
+    check_combinations(config, 2)
+    with pytest.raises(UsageError, match=r"two classes or more.*loss\.kind=ce"):
+        check_combinations(config, 1)
+
+
+@pytest.mark.parametrize("case_name", TRAIN_CASES)
+def test_what_goes_together_is_not_refused(case_name: str) -> None:
+    case = TRAIN_CASES[case_name]
+    check_combinations(
+        Config(optimizer=case.optimizer, loss=case.loss), case.request().weights.spec.num_classes
+    )
+    assert case.asked <= oracle().ingredients
+
+
+def test_the_whole_range_between_the_targets_is_taken() -> None:
+    for threshold in (0.0, 0.5, 0.999):
+        check_combinations(Config(loss=LossConfig(kind="bce", smoothing=0.0, bce_threshold=threshold)), 3)
