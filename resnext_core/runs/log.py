@@ -31,10 +31,11 @@ class RunLog:
 def describe(record: Record) -> str | None:
     """Return one line for people about a record, or None where there is nothing to say."""
     if isinstance(record, Train):
+        taught = "" if record.teacher_s is None else f"  teacher {_share(record.teacher_s, record)}"
         return (
             f"epoch {record.epoch:>3}  step {record.step:>6}  loss {_loss(record.loss)}  "
             f"lr {record.lr:.4g}  {record.images_per_s:.0f} images/s  "
-            f"waiting {100 * record.wait_s / max(record.seconds, 1e-9):.0f} %"
+            f"waiting {_share(record.wait_s, record)}{taught}"
         )
     if isinstance(record, Eval):
         star = "  best so far" if record.best else ""
@@ -53,6 +54,10 @@ def describe(record: Record) -> str | None:
     if isinstance(record, Note):
         return record.text
     return None
+
+
+def _share(seconds: float, record: Train) -> str:
+    return f"{100 * seconds / max(record.seconds, 1e-9):.0f} %"
 
 
 def _loss(value: float | None) -> str:

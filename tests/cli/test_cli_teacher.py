@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -79,6 +80,7 @@ def test_a_resumed_run_learns_from_the_same_teacher_to_the_bit(
     seconds = [r["teacher_s"] for r in stored(RunFolder(tmp_path / "whole")) if r["kind"] == "train"]
     assert len(seconds) == 12
     assert min(seconds) > 0
+    assert len(re.findall(r"waiting \d+ %  teacher \d+ %", text)) == 12
     cli.ok(*taught, "--name", "cut", "--epochs", 1)
     shutil.copytree(tmp_path / "cut", tmp_path / "kept")
     resume = ["train", "--epochs", 2, "--set", "data.workers=0", "--resume"]
