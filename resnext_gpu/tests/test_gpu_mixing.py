@@ -12,10 +12,13 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from gpu_cases import batches, differing, relative, tiny_weights, train_request, trainer_with  # noqa: E402
+from resnext_gpu.inputs import StepTensors  # noqa: E402
+from resnext_gpu.losses import smoothed_loss  # noqa: E402
 from resnext_gpu.mixing import mixed_pixels, packed, unmixed  # noqa: E402
 from resnext_gpu.network import Arithmetic, Network  # noqa: E402
 from resnext_gpu.options import GpuOptions  # noqa: E402
-from resnext_gpu.step import Step, Table, smoothed_loss  # noqa: E402
+from resnext_gpu.step import Step  # noqa: E402
+from resnext_gpu.table import Table  # noqa: E402
 
 from resnext_core.config import LossConfig, MixConfig  # noqa: E402
 from resnext_core.data import mix as core  # noqa: E402
@@ -125,7 +128,7 @@ def test_a_compiled_step_takes_every_draw(
 ) -> None:
     """A draw that made torch.compile compile again would be an error here; ``inductor`` needs a C++ compiler."""
     compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda network: compile_(network, backend=backend))
+    monkeypatch.setattr(torch, "compile", lambda network, **how: compile_(network, backend=backend, **how))
     request = train_request(tiny_weights(6), mixes=True)
     plain, compiled = (
         trainer_with(GpuOptions(device="cpu", compile=compile), request) for compile in (False, True)
@@ -193,5 +196,9 @@ def test_a_mixed_step_stays_on_its_device(monkeypatch: pytest.MonkeyPatch) -> No
     step = Step(request, table, network, balanced=True, bucket_bytes=1 << 20, views=False)
     images = torch.empty((6, 16, 16, 3), dtype=torch.uint8, device=device)
     labels, scalar = torch.zeros(6, dtype=torch.int64, device=device), torch.full((), 1.0, device=device)
-    loss, found = step(images, labels, torch.ones(6, device=device), scalar, scalar, *unmixed(labels))
+    given = StepTensors(
+        images=images, labels=labels, weights=torch.ones(6, device=device), lr=scalar, scale=scalar,
+        mix=unmixed(labels),
+    )  # fmt: skip
+    loss, found = step(given)
     assert loss.device == found.device == device

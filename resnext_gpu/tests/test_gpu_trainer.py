@@ -30,11 +30,13 @@ from gpu_cases import (  # noqa: E402
 )
 from resnext_gpu.engine import _check_card  # noqa: E402
 from resnext_gpu.gradients import Gradients, gradients_of  # noqa: E402
+from resnext_gpu.inputs import StepTensors  # noqa: E402
 from resnext_gpu.memory import is_out_of_memory  # noqa: E402
 from resnext_gpu.network import Arithmetic, Network, make_tensors, max_pool  # noqa: E402
 from resnext_gpu.options import GpuOptions  # noqa: E402
 from resnext_gpu.predictor import SIZES, GpuPredictor, split  # noqa: E402
-from resnext_gpu.step import Step, Table  # noqa: E402
+from resnext_gpu.step import Step  # noqa: E402
+from resnext_gpu.table import Table  # noqa: E402
 
 from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig  # noqa: E402
 from resnext_core.errors import DataError, UsageError  # noqa: E402
@@ -212,7 +214,7 @@ def test_what_cannot_be_compiled_is_computed_as_it_is(
 ) -> None:
     """Whatever pass refuses, and after whatever it has moved: the same bits as without, and one line."""
 
-    def refuse(network: Any) -> Callable[[Any], Any]:
+    def refuse(network: Any, **how: Any) -> Callable[[Any], Any]:
         def call(images: Any) -> Any:
             if where == "forward":
                 raise torch._dynamo.exc.Unsupported("not on this machine\nwith many lines")
@@ -253,7 +255,7 @@ def test_a_backward_pass_that_pytorch_cannot_lower(
 
     compile_ = torch.compile
     backend = aot_autograd(fw_compiler=forward, bw_compiler=backward)
-    monkeypatch.setattr(torch, "compile", lambda network: compile_(network, backend=backend))
+    monkeypatch.setattr(torch, "compile", lambda network, **how: compile_(network, backend=backend, **how))
     weights, steps = tiny_weights(8, depths=(1,)), batches(2, size=8)
     plain, compiled = trainer(weights=weights), trainer({"compile": True}, weights=weights)
     np.testing.assert_array_equal(compiled.run_steps(steps, LRS[:2]), plain.run_steps(steps, LRS[:2]))
@@ -267,7 +269,7 @@ def test_a_backward_pass_that_pytorch_cannot_lower(
 def test_trying_what_is_compiled_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def count(network: Any) -> Callable[[Any], Any]:
+    def count(network: Any, **how: Any) -> Callable[[Any], Any]:
         return lambda images: (calls.append(len(images)), network(images))[1]
 
     monkeypatch.setattr(torch, "compile", count)
@@ -279,7 +281,7 @@ def test_trying_what_is_compiled_leaves_no_trace(monkeypatch: pytest.MonkeyPatch
 
 
 def test_out_of_memory_while_compiling_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(network: Any) -> Callable[[Any], Any]:
+    def refuse(network: Any, **how: Any) -> Callable[[Any], Any]:
         def call(images: Any) -> Any:
             if len(images) > 3:
                 raise RuntimeError("backend raised") from torch.cuda.OutOfMemoryError()
@@ -467,7 +469,7 @@ def test_warm_steps_and_capture_share_a_stream_without_garbage(monkeypatch: pyte
 def test_nothing_is_kept_after_the_end(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Every tensor dies with the trainer's close, without a collection, though the trainer itself is still there."""
     special = {name: options.get(name) for name in ("views", "graph")}
-    monkeypatch.setattr(torch, "compile", lambda network: network)
+    monkeypatch.setattr(torch, "compile", lambda network, **how: network)
     given = {name: value for name, value in options.items() if name not in special}
     ours = trainer(given, ema_decay=0.9, skip_nonfinite=True)
     engine = ours.engine
@@ -1033,5 +1035,5 @@ def test_a_step_stays_on_its_device(
     images = torch.empty((6, 32, 32, 3), dtype=torch.uint8, device=device)
     scalar = torch.full((), 1.0, device=device)
     labels, weights = torch.zeros(6, dtype=torch.int64, device=device), torch.ones(6, device=device)
-    loss, found = step(images, labels, weights, scalar, scalar)
+    loss, found = step(StepTensors(images=images, labels=labels, weights=weights, lr=scalar, scale=scalar))
     assert loss.device == found.device == device

@@ -19,12 +19,14 @@ from resnext_gpu.gradients import reaching_others
 from resnext_gpu.graphs import Compiled, Replayed, StepFunction, closed
 from resnext_gpu.grouped_conv.norm import batch_norm
 from resnext_gpu.grouped_conv.op import grouped_conv
+from resnext_gpu.inputs import StepTensors
 from resnext_gpu.memory import Exhausted, exhausted, fitting, out_of_memory
 from resnext_gpu.network import Arithmetic, Network
 from resnext_gpu.options import GpuOptions
 from resnext_gpu.predictor import GpuPredictor
-from resnext_gpu.step import Step, Table
+from resnext_gpu.step import Step
 from resnext_gpu.sync_bn import sync_batch_norm
+from resnext_gpu.table import Table
 
 _COMPUTE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -74,7 +76,9 @@ class GpuEngine(Engine):
                 plain=options.compile or options.sync_bn or not layout or not graphed,
             ),
         )
-        network = Network(self._spec, request.weights.preprocess, self._table.weights, self._how).train()
+        network = Network(
+            self._spec, request.weights.preprocess, self._table.weights, self._how, frozen=request.frozen
+        ).train()
         forward = Compiled(network, by_block=request.rank.world > 1) if options.compile else network
         self._own_step: Step | None = Step(
             request,
@@ -94,27 +98,26 @@ class GpuEngine(Engine):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Queue the steps; yields the loss of each and whether it was skipped, as float32 scalars.
 
-        Nothing waits for the device, but for a skipped step that the EMA must not follow. Raises UsageError on batches
-        that do not fit into the GPU's memory, BackendUnavailable when another rank is lost.
+        Nothing waits for the device, but where the EMA moves, and must not follow a step that was skipped. Raises
+        UsageError on batches that do not fit into the GPU's memory, BackendUnavailable when another rank is lost.
         """
         assert self._own_step is not None
-        waits = self._request.skip_nonfinite and self._request.ema_decay is not None
         full: Exhausted | None = None
         try:
             batches = self._feed(steps)
             given = next(batches, None)
             for step in steps:
                 assert given is not None
-                images, labels, weights, *mix = given
-                loss, found = self._step(
-                    images, labels, weights, self._scalar(step.lr), self._scalar(scale()), *mix
-                )
+                lr, factor = self._scalar(step.lr), self._scalar(scale())
+                loss, found = self._step(StepTensors.of_feed(self._request, given, lr, factor))
                 given = next(batches, None)  # copied while the step runs, and before anybody waits for it
-                if waits:
+                decay = 1.0 if step.ema_decay is None else step.ema_decay
+                if decay != 1 and self._request.skip_nonfinite:
                     with reaching_others():
                         loss, found = torch.stack([loss, found]).cpu()
-                    if not found:
-                        self._own_step.average()
+                    if found:
+                        decay = 1.0
+                self._table.average(decay)
                 yield loss, found
         except Exception as error:
             full = exhausted(error)
@@ -134,7 +137,7 @@ class GpuEngine(Engine):
         return Outcomes(losses=found[: len(queued)], skipped=found[len(queued) :] > 0)
 
     def read(self) -> dict[str, NDArray[Any]]:
-        """Return float32 copies of weights, momentum and EMA."""
+        """Return float32 copies of weights, optimizer state and EMA."""
         with reaching_others():
             return {name: np.array(t.cpu().numpy(), order="C") for name, t in self._table.named().items()}
 
@@ -168,7 +171,7 @@ class GpuEngine(Engine):
         if self._own_step is not None:
             self._own_step.close()
         self._own_step, self._step = None, closed
-        self._table = Table(weights={}, momentum={}, ema={}, statistics=torch.empty(0))
+        self._table = Table.empty()
         self._feed.close()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

@@ -16,7 +16,7 @@ from resnext_gpu.mixing import packed
 
 
 class Feed:
-    """Yields images, labels and weights on `device`, and how they are mixed; valid until the next is asked for.
+    """Yields images, labels and weights on `device`, and what else steps have; valid until the next is asked for.
 
     On a GPU there are two slots, filled on a stream of its own. The next batch is read only when it is asked for: ask
     once the step on this one is queued, and both copies, that to page-locked memory by the processor and that to the
@@ -42,7 +42,8 @@ class Feed:
     def __call__(self, steps: Sequence[StepInput]) -> Iterator[tuple[Tensor, ...]]:
         """Yield the batch of each step as uint8 (N, H, W, 3), int64 (N,) and float32 (N,).
 
-        With `mix` the two tensors of :mod:`resnext_gpu.mixing` follow; all steps have it, or none.
+        The two tensors of :mod:`resnext_gpu.mixing`, `branches` and `teacher`, both float32, follow where steps have
+        them: all steps have one, or none has. H and W may change from step to step.
         """
         if self._stream is None:
             for step in steps:
@@ -51,19 +52,14 @@ class Feed:
                 images = torch.from_numpy(np.array(step.images))
                 labels = torch.from_numpy(step.labels.astype(np.int64))
                 weights = torch.from_numpy(step.weights.astype(np.float32))
-                mix = [torch.from_numpy(array) for array in _mix(step)]
+                others = [torch.from_numpy(np.array(array)) for array in _others(step)]
                 self._copied += time.perf_counter() - started
-                yield images, labels, weights, *mix
+                yield images, labels, weights, *others
             return
-        shape, rows = steps[0].images.shape, steps[0].labels.shape
-        if not self._slots or self._slots[0].tensors[0].shape != shape:
-            layout = [(shape, torch.uint8), (rows, torch.int64), (rows, torch.float32)]
-            layout += [(array.shape, torch.from_numpy(array).dtype) for array in _mix(steps[0])]
-            self._slots = [Slot(layout, self._device) for _ in range(2)]
         current = torch.cuda.current_stream(self._device)
         for i, step in enumerate(steps):
-            slot = self._slots[i % 2]
-            slot.fill((step.images, step.labels, step.weights, *_mix(step)), self._stream)
+            slot = self._room(step)[i % 2]
+            slot.fill((step.images, step.labels, step.weights, *_others(step)), self._stream)
             wait = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             wait[0].record(current)
             current.wait_event(slot.filled)
@@ -76,9 +72,21 @@ class Feed:
         """Let go of the buffers."""
         self._slots = []
 
+    def _room(self, step: StepInput) -> list[Slot]:
+        """Return two slots for batches as this one."""
+        shape, rows = step.images.shape, step.labels.shape
+        if not self._slots or self._slots[0].tensors[0].shape != shape:
+            layout = [(shape, torch.uint8), (rows, torch.int64), (rows, torch.float32)]
+            layout += [(array.shape, torch.from_numpy(array).dtype) for array in _others(step)]
+            self._slots = []
+            self._slots = [Slot(layout, self._device) for _ in range(2)]
+        return self._slots
 
-def _mix(step: StepInput) -> tuple[NDArray[Any], ...]:
-    return () if step.mix is None else packed(step.mix)
+
+def _others(step: StepInput) -> list[NDArray[Any]]:
+    """Return what a step has besides images, labels and weights."""
+    found: list[NDArray[Any]] = [] if step.mix is None else list(packed(step.mix))
+    return found + [array for array in (step.branches, step.teacher) if array is not None]
 
 
 class Slot:

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from resnext_core.errors import ResnextError, UsageError, one_line
 from resnext_gpu.device import note
+from resnext_gpu.inputs import StepTensors
 from resnext_gpu.memory import is_out_of_memory
 from resnext_gpu.network import Network
 
 #: Steps before a capture, in which libraries choose their algorithms and allocate.
 _WARM_STEPS = 3
 
-#: Images, labels, row weights, learning rate, loss scale, and how the images are mixed, where they are, to loss and
-#: whether the step was skipped.
-StepFunction = Callable[..., tuple[Tensor, Tensor]]
+#: The tensors of a step to its loss, and whether it was skipped.
+StepFunction = Callable[[StepTensors], tuple[Tensor, Tensor]]
 
 
 class Compiled:
@@ -30,29 +30,30 @@ class Compiled:
     torch.compile lowers the forward pass when it is first called, and the backward pass when gradients are first asked
     for, when running statistics have moved. So :meth:`prove` has both compiled before the first step. With several
     ranks each block is compiled by itself, so that gradients can leave while the backward pass goes on: a whole
-    compiled network hands them all out at its end.
+    compiled network hands them all out at its end. Images of another size have it compiled again, for that size.
     """
 
     def __init__(self, network: Network, *, by_block: bool) -> None:
         self._network = network
         self._call: Callable[..., Tensor] = network
         self._proven: set[torch.Size] = set()
+        self._gave_up = False
+        # Blocks differ by stage and place, and images by size: more kinds than Dynamo expects of one function.
+        torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 256)
         if by_block:
-            # Blocks differ by stage and place: more kinds than Dynamo expects of one function.
-            torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)
             for block in network.blocks:
-                block.compile()
+                block.compile(dynamic=False)
         else:
-            self._call = torch.compile(network)
+            self._call = torch.compile(network, dynamic=False)
 
-    def __call__(self, images: Tensor, *mix: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, *mix: Tensor, **branches: Tensor) -> Tensor:
         if self._call is not self._network:
             self._network.prepare()
-        return self._call(images, *mix)
+        return self._call(images, *mix, **branches)
 
     def proven(self, images: Tensor) -> bool:
         """True where a step on images of this shape was tried, or nothing is compiled any more."""
-        return images.shape in self._proven
+        return self._gave_up or images.shape in self._proven
 
     def prove(self, images: Tensor, attempt: Callable[[], None]) -> None:
         """Have compiled what a step on `images` needs by `attempt`, a forward and a backward pass for nothing.
@@ -61,6 +62,8 @@ class Compiled:
         a C++ compiler) is not asked: what is wrong with the network itself is raised by the step that follows. Out of
         memory is raised, for there compiled and not compiled differ little.
         """
+        if self._proven:
+            note(f"images of {_size(images)} now: the network is compiled for them, which takes a while")
         self._proven.add(images.shape)
         try:
             attempt()
@@ -72,7 +75,7 @@ class Compiled:
             )
             for block in self._network.blocks:
                 block._compiled_call_impl = None
-            self._call = self._network
+            self._call, self._gave_up = self._network, True
 
 
 class CaptureFailed(RuntimeError):
@@ -83,27 +86,30 @@ class Replayed:
     """`step` as one recorded graph that is replayed: no launch of single kernels, no Python between them.
 
     The step is recorded at the first call, after a few steps to warm up; `state` are the tensors that these move, and
-    they are put back. `peak_bytes` is the most memory that was in use meanwhile: a replay takes none, and uses all of
-    it. Raises UsageError where the step cannot be recorded.
+    they are put back. Images of another size have it recorded again, in place of the graph before. `peak_bytes` is the
+    most memory that was in use meanwhile: a replay takes none, and uses all of it. Raises UsageError where the step
+    cannot be recorded.
     """
 
     def __init__(self, step: StepFunction, state: Sequence[Tensor], recorder: Recorder | None = None) -> None:
         self._step, self._state = step, state
         self._recorder = recorder or CudaRecorder()
         self._replay: Callable[[], Any] | None = None
-        self._inputs: list[Tensor] = []
+        self._inputs: StepTensors | None = None
         self._outputs: tuple[Tensor, Tensor] | None = None
         self.peak_bytes = 0
 
-    def __call__(
-        self, images: Tensor, labels: Tensor, weights: Tensor, lr: Tensor, scale: Tensor, *mix: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        given = (images, labels, weights, lr, scale, *mix)
-        if self._replay is None or self._outputs is None:
-            self._replay, self._outputs = self._record(given)
-            if images.device.type == "cuda":
-                self.peak_bytes = torch.cuda.max_memory_allocated(images.device)
-        for own, new in zip(self._inputs, given, strict=True):
+    def __call__(self, given: StepTensors) -> tuple[Tensor, Tensor]:
+        if self._inputs is not None and self._inputs.images.shape != given.images.shape:
+            note(f"images of {_size(given.images)} now: the step is recorded again as a CUDA graph")
+            self._forget()
+        if self._replay is None or self._outputs is None or self._inputs is None:
+            self._inputs = given.clone()
+            self._replay, self._outputs = self._record(self._inputs)
+            if given.images.device.type == "cuda":
+                peak = torch.cuda.max_memory_allocated(given.images.device)
+                self.peak_bytes = max(self.peak_bytes, peak)
+        for own, new in zip(self._inputs.all(), given.all(), strict=True):
             own.copy_(new, non_blocking=True)
         self._replay()
         loss, found = self._outputs
@@ -111,16 +117,18 @@ class Replayed:
 
     def close(self) -> None:
         """Let go of the graph, its memory and the step."""
-        self._replay, self._outputs, self._inputs, self._state = None, None, [], []
-        self._step = closed
+        self._forget()
+        self._state, self._step = [], closed
 
-    def _record(self, given: Sequence[Tensor]) -> tuple[Callable[[], Any], tuple[Tensor, Tensor]]:
+    def _forget(self) -> None:
+        self._replay, self._outputs, self._inputs = None, None, None
+
+    def _record(self, inputs: StepTensors) -> tuple[Callable[[], Any], tuple[Tensor, Tensor]]:
         kept = [t.clone() for t in self._state]
-        inputs = self._inputs = [t.clone() for t in given]
         try:
-            return self._recorder.record(lambda: self._step(*inputs))
+            return self._recorder.record(lambda: self._step(inputs))
         except CaptureFailed as error:
-            self._inputs = []
+            self._forget()
             raise UsageError(
                 f"this step cannot be recorded as a CUDA graph ({one_line(error, 200)}); set gpu.cuda_graphs=false"
             ) from error
@@ -129,9 +137,14 @@ class Replayed:
                 tensor.copy_(value)
 
 
-def closed(*_: Tensor) -> tuple[Tensor, Tensor]:
+def closed(_: StepTensors) -> tuple[Tensor, Tensor]:
     """Take the place of a step after the end."""
     raise UsageError("this trainer is closed")
+
+
+def _size(images: Tensor) -> str:
+    """Return the size of uint8 images (N, H, W, 3) in words."""
+    return f"{images.shape[1]} x {images.shape[2]} pixels"
 
 
 class Recorder:

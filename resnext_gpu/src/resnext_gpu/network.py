@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from resnext_core.errors import UsageError
 from resnext_core.model.preprocess import PreprocessSpec
 from resnext_core.model.spec import BN_EPS, BN_MOMENTUM, BlockSpec, ModelSpec
+from resnext_core.training.rules import part_of
 from resnext_gpu.grouped_conv.norm import CHANNELS, Norm
 from resnext_gpu.grouped_conv.op import GroupedConv
 from resnext_gpu.mixing import mixed_pixels
@@ -43,12 +44,14 @@ class Arithmetic:
 class Network(nn.Module):
     """A ResNeXt around tensors that are given, so that training and serving share them.
 
-    Maps uint8 (N, H, W, 3) to float32 logits (N, classes); :meth:`from_tensor` takes what is normalised already.
+    Maps uint8 (N, H, W, 3) to float32 logits (N, classes); :meth:`from_tensor` takes what is normalised already. The
+    first `frozen` parts are in evaluation mode in training too.
     """
 
     def __init__(
-        self, spec: ModelSpec, preprocess: PreprocessSpec, tensors: Mapping[str, Tensor], how: Arithmetic
-    ) -> None:
+        self, spec: ModelSpec, preprocess: PreprocessSpec, tensors: Mapping[str, Tensor], how: Arithmetic, *,
+        frozen: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__()
         if how.grouped is not None:  # it keeps something of the weights, which are those of this network
             how = replace(how, grouped=how.grouped.fresh())
@@ -68,23 +71,35 @@ class Network(nn.Module):
                 self.add_module(name, nn.Sequential(*blocks))
             self.fc = nn.Linear(spec.features, spec.num_classes)
         self.blocks = [block for name in stages for block in self.get_submodule(name)]
+        learning = {name: tensor.requires_grad for name, tensor in tensors.items()}
         self.load_state_dict(dict(tensors), assign=True)
+        for name, parameter in self.named_parameters():  # which that has made learn, all of them
+            parameter.requires_grad_(learning[name])
+        self._frozen = [module for name, module in self.named_children() if part_of(name) < frozen]
 
-    def forward(self, images: Tensor, *mix: Tensor) -> Tensor:
+    def train(self, mode: bool = True) -> Network:
+        """Set the mode of training or evaluation; what is frozen stays in the latter."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+    def forward(self, images: Tensor, *mix: Tensor, branches: Tensor | None = None) -> Tensor:
         """Map uint8 (N, H, W, 3) to float32 logits; the view as NCHW is in channels-last order as it is.
 
         `mix` are the tensors of :mod:`resnext_gpu.mixing` in a training that mixes images, else there are none.
+        `branches` float32 (N, blocks) are what the residual branches are multiplied by, in the type of computation.
         """
         pixels = mixed_pixels(images, *mix) if mix else images
-        return self.from_tensor((pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std)
+        return self.from_tensor((pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std, branches)
 
     def prepare(self) -> None:
         """Derive from the weights what the grouped convolutions use in their place; before each forward pass."""
         if self.how.grouped is not None:
             self.how.grouped.prepare()
 
-    def from_tensor(self, x: Tensor) -> Tensor:
-        """Map normalised float32 (N, 3, H, W) to float32 logits (N, classes)."""
+    def from_tensor(self, x: Tensor, branches: Tensor | None = None) -> Tensor:
+        """Map normalised float32 (N, 3, H, W) to float32 logits (N, classes); `branches` as in :meth:`forward`."""
         if not torch.compiler.is_compiling():  # who compiles this calls it before
             self.prepare()
         layout = torch.channels_last if self.how.channels_last else torch.contiguous_format
@@ -92,12 +107,14 @@ class Network(nn.Module):
         x = self.bn1(self.conv1(x), relu=True)
         if self.spec.stem == "imagenet":
             x = max_pool(x, self.spec)
-        for block in self.blocks:
-            if self.how.checkpointing and torch.is_grad_enabled():
+        shares = None if branches is None else branches.to(x.dtype)
+        for i, block in enumerate(self.blocks):
+            given = (x,) if shares is None else (x, shares[:, i])
+            if self.how.checkpointing and torch.is_grad_enabled() and block.training:
                 again = lambda block=block: (nullcontext(), block.again())  # noqa: E731
-                x = checkpoint(block, x, use_reentrant=False, context_fn=again, preserve_rng_state=False)
+                x = checkpoint(block, *given, use_reentrant=False, context_fn=again, preserve_rng_state=False)
             else:
-                x = block(x)
+                x = block(*given)
         features = x.float().mean((2, 3)).to(self.how.compute)
         return F.linear(features, self.fc.weight.to(features.dtype)).float() + self.fc.bias
 
@@ -182,11 +199,15 @@ class Block(nn.Module):
             shortcut = Conv(spec.in_channels, spec.out_channels, 1, stride=spec.stride)
             self.downsample = nn.Sequential(shortcut, BatchNorm(spec.out_channels, how))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, share: Tensor | None = None) -> Tensor:
+        """Return the output; `share` (N,), in the type of x, is what the branch of each row is multiplied by."""
         y = self.bn1(self.conv1(x), relu=True)
         y = self.bn2(self.conv2(y), relu=True)
         y = self.conv3(y)
-        return self.bn3(y, x if self.downsample is None else self.downsample(x), relu=True)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        if share is None:
+            return self.bn3(y, shortcut, relu=True)
+        return F.relu(torch.addcmul(shortcut, self.bn3(y), share[:, None, None, None]), inplace=True)
 
     @contextmanager
     def again(self) -> Iterator[None]:

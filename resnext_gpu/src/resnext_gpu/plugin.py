@@ -48,7 +48,23 @@ def resnext_backends() -> Iterator[Backend]:
         options=GpuOptions,
         former_options={"fused_bn": False},  # before 0.1; it was slower
         steps_per_call=8,
-        ingredients=frozenset({"mix"}),
+        ingredients=frozenset(
+            {
+                "mix",
+                "nesterov",
+                "lamb",
+                "adamw",
+                "agc",
+                "groups",
+                "bce",
+                "stochastic-depth",
+                "teacher",
+                "freeze",
+                "logit-offsets",
+                "sizes",
+                "ema-schedule",
+            }
+        ),
         connect=_connect,
         launch=_launch,
     )
