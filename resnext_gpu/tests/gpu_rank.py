@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from gpu_cases import batches, part, tiny_weights, train_request, trainer_with
+from gpu_ingredients import CASES, LRS, batches_of, request_of
 from resnext_gpu.collectives import connect
 from resnext_gpu.options import GpuOptions
 
@@ -56,8 +57,17 @@ def main(what: str, folder: Path) -> int:
             rank=rank,
             collectives=collectives,
         )
-        trainer = trainer_with(options, request)
         steps = [part(b, rank) for b in batches(STEPS if what == "sync" else 4, images, **given)]
+        if what == "ingredients":
+            one = {
+                "batch_size": images // rank.world,
+                "accumulate": 1,
+                "rank": rank,
+                "collectives": collectives,
+            }
+            request, whole = request_of("everything", **one), request_of("everything", accumulate=rank.world)
+            steps = [part(b, rank) for b in batches_of(whole, 3, seed=CASES["everything"][1])]
+        trainer = trainer_with(options, request)
         if what == "die":
             while True:
                 trainer.run_steps(steps, sync_lrs()[: len(steps)])
@@ -65,7 +75,7 @@ def main(what: str, folder: Path) -> int:
         if what == "sync":
             losses = trainer.run_steps(steps, sync_lrs())
         else:
-            lrs = np.array([0.1, 0.05, 0.1, 0.05], np.float32)
+            lrs = LRS if what == "ingredients" else np.array([0.1, 0.05, 0.1, 0.05], np.float32)
             losses = trainer.run_steps(steps[:2], lrs[:2])
             middle = trainer.state()
             losses = np.concatenate([losses, trainer.run_steps(steps[2:], lrs[2:])])

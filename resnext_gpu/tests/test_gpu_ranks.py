@@ -18,6 +18,7 @@ pytest.importorskip("torch.distributed", reason="PyTorch is not installed")
 
 import torch
 from gpu_cases import batches, relative, tiny_weights, train_request, trainer_with
+from gpu_ingredients import CASES, LRS, batches_of, request_of
 from gpu_rank import IMAGES, OTHER, STEPS, SYNC, sync_lrs
 from resnext_gpu.collectives import connect, meeting_point, watch_over_nccl
 from resnext_gpu.gradients import lost, reaching_others
@@ -31,6 +32,7 @@ from resnext_core.ranks.info import RankInfo
 from resnext_core.ranks.launch import launch_local
 from resnext_core.testing.cases import oracle_trainer
 from resnext_core.testing.kinks import exact_steps
+from resnext_core.training.rules import frozen_tensors
 from resnext_core.training.trainer import Trainer
 from resnext_gpu import engine
 
@@ -100,6 +102,25 @@ def test_ranks_equal_one_that_accumulates(
     """And a rank that resumes is, bit for bit, the one that went on: ``gpu_rank`` asserts that."""
     assert launch("train", tmp_path, world) == 0
     check_equal_accumulation(reports(tmp_path, world), accumulated[world])
+
+
+def test_ranks_with_every_ingredient_equal_one_that_accumulates(tmp_path: Path) -> None:
+    """LAMB, binary cross-entropy, mixes, branches, a teacher, frozen parts, offsets; and a rank that resumes."""
+    assert launch("ingredients", tmp_path, 2) == 0
+    request = request_of("everything", precision=PrecisionConfig(compute="float64"))
+    reference = oracle_trainer(request)
+    steps = batches_of(request, 3, seed=CASES["everything"][1])
+    losses = exact_steps(reference, steps, LRS)
+    ranks, kept = reports(tmp_path, 2), frozen_tensors(request)
+    for name, array in reference.state().tensors.items():
+        if "running" in name and name.split("/", 1)[1] not in kept:  # a rank's own
+            continue
+        for found in ranks:
+            assert relative(found["losses"], losses) <= 1e-5
+            if "running" not in name:
+                assert found[name].tobytes() == ranks[0][name].tobytes(), name
+            state = name.startswith(("momentum/", "variance/"))
+            assert relative(found[name], array) <= (1e-4 if state else 1e-5), name
 
 
 @pytest.mark.parametrize("world", [2, 3])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from resnext_core.errors import BackendUnavailable
 from resnext_core.interfaces import Backend, Engine, LaunchRequest, Predictor, PredictRequest, TrainRequest
+from resnext_core.training.ingredients import asked_by_request, check_ingredients
 
 if TYPE_CHECKING:
     from resnext_core.ranks.collectives import Collectives
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def create_engine(request: TrainRequest) -> Engine:
-    """Return MindSpore's engine on this rank's GPU."""
+    """Return MindSpore's engine on this rank's GPU; UsageError where it cannot do what PyTorch's can."""
+    check_ingredients(backend(), asked_by_request(request))
     make = backend().engine
     assert make is not None
     return make(replace(request, options=_options()))
