@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from resnext_core.console.output import Output, ProgressBar
 from resnext_core.errors import UsageError, quoted
 from resnext_core.jobs.evaluate import EvaluateJob, EvaluateResult, Split
-from resnext_core.jobs.evaluate import evaluate as evaluate_job
+from resnext_core.jobs.evaluate import evaluate_sizes as evaluate_sizes_job
 from resnext_core.jobs.export import ExportJob, ExportResult
 from resnext_core.jobs.export import export as export_job
 from resnext_core.jobs.model import Model, load_model
@@ -27,6 +27,7 @@ from resnext_core.jobs.validate import validate as validate_job
 from resnext_core.jobs.whole import WholeJob, WholeResult
 from resnext_core.jobs.whole import whole as whole_job
 from resnext_core.runs.records import Listener
+from resnext_core.serving.evaluate import Tta
 from resnext_core.serving.validate import TOLERANCE
 
 #: A path, or a result that stands for one.
@@ -114,6 +115,10 @@ def evaluate(
     data: Location | None = None,
     *,
     split: Split | None = None,
+    tta: Tta | None = None,
+    calibrate: bool = False,
+    predictions: Location | None = None,
+    topk: int = 5,
     config: Location | Sequence[Location] = (),
     overrides: Overrides | None = None,
     backend: str | None = None,
@@ -122,15 +127,47 @@ def evaluate(
 ) -> EvaluateResult:
     """Score every image once with a run, a weights file or an artefact; as ``resnext-run eval``.
 
-    `data` None takes the data of the run. `split` None takes test where it is there and labelled, else val. Raises
-    UsageError, DataError, BackendUnavailable or RanksFailed.
+    `data` None takes the data of the run. `split` None takes test where it is there and labelled, else val. With `tta`
+    ``flip`` the mean of the probabilities of each image and its mirror image is scored (None: ``eval.tta``). With
+    `calibrate` a temperature is fitted on val, see :class:`~resnext_core.jobs.calibrate.Calibrated`. `predictions` is a
+    new .csv, .jsonl or .parquet file with a row for each image and its `topk` most probable classes. Raises UsageError,
+    DataError, BackendUnavailable or RanksFailed.
     """
-    settings = _settings(data=data, config=config, overrides=overrides)
     job = EvaluateJob(
-        weights=_path(weights), settings=settings, split=split, backend=backend, devices=_devices(devices)
-    )
+        weights=_path(weights), settings=_evaluation(data, tta, config, overrides), split=split, calibrate=calibrate,
+        predictions=None if predictions is None else _path(predictions), top=topk, backend=backend,
+        devices=_devices(devices),
+    )  # fmt: skip
     with _listening(progress) as listen:
-        return evaluate_job(job, listen)
+        return evaluate_sizes_job(job, listen)[0]
+
+
+def evaluate_sizes(
+    weights: Location,
+    sizes: Sequence[int],
+    data: Location | None = None,
+    *,
+    split: Split | None = None,
+    tta: Tta | None = None,
+    calibrate: bool = False,
+    config: Location | Sequence[Location] = (),
+    overrides: Overrides | None = None,
+    backend: str | None = None,
+    devices: int = 1,
+    progress: Listener | None = None,
+) -> list[EvaluateResult]:
+    """Do what :func:`evaluate` does at each of some image sizes, in pixels; as ``resnext-run eval --sizes``.
+
+    An artefact has one size: another one is a UsageError.
+    """
+    if not sizes:
+        raise UsageError("no image size is given")
+    job = EvaluateJob(
+        weights=_path(weights), settings=_evaluation(data, tta, config, overrides), split=split, sizes=tuple(sizes),
+        calibrate=calibrate, backend=backend, devices=_devices(devices),
+    )  # fmt: skip
+    with _listening(progress) as listen:
+        return evaluate_sizes_job(job, listen)
 
 
 def export(
@@ -244,6 +281,13 @@ def _settings(
         overrides=tuple(_assignment(key, value) for key, value in (overrides or {}).items()),
         spelling="arguments", **values,
     )  # fmt: skip
+
+
+def _evaluation(
+    data: Location | None, tta: Tta | None, config: Location | Sequence[Location], overrides: Overrides | None
+) -> Settings:
+    mirrored = {} if tta is None else {"eval.tta": tta}
+    return _settings(data=data, config=config, overrides={**(overrides or {}), **mirrored})
 
 
 def _assignment(key: Any, value: Any) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from resnext_core.cli.common import print_config, settings_of
@@ -13,11 +15,13 @@ from resnext_core.console.flags import (
     add_json_flag,
     add_split_flag,
     add_weights_flag,
+    positive,
 )
-from resnext_core.console.output import Output, ProgressBar
+from resnext_core.console.output import Output, ProgressBar, table
 from resnext_core.files import write_atomic
-from resnext_core.jobs.evaluate import EvaluateJob, evaluate
+from resnext_core.jobs.evaluate import EvaluateJob, EvaluateResult, evaluate_sizes
 from resnext_core.jobs.settings import resolve_serving
+from resnext_core.metrics import METRICS
 from resnext_core.plugins import load_plugins
 from resnext_core.ranks.info import rank_info
 
@@ -26,12 +30,33 @@ examples:
   resnext-run eval --weights runs/RUN                the data that the run was trained with
   resnext-run eval --weights ARTEFACT --data DIR --split test --json
   resnext-run eval --devices 3 --weights model.safetensors --data DIR
+  resnext-run eval --weights runs/RUN --tta flip --sizes 224,256,288
+  resnext-run eval --weights runs/RUN --calibrate --predictions predictions.csv
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_weights_flag(parser)
     add_split_flag(parser)
+    parser.add_argument(
+        "--tta", choices=("none", "flip"),
+        help="flip: the mean of the probabilities of each image and its mirror image (eval.tta)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sizes", type=_sizes, default=(), metavar="N,N", help="evaluate at each of these image sizes"
+    )
+    parser.add_argument(
+        "--calibrate", action="store_true",
+        help="fit a temperature on val, and say what it does to the calibration error",
+    )  # fmt: skip
+    parser.add_argument(
+        "--predictions", metavar="FILE",
+        help="write a row for each image into a new .csv, .jsonl or .parquet file",
+    )  # fmt: skip
+    parser.add_argument(
+        "--topk", type=positive, default=5, metavar="K",
+        help="classes in a row of --predictions (default %(default)s)",
+    )  # fmt: skip
     add_config_flags(parser)
     # for a rank that another process started: that one prints the result
     parser.add_argument("--result", metavar="FILE", help=argparse.SUPPRESS)
@@ -39,22 +64,51 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_json_flag(parser)
 
 
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(positive(word) for word in text.split(","))
+
+
 def handle(args: argparse.Namespace) -> int:
+    settings = settings_of(args)
+    if args.tta is not None:
+        settings = replace(settings, overrides=(*settings.overrides, f"eval.tta={args.tta}"))
     job = EvaluateJob(
-        weights=Path(args.weights), settings=settings_of(args), split=args.split, backend=args.backend,
+        weights=Path(args.weights), settings=settings, split=args.split, sizes=args.sizes, calibrate=args.calibrate,
+        predictions=Path(args.predictions) if args.predictions else None, top=args.topk, backend=args.backend,
         devices=args.devices, lines="stderr" if args.json else "stdout",
     )  # fmt: skip
     if args.print_config:
         return print_config(resolve_serving(job.settings, load_plugins(), job.weights))
     output = Output(json_result=args.json)
     with ProgressBar(output) as bar:
-        result = evaluate(job, bar)
+        results = evaluate_sizes(job, bar)
     if not rank_info().is_main:
         return 0
+    found = [result.to_dict() for result in results]
     if args.result is not None:
-        write_atomic(Path(args.result), json.dumps(result.to_dict()))
+        write_atomic(Path(args.result), json.dumps(found))
         return 0
-    output.result(result.to_dict(), str(result))
-    for path, message in list(result.evaluation.failures.items())[:10]:
+    lines = [_table(results) if args.sizes else str(results[0])]
+    for result in results:
+        of = f"{result.evaluation.image_size} pixels: " * (len(results) > 1)
+        fitted = "" if result.calibrated is None else f"; {result.calibrated}"
+        lines.append(f"{of}calibration: {result.evaluation.calibration.line()}{fitted}")
+    output.result({"results": found} if args.sizes else found[0], "\n".join(lines))
+    for path, message in list(results[0].evaluation.failures.items())[:10]:
         output.say(f"could not read {path}: {message}")
+    if args.predictions:
+        output.say(f"predictions: {args.predictions}")
     return 0
+
+
+def _table(results: Sequence[EvaluateResult]) -> str:
+    header = ["size", *(metric.label for metric in METRICS.values()), "ECE", "images", "images/s"]
+    rows = []
+    for result in results:
+        found = result.evaluation
+        rate = f"{found.expected / found.seconds:.0f}" if found.seconds > 0 else "-"
+        shares = [
+            f"{100 * value:.2f} %" for value in (*(found.metrics[m] for m in METRICS), found.calibration.ece)
+        ]
+        rows.append([str(found.image_size), *shares, f"{found.scored} of {found.expected}", rate])
+    return f"{results[0].weights} [{results[0].backend}]\n{table(rows, header)}"

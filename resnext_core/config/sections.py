@@ -303,13 +303,15 @@ class EvalConfig:
     """Evaluation batch (a rank's); the result does not depend on it.
 
     `size` evaluates, exports and serves at another image size than the training's (None: the same), `crop_pct` resizes
-    to floor(size / crop_pct) before the crop; None keeps the ratio of the model's preprocessing.
+    to floor(size / crop_pct) before the crop; None keeps the ratio of the model's preprocessing. With `tta` ``flip``
+    evaluations, also those of a training, score the mean of the probabilities of each image and its mirror image.
     `self_check` computes a model's golden logits, where it carries some, before it is used.
     """
 
     batch_size: Annotated[int, Above(0)] = 64
     size: Annotated[int | None, Between(1, 8192)] = None
     crop_pct: Annotated[float | None, Above(0), Between(0, 1)] = None
+    tta: Literal["none", "flip"] = "none"
     self_check: bool = True
 
 

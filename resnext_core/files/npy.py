@@ -11,11 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.errors import DataError, reason
+from resnext_core.files.apart import kept_apart
 from resnext_core.files.atomic import atomic_path
-
-
-class _BlockFailed(Exception):
-    """Stands for an OSError of the block, which :func:`atomic_path` would take for its own."""
 
 
 @contextmanager
@@ -26,30 +23,21 @@ def npy_rows(path: Path, shape: tuple[int, ...]) -> Iterator[Callable[[NDArray[A
     DataError when it cannot be written, ValueError for rows of another shape or another number of them.
     """
     done = 0
-    failure: OSError | None = None
-    try:
-        with atomic_path(path) as temporary, temporary.open("wb") as stream:
-            head = {"descr": "<f4", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(stream, head)  # type: ignore[no-untyped-call]
+    with kept_apart() as block, atomic_path(path) as temporary, temporary.open("wb") as stream:
+        head = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, head)  # type: ignore[no-untyped-call]
 
-            def write(rows: NDArray[Any]) -> None:
-                nonlocal done
-                if rows.shape[1:] != shape[1:]:
-                    raise ValueError(f"rows of {rows.shape[1:]} do not fit {shape}")
-                done += len(rows)
-                try:
-                    stream.write(np.ascontiguousarray(rows, "<f4").data)
-                except OSError as error:
-                    raise DataError(f"cannot write {path}: {reason(error)}") from error
-
+        def write(rows: NDArray[Any]) -> None:
+            nonlocal done
+            if rows.shape[1:] != shape[1:]:
+                raise ValueError(f"rows of {rows.shape[1:]} do not fit {shape}")
+            done += len(rows)
             try:
-                yield write
+                stream.write(np.ascontiguousarray(rows, "<f4").data)
             except OSError as error:
-                failure = error
-                raise _BlockFailed from error
-            if done != shape[0]:
-                raise ValueError(f"{done} rows were written of {shape[0]}")
-    except _BlockFailed:
-        if failure is not None:
-            raise failure from None
-        raise
+                raise DataError(f"cannot write {path}: {reason(error)}") from error
+
+        with block():
+            yield write
+        if done != shape[0]:
+            raise ValueError(f"{done} rows were written of {shape[0]}")

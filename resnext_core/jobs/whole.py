@@ -11,7 +11,7 @@ from typing import Any
 
 from resnext_core.config import Config
 from resnext_core.data.demo import write_digits
-from resnext_core.jobs.evaluate import EvaluateResult, score
+from resnext_core.jobs.evaluate import EvaluateResult
 from resnext_core.jobs.export import Artefact, ExportResult, Source, write_artefact
 from resnext_core.jobs.launching import Lines
 from resnext_core.jobs.new_run import backend_of
@@ -19,6 +19,7 @@ from resnext_core.jobs.plan import Plan, plan_job, require, training_backend
 from resnext_core.jobs.recipes import DEFAULT_RECIPE
 from resnext_core.jobs.recorder import Recorder, ignore
 from resnext_core.jobs.result import Result
+from resnext_core.jobs.scoring import score
 from resnext_core.jobs.settings import Settings, resolve_training
 from resnext_core.jobs.train import train_on, train_plan
 from resnext_core.jobs.validate import ValidateResult, compare_on
@@ -28,6 +29,7 @@ from resnext_core.ranks.info import RankInfo
 from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.pointers import best_weights
 from resnext_core.runs.records import Listener, Note
+from resnext_core.serving.gallery import Gallery
 from resnext_core.serving.load import serve, serve_weights
 
 #: Recipe of a whole job without data: handwritten digits, written into this folder beside the runs.
@@ -142,9 +144,10 @@ def finish(run: RunFolder, plan: Plan, listen: Listener, started: float) -> Whol
             weights, config, plugins, prefer=prefer, batch_size=config.eval.batch_size, source=str(path)
         )
         stack.callback(source.predictor.close)
-        evaluation, samples = score(source, index, config, listen)
+        gallery = Gallery(index)
+        evaluation = score(source, index, config, listen, takers=[gallery.take])
         say(f"{split}: {evaluation.line()}")
-        run.write_result("evaluation", {"split": split, **evaluation.to_dict(), "samples": samples})
+        run.write_result("evaluation", {"split": split, **evaluation.to_dict(), "samples": gallery.samples()})
 
         artefacts: list[Artefact] = []
         made_from = Source(weights, config, plugins, prefer=prefer, predictor=source.predictor)

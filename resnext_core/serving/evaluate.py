@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,12 @@ from resnext_core.interfaces import Batch, Predictor
 from resnext_core.metrics import metric_lines
 from resnext_core.ranks.collectives import Collectives
 from resnext_core.ranks.info import RankInfo
+from resnext_core.serving.calibration import Calibration
 from resnext_core.serving.metrics import Counts, wilson_interval
+from resnext_core.serving.mirrored import Mirrored
+
+#: What else is looked at of an image: its mirror image.
+Tta = Literal["none", "flip"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,7 +33,8 @@ class Evaluation:
 
     `expected` images are in the index, `scored` went through the network, `failed` could not be decoded;
     they count as wrong, so `top1` and `top5` are shares of `expected`. `metrics` has the value of each of
-    :data:`resnext_core.metrics.METRICS` by name. `confusion` is int64 (true class, predicted class) over the scored.
+    :data:`resnext_core.metrics.METRICS` by name. `confusion` is int64 (true class, predicted class) over the scored,
+    `calibration` is of the same images. `image_size` is in pixels, `tta` what else was looked at.
     """
 
     expected: int
@@ -40,6 +46,9 @@ class Evaluation:
     dataset_digest: str
     confusion: NDArray[Any]
     classes: tuple[str, ...]
+    calibration: Calibration
+    image_size: int
+    tta: Tta = "none"
     seconds: float
     failures: Mapping[str, str]
 
@@ -69,6 +78,9 @@ class Evaluation:
             "dataset_digest": self.dataset_digest,
             "images_per_s": self.expected / self.seconds if self.seconds > 0 else None,
             "seconds": round(self.seconds, 3),
+            "image_size": self.image_size,
+            "tta": self.tta,
+            "calibration": self.calibration.to_dict(),
             "confusion": self.confusion.tolist(),
             "classes": list(self.classes),
             "failures": dict(self.failures),
@@ -83,6 +95,7 @@ class Evaluation:
             f"{headline} (95 % interval {100 * low:.2f} to {100 * high:.2f})", *others,
             f"{self.scored} of {self.expected} images",
         ]  # fmt: skip
+        words += ["each with its mirror image"] if self.tta == "flip" else []
         return ", ".join(words) + failed
 
 
@@ -94,13 +107,16 @@ def evaluate(
     batch_size: int,
     rank: RankInfo,
     collectives: Collectives,
+    tta: Tta = "none",
     on_batch: Callable[[Batch, NDArray[Any]], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Score every image of `index` exactly once; the integers are the same for any `batch_size` and world.
 
-    `on_batch` sees each batch with its logits, `on_progress` (images done, images of this rank). Raises
-    UsageError when the index has no labels and DataError when the counts do not add up.
+    With `tta` ``flip`` the mean of the probabilities of an image and its mirror image is scored, see
+    :class:`~resnext_core.serving.mirrored.Mirrored`. `on_batch` sees each batch with its logits, `on_progress` (images
+    done, images of this rank). Raises UsageError when the index has no labels and DataError when the counts do not add
+    up.
     """
     if (index.labels < 0).any():
         raise UsageError(
@@ -108,15 +124,17 @@ def evaluate(
             "give a list of 'path label' lines"
         )
     started = time.perf_counter()
-    counts = Counts.zeros(len(index.classes))
+    compute = Mirrored(predictor).logits if tta == "flip" else predictor.logits
+    counts, calibration = Counts.zeros(len(index.classes)), Calibration()
     tasks = list(eval_tasks(len(index), batch_size, rank.rank, rank.world))
-    total, done = sum(int(t.valid.sum()) for t in tasks), 0
+    total, done, image_size = sum(int(t.valid.sum()) for t in tasks), 0, 0
     with closing(loader.batches(tasks)) as batches:
         for task, batch in zip(tasks, batches, strict=True):
-            logits = predictor.logits(batch.images)
+            logits = compute(batch.images)
             counts.add(logits, batch.labels, batch.valid)
+            calibration.add(logits[batch.valid], batch.labels[batch.valid])
             counts.add_failed(index.labels[task.indices[task.valid & ~batch.valid]])
-            done += int(task.valid.sum())
+            done, image_size = done + int(task.valid.sum()), batch.images.shape[1]
             if on_batch is not None:
                 on_batch(batch, logits)
             if on_progress is not None:
@@ -137,6 +155,9 @@ def evaluate(
         dataset_digest=index.dataset_digest,
         confusion=summed.confusion,
         classes=index.classes,
+        calibration=Calibration.from_array(collectives.all_reduce_sum(calibration.to_array())),
+        image_size=image_size,
+        tta=tta,
         seconds=time.perf_counter() - started,
         failures=_failures(loader, index, rank, collectives),
     )

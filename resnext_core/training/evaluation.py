@@ -83,7 +83,7 @@ def _evaluate(session: Session) -> Evaluation:
         return evaluate(
             session.trainer.predictor(ema=training.config.train.ema_decay is not None), training.val_loader,
             training.val, batch_size=training.config.eval.batch_size, rank=training.rank,
-            collectives=training.collectives, on_progress=on_progress,
+            collectives=training.collectives, tta=training.config.eval.tta, on_progress=on_progress,
         )  # fmt: skip
     except Exception as error:
         if session.ending:
