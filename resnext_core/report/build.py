@@ -23,6 +23,7 @@ from resnext_core.report.charts import heat_map
 from resnext_core.report.curves import training_figures
 from resnext_core.report.model import ReportData, Sample
 from resnext_core.report.pictures import data_uri
+from resnext_core.report.reliability import calibration_figures
 from resnext_core.report.series import History, read_history
 from resnext_core.runs.records import count_unknown
 from resnext_core.serving.metrics import confused_pairs, per_class, wilson_interval
@@ -38,7 +39,7 @@ PAIRS = (8, 25)
 _CARDS = {"parameters", "macs", "images_per_s", "wall_s", "backend", "device"}
 _EVALUATION = {*METRICS, *(f"{name}_interval" for name in METRICS)} | {
     "correct1", "correct5", "expected", "scored", "failed",
-    "failures", "confusion", "classes",
+    "failures", "confusion", "classes", "calibration",
 }  # fmt: skip
 _VALIDATION = {
     "name", "backend", "source_backend", "passed", "images", "max_abs_diff", "max_rel_diff", "tolerance",
@@ -86,7 +87,8 @@ def render_report(data: ReportData) -> str:
         notes=_notes(data, history),
         figures=training_figures(history),
         evaluation=_evaluation(data.evaluation, confusion),
-        samples=[_sample(s) for s in data.samples],
+        calibration=calibration_figures(data.evaluation.get("calibration") or {}),
+        galleries=_galleries(data.samples),
         environment=list(_flatten(data.environment)),
         validations=[_validation(v) for v in data.validations],
     )
@@ -214,6 +216,16 @@ def _evaluation(evaluation: Mapping[str, Any], confusion: NDArray[np.int64] | No
     ]
     parts["shown"] = TABLE_CLASSES
     return parts
+
+
+def _galleries(samples: Iterable[Sample]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Return the samples by title: mistakes in their order, then those that are right."""
+    shown = [_sample(sample) for sample in samples]
+    parts = {
+        "Most confident mistakes": [s for s in shown if not s["right"]],
+        "Right": [s for s in shown if s["right"]],
+    }
+    return [(title, part) for title, part in parts.items() if part]
 
 
 def _sample(sample: Sample) -> dict[str, Any]:

@@ -29,6 +29,18 @@ class Series:
     dots: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """A bar over `left`..`right` from `low` to `high`, 0 to 1; `style` is a class of style.css, `said` a tooltip."""
+
+    left: float
+    right: float
+    low: float
+    high: float
+    style: str
+    said: str = ""
+
+
 def tag(name: str, *children: object, **attributes: object) -> Markup:
     """Return an element; every attribute and every child that is not Markup is escaped.
 
@@ -124,6 +136,28 @@ def time_chart(slices: Sequence[TimeSlice], *, label: str, format_x: Callable[[f
         hover.append((round((left + right) / 2, 1), text))
     parts.append(tag("line", class_="cursor", x1=0, x2=0, y1=_TOP, y2=HEIGHT - _BOTTOM))
     return _svg(parts, WIDTH, HEIGHT, label=label, hover=hover)
+
+
+def bar_chart(bars: Sequence[Bar], *, label: str, y_max: float = 1.0, diagonal: bool = False) -> Markup:
+    """Return bars over shares from 0 to 1, up to `y_max`; `diagonal` draws where both axes are the same."""
+    frame = _Frame(x_max=1.0, low=0.0, high=y_max)
+    parts = [_grid(frame, _whole_percent, _whole_percent, axis="")]
+    for bar in bars:
+        left, right = frame.x(bar.left) + 0.5, frame.x(bar.right) - 0.5
+        top, base = frame.y(bar.high), frame.y(bar.low)
+        parts.append(
+            tag("rect", class_=bar.style, x=left, width=right - left, y=top, height=max(base - top, 0.3))
+        )
+    if diagonal:
+        ends = {"x1": frame.x(0), "y1": frame.y(0), "x2": frame.x(1), "y2": frame.y(1)}
+        parts.append(tag("line", class_="mark", **ends))
+    parts.append(tag("line", class_="cursor", x1=0, x2=0, y1=_TOP, y2=HEIGHT - _BOTTOM))
+    hover = [(round(frame.x((bar.left + bar.right) / 2), 1), bar.said) for bar in bars if bar.said]
+    return _svg(parts, WIDTH, HEIGHT, label=label, hover=hover)
+
+
+def _whole_percent(share: float) -> str:
+    return f"{share * 100:.3g}\u202f%"
 
 
 def heat_map(confusion: NDArray[np.int64], classes: Sequence[str], *, label: str) -> Markup:
@@ -222,7 +256,9 @@ def _range(series: Sequence[Series], fixed: tuple[float | None, float | None]) -
     return low, high if high > low else low + 1.0
 
 
-def _grid(frame: _Frame, format_x: Callable[[float], str], format_y: Callable[[float], str]) -> Markup:
+def _grid(
+    frame: _Frame, format_x: Callable[[float], str], format_y: Callable[[float], str], *, axis: str = "step"
+) -> Markup:
     parts = []
     for value in ticks(frame.low, frame.high, 4):
         y = frame.y(value)
@@ -231,7 +267,7 @@ def _grid(frame: _Frame, format_x: Callable[[float], str], format_y: Callable[[f
     for index, value in enumerate(ticks(0, frame.x_max, 5)):
         style = "tick middle" if index % 2 == 0 else "tick middle minor"
         parts.append(tag("text", format_x(value), class_=style, x=frame.x(value), y=HEIGHT - _BOTTOM + 18))
-    parts.append(tag("text", "step", class_="tick end", x=_LEFT - 13, y=HEIGHT - _BOTTOM + 18))
+    parts.append(tag("text", axis, class_="tick end", x=_LEFT - 13, y=HEIGHT - _BOTTOM + 18))
     base = HEIGHT - _BOTTOM
     parts.append(tag("line", class_="base", x1=_LEFT, x2=WIDTH - _RIGHT, y1=base, y2=base))
     return tag("g", *parts)

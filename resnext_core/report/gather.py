@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from resnext_core.data.decode import decode, opened_bytes
 from resnext_core.data.sources.stored import content_of
@@ -36,7 +37,7 @@ def gather(run: RunFolder) -> ReportData:
     about = run.read_result("run") or {}
     evaluation = run.read_result("evaluation") or {}
     records = run.read_records()
-    samples = [_sample(s) for s in evaluation.pop("samples", [])]
+    samples = [_sample(s, run.path) for s in evaluation.pop("samples", [])]
     shown = [s for s in samples if s is not None]
     summary: dict[str, Any] = {"backend": about.get("backend"), "wall_s": _wall(records)}
     artefacts = run.read_result("artefacts") or []
@@ -71,7 +72,7 @@ def _wall(records: Sequence[Record]) -> float | None:
     return sum(ends) if ends else None
 
 
-def _sample(sample: Mapping[str, Any]) -> Sample | None:
+def _sample(sample: Mapping[str, Any], folder: Path) -> Sample | None:
     """Return a sample with its thumbnail; None where its file cannot be read any more."""
     try:
         path = sample["path"]
@@ -82,8 +83,16 @@ def _sample(sample: Mapping[str, Any]) -> Sample | None:
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     return Sample(
         thumbnail=image, true=sample["true"], predicted=sample["predicted"],
-        probability=sample["probability"], path=os.path.basename(sample["path"]),
+        probability=sample["probability"], path=os.path.basename(path), link=_link(path, folder),
     )  # fmt: skip
+
+
+def _link(path: str, folder: Path) -> str:
+    """Return the URL of a file, relative to `folder`; empty where `path` is not that of a file on this machine."""
+    if not os.path.isfile(path):
+        return ""
+    relative = os.path.relpath(os.path.realpath(path), os.path.realpath(folder))
+    return quote(os.fsencode(relative if relative.startswith(".") else f"./{relative}"))
 
 
 def _validation(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class Sample:
     """One evaluated image: `thumbnail` as a Pillow image or the bytes of a JPEG or PNG file.
 
-    `true` and `predicted` are class names, `probability` (0..1) is that of the predicted class.
+    `true` and `predicted` are class names, `probability` (0..1) is that of the predicted class. `link` is a URL,
+    relative to the report, of the file named `path`; empty for what is no file.
     """
 
     thumbnail: Image | bytes
@@ -24,6 +25,7 @@ class Sample:
     predicted: str
     probability: float
     path: str = ""
+    link: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,7 +36,8 @@ class ReportData:
     ``device``; rates missing here are taken from the records. Other keys are shown as facts below the title.
     `records`: those of the run folder, in order. `evaluation`: ``top1``, ``top5`` (shares 0..1), ``top1_interval``,
     ``top5_interval`` (low, high), ``expected``, ``scored``, ``failed``, ``failures`` (path to reason, or paths),
-    ``confusion`` (classes, classes) counts [true, predicted] and ``classes`` (names); other scalars are shown as facts.
+    ``confusion`` (classes, classes) counts [true, predicted] and ``classes`` (names), and ``calibration`` as
+    :meth:`~resnext_core.serving.calibration.Calibration.to_dict` gives it; other scalars are shown as facts.
     `samples_missing`: images that were chosen as samples and cannot be read any more.
     `artefacts`: dicts of ``path``, ``size`` (bytes), ``digest``, ``format``. `validations`: dicts of
     ``name``, ``backend``, ``source_backend`` and the values of a ValidationResult's `to_dict`; of keys not

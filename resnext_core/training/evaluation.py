@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from resnext_core.errors import BackendUnavailable
 from resnext_core.ranks.exchange import from_main
 from resnext_core.runs.records import Eval, Progress
 from resnext_core.serving.evaluate import Evaluation, evaluate
+from resnext_core.serving.gallery import Gallery
 from resnext_core.training.news import end_run, exchange_news
 from resnext_core.training.session import Session
 from resnext_core.training.trainer import Trainer
@@ -35,7 +37,7 @@ def close_epoch(session: Session) -> None:
         if training.saves_after(epoch):
             session.attempt(session.save)
         return
-    result = _evaluate(session)
+    result, samples = _evaluate(session)
     if session.progress.best is None:
         session.attempt(partial(_warn_at_chance, session, result))
     score, step = result.metrics[training.config.train.best], session.progress.step
@@ -47,6 +49,9 @@ def close_epoch(session: Session) -> None:
         failed=result.failed, seconds=round(result.seconds, 3), best=is_best,
     )  # fmt: skip
     session.attempt(partial(training.listen, record))
+    if is_best and training.rank.is_main:  # what a report shows of a run that is not evaluated further
+        found = {"split": "val", **result.to_dict(), "samples": samples}
+        session.attempt(partial(training.run.write_result, "evaluation", found))
     session.progress = replace(session.progress, epoch_closed=True)
     session.attempt(partial(session.save_metrics, {"split": "val", **result.metrics}))
 
@@ -60,8 +65,11 @@ def read_ahead(session: Session, epoch: int) -> None:
         session.attempt(partial(training.val_loader.read_ahead, tasks))
 
 
-def _evaluate(session: Session) -> Evaluation:
-    """Evaluate on the validation part; a stop or an error ends it at the next batch, and resuming evaluates first."""
+def _evaluate(session: Session) -> tuple[Evaluation, list[dict[str, Any]]]:
+    """Evaluate on the validation part, and return images worth a look too.
+
+    A stop or an error ends it at the next batch, and resuming evaluates first.
+    """
     training = session.training
     assert training.val is not None
     assert training.val_loader is not None
@@ -78,13 +86,16 @@ def _evaluate(session: Session) -> Evaluation:
         exchanges -= 1
         exchange_news(session)
 
+    gallery = Gallery(training.val)
     try:
         _share_statistics(session.trainer, training)
-        return evaluate(
+        result = evaluate(
             session.trainer.predictor(ema=training.config.train.ema_decay is not None), training.val_loader,
             training.val, batch_size=training.config.eval.batch_size, rank=training.rank,
-            collectives=training.collectives, tta=training.config.eval.tta, on_progress=on_progress,
+            collectives=training.collectives, tta=training.config.eval.tta, on_batch=gallery.add,
+            on_progress=on_progress,
         )  # fmt: skip
+        return result, gallery.samples(training.rank, training.collectives)
     except Exception as error:
         if session.ending:
             raise

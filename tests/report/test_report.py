@@ -22,6 +22,7 @@ from resnext_core.report import ReportData, Sample, charts, render_report, text,
 from resnext_core.report.charts import tag, ticks
 from resnext_core.report.series import MAX_POINTS, read_history, smooth, thin, time_slices
 from resnext_core.runs.records import End, Eval, Note, Record, Resume, Saved, Start, from_dict
+from resnext_core.serving.calibration import Calibration
 
 VOID = {"meta", "img", "br"}
 EVIL = '<script>alert("1")</script>\'"&{{ 7 * 7 }}'
@@ -307,7 +308,7 @@ def test_confusion_must_fit_its_classes() -> None:
 
 def test_thumbnails() -> None:
     page = Page(render_report(full()))
-    small, large = (io.BytesIO(base64.b64decode(a["src"].partition(",")[2])) for a in page.all("img"))
+    large, small = (io.BytesIO(base64.b64decode(a["src"].partition(",")[2])) for a in page.all("img"))
     assert Image.open(small).format == "PNG"  # tiny images keep every pixel
     assert Image.open(small).getpixel((3, 3)) == (255, 0, 0)
     assert Image.open(large).size == (192, 128)
@@ -456,3 +457,74 @@ def test_text_has_contrast(name: str) -> None:
             )
             ink = colours[inks[charts.ink_of(strength, right=right)]]
             assert contrast(ink, cell) >= 3.8, (fill, strength)
+
+
+def calibration() -> dict[str, Any]:
+    """Three bins in use: 10 images at about 0.5, 30 at about 0.9, 60 at about 0.98."""
+    images, correct, confidence = np.zeros((3, 15))
+    images[[7, 13, 14]] = 10, 30, 60
+    correct[[7, 13, 14]] = 8, 15, 60
+    confidence[[7, 13, 14]] = 5, 27, 58.8
+    return Calibration(
+        images=images, correct=correct, confidence=confidence, nll_sum=40, brier_sum=20
+    ).to_dict()
+
+
+def test_calibration_is_drawn() -> None:
+    evaluation = dict(full().evaluation) | {"calibration": calibration()}
+    page = Page(render_report(full(evaluation=evaluation)))
+    shown = "\n".join(page.texts).replace("\u202f", " ")
+    for words in ("Reliability", "ECE 16.20 %", "Confidence", "mean 90.8 %, right 83.0 %"):
+        assert words in shown, words
+    assert "calibration" not in shown.lower(), "its bins are no fact to be listed"
+    diagram, histogram = (
+        next(a for a in page.all("svg") if a["aria-label"].startswith(f"Share of {what} "))
+        for what in ("right predictions", "images")
+    )
+    assert "expected calibration error 16.20" in diagram["aria-label"]
+    tips = [words for _, words in json.loads(diagram["data-hover"])]
+    assert len(tips) == 3
+    assert tips == [words for _, words in json.loads(histogram["data-hover"])]
+    assert "10 images\nright 80.0\u202f%\nmean confidence 50.0\u202f%" in tips[0]
+    shares, gaps = page.all("rect", class_="share"), page.all("rect", class_="gap")
+    assert (len(shares), len(gaps)) == (6, 3)
+    height = [float(a["height"]) for a in shares]
+    assert height[0] / height[2] == pytest.approx(0.8, abs=0.01), "right in bin 7 against all right in bin 14"
+    assert float(gaps[0]["height"]) / height[2] == pytest.approx(0.3, abs=0.01)
+    assert height[3] / height[5] == pytest.approx(10 / 60, abs=0.01)
+
+
+@pytest.mark.parametrize("bins", [{}, {"images": [0, 0], "correct": [0, 0], "confidence": [0, 0]}])
+def test_nothing_to_calibrate_is_not_drawn(bins: dict[str, Any]) -> None:
+    evaluation = dict(full().evaluation) | {"calibration": {"ece": math.nan, "bins": bins}}
+    assert "Reliability" not in Page(render_report(full(evaluation=evaluation))).texts
+
+
+@pytest.mark.parametrize("found", [{"bins": {"images": [1]}}, {"bins": 3}, [1], {"bins": {"images": ["x"]}}])
+def test_damaged_calibration_is_one_line(found: Any) -> None:
+    evaluation = dict(full().evaluation) | {"calibration": found}
+    with pytest.raises(DataError, match="calibration of the evaluation is damaged"):
+        render_report(full(evaluation=evaluation))
+
+
+def test_mistakes_come_first_and_link_to_their_files() -> None:
+    samples = [
+        Sample(
+            thumbnail=jpeg(9, 9),
+            true="ant",
+            predicted="bee",
+            probability=0.987,
+            path="x.jpg",
+            link="../d/x.jpg",
+        ),
+        Sample(thumbnail=jpeg(9, 9), true="bee", predicted="bee", probability=0.5),
+        Sample(thumbnail=jpeg(9, 9), true="cat", predicted="ant", probability=0.6, path="s.tar/y.jpg"),
+    ]
+    page = Page(render_report(full(samples=samples)))
+    shown = "\n".join(page.texts).replace("\u202f", " ")
+    order = [
+        shown.index(words) for words in ("Most confident mistakes", "98.7 %", "60.0 %", "Right\n", "50 %")
+    ]
+    assert order == sorted(order)
+    assert [a["href"] for a in page.all("a") if not a["href"].startswith("#")] == ["../d/x.jpg"]
+    assert "s.tar/y.jpg" in page.texts

@@ -1,0 +1,50 @@
+"""From a run folder to its report: what a training alone leaves, and links to the files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+from command_line import CommandLine
+
+from resnext_core.report.gather import _link
+from resnext_core.runs.folder import RunFolder
+
+
+def test_a_training_alone_has_its_best_evaluation_in_the_report(
+    cli: CommandLine, recipe: Path, photos: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "r"
+    cli.ok("train", "--recipe", recipe, "--data", photos, "--output", tmp_path, "--name", "r")
+    found = RunFolder(run).read_result("evaluation")
+    best = [r for r in RunFolder(run).read_records() if getattr(r, "best", False)][-1]
+    assert found["top1"] == best.metrics["top1"]
+    assert sum(map(sum, found["confusion"])) == 23
+    again = cli.ok("eval", "--weights", run, "--json").json()
+    assert again["confusion"] == found["confusion"]
+    assert again["calibration"]["bins"]["images"] == found["calibration"]["bins"]["images"]
+    cli.ok("report", run)
+    html = (run / "report.html").read_text()
+    assert "Most confident mistakes" in html
+    assert "Reliability" in html
+    links = re.findall(r'href="([^"#][^"]*)"', html)
+    wrong = [sample for sample in found["samples"] if sample["true"] != sample["predicted"]]
+    assert 0 < len(wrong) == 23 - found["correct1"] <= len(links)
+    assert {(run / unquote(link)).resolve() for link in links} == {
+        Path(sample["path"]).resolve() for sample in found["samples"]
+    }
+    assert [s["probability"] for s in wrong] == sorted((s["probability"] for s in wrong), reverse=True)
+
+
+def test_links_are_relative_and_never_anything_else(tmp_path: Path) -> None:
+    odd = tmp_path / "javascript:alert(1) %41?#'\".jpg"
+    odd.write_bytes(b"")
+    link = _link(str(odd), tmp_path)
+    assert link.startswith("./javascript%3Aalert")
+    assert not set(link) & set(":?#'\" ")
+    assert unquote(link) == f"./{odd.name}"
+    (tmp_path / "run").mkdir()
+    assert _link(str(odd), tmp_path / "run").startswith("../javascript%3A")
+    assert _link("s3://bucket/a.jpg", tmp_path) == ""
+    assert _link(str(tmp_path / "shard.tar" / "a.jpg"), tmp_path) == ""
