@@ -312,7 +312,7 @@ def test_thumbnails() -> None:
     assert Image.open(small).format == "PNG"  # tiny images keep every pixel
     assert Image.open(small).getpixel((3, 3)) == (255, 0, 0)
     assert Image.open(large).size == (192, 128)
-    assert [a["class"] for a in page.all("li") if a.get("class") in ("right", "wrong")] == ["right", "wrong"]
+    assert [a["class"] for a in page.all("li") if a.get("class") in ("right", "wrong")] == ["wrong", "right"]
     for broken in (b"no image", jpeg(50, 50)[:-200]):
         with pytest.raises(DataError, match=r"thumbnail of val/x\.jpg is not a readable image"):
             render_report(
@@ -523,7 +523,8 @@ def test_mistakes_come_first_and_link_to_their_files() -> None:
     page = Page(render_report(full(samples=samples)))
     shown = "\n".join(page.texts).replace("\u202f", " ")
     order = [
-        shown.index(words) for words in ("Most confident mistakes", "98.7 %", "60.0 %", "Right\n", "50 %")
+        shown.index(words)
+        for words in ("Most confident mistakes", "98.7 %", "60.0 %", "Right\n", "✓ bee\n50 %")
     ]
     assert order == sorted(order)
     assert [a["href"] for a in page.all("a") if not a["href"].startswith("#")] == ["../d/x.jpg"]
