@@ -25,7 +25,10 @@ _WORDS: Mapping[Ingredient, tuple[str, str]] = {
     "freeze": ("freeze parts of the network", "train.freeze=0"),
     "logit-offsets": ("adjust logits", "loss.logit_adjustment=0"),
     "sizes": ("change the size of training images", "augment.start_size=null"),
-    "ema-schedule": ("change the decay of the EMA", "train.ema_every=1 and train.ema_warmup=none"),
+    "ema-schedule": (
+        "change the decay of the EMA",
+        "train.ema_every=1, train.ema_scaled=false and train.ema_warmup=none",
+    ),
 }
 
 
@@ -41,7 +44,8 @@ def asked_by(config: Config) -> frozenset[Ingredient]:
         "freeze": train.freeze > 0,
         "logit-offsets": config.loss.logit_adjustment > 0,
         "sizes": config.augment.start_size is not None,
-        "ema-schedule": train.ema_decay is not None and (train.ema_every > 1 or train.ema_warmup != "none"),
+        "ema-schedule": train.ema_decay is not None
+        and (train.ema_every > 1 or train.ema_warmup != "none" or train.ema_scaled),
     }
     return frozenset(name for name, wanted in asked.items() if wanted)
 

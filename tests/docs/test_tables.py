@@ -88,7 +88,7 @@ def test_tolerances_match() -> None:
     export = importlib.import_module("resnext_core.jobs.export")
     for label, value in (
         ("float32 logits", cases.TOLERANCE),
-        ("momentum", cases.GRADIENT_TOLERANCE),
+        ("optimizer state", cases.GRADIENT_TOLERANCE),
         ("the same sample", prediction.INVARIANCE_TOLERANCE),
         ("loss and weights after a step in float16", cases.LOW_TOLERANCE),
         ("golden logits", doctor.TOLERANCE),
