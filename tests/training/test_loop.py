@@ -26,19 +26,22 @@ from resnext_core.data.mix import draw_mixes
 from resnext_core.data.sampler import Task, epoch_permutation
 from resnext_core.errors import DataError, Interrupted
 from resnext_core.interfaces import Batch, DeviceUsage, Mix, Predictor, TrainState
+from resnext_core.jobs.training import train_request
 from resnext_core.metrics import METRICS, Metric
 from resnext_core.model.weights import Weights
 from resnext_core.ranks.collectives import SingleProcess
 from resnext_core.ranks.info import RankInfo
 from resnext_core.ranks.signals import StopRequest
 from resnext_core.report import ReportData, render_report
-from resnext_core.runs.checkpoint import load_checkpoint, load_latest
+from resnext_core.runs.checkpoint import Checkpoint, load_checkpoint, load_latest
 from resnext_core.runs.checkpoint_folder import checkpoint_names
 from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.log import describe
 from resnext_core.runs.records import Eval
+from resnext_core.testing.cases import oracle
 from resnext_core.training.loop import fit
 from resnext_core.training.schedule import lrs, scaled_lr
+from resnext_core.training.trainer import create_trainer
 from resnext_core.training.training import Training
 
 
@@ -270,6 +273,51 @@ def test_branches_and_decays_go_on_as_if_the_run_never_stopped(
         np.asarray(b).tolist() for b in whole.branches
     ]
     assert None not in [b if b is None else b.shape for b in whole.branches]
+
+
+@pytest.mark.parametrize(
+    "optimizer", [["optimizer.kind=lamb"], ["optimizer.kind=adamw"], ["optimizer.nesterov=true"]], ids=str
+)
+def test_a_training_with_every_draw_resumes_to_the_bit(
+    job: Callable[..., Training], tiny_weights: Weights, optimizer: list[str], tmp_path: Path
+) -> None:
+    """On an engine that computes: stopped within the second epoch and resumed, every tensor is that of a whole run."""
+    settings = [
+        *optimizer, "optimizer.lr=0.01", "loss.kind=bce", "mix.mixup=0.2", "mix.cutmix=1", "model.stochastic_depth=0.3",
+        "train.ema_decay=0.9", "train.ema_warmup=power", "train.ema_every=2", "train.accumulate=2",
+    ]  # fmt: skip
+
+    def train(made: Training, stop_at: int | None, resume: Checkpoint | None = None) -> Mapping[str, Any]:
+        request = train_request(made.config, made.weights, oracle(), made.rank, made.collectives)
+        trainer = create_trainer(oracle(), request)
+        take, taken = trainer.run_steps, 0
+
+        def counted(*arguments: Any) -> NDArray[Any]:
+            nonlocal taken
+            taken += 1
+            if taken == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return take(*arguments)
+
+        trainer.run_steps = counted  # type: ignore[method-assign]
+        try:
+            fit(trainer, made, resume)
+            return trainer.state().tensors
+        finally:
+            trainer.close()
+
+    made = job(*settings, val=False)
+    with pytest.raises(Interrupted):
+        train(made, 8)
+    stopped = load_latest(made.run.checkpoints, pytest.fail)
+    assert stopped.progress.step == 8
+    resumed = train(made, None, stopped)
+    made.run.path = tmp_path / "whole"
+    made.run.path.mkdir()
+    whole = train(made, None)
+    assert set(resumed) == set(whole)
+    differ = [name for name in whole if resumed[name].tobytes() != whole[name].tobytes()]
+    assert not differ, f"{len(differ)} of {len(whole)} tensors differ, e.g. {differ[:3]}"
 
 
 def test_each_rank_leaves_out_the_branches_of_its_own_rows(
