@@ -140,7 +140,7 @@ def _learning(spec: ModelSpec, config: Config) -> Iterator[Finding]:
     if train.teacher is not None:
         yield Finding(
             topic="teacher", level="ok",
-            text=f"{train.teacher}: {train.teacher_weight:.0%} of the loss, at temperature "
+            text=f"{train.teacher}: {100 * train.teacher_weight:g} % of the loss, at temperature "
             f"{train.teacher_temperature:g}",
         )  # fmt: skip
 

@@ -257,3 +257,15 @@ def test_a_benchmark_of_steps_takes_all_that_a_training_may_ask(cli: CommandLine
     assert cli.ok(
         *words, "--set", "model.variant=resnext_tiny", "--set", "model.image_size=8", *asked
     ).json()["steps"]
+
+
+def test_a_training_is_checked_with_its_teacher(
+    cli: CommandLine, photos: Path, recipe: Path, weights_file: Path, finished_run: Path
+) -> None:
+    asked = ["--backend", "reference", "doctor", "--json", "--run", recipe, "--data", photos]
+    for teacher in (weights_file, finished_run):
+        notes = cli.ok(*asked, *TAUGHT, "--set", f"train.teacher={teacher}").json()["notes"]
+        assert [(n["level"], n["text"]) for n in notes if n["topic"] == "teacher"] == [
+            ("ok", f"{teacher}: 70 % of the loss, at temperature 2")
+        ]
+    cli.refuses(EXIT_DATA, *asked[:3], "--run", recipe, "--data", photos, *TAUGHT, says="there is no teacher")
