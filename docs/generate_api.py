@@ -22,6 +22,8 @@ MODULES = {
         "resnext_core.jobs.infer",
         "resnext_core.jobs.train",
         "resnext_core.jobs.evaluate",
+        "resnext_core.jobs.calibrate",
+        "resnext_core.jobs.average",
         "resnext_core.jobs.export",
         "resnext_core.jobs.validate",
         "resnext_core.jobs.whole",

@@ -17,7 +17,7 @@ TYPE_CHECKING = False  # as typing's, which this module need not import
 if TYPE_CHECKING:
     from typing import Any
 
-    from resnext_core.api import evaluate, evaluate_sizes, export, load, run, train, validate
+    from resnext_core.api import average, evaluate, evaluate_sizes, export, load, run, train, validate
     from resnext_core.errors import BackendUnavailable, DataError, Interrupted, ResnextError, UsageError
 
 __version__ = "0.1.0"
@@ -33,6 +33,7 @@ __all__ = [
     "ResnextError",
     "UsageError",
     "__version__",
+    "average",
     "evaluate",
     "evaluate_sizes",
     "export",
@@ -45,7 +46,8 @@ __all__ = [
 #: What is imported when it is first used, from which module.
 _LAZY = {
     **dict.fromkeys(
-        ("evaluate", "evaluate_sizes", "export", "load", "run", "train", "validate"), "resnext_core.api"
+        ("average", "evaluate", "evaluate_sizes", "export", "load", "run", "train", "validate"),
+        "resnext_core.api",
     ),
     **dict.fromkeys(
         ("BackendUnavailable", "DataError", "Interrupted", "ResnextError", "UsageError"),

@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 
 from resnext_core.console.output import Output, ProgressBar
 from resnext_core.errors import UsageError, quoted
+from resnext_core.jobs.average import AverageJob, AverageResult
+from resnext_core.jobs.average import average as average_job
 from resnext_core.jobs.evaluate import EvaluateJob, EvaluateResult, Split
 from resnext_core.jobs.evaluate import evaluate_sizes as evaluate_sizes_job
 from resnext_core.jobs.export import ExportJob, ExportResult
@@ -156,7 +158,7 @@ def evaluate_sizes(
     devices: int = 1,
     progress: Listener | None = None,
 ) -> list[EvaluateResult]:
-    """Do what :func:`evaluate` does at each of some image sizes, in pixels; as ``resnext-run eval --sizes``.
+    """Do what :func:`evaluate` does at each of some image sizes, in pixels; as ``resnext-run eval`` with ``--sizes``.
 
     An artefact has one size: another one is a UsageError.
     """
@@ -168,6 +170,34 @@ def evaluate_sizes(
     )  # fmt: skip
     with _listening(progress) as listen:
         return evaluate_sizes_job(job, listen)
+
+
+def average(
+    weights: Sequence[Location],
+    to: Location,
+    *,
+    shares: Sequence[float] | None = None,
+    bn_images: int | None = None,
+    data: Location | None = None,
+    config: Location | Sequence[Location] = (),
+    overrides: Overrides | None = None,
+    backend: str | None = None,
+    force: bool = False,
+    progress: Listener | None = None,
+) -> AverageResult:
+    """Average the weights of runs, checkpoint folders or weights files into the file `to`; as ``resnext-run average``.
+
+    `shares` weigh them (None: all alike). With `bn_images` the statistics of batch normalisation are computed anew from
+    so many training images of `data`, or of the first run; None averages them too. `force` overwrites `to`. Raises
+    UsageError, DataError or BackendUnavailable.
+    """
+    job = AverageJob(
+        sources=tuple(_path(one) for one in weights), target=_path(to),
+        shares=None if shares is None else tuple(shares), bn_images=bn_images,
+        settings=_settings(data=data, config=config, overrides=overrides), backend=backend, force=force,
+    )  # fmt: skip
+    with _listening(progress) as listen:
+        return average_job(job, listen)
 
 
 def export(

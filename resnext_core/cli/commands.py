@@ -16,6 +16,7 @@ _COMMANDS = {
     "eval": "accuracy of weights or of an artefact, every image exactly once",
     "export": "write an artefact that another runtime serves, and check it against its source",
     "validate": "compare an artefact with its source on a folder of images",
+    "average": "average the weights of several runs or checkpoints",
     "convert": "convert weights from and to torchvision, timm, mindcv and the ModelZoo, losslessly",
     "infer": "predict images, as JSON lines",
     "bench": "measure throughput of training, evaluation or loading",
