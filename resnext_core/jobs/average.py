@@ -196,8 +196,8 @@ def with_batch_statistics(
 
     The batches are the first ones of an epoch, augmented, of ``train.batch_size`` images: `images` in all, or as many
     whole batches as there are. Every batch counts alike, and the variance is the mean of the unbiased ones (Izmailov
-    et al., arXiv:1803.05407, section 3.2). Each is one training step with learning rate 0 from running statistics of 0, so that what
-    it leaves is :data:`BN_MOMENTUM` times those of the batch.
+    et al., arXiv:1803.05407, section 3.2). Each is one training step with learning rate 0 from running statistics of 0,
+    so that what it leaves is :data:`BN_MOMENTUM` times those of the batch.
     """
     index = open_split(config.data, "train", weights.classes, named=weights.has_names)
     for line in remarks([index]):
