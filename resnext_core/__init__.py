@@ -5,7 +5,7 @@ This package is the backend-neutral core. It imports no deep-learning framework.
 
     import resnext_core as rx
 
-    run = rx.train("photos", recipe="photos-small")
+    run = rx.train("photos", recipe="photos")
     print(rx.evaluate(run))
     print(rx.load(run).predict("photo.jpg"))
 """

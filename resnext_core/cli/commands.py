@@ -28,6 +28,15 @@ _COMMANDS = {
     "report": "write report.html of a run again",
 }
 
+#: Recipes, with other names that are accepted.
+_RECIPES: dict[str, tuple[str, ...]] = {
+    "digits": (),
+    "photos": ("photos-small",),
+    "photos-imbalanced": (),
+    "finetune": (),
+    "imagenet-150e": (),
+}
+
 
 @hookimpl
 def resnext_commands() -> Iterator[Command]:
@@ -38,8 +47,8 @@ def resnext_commands() -> Iterator[Command]:
 @hookimpl
 def resnext_recipes() -> Iterator[Recipe]:
     folder = Path(__file__).parents[1] / "recipes"
-    for name in ("digits", "imagenet-150e", "photos-small"):
-        yield Recipe(name=name, path=folder / f"{name}.yaml")
+    for name, others in _RECIPES.items():
+        yield Recipe(name=name, path=folder / f"{name}.yaml", former_names=others)
 
 
 @hookimpl

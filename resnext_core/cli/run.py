@@ -22,7 +22,7 @@ from resnext_core.ranks.children import outliving_terminal
 EPILOG = """\
 examples:
   resnext-run                                     the built-in digits on the best backend here
-  resnext-run run --data DIR --recipe photos-small
+  resnext-run run --data DIR --recipe photos
   resnext-run run --resume runs/RUN               continue a whole job that was interrupted
   resnext-run --backend reference run --epochs 3
 """

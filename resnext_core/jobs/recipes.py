@@ -12,7 +12,7 @@ from resnext_core.interfaces import Recipe
 from resnext_core.plugins import PluginSet, load_plugins
 
 #: Recipe of a training on the user's own folder when none is named: small enough for a laptop.
-DEFAULT_RECIPE = "photos-small"
+DEFAULT_RECIPE = "photos"
 
 
 @dataclass(frozen=True, kw_only=True)

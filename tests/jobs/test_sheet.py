@@ -141,7 +141,7 @@ def test_what_cannot_be_shown_is_refused_first(folder: Path, tmp_path: Path) -> 
 def test_command(cli: CommandLine, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "page.html"
     outcome = cli.ok(
-        "data", "show", folder, "--augment", "--recipe", "photos-small", "--set", "augment.auto=augmix",
+        "data", "show", folder, "--augment", "--recipe", "digits", "--set", "augment.auto=augmix",
         "--images", 2, "--draws", 1, "--seed", 3, "--out", out, "--json",
     )  # fmt: skip
     assert outcome.json() == {"sheet": str(out), "images": 2, "failed": {}}
