@@ -44,6 +44,7 @@ def train(
     recipe: Location | None = None,
     config: Location | Sequence[Location] = (),
     epochs: int | None = None,
+    minutes: float | None = None,
     batch_size: int | None = None,
     seed: int | None = None,
     pretrained: Location | None = None,
@@ -66,7 +67,7 @@ def train(
     Interrupted or RanksFailed.
     """
     settings = _settings(
-        data=data, recipe=recipe, config=config, epochs=epochs, batch_size=batch_size, seed=seed,
+        data=data, recipe=recipe, config=config, epochs=epochs, minutes=minutes, batch_size=batch_size, seed=seed,
         pretrained=pretrained, num_classes=num_classes, output=output, name=name, overrides=overrides,
     )  # fmt: skip
     job = TrainJob(
@@ -83,6 +84,7 @@ def run(
     recipe: Location | None = None,
     config: Location | Sequence[Location] = (),
     epochs: int | None = None,
+    minutes: float | None = None,
     batch_size: int | None = None,
     seed: int | None = None,
     pretrained: Location | None = None,
@@ -101,7 +103,7 @@ def run(
     whether every artefact agrees with its source.
     """
     settings = _settings(
-        data=data, recipe=recipe, config=config, epochs=epochs, batch_size=batch_size, seed=seed,
+        data=data, recipe=recipe, config=config, epochs=epochs, minutes=minutes, batch_size=batch_size, seed=seed,
         pretrained=pretrained, num_classes=num_classes, output=output, name=name, overrides=overrides,
     )  # fmt: skip
     job = WholeJob(

@@ -80,8 +80,9 @@ def _show(args: argparse.Namespace, output: Output) -> None:
 
 def _details(result: RunDetails) -> str:
     run = result.summary
+    state = f"{run.state}, {run.ended}" if run.ended else run.state
     facts = {
-        "run": run.name, "backend": run.backend, "variant": run.variant, "state": run.state, "step": run.step,
+        "run": run.name, "backend": run.backend, "variant": run.variant, "state": state, "step": run.step,
         "epoch": f"{run.epoch} of {run.epochs}", "best": run.best, "size": amount(run.bytes),
         "command": result.made_by.get("environment", {}).get("command", "?"),
     }  # fmt: skip

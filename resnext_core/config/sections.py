@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from resnext_core.bounds import Above, Ascending, AtLeast, Between, Bits, OneOf
 from resnext_core.config.policies import parse_policy
+from resnext_core.errors import UsageError
 from resnext_core.metrics import METRICS
 
 
@@ -193,7 +194,20 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Learning rate over time; see :mod:`resnext_core.training.schedule`. `t_max` None means train.epochs."""
+    """Learning rate over time: warm-up, then a curve. The formulas are at :func:`resnext_core.training.schedule.lr_at`.
+
+    In `warmup_epochs` the rate rises linearly to ``optimizer.lr``: from the first step's own share of it, or from the
+    share `warmup_start`; at every step, or with `warmup_per` ``epoch`` once an epoch, as torchvision does.
+
+    `kind` is what follows: half a cosine down to `eta_min`, stepped once an epoch (``cosine-epoch``) or at every step
+    (``cosine-step``); a straight line down to `eta_min` (``linear``); a factor `gamma` at each of the `milestones`, in
+    epochs (``step``); or nothing (``constant``). `t_max` is the length of the curve in epochs, None up to the end.
+    Curve and milestones count from the start of the training, with `after_warmup` from the end of the warm-up: so
+    do torchvision and mmpretrain.
+
+    ``one-cycle`` (Smith and Topin, arXiv:1708.07120; PyTorch's OneCycleLR) rises in `warmup_epochs` along half a cosine
+    from the rate divided by `div_factor`, then falls to the first rate divided by `final_div`.
+    """
 
     kind: Literal["cosine-epoch", "cosine-step", "linear", "one-cycle", "step", "constant"] = "cosine-epoch"
     warmup_epochs: Annotated[float, AtLeast(0)] = 1.0
@@ -206,6 +220,21 @@ class ScheduleConfig:
     gamma: float = 0.1
     div_factor: Annotated[float, AtLeast(1)] = 25.0
     final_div: Annotated[float, AtLeast(1)] = 10000.0
+
+    def __post_init__(self) -> None:
+        if self.warmup_per == "epoch" and self.warmup_epochs % 1:
+            raise UsageError(
+                f"schedule.warmup_per is epoch, and schedule.warmup_epochs {self.warmup_epochs:g} is not a whole "
+                "number of epochs; round it, or set schedule.warmup_per=step"
+            )
+        if self.kind == "one-cycle":
+            own = ScheduleConfig()  # the values that leave it alone
+            for key in ("warmup_start", "warmup_per", "after_warmup", "t_max", "eta_min"):
+                if getattr(self, key) != getattr(own, key):
+                    raise UsageError(
+                        f"schedule.{key} does not apply to schedule.kind one-cycle, whose warm-up and end are given by "
+                        "schedule.warmup_epochs, div_factor and final_div; remove it"
+                    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,12 @@ def add_config_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) ->
     group.add_argument("--data", metavar="DIR", help="folder with train/ and val/ (data.dir)")
     group.add_argument("--epochs", type=int, metavar="N", help="train.epochs")
     group.add_argument(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="fit the length of the training to this time (train.minutes)",
+    )
+    group.add_argument(
         "--batch-size", type=int, metavar="N", help="global batch of a step (train.batch_size)"
     )
     group.add_argument("--seed", type=int, metavar="N", help="train.seed")

@@ -298,7 +298,7 @@ def checkpoint_room(plan: Plan) -> tuple[str, int]:
         saves += -(-train.epochs // train.eval_every)
     if train.checkpoint_steps is not None:
         saves += train.epochs * steps // train.checkpoint_steps
-    most = min(train.keep + 2, saves)
+    most = train.keep + 2 if train.minutes is not None else min(train.keep + 2, saves)
     # A run that goes on has most of its checkpoints already; each of them makes room for the next.
     needed = one if plan.resumed is not None else one * most
     free = shutil.disk_usage(folder).free

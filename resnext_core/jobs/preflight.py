@@ -18,6 +18,7 @@ from resnext_core.errors import BackendUnavailable, ResnextError
 from resnext_core.jobs.plan import Plan, checkpoint_room, learned, size
 from resnext_core.jobs.plan import checkpoint_bytes as checkpoint_bytes
 from resnext_core.model.spec import ModelSpec
+from resnext_core.training.course import length
 from resnext_core.training.initial import per_rank
 from resnext_core.training.rules import learning_words, state_groups
 from resnext_core.training.schedule import lr_at, scaled_lr
@@ -92,7 +93,9 @@ def preflight(plan: Plan, found: Iterable[tuple[str, ResnextError]]) -> Iterator
     left = len(splits.train) - steps * train.batch_size
     yield Finding(
         topic="steps", level="ok",
-        text=f"{train.epochs} epochs of {steps} steps, {train.batch_size} images a step"
+        text=f"{length(train)}, {steps} steps an epoch, {train.batch_size} images a step"
+        if train.minutes is not None
+        else f"{train.epochs} epochs of {steps} steps, {train.batch_size} images a step"
         + (f", {rank_batch} of them on each of {plan.world} ranks" if plan.world > 1 else "")
         + (f"; {left} images, different in each epoch, are dropped" if left else ""),
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from resnext_core.runs.pointers import best_checkpoint, latest_checkpoint, remov
 from resnext_core.runs.records import (
     End,
     Eval,
+    Fit,
     Listener,
     Nonfinite,
     Note,
@@ -30,14 +32,15 @@ from resnext_core.runs.records import (
 class RunSummary:
     """How far a run is and how good, by its records and checkpoints; None for what they do not say.
 
-    `state` is ``new``, ``training``, ``stopped`` or ``done``. `best` is the best accuracy (0..1), `bytes` the size of
-    the whole folder.
+    `state` is ``new``, ``training``, ``stopped`` or ``done``, `ended` why a run that is done ended early. `best` is the
+    best accuracy (0..1), `bytes` the size of the whole folder.
     """
 
     name: str
     backend: str | None
     variant: str | None
     state: str
+    ended: str | None
     step: int
     epoch: int
     epochs: int | None
@@ -151,19 +154,27 @@ def show_run(folder: Path, listen: Listener = ignore) -> RunDetails:
 def summarise(run: RunFolder) -> RunSummary:
     """Return how far `run` is and how good."""
     records, checkpoints = run.read_records(), _checkpoints(run)
+    turns = [r for r in records if isinstance(r, (Start, Resume, End))]
     newest = next((found for _, found in reversed(checkpoints) if isinstance(found, Summary)), None)
     return RunSummary(
         name=run.path.name,
         backend=(run.read_result("run") or {}).get("backend"),
         variant=run.setting("model", "variant"),
-        state=_state(run, records),
+        state=_state(run, turns),
+        ended=turns[-1].reason if turns and isinstance(turns[-1], End) else None,
         step=max([r.step for r in records] + ([newest.progress.step] if newest else []), default=0),
         epoch=max((r.epoch for r in records if isinstance(r, (Train, Nonfinite, Eval, Saved))), default=0),
-        epochs=run.setting("train", "epochs"),
+        epochs=_epochs(run, records),
         best=newest.progress.best if newest else None,
         checkpoints=len(checkpoints),
         bytes=_bytes(run.path),
     )
+
+
+def _epochs(run: RunFolder, records: Sequence[Record]) -> int | None:
+    """Return the epochs of the run, as far as is known where it is fitted to a time."""
+    fits = [r for r in records if isinstance(r, Fit)]
+    return math.ceil(fits[-1].epochs) if fits else run.setting("train", "epochs")
 
 
 def prune(job: PruneJob, listen: Listener = ignore) -> PruneResult:
@@ -214,10 +225,9 @@ def _checkpoints(run: RunFolder) -> list[tuple[str, Summary | str]]:
     return found
 
 
-def _state(run: RunFolder, records: Sequence[Record]) -> str:
+def _state(run: RunFolder, turns: Sequence[Start | Resume | End]) -> str:
     if run.is_training():
         return "training"
-    turns = [r for r in records if isinstance(r, (Start, Resume, End))]
     if not turns:
         return "new"
     return "done" if isinstance(turns[-1], End) else "stopped"

@@ -21,6 +21,7 @@ from resnext_core.runs.folder import RunFolder, run_of
 SHORT: Mapping[str, tuple[str, str]] = {
     "data": ("data", "dir"),
     "epochs": ("train", "epochs"),
+    "minutes": ("train", "minutes"),
     "batch_size": ("train", "batch_size"),
     "seed": ("train", "seed"),
     "pretrained": ("model", "pretrained"),
@@ -43,6 +44,7 @@ class Settings:
     configs: tuple[str, ...] = ()
     data: str | None = None
     epochs: int | None = None
+    minutes: float | None = None
     batch_size: int | None = None
     seed: int | None = None
     pretrained: str | None = None

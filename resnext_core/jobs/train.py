@@ -25,6 +25,7 @@ from resnext_core.runs.checkpoint import load_latest
 from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.pointers import best_weights
 from resnext_core.runs.records import End, Eval, Listener, Resume, Start
+from resnext_core.training.course import length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +156,8 @@ def train_plan(
             at = f", from step {checkpoint.progress.step}" if checkpoint else ""
             say(
                 f"training {config.model.variant} on backend {backend.id}: {len(splits.train)} images, "
-                f"{len(splits.train.classes)} classes, batch {config.train.batch_size}, {config.train.epochs} "
-                f"epochs{at}; run folder {run.path}"
+                f"{len(splits.train.classes)} classes, batch {config.train.batch_size}, {length(config.train)}{at}; "
+                f"run folder {run.path}"
             )
             say(f"images are decoded by {plan.decoder.name}: {training.train_loader.readers}")
             for line in remarks(splits.parts.values()):
@@ -175,5 +176,6 @@ def train_plan(
         started = time.perf_counter()
         momentum = None if checkpoint is not None else plan.momentum
         progress = run_training(training, backend, checkpoint, momentum, ready)
-        emit(End(step=progress.step, seconds=round(time.perf_counter() - started, 3)))
+        seconds = round(time.perf_counter() - started, 3)
+        emit(End(step=progress.step, seconds=seconds, reason=training.why_ended(progress)))
     return run

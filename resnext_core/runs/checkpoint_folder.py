@@ -24,12 +24,22 @@ SEAL = "sha256"
 
 @dataclass(frozen=True, kw_only=True)
 class RunProgress:
-    """How far a run is: optimizer steps, whether the epoch they end was closed (evaluated), the best metric so far."""
+    """How far a run is: optimizer steps, whether the epoch they end was closed (evaluated), the best metric so far.
+
+    `waits` are the evaluations since the best one. In a run that is fitted to a time, `seconds` is how long it has
+    trained, and `fits` are the decisions on its length, each (step, total steps).
+    """
 
     step: int
     epoch_closed: bool
     best: float | None = None
     best_step: int | None = None
+    waits: int = 0
+    seconds: float | None = None
+    fits: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:  # JSON has lists
+        object.__setattr__(self, "fits", tuple((int(step), int(total)) for step, total in self.fits))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from resnext_core.errors import shown
 from resnext_core.metrics import metric_lines
-from resnext_core.runs.records import BadImage, Eval, Nonfinite, Note, Record, Train
+from resnext_core.runs.records import BadImage, End, Eval, Fit, Nonfinite, Note, Record, Train
 from resnext_core.terminal import printable
 
 
@@ -51,6 +51,14 @@ def describe(record: Record) -> str | None:
         return (
             f"cannot read {called} image {shown(record.path, None)}: {record.reason} ({record.count} so far)"
         )
+    if isinstance(record, Fit):
+        evaluations = f" and {record.eval_s:.3g} s an evaluation" if record.eval_s else ""
+        return (
+            f"fitted to {record.minutes:g} minutes: {record.total} steps, {record.epochs:.4g} epochs, at "
+            f"{record.step_s:.3g} s a step{evaluations}; {record.trained_s:.0f} s used"
+        )
+    if isinstance(record, End):
+        return None if record.reason is None else f"ended after step {record.step}: {record.reason}"
     if isinstance(record, Note):
         return record.text
     return None

@@ -148,11 +148,32 @@ class Saved(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fit(Record):
+    """The length of a training was fitted to its time: it will end after `total` steps, which are `epochs`.
+
+    `minutes` are those of ``train.minutes``, `trained_s` the seconds used by now. The fit expects `step_s` seconds a
+    step and `eval_s` an evaluation.
+    """
+
+    kind: ClassVar[str] = "fit"
+    total: int
+    epochs: float
+    minutes: float
+    trained_s: float
+    step_s: float
+    eval_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class End(Record):
-    """A training is complete, `seconds` after it was started or resumed."""
+    """A training is complete, `seconds` after it was started or resumed.
+
+    `reason` says why it ended before its last epoch; None where it did not, and in records of earlier versions.
+    """
 
     kind: ClassVar[str] = "end"
     seconds: float
+    reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +212,7 @@ class Unknown(Record):
 
 #: Every kind of record that a run folder can hold.
 KINDS: Mapping[str, type[Record]] = {
-    cls.kind: cls for cls in (Start, Resume, Train, Nonfinite, BadImage, Eval, Saved, End, Note)
+    cls.kind: cls for cls in (Start, Resume, Train, Nonfinite, BadImage, Eval, Saved, Fit, End, Note)
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,10 +26,15 @@ def close_epoch(session: Session) -> None:
 
     What will be evaluated is saved before, since an evaluation may fail, and completed with its result after.
     """
-    training = session.training
     session.meter = None
-    epoch = session.progress.step // training.steps_per_epoch
-    evaluates = training.evaluates_after(epoch)
+    epoch = session.training.course.epoch_of(session.progress.step)
+    evaluates = session.training.evaluates_after(epoch)
+    with nullcontext() if session.pace is None else session.pace.closing(evaluates):
+        _close_epoch(session, epoch, evaluates)
+
+
+def _close_epoch(session: Session, epoch: int, evaluates: bool) -> None:
+    training = session.training
     if evaluates and session.saved != session.progress:
         session.attempt(partial(session.save, report=False))
     exchange_news(session)
@@ -43,7 +49,9 @@ def close_epoch(session: Session) -> None:
     score, step = result.metrics[training.config.train.best], session.progress.step
     is_best = session.progress.best is None or score > session.progress.best
     if is_best:
-        session.progress = replace(session.progress, best=score, best_step=step)
+        session.progress = replace(session.progress, best=score, best_step=step, waits=0)
+    else:
+        session.progress = replace(session.progress, waits=session.progress.waits + 1)
     record = Eval(
         step=step, epoch=epoch, split="val", metrics=result.metrics, expected=result.expected, scored=result.scored,
         failed=result.failed, seconds=round(result.seconds, 3), best=is_best,
@@ -53,6 +61,8 @@ def close_epoch(session: Session) -> None:
         found = {"split": "val", **result.to_dict(), "samples": samples}
         session.attempt(partial(training.run.write_result, "evaluation", found))
     session.progress = replace(session.progress, epoch_closed=True)
+    if session.pace is not None:
+        session.progress = replace(session.progress, seconds=round(session.pace.seconds, 3))
     session.attempt(partial(session.save_metrics, {"split": "val", **result.metrics}))
 
 

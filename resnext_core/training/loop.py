@@ -27,6 +27,8 @@ def fit(trainer: Trainer, training: Training, resume: Checkpoint | None = None) 
         tasks = (task for epoch in ahead for task in epoch.tasks())
         with closing(training.train_loader.batches(tasks)) as loaded:  # the next epoch is read while one ends
             for epoch in epochs:
+                if session.complete:
+                    break
                 meter = session.start_meter(epoch)
                 for steps in epoch.chunks():
                     with session.holding_errors():
@@ -35,14 +37,19 @@ def fit(trainer: Trainer, training: Training, resume: Checkpoint | None = None) 
                         if training.teacher is not None:
                             with meter.teaching():
                                 batches = training.teacher.taught(batches)
-                    exchange_news(session)  # the run ends here where a rank has failed or is asked to stop
-                    if steps.stop == epoch.steps.stop:
+                    # The run ends here where a rank has failed or is asked to stop, or is fitted to its time.
+                    exchange_news(session, fits=True)
+                    steps = epoch.within(steps)
+                    if not steps:
+                        break
+                    if epoch.ends_with(steps):
                         read_ahead(session, epoch.number)
                     lrs = epoch.lrs(steps)
                     with meter.computing():
-                        losses = trainer.run_steps(batches, lrs, epoch.ema_decays(steps))
+                        losses = trainer.run_steps(batches[: len(steps)], lrs, epoch.ema_decays(steps))
                     session.account(epoch, steps, lrs, losses)
                     session.save_if_due()
-                close_epoch(session)
+                if not session.progress.epoch_closed:
+                    close_epoch(session)
         finish_run(session)
     return session.progress

@@ -18,7 +18,7 @@ class Meter:
     """Sums what one record of `epoch` (from 1) says, and writes it; `total` are the steps of the whole training."""
 
     def __init__(self, listen: Listener, *, batch_size: int, total: int, epoch: int) -> None:
-        self._listen, self._batch_size, self._total, self._epoch = listen, batch_size, total, epoch
+        self._listen, self._batch_size, self.total, self._epoch = listen, batch_size, total, epoch
         self._reset()
 
     def _reset(self) -> None:
@@ -66,7 +66,7 @@ class Meter:
             self._copy = (self._copy or 0.0) + copy
         self._listen(
             Progress(
-                step=step, what="train", done=step, total=self._total, epoch=self._epoch, loss=float(losses[-1]),
+                step=step, what="train", done=step, total=self.total, epoch=self._epoch, loss=float(losses[-1]),
                 lr=lr, images=len(losses) * self._batch_size,
             )
         )  # fmt: skip

@@ -10,16 +10,20 @@ import numpy as np
 
 from resnext_core.errors import BackendUnavailable, DataError, Interrupted, ResnextError, one_line
 from resnext_core.ranks.exchange import exchange
+from resnext_core.runs.records import Fit, from_dict
 from resnext_core.training.session import Session
 
 
-def exchange_news(session: Session) -> None:
+def exchange_news(session: Session, *, fits: bool = False) -> None:
     """Learn whether a rank must stop, has failed or met unreadable images; where the run must end, save and raise.
 
-    Every rank calls this before each chunk of steps, before an evaluation, and after each of its batches.
+    Every rank calls this before each chunk of steps, before an evaluation, and after each of its batches; with `fits`
+    before a chunk, where the length of the training may be fitted to its time.
     """
     training = session.training
     news: dict[str, Any] = {}
+    if fits and (proposed := session.proposed_fit()) is not None:
+        news["fit"] = proposed.to_dict()
     loaders = {"train": training.train_loader, "val": training.val_loader}
     bad = [
         [part, sample, reason]
@@ -56,6 +60,10 @@ def exchange_news(session: Session) -> None:
         end_run(session, excess)
     if stop:
         end_run(session, None)
+    if "fit" in all_news[0]:
+        fit = from_dict(all_news[0]["fit"])
+        assert isinstance(fit, Fit)
+        session.fit(fit)
 
 
 def end_run(session: Session, error: Exception | None, *, together: bool = True) -> NoReturn:

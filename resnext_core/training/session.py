@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,13 @@ from resnext_core.ranks.exchange import exchange
 from resnext_core.ranks.signals import StopRequest
 from resnext_core.runs.checkpoint import Checkpoint, complete_checkpoint, save_checkpoint
 from resnext_core.runs.checkpoint_folder import RunProgress
-from resnext_core.runs.records import Note
+from resnext_core.runs.records import Fit, Note
 from resnext_core.runs.saver import Saver
 from resnext_core.runs.unreadable import Unreadable
 from resnext_core.serving.golden import make_golden
 from resnext_core.training.meter import Meter
 from resnext_core.training.nonfinite import Diverged, LossWatch
+from resnext_core.training.pace import Pace
 from resnext_core.training.trainer import Trainer
 from resnext_core.training.training import Epoch, Training
 
@@ -31,7 +33,8 @@ class Session:
     """A training while it runs. It stands after `progress`, of which `saved` is on disk (None: nothing).
 
     `failure` is the first error between two steps: nothing more is attempted, and the next exchange of news ends the
-    run on all ranks. `ending` is True while that happens. `bad_images` are by part of the data, train and val.
+    run on all ranks. `ending` is True while that happens. `bad_images` are by part of the data, train and val. `pace`
+    is measured on rank 0 of a run that has a time.
     """
 
     trainer: Trainer
@@ -43,6 +46,7 @@ class Session:
     progress: RunProgress
     saved: RunProgress | None
     meter: Meter | None = None
+    pace: Pace | None = None
     failure: Exception | None = None
     ending: bool = False
 
@@ -51,6 +55,8 @@ class Session:
     def open(cls, trainer: Trainer, training: Training, resume: Checkpoint | None) -> Iterator[Session]:
         """Yield the session of a training from its start or from a checkpoint; signals ask it to stop.
 
+        It fits the course of the training as it goes, or as it went.
+
         Raises DataError where the checkpoint is of another training.
         """
         progress = RunProgress(step=0, epoch_closed=True)
@@ -58,6 +64,7 @@ class Session:
             _check_same(training, resume)
             trainer.load_state(resume.state)
             progress = resume.progress
+        training.course.fits = progress.fits
         parts = {"train": training.train, "val": training.val}
         background = training.config.train.background_saving
         with StopRequest() as stop, Saver(training.report_saved, background=background) as saver:
@@ -69,6 +76,8 @@ class Session:
                 bad_images={name: Unreadable(part, name) for name, part in parts.items() if part is not None},
                 progress=progress, saved=None if resume is None else progress,
             )  # fmt: skip
+            if training.config.train.minutes is not None and training.rank.is_main:
+                session.pace = Pace(training, progress, training.config.train.minutes)
             if resume is not None:
                 _share_known_bad_images(session)
             yield session
@@ -76,7 +85,13 @@ class Session:
     @property
     def awaits_end_of_epoch(self) -> bool:
         """True where a run resumes after the last step of an epoch that was not closed."""
-        return not self.progress.epoch_closed and self.progress.step % self.training.steps_per_epoch == 0
+        return not self.progress.epoch_closed and self.training.ends_epoch(self.progress.step)
+
+    @property
+    def complete(self) -> bool:
+        """True after the last step, or where the training ends early."""
+        ended = self.progress.step >= self.training.course.total
+        return self.progress.epoch_closed and (ended or self.training.why_ended(self.progress) is not None)
 
     @property
     def goes_on(self) -> bool:
@@ -108,15 +123,30 @@ class Session:
         """Return the meter of the steps of `epoch`."""
         batch_size = self.training.config.train.batch_size
         self.meter = Meter(
-            self.training.listen, batch_size=batch_size, total=self.training.steps, epoch=epoch.number
+            self.training.listen, batch_size=batch_size, total=self.training.course.total, epoch=epoch.number
         )
         return self.meter
+
+    def proposed_fit(self) -> Fit | None:
+        """Return how long the training should be from here, where rank 0 finds that it should be fitted again."""
+        return None if self.pace is None else self.pace.proposal(self.progress.step)
+
+    def fit(self, fit: Fit) -> None:
+        """Make the training as long as `fit` says, from the next step on; every rank does so at the same step."""
+        self.progress = replace(self.progress, fits=(*self.progress.fits, (self.progress.step, fit.total)))
+        self.training.course.fits = self.progress.fits
+        self.attempt(partial(self.training.listen, fit))
+        if self.meter is not None:
+            self.meter.total = fit.total
 
     def account(self, epoch: Epoch, steps: range, lrs: NDArray[Any], losses: NDArray[Any]) -> None:
         """Check and record the losses (len(steps),) of the steps just taken; the run then stands after them."""
         with self.holding_errors():
             self._record_losses(epoch, steps, lrs, losses)
         self.progress = replace(self.progress, step=steps.stop, epoch_closed=False)
+        if self.pace is not None:
+            self.pace.stepped(steps.stop)
+            self.progress = replace(self.progress, seconds=round(self.pace.seconds, 3))
 
     def _record_losses(self, epoch: Epoch, steps: range, lrs: NDArray[Any], losses: NDArray[Any]) -> None:
         assert self.meter is not None
@@ -129,7 +159,7 @@ class Session:
             if record is not None:
                 training.listen(record)
         self.meter.add(steps.stop, losses, float(lrs[-1]), copy=self.trainer.usage().copy_seconds)
-        ends = steps.stop == epoch.steps.stop or training.saves_at(steps.stop)
+        ends = epoch.ends_with(steps) or training.saves_at(steps.stop)
         if ends or self.meter.steps >= training.config.train.log_every:
             self.meter.write(self.trainer.counters())
 

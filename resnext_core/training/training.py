@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from resnext_core.data.loader import Loader
 from resnext_core.data.mix import draw_mixes
 from resnext_core.data.sampler import Task, epoch_permutation, rank_task, steps_per_epoch
 from resnext_core.interfaces import Batch, Mix
+from resnext_core.metrics import METRICS
 from resnext_core.model.weights import Weights
 from resnext_core.ranks.collectives import Collectives
 from resnext_core.ranks.info import RankInfo
@@ -25,7 +26,7 @@ from resnext_core.runs.checkpoint_folder import RunProgress, Summary
 from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.records import Listener, Saved
 from resnext_core.training.averaging import ema_decays
-from resnext_core.training.schedule import lrs, scaled_lr
+from resnext_core.training.course import Course
 from resnext_core.training.sizes import training_preprocess
 from resnext_core.training.teacher import Teacher
 
@@ -54,10 +55,27 @@ class Training:
     def steps_per_epoch(self) -> int:
         return steps_per_epoch(len(self.train), self.config.train.batch_size)
 
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of the whole training."""
-        return self.steps_per_epoch * self.config.train.epochs
+    @cached_property
+    def course(self) -> Course:
+        """How long the training is, and its learning rate at each step; its session fits it to ``train.minutes``."""
+        return Course(self.config, self.steps_per_epoch)
+
+    def ends_epoch(self, step: int) -> bool:
+        """True where an epoch ends after `step` steps; the last one may end early."""
+        return step % self.steps_per_epoch == 0 or step == self.course.total
+
+    def why_ended(self, progress: RunProgress) -> str | None:
+        """Return why a training ends early where it stands, None where it does not: its best metric does not rise."""
+        train = self.config.train
+        if train.patience is None or progress.waits < train.patience or progress.step >= self.course.total:
+            return None
+        evaluations = "1 evaluation" if train.patience == 1 else f"{train.patience} evaluations"
+        best = (
+            ""
+            if progress.best is None
+            else f"; best {100 * progress.best:.2f} % after step {progress.best_step}"
+        )
+        return f"{METRICS[train.best].label} has not risen in {evaluations} (train.patience){best}"
 
     @property
     def tolerates_nonfinite(self) -> bool:
@@ -71,11 +89,12 @@ class Training:
         """
         draw = partial(epoch_permutation, len(self.train), self.config.train.seed)
         order = _Ahead(partial(draw, step // self.steps_per_epoch))
-        while step < self.steps:
+        endless = self.config.train.minutes is not None  # a fit can add steps while the last ones are read
+        while endless or step < self.course.total:
             number = step // self.steps_per_epoch + 1
             remaining = range(step, number * self.steps_per_epoch)
             current = order.result()
-            if remaining.stop < self.steps:
+            if endless or remaining.stop < self.course.total:
                 order = _Ahead(partial(draw, number))
             yield Epoch(training=self, number=number, steps=remaining, order=current)
             step = remaining.stop
@@ -87,19 +106,36 @@ class Training:
 
     def saves_after(self, epoch: int) -> bool:
         """True where a checkpoint is due at the end of `epoch` (from 1), evaluated or not."""
-        return epoch == self.config.train.epochs or epoch % self.config.train.checkpoint_every == 0
+        return epoch == self.course.last_epoch or epoch % self.config.train.checkpoint_every == 0
 
     def evaluates_after(self, epoch: int) -> bool:
         """True where an evaluation follows `epoch` (from 1)."""
-        train = self.config.train
         if self.val is None:
             return False
-        return epoch >= train.epochs or (epoch >= train.eval_start and epoch % train.eval_every == 0)
+        return epoch >= self.course.last_epoch or self._evaluates_regularly(epoch)
+
+    def _evaluates_regularly(self, epoch: int) -> bool:
+        train = self.config.train
+        return epoch >= train.eval_start and epoch % train.eval_every == 0
+
+    def evaluations_in(self, step: int, total: int) -> int:
+        """Return how many evaluations a training of `total` steps does after `step` of them."""
+        train = self.config.train
+        if self.val is None or total <= step:
+            return 0
+        first, last = max(step // self.steps_per_epoch + 1, train.eval_start), total // self.steps_per_epoch
+        regular = max(last // train.eval_every - (first - 1) // train.eval_every, 0)
+        ends_regularly = total % self.steps_per_epoch == 0 and self._evaluates_regularly(last)
+        return regular + (not ends_regularly)
 
     def awaits_evaluation(self, progress: RunProgress) -> bool:
         """True at the end of an epoch whose evaluation is still to come; it completes the checkpoint."""
-        epoch, within = divmod(progress.step, self.steps_per_epoch)
-        return not progress.epoch_closed and within == 0 and self.evaluates_after(epoch)
+        course = Course(self.config, self.steps_per_epoch, progress.fits)
+        if progress.epoch_closed or (progress.step % self.steps_per_epoch and progress.step != course.total):
+            return False
+        return self.val is not None and (
+            progress.step >= course.total or self._evaluates_regularly(course.epoch_of(progress.step))
+        )
 
     def report_saved(self, summary: Summary) -> None:
         """Record a checkpoint: the same whether it was just written or is read again."""
@@ -160,6 +196,8 @@ class _Ahead:
 class Epoch:
     """The remaining `steps` (from 0 over the whole training) of the epoch `number` (from 1).
 
+    The last epoch of a training that is fitted to a time may end before them.
+
     `order` int64 (images,) is the permutation that the epoch's steps take in turn, each image ``augment.repeats``
     times.
     """
@@ -182,17 +220,25 @@ class Epoch:
             most = self.training.steps_per_call
             if every is not None:
                 most = min(most, every - step % every)
-            yield range(step, min(step + most, self.steps.stop))
-            step += most
+            chunk = self.within(range(step, step + most))
+            if not chunk:
+                return
+            yield chunk
+            step = chunk.stop
+
+    def within(self, steps: range) -> range:
+        """Return those of `steps` that the epoch has, as far as is known."""
+        return range(
+            steps.start, min(steps.stop, self.steps.stop, max(self.training.course.total, steps.start))
+        )
+
+    def ends_with(self, steps: range) -> bool:
+        """True where `steps` are the last ones of the epoch, as far as is known."""
+        return steps.stop >= min(self.steps.stop, self.training.course.total)
 
     def lrs(self, steps: range) -> NDArray[np.float32]:
         """Return the learning rates of `steps`: float32 (len(steps),)."""
-        config, training = self.training.config, self.training
-        return lrs(
-            steps.start, len(steps), config=config.schedule,
-            base_lr=scaled_lr(config.optimizer, config.train.batch_size),
-            steps_per_epoch=training.steps_per_epoch, epochs=config.train.epochs,
-        )  # fmt: skip
+        return self.training.course.lrs(steps)
 
     def ema_decays(self, steps: range) -> NDArray[np.float64] | None:
         """Return the decays of the EMA at `steps`: float64 (len(steps),), None without an EMA."""
