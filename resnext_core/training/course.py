@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from resnext_core.config import Config, TrainConfig
 from resnext_core.training.schedule import lr_at, scaled_lr
 
+#: More steps than any training has.
+_ENDLESS = 2**62
+
 
 def length(train: TrainConfig) -> str:
     """Return in words how long a training is asked to be."""
@@ -37,14 +40,20 @@ class Course:
         return self._config.train.epochs * self.steps_per_epoch
 
     @property
-    def total(self) -> int:
-        """Steps of the training as far as is known."""
+    def expected(self) -> int:
+        """Steps of the training as far as is known: as configured, where it will be fitted and is not yet."""
         return self.fits[-1][1] if self.fits else self.configured
+
+    @property
+    def total(self) -> int:
+        """Steps of the training; those of one that will be fitted and is not yet have no end."""
+        endless = self._config.train.minutes is not None and not self.fits
+        return _ENDLESS if endless else self.expected
 
     @property
     def epochs(self) -> float:
         """Epochs of the training as far as is known, with a fraction where it ends within one."""
-        return self.total / self.steps_per_epoch
+        return self.expected / self.steps_per_epoch
 
     @property
     def last_epoch(self) -> int:
@@ -58,11 +67,11 @@ class Course:
     def position(self, step: int) -> float:
         """Return the step of the configured schedule that `step` (from 0) stands for, with a fraction.
 
-        The last step stands for the last one. Without fits it is `step`.
+        The last step stands for the last one. Without fits it is `step`, up to the last one.
         """
-        if not self.fitted_at(step):
-            return step
         last = self.configured - 1
+        if not self.fitted_at(step):
+            return min(step, last)
         start, place, slope = 0, 0.0, 1.0
         for at, total in self.fits:
             if at > step:

@@ -88,7 +88,8 @@ def _warmup_share(
     if config.warmup_per == "epoch" and not smooth:
         done, whole = step // steps_per_epoch, config.warmup_epochs
     start = config.warmup_start
-    return (done + 1) / whole if start is None else start + (1 - start) * done / whole
+    # A step between the last one of the warm-up and the next is at the base, not above it.
+    return min((done + 1) / whole, 1.0) if start is None else start + (1 - start) * done / whole
 
 
 def _one_cycle(step: float, config: ScheduleConfig, base_lr: float, warmup: int, total: int) -> float:

@@ -123,7 +123,10 @@ class Session:
         """Return the meter of the steps of `epoch`."""
         batch_size = self.training.config.train.batch_size
         self.meter = Meter(
-            self.training.listen, batch_size=batch_size, total=self.training.course.total, epoch=epoch.number
+            self.training.listen,
+            batch_size=batch_size,
+            total=self.training.course.expected,
+            epoch=epoch.number,
         )
         return self.meter
 
