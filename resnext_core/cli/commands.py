@@ -13,6 +13,7 @@ from resnext_core.interfaces import Command, Decoder, Recipe, SourceKind
 _COMMANDS = {
     "run": "the whole job: train, evaluate, export, validate, report",
     "train": "train, or continue a run",
+    "find-lr": "find a learning rate: train a few steps with rising rates",
     "eval": "accuracy of weights or of an artefact, every image exactly once",
     "export": "write an artefact that another runtime serves, and check it against its source",
     "validate": "compare an artefact with its source on a folder of images",
@@ -41,7 +42,7 @@ _RECIPES: dict[str, tuple[str, ...]] = {
 @hookimpl
 def resnext_commands() -> Iterator[Command]:
     for name, summary in _COMMANDS.items():
-        yield Command(name=name, summary=summary, module=f"resnext_core.cli.{name}")
+        yield Command(name=name, summary=summary, module=f"resnext_core.cli.{name.replace('-', '_')}")
 
 
 @hookimpl

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +28,7 @@ from resnext_core.training.initial import per_rank
 from resnext_core.training.loop import fit
 from resnext_core.training.sizes import training_preprocess
 from resnext_core.training.teacher import distillation, open_teacher
-from resnext_core.training.trainer import create_trainer
+from resnext_core.training.trainer import Trainer, create_trainer
 from resnext_core.training.training import Training
 
 
@@ -120,13 +120,22 @@ def run_training(
     ready: Callable[[], None] = lambda: None,
 ) -> RunProgress:
     """Build the trainer, run the loop, release the device; `ready` is called once the device is open."""
+    with closing(new_trainer(training, backend, momentum)) as trainer:
+        ready()
+        return fit(trainer, training, resume)
+
+
+def new_trainer(
+    training: Training, backend: Backend, momentum: Mapping[str, NDArray[Any]] | None = None
+) -> Trainer:
+    """Return the trainer of a training, at its first step; with the optimizer state `momentum` where there is one."""
     request = train_request(training.config, training.weights, backend, training.rank, training.collectives)
     trainer = create_trainer(backend, request)
     try:
         if momentum is not None:
             state = trainer.state()
             trainer.load_state(replace(state, tensors={**state.tensors, **momentum}))
-        ready()
-        return fit(trainer, training, resume)
-    finally:
+    except BaseException:
         trainer.close()
+        raise
+    return trainer

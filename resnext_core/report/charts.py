@@ -72,6 +72,7 @@ def line_chart(
     *,
     label: str,
     x_max: float,
+    x_name: str = "step",
     format_x: Callable[[float], str],
     format_y: Callable[[float], str],
     y_range: tuple[float | None, float | None] = (None, None),
@@ -79,14 +80,14 @@ def line_chart(
     best: tuple[float, float] | None = None,
     hover: Iterable[tuple[float, str]] = (),
 ) -> Markup:
-    """Return curves over 0..`x_max` (steps); values that are not finite break a curve.
+    """Return curves over 0..`x_max`, which are `x_name`; values that are not finite break a curve.
 
     `label` is the text alternative. `y_range` fixes an end of the axis, None fits it. `marks` are dotted
     vertical lines, `best` rings a point, `hover` gives (x, text) for the tooltip.
     """
     low, high = _range(series, y_range)
     frame = _Frame(x_max=max(x_max, 1.0), low=low, high=high)
-    parts = [_grid(frame, format_x, format_y)]
+    parts = [_grid(frame, format_x, format_y, axis=x_name)]
     parts += [
         tag("line", class_="mark", x1=frame.x(m), x2=frame.x(m), y1=_TOP, y2=HEIGHT - _BOTTOM) for m in marks
     ]

@@ -245,7 +245,7 @@ class Epoch:
         config, training = self.training.config, self.training
         return ema_decays(
             steps, config=config.train, warmup_epochs=config.schedule.warmup_epochs,
-            steps_per_epoch=training.steps_per_epoch, epochs=config.train.epochs,
+            steps_per_epoch=training.steps_per_epoch, epochs=training.course.epochs, position=training.course.position,
         )  # fmt: skip
 
     def drawn(self, steps: range, batches: Iterable[Batch]) -> list[Batch]:

@@ -12,7 +12,7 @@ from resnext_core.cli import commands as builtin
 
 CLI = Path(resnext_core.cli.__file__).parent
 #: The modules of commands; the others in the folder are shared.
-COMMANDS = {f"{command.name}.py" for command in builtin.resnext_commands()}
+COMMANDS = {f"{command.module.rpartition('.')[2]}.py" for command in builtin.resnext_commands()}
 #: What a command may import of core, by how it begins: what it calls and prints with, and no arithmetic.
 ALLOWED = (
     "resnext_core.cli.common", "resnext_core.cli.output", "resnext_core.cli.data_pack", "resnext_core.cli.data_scan",

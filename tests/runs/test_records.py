@@ -11,6 +11,7 @@ from resnext_core.runs.records import (
     BadImage,
     End,
     Eval,
+    Fit,
     Nonfinite,
     Note,
     Record,
@@ -56,7 +57,13 @@ LINES: dict[str, Record] = {
         '{"kind": "checkpoint", "step": 20, "epoch": 2, "seconds": 0.5, "blocked_s": 0.25, "path": "step-00000020", '
         '"bytes": 1024, "time": 1.0}'
     ): Saved(step=20, epoch=2, seconds=0.5, blocked_s=0.25, path="step-00000020", bytes=1024, time=1.0),
-    '{"kind": "end", "step": 20, "seconds": 7.5, "time": 1.0}': End(step=20, seconds=7.5, time=1.0),
+    (
+        '{"kind": "fit", "step": 12, "total": 90, "epochs": 3.75, "minutes": 2.0, "trained_s": 14.5, "step_s": 1.0, '
+        '"eval_s": 2.5, "time": 1.0}'
+    ): Fit(step=12, total=90, epochs=3.75, minutes=2.0, trained_s=14.5, step_s=1.0, eval_s=2.5, time=1.0),
+    '{"kind": "end", "step": 20, "seconds": 7.5, "reason": null, "time": 1.0}': End(
+        step=20, seconds=7.5, time=1.0
+    ),
     '{"kind": "note", "step": 3, "text": "a line", "time": 1.0}': Note(step=3, text="a line", time=1.0),
 }  # fmt: skip
 
