@@ -85,6 +85,10 @@ class Course:
         """True where a fit was made at or before `step`."""
         return bool(self.fits) and self.fits[0][0] <= step
 
+    def epoch_at(self, step: int) -> int:
+        """Return the epoch (from 1) of the configured schedule that `step` (from 0) stands for."""
+        return int(self.position(step) // self.steps_per_epoch) + 1
+
     def lrs(self, steps: range) -> NDArray[np.float32]:
         """Return the learning rates of `steps`: float32 (len(steps),)."""
         train = self._config.train

@@ -262,7 +262,8 @@ class Epoch:
         config, rank = self.training.config, self.training.rank
         accumulate = config.train.accumulate
         return draw_mixes(
-            config.mix, batch.images.shape[1:3], seed=config.train.seed, step=step, epoch=self.number,
+            config.mix, batch.images.shape[1:3], seed=config.train.seed, step=step,
+            epoch=self.training.course.epoch_at(step),
             micro_batches=range(rank.rank * accumulate, (rank.rank + 1) * accumulate),
         )  # fmt: skip
 

@@ -229,10 +229,12 @@ class Timed(Recorder):
         super().__init__(weights)
         self.clock, self.step_s, self.batch_s, self.stop_at = clock, step_s, batch_s, stop_at
 
-    def run_steps(self, batches: Sequence[Batch], lrs: NDArray[Any]) -> NDArray[Any]:
+    def run_steps(
+        self, batches: Sequence[Batch], lrs: NDArray[Any], ema_decays: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
         for k in range(len(batches)):
             self.clock.now += self.step_s(self.step + k + 1)
-        losses = super().run_steps(batches, lrs)
+        losses = super().run_steps(batches, lrs, ema_decays)
         if self.stop_at is not None and self.step >= self.stop_at:
             self.stop_at = None
             os.kill(os.getpid(), signal.SIGINT)
