@@ -31,7 +31,7 @@ class MindsporeEngine(Engine):
 
     def __init__(self, request: TrainRequest, device: Device) -> None:
         ms = open_device(device)
-        from resnext_mindspore import overflow, soc, step
+        from resnext_mindspore import average, overflow, soc, step
         from resnext_mindspore.extras import Extras
         from resnext_mindspore.loss import Loss
         from resnext_mindspore.network import Network
@@ -65,26 +65,27 @@ class MindsporeEngine(Engine):
         update = step.Update(request, self._table)
         clears = request.checked and soc.saturates(device.target)
         self._begin: Callable[[], object] = overflow.ClearStatus() if clears else _nothing
+        self._graphs: dict[str, Any] = {}
         if request.accumulate == 1:
-            self._graphs: dict[str, Any] = {"whole": step.Step(gradients, update)}
+            self._graphs["whole"] = step.Step(gradients, update)
         else:
             totals = zeros(self._spec, self._table.rules, "total/")
-            self._graphs = {
-                "micro": step.Accumulate(gradients, totals),
-                "finish": step.UpdateFromTotals(update, totals),
-            }
+            self._graphs["micro"] = step.Accumulate(gradients, totals)
+            self._graphs["finish"] = step.UpdateFromTotals(update, totals)
+        if request.ema_decay is not None:
+            self._graphs |= {"average": average.Average(self._table), "copy": average.Copy(self._table)}
 
     def queue(self, steps: Sequence[StepInput], scale: Callable[[], float]) -> Iterator[Queued]:
         """Start the steps; waits for each only where one that is skipped must be taken back."""
         skips = self._request.skip_nonfinite
         for step in steps:
-            kept = self._untrained() if skips else {}
+            kept = self._statistics() if skips else {}
             queued = self._run_step(step, scale())
-            if skips and not bool(
-                queued.finite.asnumpy()
-            ):  # statistics that are not numbers would never recover
-                for parameter, value in kept.items():
+            if skips and not bool(queued.finite.asnumpy()):
+                for parameter, value in kept.items():  # statistics that are not numbers would never recover
                     parameter.set_data(value)
+            else:
+                self._average(step.ema_decay)
             yield queued
 
     def settle(self, queued: Sequence[Queued]) -> Outcomes:
@@ -125,17 +126,16 @@ class MindsporeEngine(Engine):
         self._note_size(step)
         number, count = lambda value: self._ms.Tensor(np.float32(value)), self._request.accumulate
         rate, whole = number(step.lr), number(scale)
-        moves = number(0 if step.ema_decay is None else 1 - step.ema_decay)
         if count == 1:
             images, labels, weights, *extras = self._given(step)
-            loss, finite = self._graphs["whole"](images, labels, weights, rate, whole, moves, *extras)
+            loss, finite = self._graphs["whole"](images, labels, weights, rate, whole, *extras)
             return Queued([loss], finite)
         share = number(scale / count)  # so that the sum over micro-batches is the mean
         losses = []
         for part in step.micro_batches(count):
             images, labels, weights, *extras = self._given(part)
             losses.append(self._graphs["micro"](images, labels, weights, share, *extras))
-        return Queued(losses, self._graphs["finish"](rate, whole, moves))
+        return Queued(losses, self._graphs["finish"](rate, whole))
 
     def _given(self, step: StepInput) -> list[Any]:
         """Return the tensors of a micro-batch: images, labels, weights, and the extra ones."""
@@ -149,10 +149,15 @@ class MindsporeEngine(Engine):
                 note(f"compiling the training step for images of {size[0]} x {size[1]} pixels too")
             self._sizes.add(size)
 
-    def _untrained(self) -> dict[Any, Any]:
-        """Return copies of what a step moves beside weights and optimizer state: running statistics and EMA."""
+    def _average(self, decay: float | None) -> None:
+        """Move the EMA, after a step that was taken or has overflowed."""
+        if decay is not None and decay < 1:
+            self._graphs["copy" if decay == 0 else "average"](self._ms.Tensor(np.float32(1 - decay)))
+
+    def _statistics(self) -> dict[Any, Any]:
+        """Return copies of what a step moves beside weights and optimizer state."""
         running = [self._table.weights[t.name] for t in self._spec.tensors if not t.trainable]
-        return {p: self._ms.Tensor(p.asnumpy().copy()) for p in [*running, *self._table.averages.values()]}
+        return {p: self._ms.Tensor(p.asnumpy().copy()) for p in running}
 
 
 def _nothing() -> None:

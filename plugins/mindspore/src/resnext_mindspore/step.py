@@ -1,4 +1,4 @@
-"""One optimizer step as compiled graphs: loss, gradients, overflow check, averaging, clipping, optimizer, EMA."""
+"""One optimizer step as compiled graphs: loss, gradients, overflow check, averaging, clipping, optimizer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from resnext_mindspore.parameters import Parameters
 _divide = ops.MultitypeFuncGraph("divide")
 _add = ops.MultitypeFuncGraph("add")
 _clear = ops.MultitypeFuncGraph("clear")
-_average = ops.MultitypeFuncGraph("average")
 
 
 @_divide.register("Tensor", "Tensor")
@@ -31,12 +30,6 @@ def _add_one(total: Tensor, gradient: Tensor) -> Tensor:
 @_clear.register("Tensor")
 def _clear_one(total: Tensor) -> Tensor:
     return ops.assign(total, ops.zeros_like(total))
-
-
-@_average.register("Tensor", "Tensor", "Tensor", "Tensor", "Tensor")
-def _average_one(share: Tensor, stays: Tensor, copies: Tensor, mean: Tensor, weight: Tensor) -> Tensor:
-    moved = ops.select(copies, weight, mean + share * (weight - mean))
-    return ops.assign(mean, ops.select(stays, mean, moved))
 
 
 def gradient_mean(weights: ParameterTuple, world: int) -> nn.Cell:
@@ -74,27 +67,11 @@ class Gradients(nn.Cell):
         return loss, gradients
 
 
-class Average(nn.Cell):
-    """ema += share · (w − ema) over weights and running statistics, after `done`; share is 1 − the decay.
-
-    In this form what does not change stays as it is. A share of 0 leaves the EMA to the bit and one of 1 copies.
-    """
-
-    def __init__(self, table: Parameters) -> None:
-        super().__init__(auto_prefix=False)
-        self.ema, self.averaged = table.ema, table.everything
-        self.map = ops.HyperMap()
-
-    def construct(self, share: Tensor, done: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        move = ops.partial(_average, share, share <= 0, share >= 1)
-        return ops.depend(self.map(move, self.ema, self.averaged), done)
-
-
 class Update(nn.Cell):
-    """Apply gradients: average over ranks, unscale, check, clip, optimizer, EMA. Returns `finite`.
+    """Apply gradients: average over ranks, unscale, check, clip, optimizer. Returns `finite`.
 
     Where a gradient of any rank is not finite and steps may be skipped (`request.checked`), weights and optimizer state
-    of all ranks keep their values to the bit. `share` is how far the EMA goes to the weights, 1 − its decay.
+    of all ranks keep their values to the bit.
     """
 
     def __init__(self, request: TrainRequest, table: Parameters) -> None:
@@ -104,11 +81,9 @@ class Update(nn.Cell):
         self.true = Tensor(True)
         self.all_finite = overflow.AllFinite(request.rank.world) if request.checked else nn.Identity()
         self.clip, self.optimizer = clipping_of(request, table), optimizer_of(request, table)
-        self.use_ema = request.ema_decay is not None
-        self.average = Average(table) if self.use_ema else nn.Identity()
         self.map = ops.HyperMap()
 
-    def construct(self, gradients: tuple[Tensor, ...], lr: Tensor, scale: Tensor, share: Tensor) -> Tensor:
+    def construct(self, gradients: tuple[Tensor, ...], lr: Tensor, scale: Tensor) -> Tensor:
         gradients = self.reduce(gradients)
         finite = self.true
         if self.checked:
@@ -117,8 +92,6 @@ class Update(nn.Cell):
             # Only then what follows, whose own overflows would raise the status register of a card that saturates.
             gradients = ops.depend(gradients, finite)
         done = self.optimizer(self.clip(gradients), lr, finite)
-        if self.use_ema:
-            done = self.average(share, done)
         return ops.depend(finite, done)
 
 
@@ -130,11 +103,10 @@ class Step(nn.Cell):
         self.gradients, self.update = gradients, update
 
     def construct(
-        self, images: Tensor, labels: Tensor, weights: Tensor, lr: Tensor, scale: Tensor, share: Tensor,
-        *extras: Tensor,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        self, images: Tensor, labels: Tensor, weights: Tensor, lr: Tensor, scale: Tensor, *extras: Tensor
+    ) -> tuple[Tensor, Tensor]:
         loss, gradients = self.gradients(images, labels, weights, scale, *extras)
-        return loss, self.update(gradients, lr, scale, share)
+        return loss, self.update(gradients, lr, scale)
 
 
 class Accumulate(nn.Cell):
@@ -160,6 +132,6 @@ class UpdateFromTotals(nn.Cell):
         self.update, self.totals = update, totals
         self.map = ops.HyperMap()
 
-    def construct(self, lr: Tensor, scale: Tensor, share: Tensor) -> Tensor:
-        finite = self.update(self.totals, lr, scale, share)
+    def construct(self, lr: Tensor, scale: Tensor) -> Tensor:
+        finite = self.update(self.totals, lr, scale)
         return ops.depend(finite, self.map(_clear, self.totals))
