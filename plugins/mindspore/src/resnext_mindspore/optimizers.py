@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import mindspore as ms
+import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from resnext_core.interfaces import TrainRequest
@@ -18,6 +19,10 @@ _fused = ops.MultitypeFuncGraph("fused")
 _nesterov = ops.MultitypeFuncGraph("nesterov")
 _adamw = ops.MultitypeFuncGraph("adamw")
 _lamb = ops.MultitypeFuncGraph("lamb")
+
+# Called by name: the operators of Python compile twice as long, and there are hundreds of tensors.
+_add, _sub, _mul, _div, _sqrt = ops.Add(), ops.Sub(), ops.Mul(), ops.Div(), ops.Sqrt()
+_select, _assign = ops.Select(), ops.Assign()
 
 #: Terms of the series of 1 - exp(-y), below 1: the next one is below 1e-10 of the sum.
 _TERMS = 12
@@ -31,13 +36,13 @@ def optimizer_of(request: TrainRequest, table: Parameters) -> nn.Cell:
 def _kept(checked: bool, finite: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """Return `new`, or `old` to the bit in a step that is skipped."""
     if checked:
-        return ops.select(finite, new, old)
+        return _select(finite, new, old)
     return new
 
 
 def _decayed(decay: float, gradient: Tensor, weight: Tensor) -> Tensor:
     if decay > 0:
-        return gradient + weight * decay
+        return _add(gradient, _mul(weight, decay))
     return gradient
 
 
@@ -66,10 +71,10 @@ def _nesterov_one(
     weight: Tensor, moment: Tensor,
 ) -> Tensor:  # fmt: skip
     change = _decayed(decay, gradient, weight)
-    velocity = momentum * moment + change
-    moved = weight - _scaled(scale, lr) * (change + momentum * velocity)
-    ops.assign(moment, _kept(checked, finite, velocity, moment))
-    return ops.assign(weight, _kept(checked, finite, moved, weight))
+    velocity = _add(_mul(moment, momentum), change)
+    moved = _sub(weight, _mul(_add(change, _mul(velocity, momentum)), _scaled(scale, lr)))
+    _assign(moment, _kept(checked, finite, velocity, moment))
+    return _assign(weight, _kept(checked, finite, moved, weight))
 
 
 class Momentum(nn.Cell):
@@ -98,52 +103,61 @@ class Momentum(nn.Cell):
 
 
 _MOMENTS = (
-    "Bool", "Tensor", "Tensor", "Tensor", "Tensor", "Tuple", "Number", "Number", "Bool", "Tensor", "Tensor", "Tensor",
-    "Tensor",
+    "Bool", "Tensor", "Tensor", "Tuple", "Tuple", "Number", "Number", "Bool", "Tensor", "Tensor", "Tensor", "Tensor",
 )  # fmt: skip
 
 
 def _moved(
-    betas: tuple[float, ...], gradient: Tensor, first: Tensor, second: Tensor
+    betas: tuple[Tensor, ...], gradient: Tensor, first: Tensor, second: Tensor
 ) -> tuple[Tensor, Tensor]:
-    m = betas[0] * first + betas[1] * gradient
-    v = betas[2] * second + betas[3] * (gradient * gradient)
+    m = _add(_mul(first, betas[0]), _mul(gradient, betas[1]))
+    v = _add(_mul(second, betas[2]), _mul(_mul(gradient, gradient), betas[3]))
     return m, v
+
+
+def _direction(shared: tuple[Tensor, ...], m: Tensor, v: Tensor) -> Tensor:
+    """Return (m / c1) / (√v / √c2 + ε) as m / (√v·(c1 / √c2) + c1·ε), which goes over the tensors less often."""
+    return _div(m, _add(_mul(_sqrt(v), shared[0]), shared[1]))
 
 
 @_adamw.register(*_MOMENTS)
 def _adamw_one(
-    checked: bool, finite: Tensor, lr: Tensor, c1: Tensor, c2: Tensor, fixed: tuple[float, ...], decay: float,
+    checked: bool, finite: Tensor, lr: Tensor, betas: tuple[Tensor, ...], shared: tuple[Tensor, ...], decay: float,
     scale: float, trust: bool, gradient: Tensor, weight: Tensor, first: Tensor, second: Tensor,
 ) -> Tensor:  # fmt: skip
-    m, v = _moved(fixed, gradient, first, second)
+    m, v = _moved(betas, gradient, first, second)
     rate, moved = _scaled(scale, lr), weight
     if decay > 0:
-        moved = weight - rate * decay * weight
-    moved = moved - rate * ((m / c1) / (ops.sqrt(v / c2) + fixed[4]))
-    ops.assign(first, _kept(checked, finite, m, first))
-    ops.assign(second, _kept(checked, finite, v, second))
-    return ops.assign(weight, _kept(checked, finite, moved, weight))
+        moved = _mul(weight, 1 - rate * decay)
+    moved = _sub(moved, _mul(_direction(shared, m, v), rate))
+    _assign(first, _kept(checked, finite, m, first))
+    _assign(second, _kept(checked, finite, v, second))
+    return _assign(weight, _kept(checked, finite, moved, weight))
 
 
 @_lamb.register(*_MOMENTS)
 def _lamb_one(
-    checked: bool, finite: Tensor, lr: Tensor, c1: Tensor, c2: Tensor, fixed: tuple[float, ...], decay: float,
+    checked: bool, finite: Tensor, lr: Tensor, betas: tuple[Tensor, ...], shared: tuple[Tensor, ...], decay: float,
     scale: float, trust: bool, gradient: Tensor, weight: Tensor, first: Tensor, second: Tensor,
 ) -> Tensor:  # fmt: skip
-    m, v = _moved(fixed, gradient, first, second)
-    step = _decayed(decay, (m / c1) / (ops.sqrt(v) / ops.sqrt(c2) + fixed[4]), weight)
+    m, v = _moved(betas, gradient, first, second)
+    step = _decayed(decay, _direction(shared, m, v), weight)
     rate = _scaled(scale, lr)
     if trust:
-        length, other = ops.sqrt((weight * weight).sum()), ops.sqrt((step * step).sum())
-        both, one = ops.logical_and(length > 0, other > 0), ops.ones_like(length)
-        ratio = ops.select(both, length / ops.select(both, other, one), one)
-        if fixed[5] > 0:
-            ratio = ops.minimum(ratio, ops.ones_like(ratio))
-        rate = rate * ratio
-    ops.assign(first, _kept(checked, finite, m, first))
-    ops.assign(second, _kept(checked, finite, v, second))
-    return ops.assign(weight, _kept(checked, finite, weight - rate * step, weight))
+        rate = rate * _ratio(_length(weight), _length(step), shared[2])
+    _assign(first, _kept(checked, finite, m, first))
+    _assign(second, _kept(checked, finite, v, second))
+    return _assign(weight, _kept(checked, finite, _sub(weight, _mul(step, rate)), weight))
+
+
+def _length(tensor: Tensor) -> Tensor:
+    return _sqrt(_mul(tensor, tensor).sum())
+
+
+def _ratio(weight: Tensor, step: Tensor, most: Tensor) -> Tensor:
+    """Return the trust ratio of two norms, 1 where one is 0, and at most `most`."""
+    both, one = ops.logical_and(weight > 0, step > 0), ops.ones_like(weight)
+    return ops.minimum(_select(both, weight / _select(both, step, one), one), most)
 
 
 class Moments(nn.Cell):
@@ -168,13 +182,17 @@ class Moments(nn.Cell):
         self.update = _lamb if lamb else _adamw
         eps = config.eps if config.eps is not None else 1e-6 if lamb else 1e-8
         b1, b2 = config.betas
-        self.fixed = (b1, 1 - b1, b2, 1 - b2, eps, float(config.trust_clip))
+        self.betas = tuple(Tensor(value, ms.float32) for value in (b1, 1 - b1, b2, 1 - b2))
+        self.eps = eps
+        self.most = Tensor(1.0 if config.trust_clip else float(np.finfo(np.float32).max), ms.float32)
         self.c1, self.c2 = OneMinusPower(b1), OneMinusPower(b2)
         self.map = ops.HyperMap()
 
     def construct(self, gradients: tuple[Tensor, ...], lr: Tensor, finite: Tensor) -> tuple[Tensor, ...]:
         t = self.updates + 1
-        update = ops.partial(self.update, self.checked, finite, lr, self.c1(t), self.c2(t), self.fixed)
+        c1, c2 = self.c1(t), self.c2(t)
+        shared = (c1 / ops.sqrt(c2), c1 * self.eps, self.most)
+        update = ops.partial(self.update, self.checked, finite, lr, self.betas, shared)
         done = self.map(
             update, self.decays, self.scales, self.trusts, gradients, self.weights, self.first, self.second
         )
