@@ -35,6 +35,11 @@ _RECIPES: dict[str, tuple[str, ...]] = {
     "photos": ("photos-small",),
     "photos-imbalanced": (),
     "finetune": (),
+    "fast-16e": ("fast-18e",),
+    "rsb-a1": (),
+    "rsb-a2": (),
+    "rsb-a3": (),
+    "tv2-600e": (),
     "imagenet-150e": (),
 }
 

@@ -91,6 +91,7 @@ def resnext_recipes() -> Iterator[Recipe]:
         path=folder / "imagenet-modelzoo-gpu.yaml",
         former_names=("imagenet-ancestor-gpu",),  # until 0.1; remove with 0.3
     )
+    yield Recipe(name="nvidia-250e", path=folder / "nvidia-250e.yaml")
 
 
 def has_driver() -> bool:
