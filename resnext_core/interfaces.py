@@ -76,8 +76,10 @@ class TrainRequest:
     `drops` and `branches`, and with `distillation` and `teacher`. The first `frozen` parts of the network (the stem,
     then the stages) do not change: their parameters have no gradient and no optimizer state, and their batch
     normalisation uses the running statistics and leaves them as they are. `logit_offsets` float32 (classes,) are added
-    to the logits in the loss, but not in that of the teacher. How the optimizer treats each tensor is what
-    :func:`resnext_core.training.rules.tensor_rules` returns. `options` is the backend's own validated dataclass.
+    to the logits in the loss, but not in that of the teacher. `class_weights` float64 (classes,) multiply the loss of
+    each label: core makes weights and shares of rows of them, and engines do not read them. How the optimizer treats
+    each tensor is what :func:`resnext_core.training.rules.tensor_rules` returns. `options` is the backend's own
+    validated dataclass.
     """
 
     weights: Weights
@@ -93,6 +95,7 @@ class TrainRequest:
     distillation: Distillation | None = None
     frozen: int = 0
     logit_offsets: NDArray[np.float32] | None = None
+    class_weights: NDArray[np.float64] | None = None
     seed: int = 1
     rank: RankInfo
     collectives: Collectives

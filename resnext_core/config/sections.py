@@ -105,8 +105,8 @@ class AugmentConfig:
     With `repeats` above 1 an epoch has as many steps as ever and shows fewer images, each that many times in a step,
     every time with other draws.
 
-    With `start_size`, training images have that many pixels a side at first. From the first of the epochs in
-    `size_epochs` on they grow linearly, in steps of `size_step`, and have the model's own size from the second on.
+    With `start_size`, training images have that many pixels a side at first. After as many epochs as the first of
+    `size_epochs` says, they grow linearly, to multiples of `size_step`, and have the model's own size after the second.
     """
 
     scale: Annotated[tuple[float, float], Ascending("shares", most=1)] = (0.08, 1.0)
@@ -249,8 +249,9 @@ class LossConfig:
 
     For classes of unlike size: `class_weights` weigh the images of a class by the inverse of its number of training
     images (``inverse``), or of the effective number (1 - β ** n) / (1 - β) with β = `effective_beta` (``effective``;
-    Cui et al., arXiv:1901.05555); the mean weight of the training images is 1. `logit_adjustment` τ adds τ·log of the
-    share of each class to the logits in the loss (Menon et al., arXiv:2007.07314).
+    Cui et al., arXiv:1901.05555); the mean weight of the images that are trained on is 1. `logit_adjustment` τ adds
+    τ·log of the share of each class in these images to the logits in the loss (Menon et al., arXiv:2007.07314). Both
+    take ``data.balance`` into account.
     """
 
     kind: Literal["ce", "bce"] = "ce"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from resnext_core.data.batch_worker import BatchJob, DecodeBatches, Decoded, Row, Transform
 from resnext_core.data.pool import Limits, Pool
+from resnext_core.data.sampler import Task
 from resnext_core.data.slots import Slot, Slots
 from resnext_core.data.sources.base import Reader
 from resnext_core.data.worker import HEADER
@@ -36,7 +37,7 @@ class _Pending:
     """A batch that is being decoded: its memory, and the tickets of its parts that were not taken yet."""
 
     slot: Slot
-    length: int
+    shape: tuple[int, int, int, int]
     tickets: deque[int]
 
 
@@ -55,7 +56,7 @@ class BatchPool:
             threads=THREADS if threads else 1,
         )  # fmt: skip
         self._workers, self._prefetch = workers, prefetch
-        self._shape = transform.shape
+        self._transform = transform
         self._slots = Slots(self._pool.memory, HEADER)
         self._pending: dict[int, _Pending] = {}
         self._tickets = 0
@@ -66,14 +67,17 @@ class BatchPool:
         self._slots.spare = most
         return len(self._pending) < most
 
-    def submit(self, epoch: int, length: int, rows: Sequence[Row]) -> int:
-        """Hand out a batch of `length` rows, of which `rows` are read, and return its ticket."""
-        slot = self._slots.take(max(length, 1) * int(np.prod(self._shape)))
+    def submit(self, task: Task, rows: Sequence[Row]) -> int:
+        """Hand out the batch of a task, of which `rows` are read, and return its ticket."""
+        shape = self._transform.shape(task.size)
+        slot = self._slots.take(max(len(task), 1) * int(np.prod(shape)))
         portions = (rows[start : start + PORTION] for start in range(0, len(rows), PORTION))
-        jobs = [BatchJob(offset=slot.offset, epoch=epoch, rows=portion) for portion in portions]
+        jobs = [
+            BatchJob(offset=slot.offset, shape=shape, epoch=task.epoch, rows=portion) for portion in portions
+        ]
         tickets = deque(self._pool.submit(job) for job in jobs)
         self._tickets += 1
-        self._pending[self._tickets] = _Pending(slot=slot, length=length, tickets=tickets)
+        self._pending[self._tickets] = _Pending(slot=slot, shape=(len(task), *shape), tickets=tickets)
         return self._tickets
 
     def result(self, ticket: int) -> tuple[NDArray[np.uint8], Decoded]:
@@ -93,7 +97,7 @@ class BatchPool:
             notes=[note for part in parts for note in part.notes],
             cpu_s=sum(part.cpu_s for part in parts),
         )
-        return self._slots.array(pending.slot, (pending.length, *self._shape)), done
+        return self._slots.array(pending.slot, pending.shape), done
 
     def discard(self, ticket: int) -> None:
         """Wait for a batch that nobody wants any more, and use its memory again."""

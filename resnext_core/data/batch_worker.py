@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from resnext_core.data.sources.base import Reader, RemoteReader
 from resnext_core.data.worker import Memory
 from resnext_core.errors import DataError
 from resnext_core.extensions import ImageDecoder, NotSupported
-from resnext_core.model.preprocess import PreprocessSpec
+from resnext_core.model.preprocess import PreprocessSpec, evaluated_at
 
 
 class Row(NamedTuple):
@@ -45,10 +45,10 @@ class Transform:
     seed: int
     open: Callable[[], ImageDecoder] = PILLOW.open
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """The shape of an image's pixels."""
-        return (self.preprocess.size, self.preprocess.size, 3)
+    def shape(self, size: int | None) -> tuple[int, int, int]:
+        """Return the shape of an image's pixels in a task of images of `size`."""
+        side = self.preprocess.size if size is None else size
+        return (side, side, 3)
 
     @cached_property
     def decoder(self) -> ImageDecoder:
@@ -66,8 +66,9 @@ class Transform:
     ) -> None:
         """Write the pixels of a file into `out`, uint8 (size, size, 3); raises BadImage.
 
-        They are a function of `content`, the transform, `epoch` and the sample and view of `row` only, whichever
-        decoder is used. What is probably wrong with an image that can be read is added to `remarks`.
+        They are a function of `content`, the transform, the size of `out`, `epoch` and the sample and view of `row`
+        only, whichever decoder is used. Images of evaluation have the size of the preprocessing. What is probably wrong
+        with an image that can be read is added to `remarks`.
         """
         found: list[str] = []
         try:
@@ -92,19 +93,28 @@ class Transform:
             decoder.evaluation(content, name, self.preprocess, out, remarks)
             return
         turn = upright(content, remarks) if self.preprocess.oriented else 1
+        spec = _sized(self.preprocess, len(out))
 
         def draw(width: int, height: int) -> Plan:
             rng = sample_rng(self.seed, epoch, row.sample, row.view)
-            return train_plan(width, height, self.preprocess, augment, rng, orientation=turn)
+            return train_plan(width, height, spec, augment, rng, orientation=turn)
 
         decoder.training(content, name, draw, out, remarks)
 
 
+#: Asked for by every image; a training has few sizes.
+_sized = lru_cache(maxsize=16)(evaluated_at)
+
+
 @dataclass(frozen=True, kw_only=True)
 class BatchJob:
-    """A part of a batch for a worker: pixels of row i start at `offset` + i · row bytes of the shared memory."""
+    """A part of a batch for a worker: pixels of row i start at `offset` + i · row bytes of the shared memory.
+
+    `shape` is that of the pixels of an image.
+    """
 
     offset: int
+    shape: tuple[int, int, int]
     epoch: int
     rows: Sequence[Row]
 
@@ -148,14 +158,15 @@ class DecodeBatches:
     def do(self, job: BatchJob, at: Callable[[int], None], memory: Memory) -> Decoded:
         """Write the pixels of the job's rows into `memory`."""
         bad, remarks = [], []
-        shape = self.transform.shape
-        length = int(np.prod(shape))
+        length = int(np.prod(job.shape))
         started = time.thread_time()
         if isinstance(self.reader, RemoteReader):
             self.reader.ahead([row.locator for row in job.rows])
         for row in job.rows:
             at(row.sample)
-            out = np.frombuffer(memory.view(job.offset + row.row * length, length), np.uint8).reshape(shape)
+            out = np.frombuffer(memory.view(job.offset + row.row * length, length), np.uint8).reshape(
+                job.shape
+            )
             found: list[str] = []
             try:
                 self.transform.write(out, self.reader.read(row.locator), job.epoch, row, found)

@@ -193,7 +193,7 @@ class Loader:
     def _in_process(self, tasks: Iterable[Task]) -> Iterator[Batch]:
         reader = self.index.source.reader()
         for task in tasks:
-            images = np.zeros((len(task), *self._transform.shape), np.uint8)
+            images = np.zeros((len(task), *self._transform.shape(task.size)), np.uint8)
             bad = []
             rows = self._rows(task)
             if isinstance(reader, RemoteReader):
@@ -269,7 +269,7 @@ class Loader:
         return images, done
 
     def _submit(self, pool: BatchPool, task: Task) -> int:
-        return pool.submit(task.epoch, len(task), self._rows(task))
+        return pool.submit(task, self._rows(task))
 
     def _ready_pool(self, keep: Iterable[tuple[int, Task]] = ()) -> BatchPool:
         """Return the pool without batches that nobody waits for any more, such as those of an iterator left early."""

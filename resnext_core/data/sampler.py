@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from resnext_core.errors import UsageError
 
-#: Second key word: the order of an epoch, what is drawn for a sample, how a micro-batch is mixed and which branches a
-#: step leaves out never share a stream.
-_ORDER, _SAMPLE, _AUTO, _ERASING, _MIX, _BRANCHES = 1, 2, 3, 4, 5, 6
+#: Second key word: the order of an epoch, what is drawn for a sample, how a micro-batch is mixed, which branches a step
+#: leaves out, how many images of each class an epoch has, and their order in a class never share a stream.
+_ORDER, _SAMPLE, _AUTO, _ERASING, _MIX, _BRANCHES, _QUOTAS, _MEMBERS = 1, 2, 3, 4, 5, 6, 8, 9
 
 
 def epoch_permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -28,6 +28,32 @@ def epoch_permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """
     keys = _philox(seed, _ORDER, epoch, 0).random_raw(n)
     return np.argsort(keys, kind="stable").astype(np.int64)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Order:
+    """What an epoch takes in turn: `images` int64 (n,).
+
+    `views` int64 (n,) count the appearances of an image in the epoch, from 0; None where each is there once.
+    """
+
+    images: NDArray[np.int64]
+    views: NDArray[np.int64] | None = None
+
+
+def draw_words(seed: int, epochs: int) -> list[int]:
+    """Return a random number of 64 bits for each of the first `epochs`: it decides how often it shows each class."""
+    words: list[int] = _philox(seed, _QUOTAS, 0, 0).random_raw(epochs).tolist()
+    return words
+
+
+def member_words(seed: int, label: int, start: int, stop: int) -> NDArray[np.uint64]:
+    """Return the random numbers `start` to `stop` of a class, of 64 bits, from any place on: uint64 (stop - start,)."""
+    block, skipped = divmod(start, 4)  # Philox gives four words for each value of its counter
+    key, counter = _place(seed, _MEMBERS, 0, label)
+    counter[0] = block
+    words: NDArray[np.uint64] = np.random.Philox(key=key, counter=counter).random_raw(stop - start + skipped)
+    return words[skipped:]
 
 
 def steps_per_epoch(n: int, global_batch: int) -> int:
@@ -62,7 +88,7 @@ def rank_slice(
 
 
 def rank_task(
-    permutation: NDArray[np.int64],
+    order: Order | NDArray[np.int64],
     step: int,
     global_batch: int,
     rank: int,
@@ -70,22 +96,33 @@ def rank_task(
     *,
     epoch: int,
     repeats: int = 1,
+    size: int | None = None,
 ) -> Task:
-    """Return what `rank` of `world` reads in `step` (from 0) of `epoch` (from 0).
+    """Return what `rank` of `world` reads in `step` (from 0) of `epoch` (from 0), images of `size`.
 
-    Without repeats as :func:`rank_slice`. With repeats, each image of the permutation is taken that many times in a
+    Without repeats as :func:`rank_slice`. With repeats, each image of the order is taken that many times in a
     row, every time as another view (Hoffer et al., arXiv:1901.09335; Berman et al., arXiv:1902.05509): an epoch has as
     many steps as ever, and shows the first images only. Within a step first views come first, then second ones, and so
     on: ranks and micro-batches, which are neighbouring parts, get different views of an image where they can. The rows
     of a step do not depend on `world`.
     """
-    rows = rank_slice(permutation, step, global_batch, rank, world)
-    if repeats == 1:
-        return Task.of(epoch, rows)
-    start = step * global_batch
+    order = order if isinstance(order, Order) else Order(images=order)
+    start, most = step * global_batch, len(order.images) * repeats
+    if step < 0 or start + global_batch > most:
+        raise ValueError(f"no step {step} of {global_batch} in {most} views")
     places = np.arange(start, start + global_batch)
-    mine = rank_slice(places[np.argsort(places % repeats, kind="stable")], 0, global_batch, rank, world)
-    return replace(Task.of(epoch, permutation[mine // repeats]), views=mine % repeats)
+    places = places[np.argsort(places % repeats, kind="stable")]
+    mine = rank_slice(places, 0, global_batch, rank, world)
+    entries = mine // repeats
+    views = None
+    if repeats > 1 or order.views is not None:
+        views = (0 if order.views is None else order.views[entries] * repeats) + mine % repeats
+    return replace(Task.of(epoch, order.images[entries]), views=views, size=size)
+
+
+def epoch_length(n: int, global_batch: int, repeats: int) -> int:
+    """Return how many images an epoch of `n` takes: whole batches, each image `repeats` times."""
+    return -(-steps_per_epoch(n, global_batch) * global_batch // repeats)
 
 
 def check_repeats(repeats: int, global_batch: int) -> None:
@@ -199,13 +236,15 @@ class Task:
     """The samples of one batch: `indices` int64 (N,) into the index; `valid` bool (N,), False on padding.
 
     `epoch` counts from 0 and is used only by augmentation, as are `views` int64 (N,): which view of the image in this
-    epoch, from 0; None where all are the first.
+    epoch, from 0; None where all are the first. `size` is the side of training images in pixels, None that of the
+    preprocessing; those of evaluation have no other.
     """
 
     epoch: int
     indices: NDArray[np.int64]
     valid: NDArray[np.bool_]
     views: NDArray[np.int64] | None = None
+    size: int | None = None
 
     @classmethod
     def of(cls, epoch: int, indices: NDArray[Any]) -> Task:
@@ -224,6 +263,7 @@ class Task:
         return (
             isinstance(other, Task)
             and self.epoch == other.epoch
+            and self.size == other.size
             and np.array_equal(self.indices, other.indices)
             and np.array_equal(self.valid, other.valid)
             and np.array_equal(self.row_views(), other.row_views())

@@ -44,6 +44,7 @@ class Slots:
         if fitting:
             self._free.remove(fitting[-1])  # the last one that was written: it may be in a cache
             return fitting[-1]
+        self._release(len(self._free))  # batches have grown: what is too small now is of no use any more
         size += -size % mmap.PAGESIZE
         slot = Slot(offset=self._end + -self._end % mmap.PAGESIZE, size=size)
         self._end = slot.offset + size
@@ -72,7 +73,11 @@ class Slots:
         """Sort in what came back, and free the memory of slots that are too many."""
         while self._returned:
             self._free.append(self._returned.popleft())
-        while len(self._free) > self.spare:
+        self._release(len(self._free) - self.spare)
+
+    def _release(self, count: int) -> None:
+        """Free the memory of the `count` slots that wait longest."""
+        for _ in range(count):
             slot = self._free.pop(0)
             if hasattr(mmap, "MADV_REMOVE"):  # elsewhere it stays allocated
                 self._mapped(slot).madvise(mmap.MADV_REMOVE, slot.offset, slot.size)

@@ -44,7 +44,8 @@ def bench_loader(
     """Return rates and times by name; `needed` are the images a second that a training takes, for the verdict.
 
     ``stages_ms`` are milliseconds an image: of one core up to ``augment``, of the main process for ``hand_over`` (to
-    ask for batches and to take them; pixels are not copied) and ``wait`` (for readers).
+    ask for batches and to take them; pixels are not copied) and ``wait`` (for readers). Where images grow in the course
+    of a training, they are read at their final size.
     """
     n, workers = config.train.batch_size, loader_workers(config)
     epochs = -(-(steps + _WARMUP) * n // len(index))

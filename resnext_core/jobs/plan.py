@@ -32,10 +32,11 @@ from resnext_core.runs.folder import RunFolder, check_free, check_writable
 from resnext_core.serving.load import WEIGHTS_SUFFIX, exporters, server_of
 from resnext_core.training.combinations import check_combinations
 from resnext_core.training.finetune import pretrained_momentum
+from resnext_core.training.imbalance import check_class_loss
 from resnext_core.training.ingredients import asked_by, check_ingredients
 from resnext_core.training.initial import build_spec, check_class_count, initial_weights, per_rank
 from resnext_core.training.rules import check_frozen, learning_words, rules_of, state_groups
-from resnext_core.training.sizes import training_size, with_training_size
+from resnext_core.training.sizes import check_sizes, training_size, with_training_size
 from resnext_core.training.teacher import check_teacher, open_teacher
 
 
@@ -245,8 +246,10 @@ def _fits(plan: Plan) -> None:
             f"train.freeze {config.train.freeze} would keep random weights as they are: give weights to start from "
             "with --pretrained, or set train.freeze=0"
         )
+    check_class_loss(config, plan.data.train)
     check_frozen(plan.spec, config.train.freeze)
     settled = plan.settled
+    check_sizes(settled.augment, training_size(settled))
     preprocess = preprocess_spec(settled.preprocess, training_size(settled))
     evaluated_at(preprocess, settled.eval.size, settled.eval.crop_pct)  # what speaks against those
     _teacher_fits(plan)

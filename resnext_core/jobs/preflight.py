@@ -19,6 +19,7 @@ from resnext_core.jobs.plan import Plan, checkpoint_room, learned, size
 from resnext_core.jobs.plan import checkpoint_bytes as checkpoint_bytes
 from resnext_core.model.spec import ModelSpec
 from resnext_core.training.course import length
+from resnext_core.training.imbalance import REMEDIES, imbalance, remedies
 from resnext_core.training.initial import per_rank
 from resnext_core.training.rules import learning_words, state_groups
 from resnext_core.training.schedule import lr_at, scaled_lr
@@ -102,7 +103,8 @@ def preflight(plan: Plan, found: Iterable[tuple[str, ResnextError]]) -> Iterator
     yield from _learning(spec, config)
     yield from _lr(config, steps)
     yield from _batch(rank_batch // train.accumulate)
-    yield from _augment(config)
+    yield from _augment(config, spec.image_size)
+    yield from _classes(config, splits.train)
     yield from _memory(spec, config, rank_batch // train.accumulate, plan.world)
     yield Finding(topic="disk", level="ok", text=checkpoint_room(plan)[0])
     if plan.whole and plan.backend is not None and plan.formats:
@@ -193,7 +195,7 @@ def _batch(micro_batch: int) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _augment(config: Config) -> Iterator[Finding]:
+def _augment(config: Config, final: int) -> Iterator[Finding]:
     augment = config.augment
     if augment.auto != "none" and any(augment.color_jitter):
         jitter = ", ".join(f"{s:g}" for s in augment.color_jitter)
@@ -201,6 +203,28 @@ def _augment(config: Config) -> Iterator[Finding]:
             topic="augment", level="warning",
             text=f"{augment.auto} and colour jitter of {jitter} are both on; "
             "published recipes have one of them: set augment.color_jitter=[0,0,0]",
+        )  # fmt: skip
+    if augment.start_size is not None and augment.size_epochs is not None:
+        grown = augment.size_epochs[1]
+        yield Finding(
+            topic="augment", level="ok" if grown <= config.train.epochs - 1 else "warning",
+            text=f"images of {augment.start_size} pixels at first, {final} after {grown:g} epochs"
+            + ("" if grown <= config.train.epochs - 1 else f", and there are {config.train.epochs}: the network is "
+            "evaluated at a size that no whole epoch has shown; lower augment.size_epochs"),
+        )  # fmt: skip
+
+
+def _classes(config: Config, index: Index) -> Iterator[Finding]:
+    """Say that classes are of unlike size, and what is done about it."""
+    used = remedies(config)
+    line = imbalance(index)
+    if line is not None:
+        done = f"; used: {', '.join(used)}" if used else f"; see {REMEDIES}"
+        yield Finding(topic="classes", level="ok", text=line + done)
+    if len(used) > 1:
+        yield Finding(
+            topic="classes", level="warning",
+            text=f"{' and '.join(used)} correct for the same thing; one of them is usual",
         )  # fmt: skip
 
 

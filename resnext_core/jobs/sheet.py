@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from resnext_core.config import Config, stated
+from resnext_core.data.balance import BalancedOrder
 from resnext_core.data.decode import BadImage, decode, opened_bytes
 from resnext_core.data.exif import upright
 from resnext_core.data.index import Index, open_index, remarks
 from resnext_core.data.mix import LEAST, draw_mixes, show_mix
 from resnext_core.data.plan import Plan, train_plan
 from resnext_core.data.render import load_eval_bytes, load_train_bytes
-from resnext_core.data.sampler import epoch_permutation, sample_rng
+from resnext_core.data.sampler import epoch_length, epoch_permutation, sample_rng
 from resnext_core.data.splits import part_paths
 from resnext_core.errors import DataError, UsageError
 from resnext_core.files import Place, check_target
@@ -30,7 +31,7 @@ from resnext_core.report.plan_text import mix_words, plan_words
 from resnext_core.report.sheet import LONGEST, Picture, SheetData, SheetRow, write_sheet
 from resnext_core.runs.records import Listener, Note
 from resnext_core.training.initial import initial_weights
-from resnext_core.training.sizes import training_size
+from resnext_core.training.sizes import check_sizes, size_at, training_size
 
 #: Batches of a recipe that mixes images.
 _MIXES = 3
@@ -81,13 +82,14 @@ def sheet(job: SheetJob, listen: Listener = ignore) -> SheetResult:
     if config.model.pretrained is not None:
         config = initial_weights(config, index.classes, stated=stated(resolved.sources))[1]
     size = training_size(config)
+    check_sizes(config.augment, size)
     show = _Show(
         config=config,
         spec=preprocess_spec(config.preprocess, size),
         index=index,
         draws=job.draws if job.augment else 0,
     )
-    chosen = epoch_permutation(len(index), config.train.seed, 0)[: job.images].tolist()
+    chosen = _first_images(config, index, job.images)
     rows = [show.row(sample) for sample in chosen]
     failed = {row.path: row.problem for row in rows if row.problem}
     if len(failed) == len(rows):
@@ -110,6 +112,18 @@ def sheet(job: SheetJob, listen: Listener = ignore) -> SheetResult:
     )
     write_sheet(job.output, data)
     return SheetResult(path=job.output, images=len(rows) - len(failed), failed=failed)
+
+
+def _first_images(config: Config, index: Index, images: int) -> list[int]:
+    """Return the first images that a training shows, each once."""
+    order = epoch_permutation(len(index), config.train.seed, 0)
+    if config.data.balance and index.labelled:
+        length = epoch_length(len(index), min(config.train.batch_size, len(index)), config.augment.repeats)
+        order = BalancedOrder(
+            labels=index.labels, classes=len(index.classes), seed=config.train.seed, balance=config.data.balance,
+            length=length,
+        ).epoch(0).images  # fmt: skip
+    return list(dict.fromkeys(order.tolist()))[:images]
 
 
 def _open(job: SheetJob, config: Config) -> Index:
@@ -138,6 +152,12 @@ def _facts(job: SheetJob, config: Config, spec: PreprocessSpec) -> dict[str, str
         "colour jitter": ", ".join(f"{s:g}" for s in augment.color_jitter),
         "erasing": f"{augment.erasing:g}, {augment.erasing_mode}" if augment.erasing else "none",
     }
+    if augment.start_size is not None and augment.size_epochs is not None:
+        facts["size"] = "{} px, from epoch {:g} to {:g} growing to {} px".format(
+            augment.start_size, *augment.size_epochs, spec.size
+        )
+    if config.data.balance:
+        facts["balance"] = f"{config.data.balance:g}"
     if augment.repeats > 1:
         facts["repeats"] = f"{augment.repeats}, the first of them shown"
     mix = config.mix
@@ -204,4 +224,5 @@ class _Show:
 
     def _plan(self, sample: int, epoch: int, size: tuple[int, int], turn: int) -> Plan:
         rng = sample_rng(self.config.train.seed, epoch, sample)
-        return train_plan(*size, self.spec, self.config.augment, rng, turn)
+        spec = evaluated_at(self.spec, size_at(self.config.augment, self.spec.size, epoch))
+        return train_plan(*size, spec, self.config.augment, rng, turn)

@@ -26,6 +26,7 @@ from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.pointers import best_weights
 from resnext_core.runs.records import End, Eval, Listener, Resume, Start
 from resnext_core.training.course import length
+from resnext_core.training.imbalance import REMEDIES, imbalance, remedies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +163,9 @@ def train_plan(
             say(f"images are decoded by {plan.decoder.name}: {training.train_loader.readers}")
             for line in remarks(splits.parts.values()):
                 say(line)
+            unlike = imbalance(splits.train)
+            if unlike is not None:
+                say(f"{unlike}; {', '.join(remedies(config)) or f'see {REMEDIES}'}")
             if resumed is not None and rank.is_main:  # what follows the checkpoint will be written again
                 run.rewind((checkpoint.saving.records or 0) if checkpoint else 0)
             if checkpoint is None:

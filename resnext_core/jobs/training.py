@@ -24,6 +24,7 @@ from resnext_core.runs.checkpoint import Checkpoint
 from resnext_core.runs.checkpoint_folder import RunProgress
 from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.records import Listener, Note
+from resnext_core.training.imbalance import UNWEIGHTED, ClassLoss, class_loss
 from resnext_core.training.initial import per_rank
 from resnext_core.training.loop import fit
 from resnext_core.training.sizes import training_preprocess
@@ -98,15 +99,21 @@ def training_job(
 
 
 def train_request(
-    config: Config, weights: Weights, backend: Backend, rank: RankInfo, collectives: Collectives
+    config: Config,
+    weights: Weights,
+    backend: Backend,
+    rank: RankInfo,
+    collectives: Collectives,
+    classes: ClassLoss = UNWEIGHTED,
 ) -> TrainRequest:
-    """Return what a trainer is made from."""
+    """Return what a trainer is made from; `classes` is what the loss does about classes of unlike size."""
     return TrainRequest(
         weights=weights, optimizer=config.optimizer, loss=config.loss, precision=config.precision,
         batch_size=config.train.batch_size // rank.world, accumulate=config.train.accumulate,
         ema_decay=config.train.ema_decay, skip_nonfinite=config.train.nonfinite == "skip", mixes=config.mix.on,
         drops=config.model.stochastic_depth > 0, distillation=distillation(config.train),
         frozen=config.train.freeze,
+        logit_offsets=classes.logit_offsets, class_weights=classes.class_weights,
         seed=config.train.seed, rank=rank, collectives=collectives,
         options=config.backends.get(backend.id),
     )  # fmt: skip
@@ -129,7 +136,10 @@ def new_trainer(
     training: Training, backend: Backend, momentum: Mapping[str, NDArray[Any]] | None = None
 ) -> Trainer:
     """Return the trainer of a training, at its first step; with the optimizer state `momentum` where there is one."""
-    request = train_request(training.config, training.weights, backend, training.rank, training.collectives)
+    request = train_request(
+        training.config, training.weights, backend, training.rank, training.collectives,
+        class_loss(training.config, training.train),
+    )  # fmt: skip
     trainer = create_trainer(backend, request)
     try:
         if momentum is not None:

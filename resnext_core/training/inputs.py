@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from resnext_core.data.mix import mixed_rows
 from resnext_core.errors import DataError, UsageError
-from resnext_core.interfaces import Batch, Mix, StepInput, TrainRequest
+from resnext_core.interfaces import Batch, Mix, MixedRows, StepInput, TrainRequest
+from resnext_core.training.imbalance import check_weighted_targets, weighted_rows
 
 
 def check_split(request: TrainRequest) -> None:
@@ -20,6 +21,18 @@ def check_split(request: TrainRequest) -> None:
             f"a batch of {request.batch_size} a rank does not split into {request.accumulate} equal "
             "micro-batches; change train.batch_size or train.accumulate"
         )
+
+
+def check_classes(request: TrainRequest) -> None:
+    """Raise UsageError on what is given for each class and does not fit the classes, or the loss."""
+    check_weighted_targets(request.loss, weighted=request.class_weights is not None, mixes=request.mixes)
+    if request.logit_offsets is not None and request.loss.kind == "bce":
+        raise UsageError("logit offsets are defined for cross-entropy, not for binary cross-entropy")
+    classes = request.weights.spec.num_classes
+    given = {"class_weights": request.class_weights, "logit_offsets": request.logit_offsets}
+    for name, array in given.items():
+        if array is not None and (array.shape != (classes,) or not np.isfinite(array).all()):
+            raise UsageError(f"{name} must be {classes} finite numbers, one for each class")
 
 
 def step_inputs(
@@ -32,8 +45,10 @@ def step_inputs(
 
     A row's weight is 0 where it is not valid, else rows / valid rows, both counted over the step's batch on all ranks;
     0 everywhere where none is valid. The mean of weight x loss over equal micro-batches and ranks is then the mean loss
-    of the valid rows. All weights of a batch without invalid rows are 1. With several ranks the counts of all `batches`
-    are added in one message. `ema_decays` None is ``request.ema_decay`` at every step.
+    of the valid rows. All weights of a batch without invalid rows are 1. With class weights a row's is multiplied by
+    that of its label, and the shares of mixed labels are changed so that each has its own weight; see
+    :func:`resnext_core.training.imbalance.weighted_rows`. With several ranks the counts of all `batches` are added in
+    one message. `ema_decays` None is ``request.ema_decay`` at every step.
 
     Raises UsageError on batches that are not what `request` says, DataError on labels that are no class.
     """
@@ -50,24 +65,31 @@ def step_inputs(
         counts = request.collectives.all_reduce_sum(counts)
     total = request.batch_size * request.rank.world
     labels = [np.where(v, batch.labels, 0).astype(np.int32) for batch, v in zip(batches, valid, strict=True)]
-    mixes = [None] * len(batches) if not request.mixes else [
+    mixes: list[MixedRows | None] = [None] * len(batches) if not request.mixes else [
         mixed_rows(batch.mix or (Mix(),) * request.accumulate, own, v, batch.images.shape[1:3])
         for batch, own, v in zip(batches, labels, valid, strict=True)
     ]  # fmt: skip
+    rows: list[NDArray[np.float64]] = [
+        v * (total / int(count) if count else 0.0) for v, count in zip(valid, counts, strict=True)
+    ]
+    if request.class_weights is not None:
+        weighted = [
+            weighted_rows(request.class_weights, own, mix) for own, mix in zip(labels, mixes, strict=True)
+        ]
+        rows = [row * weight for row, (weight, _) in zip(rows, weighted, strict=True)]
+        mixes = [mix for _, mix in weighted]
     return [
         StepInput(
             images=batch.images,
             labels=own,
-            weights=v * (total / int(count) if count else 0.0),
+            weights=row,
             lr=float(lr),
             mix=mix,
             branches=batch.branches,
             teacher=batch.teacher,
             ema_decay=None if ema is None else float(ema),
         )
-        for batch, own, mix, v, count, lr, ema in zip(
-            batches, labels, mixes, valid, counts, lrs, decays, strict=True
-        )
+        for batch, own, mix, row, lr, ema in zip(batches, labels, mixes, rows, lrs, decays, strict=True)
     ]
 
 

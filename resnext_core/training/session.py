@@ -237,15 +237,27 @@ class Session:
 
 #: What a user sets for facts of a run whose names do not say it.
 _KEYS = {
-    "repeats": "augment.repeats", "image_size": "model.image_size", "freeze": "train.freeze",
+    "repeats": "augment.repeats",
+    "image_size": "model.image_size",
+    "growth": "what augment.start_size, size_epochs and size_step say",
+    "balance": "data.balance",
+    "freeze": "train.freeze",
     "teacher": "train.teacher",
-}  # fmt: skip
+}
 
 
 def _check_same(training: Training, resume: Checkpoint) -> None:
     now = training.facts()
     # Checkpoints of earlier releases do not have them.
-    then = {"repeats": 1, "image_size": now["image_size"], "freeze": 0, "teacher": None, **resume.run}
+    former = {
+        "repeats": 1,
+        "image_size": now["image_size"],
+        "growth": None,
+        "balance": 0.0,
+        "freeze": 0,
+        "teacher": None,
+    }
+    then = {**former, **resume.run}
     changed = [f"{_KEYS.get(k, k)} was {then.get(k)} and is {v}" for k, v in now.items() if then.get(k) != v]
     if changed:
         raise DataError(

@@ -22,7 +22,7 @@ from resnext_core.interfaces import (
 from resnext_core.training.combinations import check_loss, check_optimizer
 from resnext_core.training.counter import SCALARS, StepCounter
 from resnext_core.training.ingredients import asked_by_request, check_ingredients
-from resnext_core.training.inputs import check_split, step_inputs
+from resnext_core.training.inputs import check_classes, check_split, step_inputs
 from resnext_core.training.rules import UPDATES, check_frozen, state_groups, tensor_rules
 from resnext_core.training.together import check_same_step, with_first_weights
 
@@ -39,6 +39,7 @@ def create_trainer(backend: Backend, request: TrainRequest) -> Trainer:
     check_frozen(request.weights.spec, request.frozen)
     check_optimizer(request.optimizer)
     check_loss(request.loss, request.weights.spec.num_classes)
+    check_classes(request)
     if request.mixes:
         check_micro_batch(request.batch_size // request.accumulate)
     request = with_first_weights(request)

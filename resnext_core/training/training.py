@@ -12,11 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.config import Config
+from resnext_core.data.balance import BalancedOrder
 from resnext_core.data.branches import draw_branches
 from resnext_core.data.index import Index
 from resnext_core.data.loader import Loader
 from resnext_core.data.mix import draw_mixes
-from resnext_core.data.sampler import Task, epoch_permutation, rank_task, steps_per_epoch
+from resnext_core.data.sampler import (
+    Order,
+    Task,
+    epoch_length,
+    epoch_permutation,
+    rank_task,
+    steps_per_epoch,
+)
 from resnext_core.interfaces import Batch, Mix
 from resnext_core.metrics import METRICS
 from resnext_core.model.weights import Weights
@@ -27,7 +35,7 @@ from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.records import Listener, Saved
 from resnext_core.training.averaging import ema_decays
 from resnext_core.training.course import Course
-from resnext_core.training.sizes import training_preprocess
+from resnext_core.training.sizes import size_at, training_preprocess
 from resnext_core.training.teacher import Teacher
 
 
@@ -87,17 +95,38 @@ class Training:
 
         The order of the next one is drawn beside the training: that of a million images takes a tenth of a second.
         """
-        draw = partial(epoch_permutation, len(self.train), self.config.train.seed)
-        order = _Ahead(partial(draw, step // self.steps_per_epoch))
+        order = _Ahead(partial(self.order, step // self.steps_per_epoch))
         endless = self.config.train.minutes is not None  # a fit can add steps while the last ones are read
         while endless or step < self.course.total:
             number = step // self.steps_per_epoch + 1
             remaining = range(step, number * self.steps_per_epoch)
             current = order.result()
             if endless or remaining.stop < self.course.total:
-                order = _Ahead(partial(draw, number))
+                order = _Ahead(partial(self.order, number))
             yield Epoch(training=self, number=number, steps=remaining, order=current)
             step = remaining.stop
+
+    def order(self, epoch: int) -> Order:
+        """Return the order of the images in `epoch` (from 0)."""
+        if self._balanced is not None:
+            return self._balanced.epoch(epoch)
+        return Order(images=epoch_permutation(len(self.train), self.config.train.seed, epoch))
+
+    @cached_property
+    def _balanced(self) -> BalancedOrder | None:
+        config = self.config
+        if not config.data.balance:
+            return None
+        return BalancedOrder(
+            labels=self.train.labels, classes=len(self.train.classes), seed=config.train.seed,
+            balance=config.data.balance,
+            length=epoch_length(len(self.train), config.train.batch_size, config.augment.repeats),
+        )  # fmt: skip
+
+    @cached_property
+    def image_size(self) -> int:
+        """The side in pixels of training images, of the last ones where it grows."""
+        return training_preprocess(self.config, self.weights.preprocess).size
 
     def saves_at(self, step: int) -> bool:
         """True where a checkpoint is due after `step` steps, within an epoch."""
@@ -149,15 +178,20 @@ class Training:
 
     def facts(self) -> dict[str, Any]:
         """Return what a resumed run must share with its checkpoint to be the same training."""
-        train = self.config.train
+        train, augment = self.config.train, self.config.augment
+        growth = None
+        if augment.start_size is not None:
+            growth = [augment.start_size, list(augment.size_epochs or ()), augment.size_step]
         return {
             "seed": train.seed,
             "batch_size": train.batch_size,
             "train_images": len(self.train),
             "train_digest": self.train.dataset_digest,
             "variant": self.weights.spec.variant,
-            "repeats": self.config.augment.repeats,
-            "image_size": training_preprocess(self.config, self.weights.preprocess).size,
+            "repeats": augment.repeats,
+            "image_size": self.image_size,
+            "growth": growth,
+            "balance": self.config.data.balance,
             "freeze": train.freeze,
             "teacher": None if self.teacher is None else self.teacher.identity,
         }
@@ -170,14 +204,14 @@ class _Ahead:
     while a thread is being started; an executor would then wait for its thread there, and deadlock.
     """
 
-    def __init__(self, draw: Callable[[], NDArray[np.int64]]) -> None:
+    def __init__(self, draw: Callable[[], Order]) -> None:
         self._draw = draw
-        self._order: NDArray[np.int64] | None = None
+        self._order: Order | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="resnext-order")
         self._thread.start()
 
-    def result(self) -> NDArray[np.int64]:
+    def result(self) -> Order:
         """Wait for the order and return it; raises what drawing it has raised."""
         self._thread.join()
         if self._error is not None:
@@ -198,14 +232,13 @@ class Epoch:
 
     The last epoch of a training that is fitted to a time may end before them.
 
-    `order` int64 (images,) is the permutation that the epoch's steps take in turn, each image ``augment.repeats``
-    times.
+    `order` is what the epoch's steps take in turn, each image ``augment.repeats`` times.
     """
 
     training: Training
     number: int
     steps: range
-    order: NDArray[np.int64]
+    order: Order
 
     def tasks(self) -> Iterator[Task]:
         """Yield what this rank reads for each step."""
@@ -283,8 +316,9 @@ class Epoch:
         return samples
 
     def _task(self, step: int, rank: int, world: int) -> Task:
-        config, within = self.training.config, step % self.training.steps_per_epoch
+        training, config, within = self.training, self.training.config, step % self.training.steps_per_epoch
+        size = size_at(config.augment, training.image_size, self.number - 1)
         return rank_task(
             self.order, within, config.train.batch_size, rank, world,
-            epoch=self.number - 1, repeats=config.augment.repeats,
+            epoch=self.number - 1, repeats=config.augment.repeats, size=size,
         )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import mmap
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from PIL import Image
 from processes import alive, data_workers, eventually, holds
 
 from resnext_core.config import AugmentConfig, Config, DataConfig
-from resnext_core.data.batch_pool import LIMITS
+from resnext_core.data.batch_pool import LIMITS, most_batches
 from resnext_core.data.decode import BadImage
 from resnext_core.data.depth import DARK_16_BITS
 from resnext_core.data.index import Index, image_folder, open_index
@@ -31,6 +32,7 @@ from resnext_core.data.pool import Limits
 from resnext_core.data.quarantine import Quarantine, read_list, write_list
 from resnext_core.data.render import load_eval, load_train
 from resnext_core.data.sampler import Task, epoch_permutation, eval_tasks, rank_slice, sample_rng
+from resnext_core.data.worker import HEADER
 from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import Batch
 from resnext_core.model.preprocess import PreprocessSpec
@@ -132,6 +134,57 @@ def test_batches_may_change_in_size(index: Index) -> None:
         expected = collect(loader.batches(tasks))
     assert [len(g) for g in got] == [2, 9, 1, 27, 27, 3, 0, 5]
     assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def growing_tasks(index: Index) -> list[Task]:
+    """Three epochs of images that grow from 8 to 40 pixels, with an evaluation between."""
+    sizes = (8, 24, None, 40)
+    return [
+        *(
+            dataclasses.replace(t, size=size)
+            for epoch, size in enumerate(sizes)
+            for t in train_tasks(index, epoch)
+        ),
+        *train_tasks(index, 9),
+    ]
+
+
+@pytest.mark.parametrize("auto", ["none", "rand-m7-mstd0.5-inc1"])
+def test_images_of_any_size_do_not_depend_on_workers(index: Index, auto: str) -> None:
+    """What is read ahead over the border between two sizes, too; and each is what a loader of that size makes."""
+    augment = AugmentConfig(auto=auto, erasing=0.5)
+    tasks = growing_tasks(index)
+    results: list[list[np.ndarray]] = []
+    for workers, prefetch in [(0, 4), (1, 1), (2, 5), (3, 2)]:
+        with Loader(index, SPEC, augment, seed=3, workers=workers, prefetch=prefetch) as loader:
+            loader.read_ahead(tasks)
+            results.append([batch.images for batch in loader.batches(tasks)])
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert np.array_equal(a, b)
+    for task, images in zip(tasks, results[0], strict=True):
+        side = 24 if task.size is None else task.size
+        assert images.shape == (8, side, side, 3)
+        spec = dataclasses.replace(SPEC, size=side, resize=side + 4)
+        with Loader(index, spec, augment, seed=3, workers=0) as loader:
+            (alone,) = loader.batches([dataclasses.replace(task, size=None)])
+        assert np.array_equal(images, alone.images)
+
+
+def test_memory_is_that_of_the_largest_images(index: Index) -> None:
+    """Slots that are too small for larger images are given back to the system, not kept beside them."""
+    tasks = [
+        dataclasses.replace(task, size=size) for size in range(32, 256, 8) for task in train_tasks(index, 0)
+    ]
+    with Loader(index, SPEC, AugmentConfig(), workers=1, prefetch=2) as loader:
+        for task, batch in zip(tasks, loader.batches(tasks), strict=True):
+            assert batch.images.shape[1] == task.size
+        pool = loader._pool
+        assert pool is not None
+        del batch
+        used = os.fstat(pool._pool.memory).st_blocks * 512
+    most = most_batches(8, 1, 2) + 2  # under way, the one in use, and the one before it
+    assert used <= most * (8 * 248 * 248 * 3 + mmap.PAGESIZE) + HEADER
 
 
 @pytest.mark.parametrize("workers", [0, 2])

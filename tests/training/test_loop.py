@@ -172,9 +172,9 @@ def test_readers_are_never_idle_at_the_end_of_an_epoch(
     parts: dict[object, str] = {}
     original = BatchPool.submit
 
-    def submit(pool: Any, epoch: int, length: int, rows: Any) -> int:
-        asked.append((parts.setdefault(pool, "train" if not parts else "val"), epoch))
-        return original(pool, epoch, length, rows)
+    def submit(pool: Any, task: Task, rows: Any) -> int:
+        asked.append((parts.setdefault(pool, "train" if not parts else "val"), task.epoch))
+        return original(pool, task, rows)
 
     monkeypatch.setattr(BatchPool, "submit", submit)
     before: list[dict[tuple[str, int], int]] = []
@@ -521,6 +521,84 @@ def test_epochs_that_are_dropped_wait_for_no_thread(
     waits = closer.is_alive()
     release.set()
     assert not waits
+
+
+def unlike(made: Training) -> Training:
+    """The same training with classes of 20, 14, 8, 4, 1 and 1 images."""
+    labels = np.repeat(np.arange(6), (20, 14, 8, 4, 1, 1)).astype(np.int32)
+    train = dataclasses.replace(made.train, labels=labels)
+    return dataclasses.replace(made, train=train)
+
+
+GROWING = (
+    "data.balance=0.7", "augment.start_size=4", "augment.size_epochs=[0,2]", "augment.size_step=2",
+    "augment.erasing=1", "augment.erasing_mode=pixel",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_balanced_and_growing_images_are_the_same_after_a_stop(
+    job: Callable[..., Training], tiny_weights: Weights, repeats: int
+) -> None:
+    sets = (*GROWING, f"augment.repeats={repeats}")
+    first = Pictures(tiny_weights, lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 8 else None)
+    made = augmented(unlike(job(*sets)))
+    with pytest.raises(Interrupted):
+        fit(first, made)
+    checkpoint = load_latest(made.run.checkpoints, pytest.fail)
+    for other, what in [
+        (sets[1:], r"data\.balance was 0\.7 and is 0\.0"),
+        ((sets[0], *sets[2:]), r"what augment\.start_size, .* was \[4, \[0\.0, 2\.0\], 2\] and is None"),
+    ]:
+        with pytest.raises(DataError, match=what):
+            fit(Pictures(tiny_weights), augmented(unlike(job(*other))), checkpoint)
+    made.run.rewind(checkpoint.progress.step)
+    second = Pictures(tiny_weights)
+    fit(second, augmented(unlike(job(*sets))), checkpoint)
+    assert 8 <= len(first.pictures) < 12  # in the middle of an epoch
+
+    whole = Pictures(tiny_weights)
+    fit(whole, augmented(unlike(job(*sets, val=False))))
+    assert [p.shape[1] for p in whole.pictures] == [4] * 6 + [6] * 6 + [8] * 6
+    for ours, expected in zip(first.pictures + second.pictures, whole.pictures, strict=True):
+        assert np.array_equal(ours, expected)
+    labels = unlike(made).train.labels[np.concatenate(whole.seen)]
+    counts = np.bincount(labels, minlength=6) / repeats
+    shares = np.array([20, 14, 8, 4, 1, 1]) ** 0.3
+    shown = 3 * 48 / repeats * shares / shares.sum()
+    assert (np.abs(counts - shown) <= 3).all()  # one more or less an epoch
+    pictures = [picture.tobytes() for batch in whole.pictures for picture in batch]
+    assert len(set(pictures)) == len(pictures)  # an image that comes again is augmented in another way
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_ranks_see_balanced_and_growing_pictures_of_one(job: Callable[..., Training], repeats: int) -> None:
+    made = unlike(job("train.batch_size=6", f"augment.repeats={repeats}", *GROWING))
+
+    def pictures(**rank: int) -> list[NDArray[Any]]:
+        one = augmented(made, **rank)
+        tasks = [task for epoch in one.epochs_after(3) for task in epoch.tasks()]
+        return [batch.images for batch in one.train_loader.batches(tasks)]
+
+    alone = pictures()
+    assert len(alone) == 3 * 8 - 3
+    for world in (2, 3):
+        ranks = [pictures(rank=rank, world=world) for rank in range(world)]
+        for parts, expected in zip(zip(*ranks, strict=True), alone, strict=True):
+            assert np.array_equal(np.concatenate(parts), expected)
+
+
+def test_a_checkpoint_from_before_there_was_balance_goes_on(
+    job: Callable[..., Training], tiny_weights: Weights
+) -> None:
+    made = job()
+    first = Recorder(tiny_weights, lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 4 else None)
+    with pytest.raises(Interrupted):
+        fit(first, made)
+    checkpoint = load_latest(made.run.checkpoints, pytest.fail)
+    older = {key: value for key, value in checkpoint.run.items() if key not in ("balance", "growth")}
+    assert len(older) == len(checkpoint.run) - 2
+    assert fit(Recorder(tiny_weights), made, dataclasses.replace(checkpoint, run=older)).step == 18
 
 
 @pytest.mark.parametrize("at", [3, 6, 11])

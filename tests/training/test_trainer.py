@@ -122,7 +122,7 @@ def request(world: int = 1, collectives: Any = None, *, mixes: bool = False, acc
     weights = SimpleNamespace(spec=SimpleNamespace(num_classes=3, blocks=()))
     return SimpleNamespace(
         weights=weights, batch_size=4, rank=RankInfo(rank=0, world=world), collectives=collectives, mixes=mixes,
-        accumulate=accumulate, ema_decay=None, drops=False, distillation=None,
+        accumulate=accumulate, ema_decay=None, drops=False, distillation=None, class_weights=None,
     )  # fmt: skip
 
 
