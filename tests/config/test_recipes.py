@@ -22,7 +22,7 @@ from resnext_core.reference.loss import step_targets
 from resnext_core.training.averaging import ema_decays
 from resnext_core.training.rules import rules_of
 from resnext_core.training.schedule import lr_at, scaled_lr
-from resnext_core.training.sizes import training_size
+from resnext_core.training.sizes import size_at, training_size
 
 IMAGENET = 1_281_167
 PUBLISHED = ["tv2-600e", "rsb-a1", "rsb-a2", "rsb-a3", "nvidia-250e", "fast-16e"]
@@ -213,6 +213,13 @@ def test_sizes(name: str, trained: int, size: int, resize: int, filter_: str) ->
     if config.eval.size is not None:
         spec = evaluated_at(spec, config.eval.size, config.eval.crop_pct)
     assert (spec.size, spec.resize) == (size, resize)
+
+
+def test_images_of_fast_grow_as_ffcvs_do() -> None:
+    """160 up to epoch 11 from 0, 192 from 13 on; in epoch 12 it is 176 = 5.5 x 32, and NumPy rounds that to 6 x 32."""
+    config = recipe("fast-16e")
+    sizes = [size_at(config.augment, training_size(config), epoch) for epoch in range(16)]
+    assert sizes == [160] * 12 + [192] * 4
 
 
 @pytest.mark.parametrize(("name", "magnitude"), [("rsb-a1", 7), ("rsb-a2", 7), ("rsb-a3", 6)])
