@@ -44,7 +44,8 @@ class TrainCase:
 
     `valid` are the valid rows of the first steps, see :func:`batch`, and `mix` how those are mixed: empty, or a Mix for
     each of `accumulate` micro-batches. Without any the training does not mix. With `drops` every branch of a block is
-    left out or not, row by row; `distillation` comes with a teacher's predictions. `ema_decays` and `sizes`, the side
+    left out or not, row by row; `distillation` comes with a teacher's predictions. `class_weights`
+    and `logit_offsets` are of each class. `ema_decays` and `sizes`, the side
     of the images, are those of each step; empty where they do not change.
     """
 
@@ -61,6 +62,7 @@ class TrainCase:
     drops: bool = False
     distillation: Distillation | None = None
     frozen: int = 0
+    class_weights: tuple[float, ...] = ()
     logit_offsets: tuple[float, ...] = ()
     ema_decays: tuple[float, ...] = ()
     sizes: tuple[int, ...] = ()
@@ -143,6 +145,7 @@ class TrainCase:
             drops=self.drops,
             distillation=self.distillation,
             frozen=self.frozen,
+            class_weights=np.array(self.class_weights) if self.class_weights else None,
             logit_offsets=np.array(self.logit_offsets, np.float32) if self.logit_offsets else None,
             rank=rank,
             collectives=collectives or SingleProcess(),
@@ -259,7 +262,7 @@ TRAIN_CASES: Mapping[str, TrainCase] = {
         drops=True,
         seed=80,
     ),
-    # Some tensors have a trust ratio below 1 and some above it, which is cut off.
+    # Some tensors have a trust ratio below 1 and some above it, which is cut off. Every row has its own weight.
     "lamb-all": TrainCase(
         network="cifar",
         batch_size=6,
@@ -275,7 +278,8 @@ TRAIN_CASES: Mapping[str, TrainCase] = {
             stage_lr=0.7,
         ),
         loss=LossConfig(smoothing=0.1),
-        seed=380,
+        seed=180,
+        class_weights=(0.5, 2.0, 1.0, 0.25, 1.5),
     ),
     "adamw": TrainCase(
         network="same-odd",

@@ -323,6 +323,14 @@ class AveragesAlways(ReferenceEngine):
             average += (1 - (decay or 0.0)) * (self._weights[name] - average)
 
 
+class WeighsValidRowsAlike(Stepping):
+    """A row counts or does not count."""
+
+    def changed(self, step: StepInput) -> StepInput:
+        valid = step.weights > 0
+        return dataclasses.replace(step, weights=valid * (len(valid) / max(int(valid.sum()), 1)))
+
+
 class OneSize(Stepping):
     """Images are cut to the size of the network's own, or filled up with black."""
 
@@ -460,6 +468,7 @@ PLANTED: dict[str, tuple[Backend, str, str]] = {
     "ema computed where it is copied": (
         backend(mistake=AveragesAlways), "test_decays_of_zero_and_one_are_exact", "",
     ),
+    "valid rows alike": (backend(mistake=WeighsValidRowsAlike), LOSSES, "lamb-all"),
     "one size of images": (backend(mistake=OneSize), LOSSES, "sizes"),
     "frozen statistics move": (
         backend(patch=patching((engine, "train_pass", _thaws))), "test_frozen_parts_stay", "bn1.running",
