@@ -24,6 +24,7 @@ from resnext_core.jobs.settings import resolve_serving
 from resnext_core.metrics import METRICS
 from resnext_core.plugins import load_plugins
 from resnext_core.ranks.info import rank_info
+from resnext_core.serving.evaluate import Evaluation
 
 EPILOG = """\
 examples:
@@ -33,6 +34,11 @@ examples:
   resnext-run eval --weights runs/RUN --tta flip --sizes 224,256,288
   resnext-run eval --weights runs/RUN --calibrate --predictions predictions.csv
 """
+
+
+#: Of so many classes all are listed; of more, so many with the lowest recall.
+MOST_CLASSES, LOWEST_CLASSES = 20, 10
+HEADER = ["class", "recall", "images"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -93,12 +99,28 @@ def handle(args: argparse.Namespace) -> int:
         of = f"{result.evaluation.image_size} pixels: " * (len(results) > 1)
         fitted = "" if result.calibrated is None else f"; {result.calibrated}"
         lines.append(f"{of}calibration: {result.evaluation.calibration.line()}{fitted}")
+    if not args.sizes:
+        lines.append(_classes(results[0].evaluation))
     output.result({"results": found} if args.sizes else found[0], "\n".join(lines))
     for path, message in list(results[0].evaluation.failures.items())[:10]:
         output.say(f"could not read {path}: {message}")
     if args.predictions:
         output.say(f"predictions: {args.predictions}")
     return 0
+
+
+def _classes(found: Evaluation) -> str:
+    """Return the recall of the classes, lowest first: of all of them, or of the first where there are many."""
+    rows = [
+        (recall, images, name)
+        for name, recall, images in zip(found.classes, found.recall, found.support.tolist(), strict=True)
+        if recall is not None
+    ]
+    rows.sort(key=lambda row: (row[0], -row[1]))
+    shown = rows if len(rows) <= MOST_CLASSES else rows[:LOWEST_CLASSES]
+    lines = table([[name, f"{100 * recall:.2f} %", str(images)] for recall, images, name in shown], HEADER)
+    others = "" if len(shown) == len(rows) else f"\n... and {len(rows) - len(shown)} more classes: see --json"
+    return lines + others
 
 
 def _table(results: Sequence[EvaluateResult]) -> str:

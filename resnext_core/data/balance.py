@@ -15,10 +15,24 @@ _MOST = 1 << 62
 #: Weights are at most this: so many bits fewer than those of a double that other machines round them alike.
 _WEIGHT = 1 << 40
 
+#: Classes are called imbalanced where the largest has more than so many times the images of the smallest.
+UNLIKE = 5
+#: What can be done about it.
+REMEDIES = "loss.class_weights, loss.logit_adjustment and data.balance, and train.best=balanced_accuracy"
+
 
 def class_counts(labels: NDArray[np.int32], classes: int) -> NDArray[np.int64]:
     """Return how many of `labels`, all known, are of each class: int64 (classes,)."""
     return np.bincount(labels, minlength=classes).astype(np.int64)
+
+
+def unlike_classes(counts: NDArray[np.int64]) -> tuple[int, int] | None:
+    """Return the largest and the smallest class that has images, None where they are alike enough."""
+    present = np.flatnonzero(counts)
+    if not len(present):
+        return None
+    most, least = int(present[counts[present].argmax()]), int(present[counts[present].argmin()])
+    return (most, least) if counts[most] > UNLIKE * counts[least] else None
 
 
 def draw_weights(counts: NDArray[np.int64], balance: float, length: int) -> NDArray[np.int64]:

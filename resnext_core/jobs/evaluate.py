@@ -99,6 +99,7 @@ class EvaluateResult(Result):
         evaluation = {f.name: found[f.name] for f in fields(Evaluation) if f.name in found} | {
             "metrics": {name: found[name] for name in METRICS},
             "confusion": np.asarray(found["confusion"], np.int64),
+            "support": np.asarray(found["support"], np.int64),
             "classes": tuple(found["classes"]),
             "calibration": Calibration.from_dict(found["calibration"]),
         }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from resnext_core.config import Config
+from resnext_core.data.balance import REMEDIES
 from resnext_core.data.batch_pool import most_batches
 from resnext_core.data.index import Index, remarks
 from resnext_core.data.opening import loader_workers
@@ -19,7 +20,7 @@ from resnext_core.jobs.plan import Plan, checkpoint_room, learned, size
 from resnext_core.jobs.plan import checkpoint_bytes as checkpoint_bytes
 from resnext_core.model.spec import ModelSpec
 from resnext_core.training.course import length
-from resnext_core.training.imbalance import REMEDIES, imbalance, remedies
+from resnext_core.training.imbalance import imbalance, remedies
 from resnext_core.training.initial import per_rank
 from resnext_core.training.rules import learning_words, state_groups
 from resnext_core.training.schedule import lr_at, scaled_lr

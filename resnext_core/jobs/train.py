@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from resnext_core.data.balance import REMEDIES
 from resnext_core.data.index import remarks
 from resnext_core.jobs.launching import Lines, launch
 from resnext_core.jobs.new_run import backend_of, new_run, removed_if_refused, shared_run
@@ -26,7 +27,7 @@ from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.pointers import best_weights
 from resnext_core.runs.records import End, Eval, Listener, Resume, Start
 from resnext_core.training.course import length
-from resnext_core.training.imbalance import REMEDIES, imbalance, remedies
+from resnext_core.training.imbalance import imbalance, remedies
 
 
 @dataclass(frozen=True, kw_only=True)

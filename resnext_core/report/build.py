@@ -15,6 +15,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from resnext_core.data.balance import REMEDIES, unlike_classes
 from resnext_core.errors import DataError
 from resnext_core.files import write_atomic
 from resnext_core.metrics import METRICS
@@ -31,7 +32,7 @@ from resnext_core.terminal import printable
 
 #: Classes a heat map can show; above, the most confused pairs stand alone.
 HEAT_CLASSES = 30
-#: Classes listed before the table is folded; the worst come first then.
+#: Classes listed before the table is folded.
 TABLE_CLASSES = 30
 #: Confused pairs listed beside a heat map, and instead of one.
 PAIRS = (8, 25)
@@ -39,7 +40,7 @@ PAIRS = (8, 25)
 _CARDS = {"parameters", "macs", "images_per_s", "wall_s", "backend", "device"}
 _EVALUATION = {*METRICS, *(f"{name}_interval" for name in METRICS)} | {
     "correct1", "correct5", "expected", "scored", "failed",
-    "failures", "confusion", "classes", "calibration",
+    "failures", "confusion", "classes", "support", "recall", "calibration",
 }  # fmt: skip
 _VALIDATION = {
     "name", "backend", "source_backend", "passed", "images", "max_abs_diff", "max_rel_diff", "tolerance",
@@ -155,6 +156,15 @@ def _notes(data: ReportData, history: History) -> list[str]:
         notes.append(f"{unknown} records are of kinds unknown to this version and are not shown.")
     if data.samples_missing:
         notes.append(f"{data.samples_missing} sample images cannot be read any more and are not shown.")
+    support = _support(data.evaluation)
+    unlike = None if support is None else unlike_classes(support)
+    if unlike is not None and support is not None:
+        most, least = (data.evaluation["classes"][k] for k in unlike)
+        notes.append(
+            f"Classes are imbalanced: {most} has {support[unlike[0]]} of the evaluated images, {least} "
+            f"{support[unlike[1]]}. Accuracy is mostly that of the large ones, balanced accuracy is not. If training "
+            f"images are alike, see {REMEDIES}."
+        )
     failed, expected = text.number(data.evaluation.get("failed")), data.evaluation.get("expected")
     if failed > 0:
         notes.append(
@@ -164,6 +174,17 @@ def _notes(data: ReportData, history: History) -> list[str]:
     if broken:
         notes.append(f"{len(broken)} of {len(data.validations)} validations failed.")
     return notes
+
+
+def _support(evaluation: Mapping[str, Any]) -> NDArray[np.int64] | None:
+    """Return the images of each class, None where they are not known; DataError where they do not fit the classes."""
+    if evaluation.get("support") is None:
+        return None
+    support = np.asarray(evaluation["support"], dtype=np.int64)
+    classes = len(evaluation.get("classes") or [])
+    if support.shape != (classes,):
+        raise DataError(f"numbers of images of {support.shape} do not fit {classes} class names")
+    return support
 
 
 def _confusion(evaluation: Mapping[str, Any]) -> NDArray[np.int64] | None:
@@ -184,7 +205,7 @@ def _evaluation(evaluation: Mapping[str, Any], confusion: NDArray[np.int64] | No
         "scored": evaluation.get("scored"),
         "expected": evaluation.get("expected"),
 "failures": _failures(evaluation.get("failures") or ()),
-        "heat": None, "pairs": [], "rows": [], "worst_first": False,
+        "heat": None, "pairs": [], "rows": [],
     }  # fmt: skip
     if confusion is None or not len(confusion):
         return parts
@@ -199,11 +220,10 @@ def _evaluation(evaluation: Mapping[str, Any], confusion: NDArray[np.int64] | No
             t, p, n = pairs[0]
             label += f" Most frequent mistake: {classes[t]} taken for {classes[p]}, {n} times."
         parts["heat"] = heat_map(confusion, classes, label=label)
-    rates = per_class(confusion)
-    order = list(range(len(classes)))
-    if len(classes) > TABLE_CLASSES:
-        order.sort(key=lambda k: (math.isnan(rates.f1[k]), rates.f1[k]))
-        parts["worst_first"] = True
+    rates = per_class(confusion, _support(evaluation))
+    order = sorted(
+        range(len(classes)), key=lambda k: (math.isnan(rates.recall[k]), rates.recall[k], -rates.support[k])
+    )
     parts["rows"] = [
         (
             classes[k],

@@ -122,6 +122,8 @@ class Eval(Record):
     """The result of an evaluation: `metrics` by name, stored as fields of the record beside the others.
 
     `expected` images were to be scored, `scored` were, `failed` could not be read. `best` is True for the best so far.
+    `recall` is the share of each class that was recognised, in the order of the classes, None for a class without
+    images; records of earlier versions have none.
     """
 
     kind: ClassVar[str] = "eval"
@@ -133,6 +135,7 @@ class Eval(Record):
     failed: int
     seconds: float
     best: bool
+    recall: list[float | None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,4 +299,6 @@ def _fits(value: Any, hint: Any) -> bool:
     """True where a JSON value is of a field's type; an integer is a number too."""
     if isinstance(hint, UnionType):
         return any(_fits(value, option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is list:
+        return type(value) is list and all(_fits(item, typing.get_args(hint)[0]) for item in value)
     return type(value) is hint or (hint is float and type(value) is int)

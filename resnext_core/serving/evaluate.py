@@ -34,7 +34,8 @@ class Evaluation:
     `expected` images are in the index, `scored` went through the network, `failed` could not be decoded;
     they count as wrong, so `top1` and `top5` are shares of `expected`. `metrics` has the value of each of
     :data:`resnext_core.metrics.METRICS` by name. `confusion` is int64 (true class, predicted class) over the scored,
-    `calibration` is of the same images. `image_size` is in pixels, `tta` what else was looked at.
+    `support` int64 (classes,) counts the images of each class, scored or failed. `calibration`
+    is of the scored ones. `image_size` is in pixels, `tta` what else was looked at.
     """
 
     expected: int
@@ -45,6 +46,7 @@ class Evaluation:
     metrics: Mapping[str, float]
     dataset_digest: str
     confusion: NDArray[Any]
+    support: NDArray[Any]
     classes: tuple[str, ...]
     calibration: Calibration
     image_size: int
@@ -59,6 +61,12 @@ class Evaluation:
     @property
     def top5(self) -> float:
         return self.metrics["top5"]
+
+    @property
+    def recall(self) -> list[float | None]:
+        """The share of the images of each class that were recognised; None for a class without images."""
+        pairs = zip(self.confusion.diagonal().tolist(), self.support.tolist(), strict=True)
+        return [round(hits / images, 6) if images else None for hits, images in pairs]
 
     @property
     def top1_interval(self) -> tuple[float, float]:
@@ -83,6 +91,8 @@ class Evaluation:
             "calibration": self.calibration.to_dict(),
             "confusion": self.confusion.tolist(),
             "classes": list(self.classes),
+            "support": self.support.tolist(),
+            "recall": self.recall,
             "failures": dict(self.failures),
         }
 
@@ -154,6 +164,7 @@ def evaluate(
         metrics=summed.metrics(),
         dataset_digest=index.dataset_digest,
         confusion=summed.confusion,
+        support=summed.support,
         classes=index.classes,
         calibration=Calibration.from_array(collectives.all_reduce_sum(calibration.to_array())),
         image_size=image_size,

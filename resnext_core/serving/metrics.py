@@ -163,10 +163,14 @@ class PerClass:
     support: NDArray[np.int64]
 
 
-def per_class(confusion: NDArray[np.int64]) -> PerClass:
-    """Return precision, recall, F1 = 2·TP / (2·TP + FP + FN) and support from counts [true, predicted]."""
+def per_class(confusion: NDArray[np.int64], support: NDArray[np.int64] | None = None) -> PerClass:
+    """Return precision, recall, F1 = 2·TP / (2·TP + FP + FN) and support from counts [true, predicted].
+
+    `support` int64 (classes,) are the images of each class where some have no prediction; None: the sum over those.
+    """
     hit = np.diagonal(confusion).astype(np.float64)
-    predicted, support = confusion.sum(axis=0), confusion.sum(axis=1)
+    predicted = confusion.sum(axis=0)
+    support = confusion.sum(axis=1) if support is None else support
     with np.errstate(invalid="ignore"):
         return PerClass(
             precision=hit / predicted,

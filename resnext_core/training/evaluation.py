@@ -54,7 +54,7 @@ def _close_epoch(session: Session, epoch: int, evaluates: bool) -> None:
         session.progress = replace(session.progress, waits=session.progress.waits + 1)
     record = Eval(
         step=step, epoch=epoch, split="val", metrics=result.metrics, expected=result.expected, scored=result.scored,
-        failed=result.failed, seconds=round(result.seconds, 3), best=is_best,
+        failed=result.failed, seconds=round(result.seconds, 3), best=is_best, recall=result.recall,
     )  # fmt: skip
     session.attempt(partial(training.listen, record))
     if is_best and training.rank.is_main:  # what a report shows of a run that is not evaluated further

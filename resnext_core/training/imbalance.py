@@ -8,13 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.config import Config, LossConfig
-from resnext_core.data.balance import class_counts, shown_shares
+from resnext_core.data.balance import class_counts, shown_shares, unlike_classes
 from resnext_core.data.index import Index
 from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import MixedRows
-
-#: Classes are called unlike where the largest has more than so many times the images of the smallest.
-UNLIKE = 5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -122,18 +119,14 @@ def weighted_rows(
 def imbalance(index: Index) -> str | None:
     """Return a line on classes of unlike size in a training on `index`, None where they are alike enough."""
     counts = class_counts(index.labels, len(index.classes))
-    present = np.flatnonzero(counts)
-    most, least = present[counts[present].argmax()], present[counts[present].argmin()]
-    if counts[most] <= UNLIKE * counts[least]:
+    unlike = unlike_classes(counts)
+    if unlike is None:
         return None
+    most, least = unlike
     return (
         f"classes are imbalanced: '{index.classes[most]}' has {counts[most]} training images, "
         f"'{index.classes[least]}' {counts[least]}"
     )
-
-
-#: What can be done about it.
-REMEDIES = "loss.class_weights, loss.logit_adjustment or data.balance; and train.best=balanced_accuracy"
 
 
 def remedies(config: Config) -> list[str]:

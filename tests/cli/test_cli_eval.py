@@ -115,6 +115,34 @@ def test_sizes_are_the_results_of_each_size(cli: CommandLine, weights_file: Path
         rx.evaluate_sizes(weights_file, (), photos)
 
 
+def test_recall_of_each_class_is_shown_lowest_first(
+    cli: CommandLine, spawn: CommandLine, weights_file: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Of all its images: one that could not be read counts, on any number of devices."""
+    data = shutil.copytree(photos, tmp_path / "data")
+    shutil.copy(bad_images(tmp_path / "bad")["empty.jpg"], data / "val" / "cat" / "empty.jpg")
+    shutil.rmtree(data / "val" / "bee")
+    words = ["--backend", "reference", "eval", "--weights", weights_file, "--data", data, *SMALL]
+    found = cli.ok(*words, "--json").json()
+    names = found["classes"]
+    files = [len(list((data / "val" / name).glob("*"))) if name != "bee" else 0 for name in names]
+    assert found["support"] == files
+    hits = [found["confusion"][k][k] for k in range(len(names))]
+    expected = [
+        None if not n else pytest.approx(hit / n, abs=1e-6) for hit, n in zip(hits, files, strict=True)
+    ]
+    assert found["recall"] == expected
+    known = [recall for recall in found["recall"] if recall is not None]
+    assert found["balanced_accuracy"] == pytest.approx(sum(known) / len(known), abs=1e-6)
+    lines = cli.ok(*words).out.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.split() == ["class", "recall", "images"]) + 1
+    table = [line.split() for line in lines[first : first + len(known)]]
+    order = sorted((k for k in range(len(names)) if files[k]), key=lambda k: (found["recall"][k], -files[k]))
+    assert table == [[names[k], f"{100 * found['recall'][k]:.2f}", "%", str(files[k])] for k in order]
+    several = spawn.ok(*words, "--json", "--devices", 2).json()
+    assert (several["recall"], several["support"]) == (found["recall"], found["support"])
+
+
 def test_predictions_are_those_of_infer(
     cli: CommandLine, weights_file: Path, photos: Path, tmp_path: Path
 ) -> None:

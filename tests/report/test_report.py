@@ -301,6 +301,43 @@ def test_many_classes_become_a_table_of_pairs() -> None:
     assert re.search(r"class-7</th>\s*<td>class-3</td>\s*<td class=\"num\">99<", pairs)
 
 
+def test_a_thousand_classes_stay_readable() -> None:
+    """The thirty with the lowest recall are shown, of equals the one with most images first; the others are folded."""
+    confusion = np.diag(
+        np.arange(1000)
+    )  # a class has as many images as its number says, and all are right, ...
+    confusion[500:, 0] = 1  # ... but for one of each large class
+    support = confusion.sum(axis=1)
+    support[7] += 7  # which could not be read
+    names = [f"class-{k}" for k in range(1000)]
+    evaluation = {"confusion": confusion, "classes": names, "support": support, "recall": [0.0] * 1000}
+    html = render_report(ReportData(title="t", evaluation=evaluation))
+    page = Page(html)
+    assert "The other 970 classes" in page.texts
+    rows = re.findall(
+        r'<th scope="row">class-(\d+)</th>.*?</td>\s*<td class="rate">([^<]*)<.*?class="num">([^<]*)<', html
+    )
+    rates = [row for row in rows if row[1] != "–"][:3]
+    assert rates == [("7", "50.0\u202f%", "14"), ("500", "99.8\u202f%", "501"), ("501", "99.8\u202f%", "502")]
+    assert rows[999][0] == "0"  # without images, it has no recall
+    assert len(html) < 500_000
+
+
+def test_imbalanced_classes_are_pointed_out() -> None:
+    def notes(*support: int) -> str:
+        evaluation = {"confusion": np.diag(support), "classes": ["ant", "bee", "cat"], "support": support}
+        return render_report(ReportData(title="t", evaluation=evaluation))
+
+    assert "imbalanced" not in notes(50, 10, 0)
+    said = "Classes are imbalanced: ant has 51 of the evaluated images, bee 10."
+    assert said in notes(51, 10, 0)
+    for setting in ("loss.class_weights", "loss.logit_adjustment", "data.balance", "train.best"):
+        assert setting in notes(51, 10, 0)
+    lacking = {"confusion": np.eye(3, dtype=int), "classes": ["a", "b", "c"], "support": [1, 2]}
+    with pytest.raises(DataError, match="do not fit 3 class names"):
+        render_report(ReportData(title="t", evaluation=lacking))
+
+
 def test_confusion_must_fit_its_classes() -> None:
     with pytest.raises(DataError, match="does not fit 2 class names"):
         render_report(full(evaluation={"confusion": np.zeros((3, 3)), "classes": ["a", "b"]}))
