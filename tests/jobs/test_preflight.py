@@ -311,6 +311,61 @@ def test_a_backend_that_cannot_mix_is_known_before_the_first_step(
         require(plan(0.2))
 
 
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"augment": {"start_size": 9, "size_epochs": [0, 1]}}, UsageError, "start_size 9 is larger than the 8"),
+        (
+            {"augment": {"start_size": 4, "size_epochs": [0, 1]}, "train": {"minutes": 1.0}},
+            UsageError, r"set augment\.start_size=null or train\.minutes=null",
+        ),
+        ({"loss": {"logit_adjustment": 1.0, "kind": "bce"}}, UsageError, "defined for cross-entropy"),
+        (
+            {
+                "loss": {"class_weights": "inverse", "kind": "bce", "bce_threshold": 0.2},
+                "mix": {"mixup": 0.2},
+            },
+            UsageError, r"loss\.class_weights and loss\.bce_threshold cannot",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_about_classes_and_sizes_is_refused(
+    photos: Path, recipe: Path, tmp_path: Path, changes: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    values = {"data": {"dir": str(photos)}, "output": {"dir": str(tmp_path)}, **changes}
+    config, _ = load_config([read_layer(recipe), Layer(source="", values=values)])
+    with pytest.raises(error, match=words):
+        require(plan_job(config, plugins.load_plugins(), plugins.get_backend("reference")))
+
+
+def test_doctor_says_what_is_done_about_classes_and_sizes(
+    cli: CommandLine, photos: Path, recipe: Path, tmp_path: Path
+) -> None:
+    lines = [
+        f"train/{p.relative_to(photos / 'train')} {p.parent.name}"
+        for p in sorted((photos / "train").rglob("*.*"))
+    ]
+    few = lines[-1].split()[-1]  # the last class keeps one image
+    kept = [line for line in lines if not line.endswith(f" {few}")] + [lines[-1]]
+    shutil.copytree(photos, tmp_path / "data")
+    (tmp_path / "data" / "train.txt").write_text("\n".join(kept) + "\n")
+    words = [recipe, "--data", tmp_path / "data", "--batch-size", 8, "--set", "data.train=train.txt"]
+    notes = asked(cli, *words)
+    assert "classes are imbalanced: " in notes["classes"][0]["text"]
+    assert (
+        f"'{few}' 1; see loss.class_weights, loss.logit_adjustment and data.balance"
+        in notes["classes"][0]["text"]
+    )
+    both = ["--set", "loss.class_weights=inverse", "--set", "data.balance=0.5"]
+    grow = ["--set", "augment.start_size=4", "--set", "augment.size_epochs=[0,9]"]
+    notes = asked(cli, *words, *both, *grow)
+    assert notes["classes"][0]["text"].endswith("; used: loss.class_weights=inverse, data.balance=0.5")
+    assert [w for w in warnings(notes) if "correct for the same thing" in w]
+    assert [
+        w for w in warnings(notes) if "images of 4 pixels at first, 8 after 9 epochs, and there are 2" in w
+    ]
+
+
 def test_a_disk_too_small_for_the_checkpoints_is_known_before_the_first_step(
     photos: Path, recipe: Path, tmp_path: Path
 ) -> None:

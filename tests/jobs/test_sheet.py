@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from images import class_tree, picture
 from PIL import Image
 
 from resnext_core.config import AugmentConfig, MixConfig
+from resnext_core.data.balance import BalancedOrder
 from resnext_core.data.index import open_index
 from resnext_core.data.loader import Loader
 from resnext_core.data.mix import draw_mixes, show_mix
@@ -79,6 +81,34 @@ def test_pictures_are_those_of_a_training(folder: Path, tmp_path: Path) -> None:
         )
         assert np.array_equal(np.stack(mixes[4 * step : 4 * step + 4]), show_mix(epochs[0], mix))
         assert mix_words(mix) in page.replace("&#39;", "'")
+
+
+def test_growing_and_balanced_images_are_those_of_a_training(folder: Path, tmp_path: Path) -> None:
+    """Each epoch at its own size, of the images that a balanced epoch shows first."""
+    for path in sorted((folder / "train" / "ant").iterdir())[1:]:
+        path.unlink()
+    values = {
+        "augment.start_size": "8", "augment.size_epochs": "[0,2]", "augment.size_step": "4", "data.balance": "1",
+        "train.batch_size": "7",
+    }  # fmt: skip
+    settings = replace(SETTINGS, overrides=(*SETTINGS.overrides, *(f"{k}={v}" for k, v in values.items())))
+    job = SheetJob(
+        folder=folder, output=tmp_path / "s.html", augment=True, images=3, draws=3, settings=settings
+    )
+    page = sheet(job).path.read_text(encoding="utf-8")
+    assert "8 px, from epoch 0 to 2 growing to 32 px" in page
+    shown, index = pictures(page), open_index(folder / "train")
+    order = BalancedOrder(labels=index.labels, classes=3, seed=7, balance=1.0, length=7).epoch(0).images
+    chosen = np.array(list(dict.fromkeys(order.tolist()))[:3])
+    with Loader(index, SPEC, AUGMENT, seed=7, workers=0) as loader:
+        tasks = [replace(Task.of(epoch, chosen), size=size) for epoch, size in enumerate((8, 20, 32))]
+        epochs = [batch.images for batch in loader.batches(tasks)]
+    for i in range(3):
+        drawn = shown[5 * i + 2 : 5 * i + 5]
+        assert all(np.array_equal(picture_, epoch[i]) for picture_, epoch in zip(drawn, epochs, strict=True))
+    too_large = replace(settings, overrides=(*settings.overrides, "augment.start_size=33"))
+    with pytest.raises(UsageError, match="start_size 33 is larger than the 32 pixels"):
+        sheet(replace(job, output=tmp_path / "t.html", settings=too_large))
 
 
 def test_a_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:

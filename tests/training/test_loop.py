@@ -39,6 +39,7 @@ from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.log import describe
 from resnext_core.runs.records import Eval
 from resnext_core.testing.cases import oracle
+from resnext_core.training.imbalance import class_loss
 from resnext_core.training.loop import fit
 from resnext_core.training.schedule import lrs, scaled_lr
 from resnext_core.training.trainer import create_trainer
@@ -285,10 +286,13 @@ def test_a_training_with_every_draw_resumes_to_the_bit(
     settings = [
         *optimizer, "optimizer.lr=0.01", "loss.kind=bce", "mix.mixup=0.2", "mix.cutmix=1", "model.stochastic_depth=0.3",
         "train.ema_decay=0.9", "train.ema_warmup=power", "train.ema_every=2", "train.accumulate=2",
+        *GROWING, "loss.class_weights=effective",
     ]  # fmt: skip
 
     def train(made: Training, stop_at: int | None, resume: Checkpoint | None = None) -> Mapping[str, Any]:
-        request = train_request(made.config, made.weights, oracle(), made.rank, made.collectives)
+        classes = class_loss(made.config, made.train)
+        assert classes.class_weights is not None
+        request = train_request(made.config, made.weights, oracle(), made.rank, made.collectives, classes)
         trainer = create_trainer(oracle(), request)
         take, taken = trainer.run_steps, 0
 
@@ -306,7 +310,7 @@ def test_a_training_with_every_draw_resumes_to_the_bit(
         finally:
             trainer.close()
 
-    made = job(*settings, val=False)
+    made = augmented(unlike(job(*settings, val=False)))
     with pytest.raises(Interrupted):
         train(made, 8)
     stopped = load_latest(made.run.checkpoints, pytest.fail)
