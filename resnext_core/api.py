@@ -180,6 +180,7 @@ def average(
     *,
     shares: Sequence[float] | None = None,
     bn_images: int | None = None,
+    greedy: bool = False,
     data: Location | None = None,
     config: Location | Sequence[Location] = (),
     overrides: Overrides | None = None,
@@ -190,12 +191,12 @@ def average(
     """Average the weights of runs, checkpoint folders or weights files into the file `to`; as ``resnext-run average``.
 
     `shares` weigh them (None: all alike). With `bn_images` the statistics of batch normalisation are computed anew from
-    so many training images of `data`, or of the first run; None averages them too. `force` overwrites `to`. Raises
-    UsageError, DataError or BackendUnavailable.
+    so many training images of `data`, or of the first run; None averages them too. With `greedy` only those are taken
+    that make the mean no worse on val. `force` overwrites `to`. Raises UsageError, DataError or BackendUnavailable.
     """
     job = AverageJob(
         sources=tuple(_path(one) for one in weights), target=_path(to),
-        shares=None if shares is None else tuple(shares), bn_images=bn_images,
+        shares=None if shares is None else tuple(shares), bn_images=bn_images, greedy=greedy,
         settings=_settings(data=data, config=config, overrides=overrides), backend=backend, force=force,
     )  # fmt: skip
     with _listening(progress) as listen:

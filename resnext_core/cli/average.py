@@ -41,6 +41,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--recompute-bn", type=positive, nargs="?", const=_IMAGES, metavar="IMAGES",
         help="compute the statistics of batch normalisation anew from training images (default: %(const)s of them)",
     )  # fmt: skip
+    parser.add_argument(
+        "--greedy", action="store_true", help="average only what makes the mean no worse on val (train.best)"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite FILE if it exists")
     add_config_flags(parser)
     add_json_flag(parser)
@@ -53,7 +56,8 @@ def _numbers(text: str) -> tuple[float, ...]:
 def handle(args: argparse.Namespace) -> int:
     job = AverageJob(
         sources=tuple(map(Path, args.sources)), target=Path(args.target), shares=args.shares,
-        bn_images=args.recompute_bn, settings=settings_of(args), backend=args.backend, force=args.force,
+        bn_images=args.recompute_bn,
+        greedy=args.greedy, settings=settings_of(args), backend=args.backend, force=args.force,
     )  # fmt: skip
     if args.print_config:
         return print_config(resolve_serving(job.settings, load_plugins(), *job.sources))

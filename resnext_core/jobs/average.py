@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +23,20 @@ from resnext_core.data.splits import open_split
 from resnext_core.errors import DataError, UsageError
 from resnext_core.files import check_target
 from resnext_core.interfaces import Backend, Batch, TrainRequest
+from resnext_core.jobs.mean import Mean, greedy
 from resnext_core.jobs.plan import training_backend
 from resnext_core.jobs.recorder import ignore
 from resnext_core.jobs.result import Result
+from resnext_core.jobs.scoring import score
 from resnext_core.jobs.settings import Settings, resolve_serving
+from resnext_core.metrics import METRICS
 from resnext_core.model.spec import BN_MOMENTUM
 from resnext_core.model.weights import Weights, load_weights, save_weights
 from resnext_core.plugins import PluginSet, load_plugins
 from resnext_core.ranks.collectives import SingleProcess
 from resnext_core.ranks.info import RankInfo
 from resnext_core.runs.records import Listener, Note, Progress
-from resnext_core.serving.load import WEIGHTS_SUFFIX, read_weights
+from resnext_core.serving.load import WEIGHTS_SUFFIX, read_weights, serve_weights
 from resnext_core.training.sizes import training_preprocess
 from resnext_core.training.trainer import create_trainer
 
@@ -42,13 +47,15 @@ class AverageJob:
 
     `shares` weigh them, one each; None weighs them alike. With `bn_images` the statistics of batch normalisation are
     computed anew from so many training images of the data of `settings` (or of the first source that is a run), with
-    the training's augmentation, on `backend`; None averages them too. `force` overwrites `target`.
+    the training's augmentation, on `backend`; None averages them too. With `greedy` only those are averaged that make
+    the mean no worse on the val part of the data, by ``train.best``. `force` overwrites `target`.
     """
 
     sources: tuple[Path, ...]
     target: Path
     shares: tuple[float, ...] | None = None
     bn_images: int | None = None
+    greedy: bool = False
     settings: Settings = field(default_factory=Settings)
     backend: str | None = None
     force: bool = False
@@ -96,17 +103,20 @@ def average(job: AverageJob, listen: Listener = ignore) -> AverageResult:
     resolved = resolve_serving(job.settings, plugins, *job.sources)
     config = resolved.config
     backend = training_backend(plugins, job.backend) if job.bn_images is not None else None
-    if backend is not None and config.data.dir is None:
-        raise UsageError(
-            "no data given for batch statistics: use --data DIR, or average runs to take their own"
-        )
-    mean = _Mean()
-    for path, share in zip(job.sources, shares, strict=True):
-        mean.add(read_weights(path, config, resolved.sources, plugins), path, share, listen)
+    if (backend is not None or job.greedy) and config.data.dir is None:
+        raise UsageError("no data given: use --data DIR, or average runs to take their own")
+    if (backend is not None or job.greedy) and resolved.note is not None:
+        listen(Note(text=resolved.note))
+    read = partial(read_weights, config=config, sources=resolved.sources, plugins=plugins)
+    sources = job.sources
+    if job.greedy:
+        sources = _chosen(job, config, plugins, read, listen)
+        shares = (1 / len(sources),) * len(sources)
+    mean = Mean()
+    for path, share in zip(sources, shares, strict=True):
+        mean.add(read(path), path, share, listen)
     weights = mean.weights()
     if backend is not None and job.bn_images is not None:
-        if resolved.note is not None:
-            listen(Note(text=resolved.note))
         weights, count = with_batch_statistics(weights, config, plugins, backend, job.bn_images, listen)
         words = (
             f"statistics of batch normalisation computed anew from {count} training images on {backend.id}"
@@ -120,7 +130,7 @@ def average(job: AverageJob, listen: Listener = ignore) -> AverageResult:
     save_weights(weights, job.target)
     written = load_weights(job.target).digest
     return AverageResult(
-        path=job.target, digest=written, sources=tuple(map(str, job.sources)), shares=shares, bn_images=count
+        path=job.target, digest=written, sources=tuple(map(str, sources)), shares=shares, bn_images=count
     )
 
 
@@ -134,6 +144,8 @@ def _shares(job: AverageJob) -> tuple[float, ...]:
         raise UsageError(f"{job.target} already exists; choose another name or use --force")
     if job.bn_images is not None and job.bn_images < 2:
         raise UsageError(f"batch statistics need 2 or more images, not {job.bn_images}")
+    if job.greedy and job.shares is not None:
+        raise UsageError("a greedy average weighs all alike: give shares or greedy, not both")
     check_target(job.target)
     given = job.shares or (1.0,) * len(job.sources)
     if len(given) != len(job.sources):
@@ -143,50 +155,25 @@ def _shares(job: AverageJob) -> tuple[float, ...]:
     return tuple(share / math.fsum(given) for share in given)
 
 
-class _Mean:
-    """Adds up weights in float64, one network in memory at a time."""
+def _chosen(
+    job: AverageJob, config: Config, plugins: PluginSet, read: Callable[[Path], Weights], listen: Listener
+) -> tuple[Path, ...]:
+    """Return the sources whose mean is best on val; see :func:`~resnext_core.jobs.mean.greedy`."""
+    check = Mean()
+    for path in job.sources:  # all the same network, before any is evaluated
+        check.add(read(path), path, 0.0, ignore)
+    first = check.weights()
+    index = open_split(config.data, "val", first.classes, named=first.has_names)
+    metric = METRICS[config.train.best]
 
-    def __init__(self) -> None:
-        self._first: Weights | None = None
-        self._path = Path()
-        self._sums: dict[str, NDArray[np.float64]] = {}
-        self._parts: list[dict[str, Any]] = []
+    def measured(weights: Weights) -> float:
+        served = serve_weights(
+            weights, config, plugins, backend_id=job.backend, batch_size=config.eval.batch_size
+        )
+        with closing(served.predictor):
+            return score(served, index, config, listen).metrics[config.train.best]
 
-    def add(self, weights: Weights, path: Path, share: float, listen: Listener) -> None:
-        """Add `share` times `weights`; DataError where they are not the same network as the first."""
-        if self._first is None:
-            self._first, self._path = weights.replace(tensors=weights.tensors, metrics={}), path
-            self._sums = {n: np.zeros(a.shape) for n, a in weights.tensors.items()}
-        for what in ("spec", "classes", "preprocess"):
-            if getattr(weights, what) != getattr(self._first, what):
-                raise DataError(
-                    f"{path} and {self._path} are not the same network: {_difference(what, weights, self._first)}"
-                )
-        digest = weights.digest
-        if digest in (part["digest"] for part in self._parts):
-            listen(Note(text=f"{path} has the same tensors as another of the weights"))
-        self._parts.append({"source": str(path), "digest": digest, "share": share})
-        for name, array in weights.tensors.items():
-            self._sums[name] += share * array.astype(np.float64)
-
-    def weights(self) -> Weights:
-        """Return the mean, rounded to float32 once."""
-        assert self._first is not None
-        tensors = {name: total.astype(np.float32) for name, total in self._sums.items()}
-        return self._first.replace(tensors=tensors, origin={"average": self._parts})
-
-
-def _difference(what: str, one: Weights, other: Weights) -> str:
-    """Return in a few words what is unlike in a field of two weights."""
-    mine, theirs = getattr(one, what), getattr(other, what)
-    if what == "classes":
-        if len(mine) != len(theirs):
-            return f"{len(mine)} classes and {len(theirs)}"
-        i = next(i for i, (a, b) in enumerate(zip(mine, theirs, strict=True)) if a != b)
-        return f"class {i} is {mine[i]!r} and {theirs[i]!r}"
-    a, b = mine.to_dict(), theirs.to_dict()
-    key = next(key for key in a if a[key] != b.get(key))
-    return f"{key} is {a[key]} and {b[key]}"
+    return tuple(greedy(job.sources, read, measured, metric.line, listen))
 
 
 def with_batch_statistics(

@@ -16,6 +16,7 @@ from resnext_core.data.loader import Loader
 from resnext_core.data.sampler import Task, epoch_permutation
 from resnext_core.errors import EXIT_DATA, EXIT_USAGE
 from resnext_core.jobs.average import AverageJob, average
+from resnext_core.jobs.mean import greedy
 from resnext_core.model.init import random_weights
 from resnext_core.model.preprocess import normalize
 from resnext_core.model.spec import BN_EPS
@@ -149,8 +150,10 @@ def test_unreadable_images_do_not_count_as_black(
         (["{0}", "{1}", "--shares", "0,0"], EXIT_USAGE, "not all 0"),
         (["{0}", "{1}", "--shares", "nan,1"], EXIT_USAGE, "shares are numbers from 0 on"),
         (["{0}", "{1}", "--shares", "x"], EXIT_USAGE, "--shares"),
-        (["{0}", "{1}", "--recompute-bn"], EXIT_USAGE, "no data given for batch statistics"),
+        (["{0}", "{1}", "--recompute-bn"], EXIT_USAGE, "no data given: use --data DIR"),
         (["{0}", "{1}", "--recompute-bn", "1"], EXIT_USAGE, "batch statistics need 2 or more images, not 1"),
+        (["{0}", "{1}", "--greedy"], EXIT_USAGE, "no data given: use --data DIR"),
+        (["{0}", "{1}", "--greedy", "--shares", "1,2"], EXIT_USAGE, "give shares or greedy, not both"),
         (["{0}", "nowhere"], EXIT_DATA, "no model at nowhere"),
         (["{0}", "{classes}"], EXIT_DATA, "are not the same network: class 0 is 'gnu' and 'ant'"),
         (["{0}", "{size}"], EXIT_DATA, "are not the same network: image_size is 12 and 8"),
@@ -182,6 +185,43 @@ def test_what_cannot_be_averaged_is_one_line(
     given = [word.format(*files, **paths) for word in words]
     cli.refuses(code, "average", *given, "-o", tmp_path / "m.safetensors", says=says)
     assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_greedy_takes_what_makes_the_mean_no_worse(tiny_weights: Weights) -> None:
+    """Weights with one number each, of which 10 is the best: 9, then 12 (mean 10.5), not 20, then 8."""
+    numbers = {"a": 12.0, "b": 20.0, "c": 9.0, "d": 8.0}
+
+    def read(path: Path) -> Weights:
+        bias = np.full_like(tiny_weights.tensors["fc.bias"], numbers[str(path)])
+        return tiny_weights.replace(tensors={**tiny_weights.tensors, "fc.bias": bias})
+
+    def measured(weights: Weights) -> float:
+        return -abs(float(weights.tensors["fc.bias"][0]) - 10)
+
+    notes: list[Any] = []
+    chosen = greedy(list(map(Path, numbers)), read, measured, "{:g}".format, notes.append)
+    assert list(map(str, chosen)) == ["c", "a", "d"]
+    assert [note.text for note in notes] == [
+        "a: -2", "b: -10", "c: -1", "d: -2",
+        "a taken: -0.5 with it, -1 without",
+        "d taken: -0.333333 with it, -0.5 without",
+        "b left out: -2.25 with it, -0.333333 without",
+    ]  # fmt: skip
+
+
+def test_a_greedy_average_is_no_worse_than_its_best(
+    cli: CommandLine, files: list[Path], photos: Path, tmp_path: Path
+) -> None:
+    out, data = tmp_path / "m.safetensors", ["--data", photos, "--set", "data.workers=0"]
+    result = cli.ok(
+        "--backend", "reference", "average", *files, "-o", out, "--greedy", *data, "--json"
+    ).json()
+    alone = {str(path): cli.ok("eval", "--weights", path, *data, "--json").json()["top1"] for path in files}
+    made = cli.ok("eval", "--weights", out, *data, "--json").json()
+    assert made["top1"] >= max(alone.values())
+    assert result["sources"][0] == max(alone, key=lambda path: alone[path])
+    assert result["shares"] == pytest.approx([1 / len(result["sources"])] * len(result["sources"]))
+    assert [part["source"] for part in load_weights(out).origin["average"]] == result["sources"]
 
 
 def test_the_target_is_not_overwritten(cli: CommandLine, files: list[Path], tmp_path: Path) -> None:

@@ -129,3 +129,52 @@ def test_a_validation_of_other_preprocessing_is_refused(
     capfd.readouterr()
     assert run("validate", "--artefact", made, "--weights", other, "--data", data) == 3
     assert "with other preprocessing or shape" in capfd.readouterr().err
+
+
+def test_mirror_images_with_an_artefact_of_a_fixed_batch(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The predictor takes any number of images, and pads the last batch: twice as many are two calls."""
+    train(data, tmp_path)
+    made = tmp_path / "fixed.onnx"
+    assert (
+        run("export", "--weights", tmp_path / "run", "--to", made, "--set", "export.batch_size=4") == EXIT_OK
+    )
+    assert open_onnx(made).artefact["batch_size"] == 4
+    quiet = [
+        "--data",
+        data,
+        "--set",
+        "data.workers=0",
+        "--set",
+        "eval.batch_size=3",
+        "--tta",
+        "flip",
+        "--json",
+    ]
+    found = []
+    for words in (["--weights", made], ["--backend", "reference", "--weights", tmp_path / "run"]):
+        capfd.readouterr()
+        assert run("eval", *words, *quiet) == EXIT_OK
+        found.append(json.loads(capfd.readouterr().out))
+    assert found[0]["backend"] == "onnx"
+    assert found[0]["confusion"] == found[1]["confusion"]
+    for key in ("nll", "brier"):
+        assert found[0]["calibration"][key] == pytest.approx(found[1]["calibration"][key], rel=1e-4)
+
+
+def test_an_artefact_of_one_size_refuses_several_before_any_is_evaluated(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train(data, tmp_path)
+    made = tmp_path / "m.onnx"
+    assert run("export", "--weights", tmp_path / "run", "--to", made) == EXIT_OK
+    words = ["eval", "--weights", made, "--data", data, "--set", "data.workers=0", "--json"]
+    capfd.readouterr()
+    assert run(*words, "--sizes", "8") == EXIT_OK
+    assert [r["image_size"] for r in json.loads(capfd.readouterr().out)["results"]] == [8]
+    assert run(*words, "--sizes", "8,12") == EXIT_USAGE
+    output = capfd.readouterr()
+    (line,) = output.err.splitlines()
+    assert "m.onnx takes images of 8 pixels, eval.size is 12: an artefact has one size" in line
+    assert not output.out
