@@ -23,6 +23,7 @@ pytest.register_assert_rewrite(
             "compare",
             "networks",
             "kinks",
+            "train_case",
             "updates",
             "identity",
             "prediction",
