@@ -39,8 +39,9 @@ def calibration_figures(calibration: Mapping[str, Any]) -> list[Figure]:
             f"right {text.percent(right, 1)}\nmean confidence {text.percent(mean, 1)}"
         )
         gaps.append(Bar(left=ends[0], right=ends[1], low=0, high=right, style="share", said=said))
+        style = "gap" if mean > right else "spare"
         gaps.append(
-            Bar(left=ends[0], right=ends[1], low=min(right, mean), high=max(right, mean), style="gap")
+            Bar(left=ends[0], right=ends[1], low=min(right, mean), high=max(right, mean), style=style)
         )
         amounts.append(Bar(left=ends[0], right=ends[1], low=0, high=shares[k], style="share", said=said))
     ece = text.percent(calibration.get("ece"))
@@ -53,7 +54,10 @@ def calibration_figures(calibration: Mapping[str, Any]) -> list[Figure]:
                 gaps, label=f"Share of right predictions by confidence; expected calibration error {ece}.",
                 diagonal=True,
             ),
-            legend=[("share", "right"), ("gap", "difference to the mean confidence"), ("mark", "perfect")],
+            legend=[
+                ("share", "right"), ("gap", "confidence above it"), ("spare", "right beyond the confidence"),
+                ("mark", "perfect"),
+            ],
             note=f"ECE {ece}",
         ),
         Figure(

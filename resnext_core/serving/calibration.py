@@ -49,16 +49,18 @@ class Calibration:
         if not len(labels):
             return self
         rows = np.arange(len(labels))
-        probabilities = softmax(logits)
         predicted = logits.argmax(axis=1)
-        confidence = probabilities[rows, predicted]
+        shifted = logits - logits[rows, predicted][:, None]
+        powers = np.exp(shifted)
+        total = powers.sum(axis=1)
+        confidence = 1.0 / total  # the largest power is 1
         places = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
         self.images += np.bincount(places, minlength=BINS)
         self.correct += np.bincount(places[predicted == labels], minlength=BINS)
         self.confidence += np.bincount(places, weights=confidence, minlength=BINS)
-        self.nll_sum += float((_log_sum(logits) - logits[rows, labels]).sum())
-        probabilities[rows, labels] -= 1.0
-        self.brier_sum += float(np.square(probabilities).sum())
+        self.nll_sum += float((np.log(total) - shifted[rows, labels]).sum())
+        squares = np.einsum("ij,ij->i", powers, powers) / np.square(total)
+        self.brier_sum += float((squares - 2 * powers[rows, labels] / total + 1).sum())
         return self
 
     @property
@@ -184,11 +186,4 @@ def _derivatives(logits: NDArray[Any], labels: NDArray[Any], inverse: float) -> 
         variance = (probabilities * np.square(part - mean[:, None])).sum(axis=1)
         wrong = int((part.max(axis=1) > true).sum())
         total += (len(part), wrong, float((mean - true).sum()), float(variance.sum()))
-    return total
-
-
-def _log_sum(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return log(sum(exp)) of each row."""
-    most = logits.max(axis=1)
-    total: NDArray[np.float64] = most + np.log(np.exp(logits - most[:, None]).sum(axis=1))
     return total

@@ -523,11 +523,12 @@ def test_calibration_is_drawn() -> None:
     assert len(tips) == 3
     assert tips == [words for _, words in json.loads(histogram["data-hover"])]
     assert "10 images\nright 80.0\u202f%\nmean confidence 50.0\u202f%" in tips[0]
-    shares, gaps = page.all("rect", class_="share"), page.all("rect", class_="gap")
-    assert (len(shares), len(gaps)) == (6, 3)
+    shares, gaps, spare = (page.all("rect", class_=name) for name in ("share", "gap", "spare"))
+    assert (len(shares), len(gaps), len(spare)) == (6, 1, 2)
     height = [float(a["height"]) for a in shares]
     assert height[0] / height[2] == pytest.approx(0.8, abs=0.01), "right in bin 7 against all right in bin 14"
-    assert float(gaps[0]["height"]) / height[2] == pytest.approx(0.3, abs=0.01)
+    assert float(gaps[0]["height"]) / height[2] == pytest.approx(0.4, abs=0.01), "0.9 and half of them right"
+    assert float(spare[0]["height"]) / height[2] == pytest.approx(0.3, abs=0.01), "0.5 and 0.8 of them right"
     assert height[3] / height[5] == pytest.approx(10 / 60, abs=0.01)
 
 
