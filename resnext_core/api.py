@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from resnext_core.console.output import Output, ProgressBar
 from resnext_core.errors import UsageError, quoted
@@ -45,7 +45,7 @@ def train(
     config: Location | Sequence[Location] = (),
     epochs: int | None = None,
     minutes: float | None = None,
-    batch_size: int | None = None,
+    batch_size: int | Literal["auto"] | None = None,
     seed: int | None = None,
     pretrained: Location | None = None,
     num_classes: int | None = None,
@@ -60,8 +60,9 @@ def train(
     """Train on the folder `data`, or continue the run `resume` (True: the newest); as ``resnext-run train``.
 
     Later arguments of the configuration win: `recipe`, the YAML files `config`, the single values, `overrides` such as
-    ``{"optimizer.lr": 0.1}``. `progress` gets every record (:mod:`resnext_core.runs.records`); without it lines are
-    printed. Ctrl-C saves and raises Interrupted; the run can be resumed.
+    ``{"optimizer.lr": 0.1}``. A `batch_size` of ``"auto"`` is the largest that fits memory. `progress` gets every
+    record (:mod:`resnext_core.runs.records`); without it lines are printed. Ctrl-C saves and raises Interrupted; the
+    run can be resumed.
 
     The result stands for its run folder wherever a path is taken. Raises UsageError, DataError, BackendUnavailable,
     Interrupted or RanksFailed.
@@ -85,7 +86,7 @@ def run(
     config: Location | Sequence[Location] = (),
     epochs: int | None = None,
     minutes: float | None = None,
-    batch_size: int | None = None,
+    batch_size: int | Literal["auto"] | None = None,
     seed: int | None = None,
     pretrained: Location | None = None,
     num_classes: int | None = None,

@@ -268,10 +268,13 @@ class Backend:
     the distributions whose versions a run records beside those of core. `connect` joins the other ranks and returns
     the collectives; None takes core's own over TCP. `launch` starts several processes and returns their exit code;
     None takes core's own local launcher. `steps_per_call` is how many steps the engine likes in one call of
-    :meth:`Engine.queue`. `ingredients` is what the engine can do beyond SGD with momentum on cross-entropy: a training
-    that needs another one is refused. ``groups`` are rules of tensors that differ in more than decay on weights, and
-    ``sizes`` images of another size than the ModelSpec's. `former_options` are options of earlier versions that are
-    gone, and the value at which each did nothing: a stored run that has that value is read without it.
+    :meth:`Engine.queue`. `batch_fits` says whether steps of a request fit the memory of this rank's device, by trying
+    some; it gives everything back, does not talk to other ranks, and returns None where that cannot be found out so:
+    the batch is then estimated by the machine's memory. `ingredients` is what the engine can do beyond SGD with
+    momentum on cross-entropy: a training that needs another one is refused. ``groups`` are rules of tensors that differ
+    in more than decay on weights, and ``sizes`` images of another size than the ModelSpec's. `former_options` are
+    options of earlier versions that are gone, and the value at which each did nothing: a stored run that has that value
+    is read without it.
 
     Factories import their framework when called, never before.
     """
@@ -294,6 +297,7 @@ class Backend:
     options: type | None = None
     former_options: Mapping[str, Any] = field(default_factory=dict)
     steps_per_call: int = 1
+    batch_fits: Callable[[TrainRequest], bool | None] | None = None
     ingredients: frozenset[Ingredient] = frozenset()
     connect: Callable[[RankInfo, Any], Collectives] | None = None
     launch: Callable[[LaunchRequest], int] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Literal
 
 
 def add_config_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) -> None:
@@ -23,8 +24,9 @@ def add_config_flags(parser: argparse.ArgumentParser, *, recipe: bool = True) ->
         help="fit the length of the training to this time (train.minutes)",
     )
     group.add_argument(
-        "--batch-size", type=int, metavar="N", help="global batch of a step (train.batch_size)"
-    )
+        "--batch-size", type=batch_size, metavar="N",
+        help="global batch of a step (train.batch_size); auto: the largest of a training that fits memory",
+    )  # fmt: skip
     group.add_argument("--seed", type=int, metavar="N", help="train.seed")
     group.add_argument(
         "--pretrained", metavar="FILE", help="weights to start a training from (model.pretrained)"
@@ -61,6 +63,16 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be an integer from 1, not '{text}'")
     return int(text)
+
+
+def batch_size(text: str) -> int | Literal["auto"]:
+    """Parse an integer or ``auto``, for argparse."""
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be an integer or auto, not '{text}'") from None
 
 
 def add_json_flag(parser: argparse.ArgumentParser) -> None:

@@ -33,12 +33,17 @@ def new_run(
     line of this process. Raises DataError where the folder cannot be made or already exists.
     """
     run = RunFolder.create(Path(config.output.dir), name or config.output.name, config.model.variant)
-    write_atomic(run.config, _absolute(config).to_yaml())
+    store_config(run, config)
     made = environment()
     if command is not None:
         made["command"] = command
     run.write_result("run", {"backend": backend.id, "environment": made})
     return run
+
+
+def store_config(run: RunFolder, config: Config) -> None:
+    """Write the configuration that a run is made with, or what it has become before its first step."""
+    write_atomic(run.config, _absolute(config).to_yaml())
 
 
 def shared_run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +30,7 @@ from resnext_core.ranks.collectives import SingleProcess
 from resnext_core.ranks.info import RankInfo
 from resnext_core.runs.folder import RunFolder, check_free, check_writable
 from resnext_core.serving.load import WEIGHTS_SUFFIX, exporters, server_of
+from resnext_core.training.batch_sizes import micro_batches, most_images
 from resnext_core.training.combinations import check_combinations
 from resnext_core.training.finetune import pretrained_momentum
 from resnext_core.training.imbalance import check_class_loss
@@ -55,7 +56,9 @@ class Plan:
 
     `splits` are None where there is no train part to use; `unusable` says what is wrong with the data. `backend` is
     None where the one that would train is not on this machine. `resumed` is the run that goes on. A `whole` job also
-    exports and validates. `stated` are the keys of the configuration, dotted, that somebody set; None: all.
+    exports and validates. With `finds_batch` its batch size stands for the largest that fits, which is found when the
+    devices are open (:mod:`resnext_core.jobs.fitting`). `stated` are the keys of the configuration, dotted, that
+    somebody set; None: all.
     """
 
     config: Config
@@ -66,6 +69,7 @@ class Plan:
     world: int = 1
     resumed: RunFolder | None = None
     whole: bool = False
+    finds_batch: bool = False
     stated: frozenset[str] | None = None
 
     @property
@@ -185,16 +189,22 @@ def plan_job(
     world: int = 1,
     resumed: RunFolder | None = None,
     whole: bool = False,
+    finds_batch: bool = False,
     sources: Mapping[str, str] | None = None,
 ) -> Plan:
     """Look at the data of a job and return the plan; UsageError where there is no data folder.
 
-    `sources` says where each value of `config` came from; None: all of them were set.
+    `sources` says where each value of `config` came from; None: all of them were set. With `finds_batch` the plan has
+    the smallest batch that may be found.
     """
     splits, unusable = examine_splits(config)
+    if finds_batch and splits is not None:
+        smallest = micro_batches(most_images(config, world, len(splits.train)))[0]
+        batch = smallest * world * config.train.accumulate
+        config = replace(config, train=replace(config.train, batch_size=batch))
     return Plan(
         config=config, plugins=plugins, backend=backend, splits=splits, unusable=tuple(unusable), world=world,
-        resumed=resumed, whole=whole, stated=None if sources is None else stated(sources),
+        resumed=resumed, whole=whole, finds_batch=finds_batch, stated=None if sources is None else stated(sources),
     )  # fmt: skip
 
 
@@ -235,6 +245,8 @@ def _caught(check: Callable[[Plan], object], plan: Plan) -> ResnextError | None:
 
 def _fits(plan: Plan) -> None:
     config = plan.config
+    if plan.finds_batch and plan.resumed is not None and any(plan.resumed.checkpoints.glob("step-*")):
+        raise UsageError(f"{plan.resumed.path} has its batch size already: leave out the batch size of auto")
     batch = per_rank(config, plan.world, len(plan.data.train))
     if plan.backend is not None:
         check_ingredients(plan.backend, asked_by(config))

@@ -19,15 +19,13 @@ from resnext_core.errors import BackendUnavailable, ResnextError
 from resnext_core.jobs.plan import Plan, checkpoint_room, learned, size
 from resnext_core.jobs.plan import checkpoint_bytes as checkpoint_bytes
 from resnext_core.model.spec import ModelSpec
+from resnext_core.training.batch_sizes import LINEAR_UP_TO as LINEAR_UP_TO
 from resnext_core.training.course import length
 from resnext_core.training.imbalance import imbalance, remedies
 from resnext_core.training.initial import per_rank
 from resnext_core.training.rules import learning_words, state_groups
 from resnext_core.training.schedule import lr_at, scaled_lr
 
-#: Up to this global batch the linear scaling of the learning rate kept the accuracy of ResNet-50 on ImageNet
-#: (Goyal et al., arXiv:1706.02677, figure 1).
-LINEAR_UP_TO = 8192
 #: With batch statistics of fewer images the error grows (Wu and He, arXiv:1803.08494, figure 1).
 BN_FROM = 8
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from resnext_core.config import Config, Layer, load_config, parse_set, read_layer
-from resnext_core.errors import shown
+from resnext_core.errors import UsageError, shown
 from resnext_core.files import local_path
 from resnext_core.interfaces import Backend
 from resnext_core.jobs.recipes import read_recipe
@@ -31,21 +31,26 @@ SHORT: Mapping[str, tuple[str, str]] = {
 }
 
 
+#: The batch size that asks for the largest that fits.
+AUTO = "auto"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a user says about the configuration of a job; later fields win over earlier ones.
 
     `recipe` is a recipe's name or a YAML file, `configs` are YAML files over it. The fields of :data:`SHORT` stand
     for one value each. `overrides` are ``section.key=value``, the value in YAML. `spelling` is how messages name a
-    setting: as a flag of the command line, or as an argument in Python.
+    setting: as a flag of the command line, or as an argument in Python. `batch_size` ``auto`` is for a training: it
+    gets the largest that fits (:mod:`resnext_core.jobs.fitting`).
     """
 
     recipe: str | None = None
     configs: tuple[str, ...] = ()
     data: str | None = None
     epochs: int | None = None
-    minutes: float | None = None
-    batch_size: int | None = None
+    minutes: float | None = (None,)
+    batch_size: int | Literal["auto"] | None = None
     seed: int | None = None
     pretrained: str | None = None
     num_classes: int | None = None
@@ -74,6 +79,8 @@ class Settings:
         flags = self.spelling == "flags"
         layers = [read_layer(Path(path)) for path in self.configs]
         for name, value in self._short():
+            if name == "batch_size" and value == AUTO:
+                continue
             section, key = SHORT[name]
             source = f"--{name.replace('_', '-')} {value}" if flags else f"{name}={value!r}"
             layers.append(Layer(source=source, values={section: {key: value}}))
@@ -112,11 +119,14 @@ def resolve(
     *,
     default_recipe: str | None = None,
     base: Layer | None = None,
+    trains: bool = False,
 ) -> Resolved:
     """Merge recipe, files and values; `base` (a run's own configuration) stands in for the recipe.
 
-    `default_recipe` is taken where neither is given. Raises UsageError.
+    `default_recipe` is taken where neither is given. Only what `trains` can find a batch size. Raises UsageError.
     """
+    if settings.batch_size == AUTO and not trains:
+        raise UsageError("a batch size of auto is for train and run; give a number here")
     layers: list[Layer] = [base] if base is not None else []
     recipe = settings.recipe or (None if base is not None else default_recipe)
     if recipe is not None:
@@ -131,6 +141,8 @@ def resolve(
         config.output.dir,
     ):
         local_path(given or "")
+    if settings.batch_size == AUTO:
+        sources = {**sources, "train.batch_size": "batch size auto: found when the training starts"}
     return Resolved(config=config, sources=sources)
 
 
@@ -143,11 +155,11 @@ def resolve_training(
     ``settings.output``. Raises UsageError or DataError.
     """
     if resume is False:
-        return resolve(settings, plugins, default_recipe=default_recipe), None
+        return resolve(settings, plugins, default_recipe=default_recipe, trains=True), None
     run = (
         RunFolder.newest(Path(settings.output or "runs")) if resume is True else RunFolder.open(Path(resume))
     )
-    return resolve(settings, plugins, base=stored_layer(run, plugins)), run
+    return resolve(settings, plugins, base=stored_layer(run, plugins), trains=True), run
 
 
 def resolve_serving(settings: Settings, plugins: PluginSet, *models: Path) -> Resolved:

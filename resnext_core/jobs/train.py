@@ -11,13 +11,14 @@ from typing import Any
 
 from resnext_core.data.balance import REMEDIES
 from resnext_core.data.index import remarks
+from resnext_core.jobs.fitting import with_fitting_batch
 from resnext_core.jobs.launching import Lines, launch
-from resnext_core.jobs.new_run import backend_of, new_run, removed_if_refused, shared_run
+from resnext_core.jobs.new_run import backend_of, new_run, removed_if_refused, shared_run, store_config
 from resnext_core.jobs.plan import Plan, plan_job, require, training_backend
 from resnext_core.jobs.recipes import DEFAULT_RECIPE
 from resnext_core.jobs.recorder import Recorder, ignore
 from resnext_core.jobs.result import Result
-from resnext_core.jobs.settings import Settings, resolve_training
+from resnext_core.jobs.settings import AUTO, Settings, resolve_training
 from resnext_core.jobs.training import connect, run_training, training_job
 from resnext_core.metrics import metric_lines
 from resnext_core.plugins import load_plugins
@@ -25,7 +26,7 @@ from resnext_core.ranks.info import RankInfo, rank_info
 from resnext_core.runs.checkpoint import load_latest
 from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.pointers import best_weights
-from resnext_core.runs.records import End, Eval, Listener, Resume, Start
+from resnext_core.runs.records import End, Eval, Listener, Note, Resume, Start
 from resnext_core.training.course import length
 from resnext_core.training.imbalance import imbalance, remedies
 
@@ -96,6 +97,7 @@ def train(job: TrainJob, listen: Listener = ignore) -> TrainResult:
         backend,
         world=devices * rank.world,
         resumed=resumed,
+        finds_batch=job.settings.batch_size == AUTO,
         sources=resolved.sources,
     )
     require(plan)
@@ -122,6 +124,8 @@ def train_on(
     for note in plan.notes:
         recorder.say(note)
     words = ["train", "--resume", str(run.path), "--no-result", *flags]
+    if plan.finds_batch and plan.resumed is None:
+        words.append(f"--batch-size={AUTO}")
     launch(backend, plan.config, words, devices=devices, logs=run.logs, lines=lines)
     return run
 
@@ -133,10 +137,15 @@ def train_plan(
 
     `notes` False: what is left out has been said already.
     """
-    config, splits, resumed, backend = plan.settled, plan.data, plan.resumed, plan.trainer
+    backend, fitting = plan.trainer, ""
     with ExitStack() as stack:
-        collectives = connect(backend, config, rank)
+        collectives = connect(backend, plan.settled, rank)
         stack.callback(collectives.close)
+        if plan.finds_batch:
+            if rank.is_main:
+                listen(Note(text="looking for the largest batch size that fits"))
+            plan, fitting = with_fitting_batch(plan, rank, collectives)
+        config, splits, resumed = plan.settled, plan.data, plan.resumed
         run = resumed or shared_run(config, backend, rank, collectives, command)
         emit: Listener = ignore
         say: Callable[[str], None] = ignore
@@ -146,6 +155,9 @@ def train_plan(
             stack.enter_context(run.training())
             recorder = Recorder(run, listen, tensorboard=config.output.tensorboard)
             emit, say = recorder, recorder.say
+            if fitting:
+                say(fitting)
+                store_config(run, config)
         for note in plan.notes if notes else ():
             say(note)
         checkpoint = None

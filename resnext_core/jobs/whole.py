@@ -20,7 +20,7 @@ from resnext_core.jobs.recipes import DEFAULT_RECIPE
 from resnext_core.jobs.recorder import Recorder, ignore
 from resnext_core.jobs.result import Result
 from resnext_core.jobs.scoring import score
-from resnext_core.jobs.settings import Settings, resolve_training
+from resnext_core.jobs.settings import AUTO, Settings, resolve_training
 from resnext_core.jobs.train import train_on, train_plan
 from resnext_core.jobs.validate import ValidateResult, compare_on
 from resnext_core.model.weights import load_weights
@@ -114,8 +114,9 @@ def whole(job: WholeJob, listen: Listener = ignore) -> WholeResult:
     backend = training_backend(plugins, job.backend or backend_of(resumed))
     config = _with_data(resolved.config, listen)
     plan = plan_job(
-        config, plugins, backend, world=job.devices, resumed=resumed, whole=True, sources=resolved.sources
-    )
+        config, plugins, backend, world=job.devices, resumed=resumed, whole=True,
+        finds_batch=job.settings.batch_size == AUTO, sources=resolved.sources,
+    )  # fmt: skip
     require(plan)
     _ = plan.scored  # before the training
     started = time.perf_counter()

@@ -14,6 +14,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
+import gpu_ingredients  # noqa: E402
 from gpu_cases import (  # noqa: E402
     FAR_FROM_KINKS,
     batches,
@@ -36,12 +37,14 @@ from gpu_convolutions import (  # noqa: E402
     make_case,
     shapes_of,
 )
+from gpu_ingredients import CASES, batches_of, request_of  # noqa: E402
 from resnext_gpu.device import Device, open_device  # noqa: E402
 from resnext_gpu.feed import Feed  # noqa: E402
 from resnext_gpu.gradients import Gradients  # noqa: E402
 from resnext_gpu.grouped_conv import op  # noqa: E402
 from resnext_gpu.network import Arithmetic, make_tensors  # noqa: E402
 from resnext_gpu.options import GpuOptions  # noqa: E402
+from resnext_gpu.plugin import resnext_backends  # noqa: E402
 from resnext_gpu.predictor import GpuPredictor  # noqa: E402
 
 from resnext_core.config import MixConfig, OptimizerConfig, PrecisionConfig  # noqa: E402
@@ -400,3 +403,48 @@ def test_auto_measures_on_a_measured_card_and_remembers(
     rows = json.loads(file.read_text())["timings"]
     assert len(rows) == 3 * len(ALL_WIDTHS.depths)
     assert all(row["ours_ms"] > 0 and row["library_ms"] > 0 for row in rows.values())
+
+
+def test_a_batch_is_tried_on_the_card_and_its_memory_comes_back() -> None:
+    """Images of which a step keeps more than any card has, and of which it keeps little."""
+    (record,) = resnext_backends()
+    assert record.batch_fits is not None
+    options = GpuOptions(device=PLACE)
+    request = dataclasses.replace(train_request(tiny_weights(512), ema_decay=0.9), options=options)
+    before = torch.cuda.memory_allocated()
+    assert record.batch_fits(request) is True
+    assert record.batch_fits(dataclasses.replace(request, batch_size=1 << 14)) is False
+    assert torch.cuda.memory_allocated() <= before + (1 << 20)
+    assert record.batch_fits(request) is True, "as before"
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("case", ["everything", "adamw", "frozen stage", "nesterov", "agc"])
+def test_steps_with_ingredients_equal_the_reference(case: str, recorded: bool) -> None:
+    """The fused updates, and rates, branches and teachers that a recorded graph takes as inputs."""
+    request = request_of(case)
+    exact = dataclasses.replace(request, precision=dataclasses.replace(request.precision, compute="float64"))
+    how = GpuOptions(device=PLACE, deterministic=True, channels_last=False, cuda_graphs=recorded)
+    ours, reference = trainer_with(how, request), oracle_trainer(exact)
+    steps = batches_of(request, 3, seed=CASES[case][1])
+    assert (
+        relative(
+            ours.run_steps(steps, gpu_ingredients.LRS), exact_steps(reference, steps, gpu_ingredients.LRS)
+        )
+        <= 1e-5
+    )
+    found, wanted = ours.state(), reference.state()
+    for name, array in wanted.tensors.items():
+        moment = name.startswith(("momentum/", "variance/"))
+        assert relative(found.tensors[name], array) <= (1e-4 if moment else 1e-5), name
+
+
+def test_a_graph_is_recorded_for_each_size(capfd: pytest.CaptureFixture[str]) -> None:
+    request = request_of("everything")
+    plain, recorded = (
+        trainer_with(GpuOptions(device=PLACE, deterministic=True, cuda_graphs=graphs), request)
+        for graphs in (False, True)
+    )
+    steps = [batches_of(request, 1, seed=size, size=size)[0] for size in (6, 8, 8, 6)]
+    np.testing.assert_allclose(recorded.run_steps(steps, LRS[:4]), plain.run_steps(steps, LRS[:4]), rtol=1e-4)
+    assert capfd.readouterr().err.count("recorded again as a CUDA graph") == 2

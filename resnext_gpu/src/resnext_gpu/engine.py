@@ -23,7 +23,7 @@ from resnext_gpu.inputs import StepTensors
 from resnext_gpu.memory import Exhausted, exhausted, fitting, out_of_memory
 from resnext_gpu.network import Arithmetic, Network
 from resnext_gpu.options import GpuOptions
-from resnext_gpu.predictor import GpuPredictor
+from resnext_gpu.predictor import SIZES, GpuPredictor
 from resnext_gpu.step import Step
 from resnext_gpu.sync_bn import sync_batch_norm
 from resnext_gpu.table import Table
@@ -37,10 +37,12 @@ class GpuEngine(Engine):
     Batch statistics are over all rows, those that are not valid too. Running statistics are those of this rank, and
     they move on every micro-batch, also on a step that is skipped for its overflow; the EMA follows there too.
 
+    `buffered` keeps gradients as several ranks do, whatever their number.
+
     Raises UsageError on an arithmetic or a group of ranks that it does not have, BackendUnavailable without the device.
     """
 
-    def __init__(self, request: TrainRequest, options: GpuOptions) -> None:
+    def __init__(self, request: TrainRequest, options: GpuOptions, *, buffered: bool = False) -> None:
         _check(request)
         if request.rank.world > 1 and not torch.distributed.is_initialized():
             raise UsageError("the ranks of the backend gpu are not connected: call its connect first")
@@ -86,7 +88,7 @@ class GpuEngine(Engine):
             forward,
             balanced=options.balanced_loss_scale,
             bucket_bytes=options.bucket_mib << 20,
-            views=request.rank.world > 1,
+            views=buffered or request.rank.world > 1,
         )
         self._step: StepFunction = self._own_step
         if options.cuda_graphs:
@@ -153,6 +155,30 @@ class GpuEngine(Engine):
         if how.grouped is not None and how.grouped.library:  # chosen for a graph, which prediction is not
             how = replace(how, grouped=None)
         return GpuPredictor(self._request.weights, tensors, how)
+
+    def rehearse(self) -> bool:
+        """Take steps, move the EMA and predict, on black images; return whether the memory sufficed.
+
+        The engine is good for nothing but :meth:`close` afterwards.
+        """
+        assert self._own_step is not None
+        size, rows = self._spec.image_size, self._request.batch_size
+        try:
+            images = torch.zeros((rows, size, size, 3), dtype=torch.uint8, device=self._device)
+            labels = torch.zeros(rows, dtype=torch.int64, device=self._device)
+            _slots = [torch.empty_like(images) for _ in range(2)]
+            for _ in range(2):
+                loss, _found = self._step(StepTensors.trial(self._request, images, labels))
+            self._table.average(0.5)
+            predictor = self.predictor(ema=False)
+            predictor.logits(np.zeros((min(rows, max(SIZES)), size, size, 3), np.uint8))
+            predictor.close()
+            loss.item()
+        except Exception as error:
+            if exhausted(error) is None:
+                raise
+            return False
+        return True
 
     def usage(self) -> DeviceUsage:
         """Return how long steps waited for their images, and on a GPU the most memory that tensors took."""

@@ -102,6 +102,8 @@ class Replayed:
     def __call__(self, given: StepTensors) -> tuple[Tensor, Tensor]:
         if self._inputs is not None and self._inputs.images.shape != given.images.shape:
             note(f"images of {_size(given.images)} now: the step is recorded again as a CUDA graph")
+            if given.images.device.type == "cuda":
+                torch.cuda.synchronize(given.images.device)  # the memory of a graph goes once it has run
             self._forget()
         if self._replay is None or self._outputs is None or self._inputs is None:
             self._inputs = given.clone()

@@ -52,7 +52,7 @@ class StepTensors:
         one = torch.ones((), device=device)
         return cls(
             images=images, labels=labels, weights=torch.ones(rows, device=device), lr=one, scale=one,
-            mix=unmixed(labels) if request.mixes else (),
+            mix=unmixed(labels, request.batch_size // request.accumulate) if request.mixes else (),
             branches=torch.ones((rows, len(spec.blocks)), device=device) if request.drops else None,
             teacher=torch.full((rows, spec.num_classes), 1 / spec.num_classes, device=device)
             if request.distillation is not None else None,

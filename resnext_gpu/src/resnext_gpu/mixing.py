@@ -23,10 +23,14 @@ def packed(mix: MixedRows) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     return rows, np.column_stack([mix.share, mix.blend]).astype(np.float32)
 
 
-def unmixed(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `rows` and `shares` of images with these int64 labels (N,) that are not mixed."""
+def unmixed(labels: Tensor, micro_batch: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return `rows` and `shares` of images with these int64 labels (N,) that are not mixed.
+
+    They are of one micro-batch, or of several of that size.
+    """
     rows = torch.zeros((len(labels), 6), dtype=torch.int64, device=labels.device)
-    rows[:, _PARTNER] = torch.arange(len(labels), device=labels.device)
+    own = torch.arange(len(labels), device=labels.device)
+    rows[:, _PARTNER] = own if micro_batch is None else own % micro_batch
     rows[:, _LABEL] = labels
     return rows, torch.ones((len(labels), 2), device=labels.device)
 

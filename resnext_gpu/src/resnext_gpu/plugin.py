@@ -48,6 +48,7 @@ def resnext_backends() -> Iterator[Backend]:
         options=GpuOptions,
         former_options={"fused_bn": False},  # before 0.1; it was slower
         steps_per_call=8,
+        batch_fits=_batch_fits,
         ingredients=frozenset(
             {
                 "mix",
@@ -133,6 +134,15 @@ def _engine(request: TrainRequest) -> Engine:
     from resnext_gpu.engine import GpuEngine
 
     return GpuEngine(request, options)
+
+
+def _batch_fits(request: TrainRequest) -> bool | None:
+    options = _options(request.options)
+    if options.engine == "mindspore":
+        return None
+    from resnext_gpu.trial import batch_fits
+
+    return batch_fits(request, options)
 
 
 def _predictor(request: PredictRequest) -> Predictor:
