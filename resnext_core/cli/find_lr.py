@@ -41,7 +41,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def handle(args: argparse.Namespace) -> int:
     settings = settings_of(args)
     if args.print_config:
-        return print_config(resolve_training(settings, load_plugins(), default_recipe=DEFAULT_RECIPE)[0])
+        return print_config(
+            resolve_training(settings, load_plugins(), default_recipe=DEFAULT_RECIPE, finds_batch=False)[0]
+        )
     output = Output(json_result=args.json)
     job = FindLrJob(
         settings=settings, backend=args.backend, steps=args.steps, low=args.low, high=args.high,

@@ -99,7 +99,7 @@ def find_lr(job: FindLrJob, listen: Listener = ignore) -> FindLrResult:
     _check(job)
     started = time.perf_counter()
     plugins = load_plugins()
-    resolved, _ = resolve_training(job.settings, plugins, default_recipe=DEFAULT_RECIPE)
+    resolved, _ = resolve_training(job.settings, plugins, default_recipe=DEFAULT_RECIPE, finds_batch=False)
     backend = training_backend(plugins, job.backend)
     plan = plan_job(resolved.config, plugins, backend, sources=resolved.sources)
     for topic, error in faults(plan):

@@ -119,13 +119,14 @@ def resolve(
     *,
     default_recipe: str | None = None,
     base: Layer | None = None,
-    trains: bool = False,
+    finds_batch: bool = False,
 ) -> Resolved:
     """Merge recipe, files and values; `base` (a run's own configuration) stands in for the recipe.
 
-    `default_recipe` is taken where neither is given. Only what `trains` can find a batch size. Raises UsageError.
+    `default_recipe` is taken where neither is given. Raises UsageError, also for a batch size of auto in a job that
+    does not find one (`finds_batch`).
     """
-    if settings.batch_size == AUTO and not trains:
+    if settings.batch_size == AUTO and not finds_batch:
         raise UsageError("a batch size of auto is for train and run; give a number here")
     layers: list[Layer] = [base] if base is not None else []
     recipe = settings.recipe or (None if base is not None else default_recipe)
@@ -147,19 +148,20 @@ def resolve(
 
 
 def resolve_training(
-    settings: Settings, plugins: PluginSet, *, resume: Path | bool = False, default_recipe: str | None = None
-) -> tuple[Resolved, RunFolder | None]:
+    settings: Settings, plugins: PluginSet, *, resume: Path | bool = False, default_recipe: str | None = None,
+    finds_batch: bool = True,
+) -> tuple[Resolved, RunFolder | None]:  # fmt: skip
     """Return the configuration of a training, and the run that it continues (None without `resume`).
 
     A run brings its own configuration, which stands in for the recipe. `resume` True takes the newest run of
-    ``settings.output``. Raises UsageError or DataError.
+    ``settings.output``. A job that does not find the batch size itself says so. Raises UsageError or DataError.
     """
     if resume is False:
-        return resolve(settings, plugins, default_recipe=default_recipe, trains=True), None
+        return resolve(settings, plugins, default_recipe=default_recipe, finds_batch=finds_batch), None
     run = (
         RunFolder.newest(Path(settings.output or "runs")) if resume is True else RunFolder.open(Path(resume))
     )
-    return resolve(settings, plugins, base=stored_layer(run, plugins), trains=True), run
+    return resolve(settings, plugins, base=stored_layer(run, plugins), finds_batch=finds_batch), run
 
 
 def resolve_serving(settings: Settings, plugins: PluginSet, *models: Path) -> Resolved:

@@ -173,7 +173,11 @@ def test_only_a_training_finds_its_size(photos: Path, recipe: Path, tmp_path: Pa
     config = cli.ok("train", "--recipe", recipe, "--batch-size", "auto", "--print-config").out
     (line,) = [line for line in config.splitlines() if line.startswith("  batch_size:") and "auto" in line]
     assert line.endswith("# batch size auto: found when the training starts")
-    for words in (["bench", "train"], ["eval", "--weights", "none.safetensors", "--data", str(photos)]):
+    for words in (
+        ["bench", "train"],
+        ["find-lr"],
+        ["eval", "--weights", "none.safetensors", "--data", str(photos)],
+    ):
         cli.refuses(
             EXIT_USAGE, *words, "--batch-size", "auto", says="a batch size of auto is for train and run"
         )
