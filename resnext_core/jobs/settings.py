@@ -49,7 +49,7 @@ class Settings:
     configs: tuple[str, ...] = ()
     data: str | None = None
     epochs: int | None = None
-    minutes: float | None = (None,)
+    minutes: float | None = None
     batch_size: int | Literal["auto"] | None = None
     seed: int | None = None
     pretrained: str | None = None
