@@ -100,9 +100,9 @@ class ProgressBar:
         elif isinstance(record, Progress):
             if self._output.interactive:
                 self._drawn(lambda: self._advance(record))
-        elif isinstance(record, End):
-            self.close()
         else:
+            if isinstance(record, End):
+                self.close()
             line = describe(record)
             if line is not None:
                 self._line(line, drawn=isinstance(record, Train))

@@ -152,6 +152,13 @@ def _notes(data: ReportData, history: History) -> list[str]:
         notes.append(f"{history.overflow_steps} steps overflowed and were skipped.")
     if history.train and history.started and not history.ended:
         notes.append("The records have no end: the run was interrupted or is still going.")
+    if history.ended_early is not None:
+        notes.append(f"The training ended early: {history.ended_early}.")
+    if history.fit is not None:
+        fit = history.fit
+        notes.append(
+            f"The training was fitted to {fit.minutes:g} minutes: {fit.total} steps, {text.sig(fit.epochs)} epochs."
+        )
     if unknown := count_unknown(data.records):
         notes.append(f"{unknown} records are of kinds unknown to this version and are not shown.")
     if data.samples_missing:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from resnext_core.report.text import number
-from resnext_core.runs.records import End, Eval, Record, Resume, Saved, Start, Train
+from resnext_core.runs.records import End, Eval, Fit, Record, Resume, Saved, Start, Train
 
 #: Points a curve keeps; more cannot be seen and only make the file large.
 MAX_POINTS = 500
@@ -24,6 +24,8 @@ class History:
     evals: list[Eval] = field(default_factory=list)
     resumes: list[int] = field(default_factory=list)
     ended: bool = False
+    ended_early: str | None = None
+    fit: Fit | None = None
     started: bool = False
     overflow_steps: int = 0
     times: list[float] = field(default_factory=list)
@@ -67,7 +69,9 @@ def read_history(records: Sequence[Record]) -> History:
             history.ended = False
             history.resumes.append(record.step)
         elif isinstance(record, End):
-            history.ended = True
+            history.ended, history.ended_early = True, record.reason
+        elif isinstance(record, Fit):
+            history.fit = record
         elif isinstance(record, Saved):
             history.checkpoint_s += _seconds(record.seconds)
         elif isinstance(record, Train):

@@ -117,7 +117,7 @@ def longest_fall(values: NDArray[np.float64]) -> tuple[int, int]:
     length, before = [1] * len(values), list(range(len(values)))
     for i in range(len(values)):
         for j in range(i):
-            if values[j] > values[i] and length[j] + 1 > length[i]:
+            if values[j] > values[i] and length[j] + 1 >= length[i]:  # the latest: what is flat is no fall
                 length[i], before[i] = length[j] + 1, j
     last = first = int(np.argmax(length))
     while before[first] != first:
