@@ -251,6 +251,10 @@ def _fits(plan: Plan) -> None:
     if plan.backend is not None:
         check_ingredients(plan.backend, asked_by(config))
     check_combinations(config, len(plan.data.train.classes))
+    if config.train.patience is not None and plan.data.val is None:
+        raise UsageError(
+            "train.patience needs a val part to evaluate on; add one, or set train.patience=null"
+        )
     if config.mix.on:
         check_micro_batch(batch // config.train.accumulate)
     if config.train.freeze and config.model.pretrained is None:

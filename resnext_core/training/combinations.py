@@ -10,6 +10,11 @@ def check_combinations(config: Config, classes: int) -> None:
     """Raise UsageError where settings of a training of `classes` classes contradict each other."""
     check_optimizer(config.optimizer)
     check_loss(config.loss, classes)
+    if config.train.minutes is not None and config.augment.start_size is not None:
+        raise UsageError(
+            "train.minutes cannot foresee the cost of steps whose images grow: set augment.start_size=null, or "
+            "train.minutes=null with train.epochs"
+        )
 
 
 def check_optimizer(optimizer: OptimizerConfig) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from command_line import CommandLine
 
+from resnext_core.errors import EXIT_USAGE
+
 
 def records(run: Path, kind: str) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
@@ -51,3 +53,13 @@ def test_minutes_are_a_flag_and_the_length_is_recorded(
     before = len(records(run, "train"))
     cli.ok("train", "--resume", run)
     assert len(records(run, "train")) == before
+
+
+def test_patience_without_evaluations_is_refused(
+    cli: CommandLine, recipe: Path, photos: Path, tmp_path: Path
+) -> None:
+    flags = ("--recipe", recipe, "--data", photos, "--output", tmp_path, "--set", "data.val=none")
+    cli.refuses(
+        EXIT_USAGE, "train", *flags, "--set", "train.patience=1", says="train.patience needs a val part"
+    )
+    assert list(tmp_path.iterdir()) == []

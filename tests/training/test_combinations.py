@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from resnext_core.config import Config, LossConfig, OptimizerConfig
+from resnext_core.config import AugmentConfig, Config, LossConfig, OptimizerConfig, TrainConfig
 from resnext_core.errors import UsageError
 from resnext_core.testing.cases import TRAIN_CASES, oracle, oracle_trainer
 from resnext_core.testing.tiny import train_request
@@ -33,6 +33,14 @@ def test_contradictions_are_refused(what: str) -> None:
     assert "\n" not in str(refused.value)
     with pytest.raises(UsageError, match=words):
         oracle_trainer(train_request(batch_size=4, optimizer=config.optimizer, loss=config.loss))
+
+
+def test_a_time_and_images_that_grow_are_refused() -> None:
+    train, grows = TrainConfig(minutes=5), AugmentConfig(start_size=8, size_epochs=(1, 2))
+    check_combinations(Config(train=train), 5)
+    check_combinations(Config(augment=grows), 5)
+    with pytest.raises(UsageError, match=r"train\.minutes cannot foresee .* augment\.start_size=null"):
+        check_combinations(Config(train=train, augment=grows), 5)
 
 
 def test_binary_cross_entropy_of_one_class_is_refused() -> None:
