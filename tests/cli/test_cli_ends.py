@@ -20,15 +20,17 @@ def records(run: Path, kind: str) -> list[dict[str, Any]]:
 def test_patience_is_said_shown_and_reported(
     cli: CommandLine, recipe: Path, photos: Path, tmp_path: Path
 ) -> None:
-    """At a rate of 0 nothing changes, so nothing rises."""
-    flags = ("--recipe", recipe, "--data", photos, "--output", tmp_path, "--name", "run", "--epochs", 9)
+    """At a rate of 0 only running statistics move, so accuracy soon rises no more."""
+    flags = ("--recipe", recipe, "--data", photos, "--output", tmp_path, "--name", "run", "--epochs", 99)
     out = cli.ok("train", *flags, "--set", "optimizer.lr=0", "--set", "train.patience=1").out
     reason = "top-1 has not risen in 1 evaluation (train.patience); best "
-    assert f"\nended after step 12: {reason}" in out
     [end] = records(tmp_path / "run", "end")
     assert end["reason"].startswith(reason)
+    assert end["reason"].endswith(f" % after step {end['step'] - 6}")
+    assert [r["best"] for r in records(tmp_path / "run", "eval")][-2:] == [True, False]
+    assert f"\nended after step {end['step']}: {reason}" in out
     shown = cli.ok("runs", "show", tmp_path / "run", "--json").json()
-    assert (shown["state"], shown["step"], shown["ended"]) == ("done", 12, end["reason"])
+    assert (shown["state"], shown["step"], shown["ended"]) == ("done", end["step"], end["reason"])
     assert f"done, {reason}" in cli.ok("runs", "show", tmp_path / "run").out
     cli.ok("report", tmp_path / "run")
     assert "The training ended early: top-1 has not risen" in (tmp_path / "run" / "report.html").read_text()
