@@ -22,12 +22,10 @@ from resnext_mindspore.parameters import Parameters
 
 LRS = (0.02, 0.01, 0.005)
 SETTINGS = {
-    "sgd": OptimizerConfig(weight_decay=0.01, decay_norm=True, stage_lr=0.5),
-    "nesterov": OptimizerConfig(nesterov=True, weight_decay=0.01, stage_lr=0.5),
+    "nesterov": OptimizerConfig(nesterov=True, weight_decay=0.01, decay_norm=True, stage_lr=0.5),
     "adamw": OptimizerConfig(kind="adamw", weight_decay=0.1, decay_bias=True, stage_lr=0.25),
     "adamw-betas": OptimizerConfig(kind="adamw", betas=(0.0, 0.95), eps=1e-3, weight_decay=0.0),
-    "lamb": OptimizerConfig(kind="lamb", weight_decay=0.02),
-    "lamb-all": OptimizerConfig(kind="lamb", weight_decay=0.5, trust_all=True, trust_clip=True, stage_lr=0.5),
+    "lamb": OptimizerConfig(kind="lamb", weight_decay=0.02, stage_lr=0.5),
 }
 
 
@@ -60,22 +58,17 @@ class Exact:
 
     def take(self, gradients: dict[str, np.ndarray], lr: float) -> None:
         self.step += 1
+        method = {"sgd": self._nesterov, "adamw": self._adamw, "lamb": self._lamb}[
+            self.request.optimizer.kind
+        ]
         for name, rule in tensor_rules(self.request).items():
-            g = gradients[name].astype(np.float64)
-            kind = self.request.optimizer.kind
-            {"sgd": self._sgd, "adamw": self._adamw, "lamb": self._lamb}[kind](
-                name, rule, g, float(np.float32(lr))
-            )
+            method(name, rule, gradients[name].astype(np.float64), float(np.float32(lr)))
 
-    def _sgd(self, name: str, rule: TensorRule, g: np.ndarray, lr: float) -> None:
-        optimizer, p = self.request.optimizer, self.p[name]
+    def _nesterov(self, name: str, rule: TensorRule, g: np.ndarray, lr: float) -> None:
+        momentum, p = self.request.optimizer.momentum, self.p[name]
         g = g + rule.weight_decay * p
-        self.m[name] = optimizer.momentum * self.m[name] + g
-        p -= (
-            lr
-            * rule.lr_scale
-            * (g + optimizer.momentum * self.m[name] if optimizer.nesterov else self.m[name])
-        )
+        self.m[name] = momentum * self.m[name] + g
+        p -= lr * rule.lr_scale * (g + momentum * self.m[name])
 
     def _moments(self, name: str, g: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
         b1, b2 = self.request.optimizer.betas

@@ -17,11 +17,10 @@ from resnext_mindspore.device import Device, Operators
 
 from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
 from resnext_core.errors import DataError, UsageError
-from resnext_core.interfaces import Batch, Distillation, PredictRequest, TrainState
+from resnext_core.interfaces import Batch, PredictRequest, TrainState
 from resnext_core.ranks.info import RankInfo
 from resnext_core.testing.cases import oracle_trainer
-from resnext_core.testing.kinks import DISTANCE, exact_steps, watch_kinks
-from resnext_core.training.rules import frozen_tensors
+from resnext_core.testing.kinks import away_from_kinks, exact_steps
 from resnext_core.training.trainer import Trainer
 
 pytest.importorskip("mindspore.nn")
@@ -65,79 +64,42 @@ def test_steps_equal_the_reference(changes: dict[str, Any]) -> None:
         assert relative(found.tensors[name], array) <= tolerance, name
 
 
-def _with_rows(made: list[Batch], seed: int, blocks: int, *, taught: bool) -> list[Batch]:
-    """Return the batches with blocks dropped from some rows, and probabilities of a teacher where `taught`."""
+def _with_dropped_blocks(made: list[Batch], seed: int) -> list[Batch]:
+    """Return the batches with either of two blocks dropped from some rows."""
     rng = np.random.default_rng(seed)
     found = []
     for batch in made:
-        keep = rng.random((len(batch), blocks)) < 0.7
-        teacher = rng.dirichlet(np.ones(5), len(batch)).astype(np.float32)
-        found.append(
-            dataclasses.replace(
-                batch,
-                branches=np.where(keep, 1 / 0.7, 0).astype(np.float32),
-                teacher=teacher if taught else None,
-            )
-        )
+        keep = rng.random((len(batch), 2)) < 0.7
+        found.append(dataclasses.replace(batch, branches=np.where(keep, 1 / 0.7, 0).astype(np.float32)))
     return found
 
 
-@pytest.mark.parametrize(
-    ("changes", "sizes", "seed"),
-    [
-        (
-            {
-                "optimizer": OptimizerConfig(kind="lamb", eps=1e-3, clip_norm=1.0, weight_decay=0.02),
-                "loss": LossConfig(kind="bce", smoothing=0.0),
-                "precision": PrecisionConfig(loss_scale="fixed", scale=64.0),
-            },
-            (8, 6),
-            49,
-        ),
-        (
-            {
-                "optimizer": OptimizerConfig(kind="adamw", eps=1e-3, agc=0.1, stage_lr=0.5),
-                "distillation": Distillation(weight=0.6, temperature=2.0), "frozen": 2, "accumulate": 2,
-                "logit_offsets": np.linspace(-1, 1, 5).astype(np.float32),
-            },
-            (8, 8),
-            41,
-        ),
-    ],
-    ids=["lamb-bce-sizes", "adamw-agc-teacher-frozen"],
-)  # fmt: skip
-def test_steps_with_more_ingredients_equal_the_reference(
-    changes: dict[str, Any], sizes: tuple[int, ...], seed: int, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Two steps: what one leaves counts in the next."""
-    weights = tiny_weights(8, depths=(1, 1))
-    request = train_request(weights, batch_size=8, drops=True, ema_decay=0.9, **changes)
+def test_graphs_of_each_size_are_kept_and_said(capfd: pytest.CaptureFixture[str]) -> None:
+    """Two steps at unlike sizes, by LAMB with dropped blocks: what one leaves counts in the next."""
+    request = train_request(
+        tiny_weights(8, depths=(1, 1)), batch_size=8, drops=True, ema_decay=0.9,
+        # eps is of the size of the gradients: else an update is the sign of one, which a rounding can turn
+        optimizer=OptimizerConfig(kind="lamb", eps=1e-3, clip_norm=1.0, weight_decay=0.02),
+        loss=LossConfig(kind="bce", smoothing=0.0), precision=PrecisionConfig(loss_scale="fixed", scale=64.0),
+    )  # fmt: skip
     exact = dataclasses.replace(request, precision=dataclasses.replace(request.precision, compute="float64"))
     ours, reference = trainer_on(Device(), request), oracle_trainer(exact)
-    begin = ours.state().tensors
-    made = [batches(1, size, 8, seed=seed + i)[0] for i, size in enumerate(sizes)]
-    steps = _with_rows(made, seed, 2, taught=request.distillation is not None)
+    steps = _with_dropped_blocks([*batches(1, 8, 8, seed=47), *batches(1, 6, 8, seed=48)], seed=47)
     lrs, decays = np.array([2e-3, 1e-3], np.float32), np.array([0.0, 0.75])
-    with watch_kinks() as found:
+    with away_from_kinks():
         wanted = reference.run_steps(steps, lrs, decays)
-    assert found.distance >= DISTANCE, found
     np.testing.assert_allclose(ours.run_steps(steps, lrs, decays), wanted, rtol=1e-5)
     state = ours.state().tensors
     assert state.keys() == reference.state().tensors.keys()
     for name, array in reference.state().tensors.items():
         tolerance = 1e-4 if name.startswith(("momentum/", "variance/")) else 1e-5
         assert relative(state[name], array) <= tolerance, name
-    for name in frozen_tensors(request):
-        assert np.array_equal(state[f"weights/{name}"], begin[f"weights/{name}"]), name
-        assert np.array_equal(state[f"ema/{name}"], begin[f"ema/{name}"]), name
-    said = capfd.readouterr().err.count("compiling the training step for images of 6 x 6 pixels")
-    assert said == (1 if sizes[0] != sizes[1] else 0)
-    (graph,) = [g for name, g in ours.engine._graphs.items() if name in ("whole", "micro")]
-    assert len(graph.compile_cache) == len(set(sizes))
-    if sizes[0] != sizes[1]:  # the graphs of both are kept
-        ours.run_steps(steps, lrs, decays)
-        assert len(graph.compile_cache) == 2
-        assert "compiling" not in capfd.readouterr().err
+    assert capfd.readouterr().err.count("compiling the training step for images of 6 x 6 pixels") == 1
+    graphs = ours.engine._graphs
+    assert [len(graphs[name].compile_cache) for name in ("whole", "average", "copy")] == [2, 1, 1]
+    ours.run_steps(steps, lrs, decays)
+    assert [len(graphs[name].compile_cache) for name in ("whole", "average", "copy")] == [2, 1, 1]
+    assert "compiling" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("padding", ["same", "symmetric"])
