@@ -13,6 +13,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from resnext_core.interfaces import TrainRequest
+from resnext_core.training.rules import epsilon
 from resnext_mindspore.parameters import Parameters
 
 _fused = ops.MultitypeFuncGraph("fused")
@@ -178,12 +179,11 @@ class Moments(nn.Cell):
         self.updates: Parameter = table.updates
         self.decays, self.scales = _by_tensor(table)
         self.trusts = tuple(rule.trust for rule in table.rules.values())
-        lamb, self.checked = config.kind == "lamb", request.checked
-        self.update = _lamb if lamb else _adamw
-        eps = config.eps if config.eps is not None else 1e-6 if lamb else 1e-8
+        self.checked = request.checked
+        self.update = _lamb if config.kind == "lamb" else _adamw
         b1, b2 = config.betas
         self.betas = tuple(Tensor(value, ms.float32) for value in (b1, 1 - b1, b2, 1 - b2))
-        self.eps = eps
+        self.eps = epsilon(config)
         self.most = Tensor(1.0 if config.trust_clip else float(np.finfo(np.float32).max), ms.float32)
         self.c1, self.c2 = OneMinusPower(b1), OneMinusPower(b2)
         self.map = ops.HyperMap()
