@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,8 @@ def test_batches_and_failures_do_not_depend_on_the_decoder(
 ) -> None:
     n = len(index)
     tasks = [*eval_tasks(n, 16), *(Task.of(epoch, epoch_permutation(n, 3, epoch)) for epoch in range(2))]
+    if augment is not None:  # images that grow
+        tasks += [replace(Task.of(2, epoch_permutation(n, 3, 2)), size=size) for size in (9, 80)]
     found = []
     for decoder, workers in ((PILLOW, 0), (turbo, 1), (turbo, 6)):
         with Loader(index, SPEC, augment, seed=3, workers=workers, decoder=decoder) as loader:
