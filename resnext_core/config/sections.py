@@ -205,7 +205,7 @@ class ScheduleConfig:
     Curve and milestones count from the start of the training, with `after_warmup` from the end of the warm-up: so
     do torchvision and mmpretrain.
 
-    ``one-cycle`` (Smith and Topin, arXiv:1708.07120; PyTorch's OneCycleLR) rises in `warmup_epochs` along half a cosine
+    ``one-cycle`` (Smith and Topin, arXiv:1708.07120; known as OneCycleLR) rises in `warmup_epochs` along half a cosine
     from the rate divided by `div_factor`, then falls to the first rate divided by `final_div`.
     """
 

@@ -22,25 +22,25 @@ def lr_at(
     """Return the learning rate of optimizer step `step` (0-based, counted from the start of training).
 
     With S steps an epoch, the first ``W = round(warmup_epochs · S)`` steps warm up (Goyal et al., arXiv:1706.02677):
-    ``base · (step + 1) / W``, or with `warmup_start` f ``base · (f + (1 - f) · step / W)`` (PyTorch's LinearLR). With
+    ``base · (step + 1) / W``, or with `warmup_start` f ``base · (f + (1 - f) · step / W)`` (as LinearLR). With
     `warmup_per` ``epoch`` the same with ``step // S`` for the step and `warmup_epochs` for W: constant within an epoch.
 
     Then follows a curve, which counts from step 0 on, warm-up included, or with `after_warmup` from step W on.
     `t_max` None is the end of the training. With e = whole epochs since the curve counts:
 
     - ``cosine-epoch``: ``eta_min + (base - eta_min) · (1 + cos(π · e / t_max)) / 2``, constant within an
-      epoch (Loshchilov and Hutter, arXiv:1608.03983, no restart; PyTorch's CosineAnnealingLR, stepped once an epoch).
+      epoch (Loshchilov and Hutter, arXiv:1608.03983, no restart; CosineAnnealingLR, stepped once an epoch).
       As in the formula, a `t_max` below `epochs` makes it rise again.
     - ``cosine-step``: the same curve once a step, over the steps after warm-up: `base` on the first of them,
       `eta_min` on the last, step ``round(t_max · S) - 1``, and on every later one.
     - ``linear``: a straight line from `base` on the first step after warm-up to `eta_min` at step
-      ``round(t_max · S)`` and later: without `t_max` the last step is one short of it (PyTorch's LinearLR).
+      ``round(t_max · S)`` and later: without `t_max` the last step is one short of it (as LinearLR).
     - ``step``: ``base · gamma ** n`` after n milestones; a milestone m (epochs, fractions allowed) is passed
       from step ``m · S`` on.
     - ``constant``: `base`.
 
     ``one-cycle`` has its own warm-up: half a cosine from ``base / div_factor`` on step 0 to `base` on step W - 1, then
-    half a cosine to ``base / (div_factor · final_div)`` on the last step (Smith and Topin, arXiv:1708.07120; PyTorch's
+    half a cosine to ``base / (div_factor · final_div)`` on the last step (Smith and Topin, arXiv:1708.07120; known as
     OneCycleLR with ``pct_start = warmup_epochs / epochs``, its momentum not cycled).
 
     `step` may lie between two steps, and with `smooth` what is constant within an epoch changes with every step:
