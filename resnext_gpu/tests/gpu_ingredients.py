@@ -43,7 +43,7 @@ CASES: Mapping[str, tuple[dict[str, Any], int]] = {
     ),
     "branches": ({"drops": True, "accumulate": 2}, 1),
     "teacher": ({"distillation": TEACHER, "mixes": True, "logit_offsets": OFFSETS}, 1),
-    "offsets": ({"logit_offsets": OFFSETS, "loss": LossConfig(kind="bce")}, 1),
+    "offsets": ({"logit_offsets": OFFSETS, "loss": LossConfig(smoothing_form="uniform")}, 0),
     "frozen stem": ({"frozen": 1, "ema_decay": 0.9}, 0),
     "frozen stage": ({"frozen": 2, "drops": True, "optimizer": OptimizerConfig(agc=0.02)}, 5),
     "frozen but the classifier": ({"frozen": 3, "ema_decay": 0.5, "accumulate": 2}, 5),
@@ -53,7 +53,7 @@ CASES: Mapping[str, tuple[dict[str, Any], int]] = {
                 kind="lamb", weight_decay=0.1, eps=EPS, clip_norm=1.0, stage_lr=0.7, decay_bias=True
             ),
             "loss": LossConfig(kind="bce", smoothing=0.2), "accumulate": 2, "mixes": True, "drops": True,
-            "distillation": TEACHER, "frozen": 1, "logit_offsets": OFFSETS, "ema_decay": 0.9,
+            "distillation": TEACHER, "frozen": 1, "ema_decay": 0.9,
             "skip_nonfinite": True,
         }, 0,
     ),

@@ -105,7 +105,7 @@ def test_ranks_equal_one_that_accumulates(
 
 
 def test_ranks_with_every_ingredient_equal_one_that_accumulates(tmp_path: Path) -> None:
-    """LAMB, binary cross-entropy, mixes, branches, a teacher, frozen parts, offsets; and a rank that resumes."""
+    """LAMB, binary cross-entropy, mixes, branches, a teacher, frozen parts; and a rank that resumes."""
     assert launch("ingredients", tmp_path, 2) == 0
     request = request_of("everything", precision=PrecisionConfig(compute="float64"))
     reference = oracle_trainer(request)
