@@ -253,6 +253,22 @@ def test_an_ema_that_does_not_move_costs_nothing(skip: bool, monkeypatch: pytest
         assert tensor.numpy().tobytes() == table.weights[name].detach().numpy().tobytes(), name
 
 
+def test_what_a_step_yields_is_on_the_device_whether_the_ema_moves_or_not() -> None:
+    """`settle` joins the outcomes of a call in one tensor, which those of two devices cannot be."""
+    request = train_request(tiny_weights(6), ema_decay=0.9, skip_nonfinite=True)
+    ours, steps, made = trainer(request), batches(3, size=6), []
+    step = ours.engine._step
+
+    def taken(given: StepTensors) -> Any:
+        made.append(step(given))
+        return made[-1]
+
+    ours.engine._step = taken
+    queued = list(ours.engine.queue(step_inputs(request, steps, LRS, [0.5, 1.0, 0.0]), lambda: 1.0))
+    assert all(a is b for pair in zip(queued, made, strict=True) for a, b in zip(*pair, strict=True))
+    assert np.isfinite(ours.engine.settle(queued).losses).all()
+
+
 # -- sizes -----------------------------------------------------------------------------------------
 
 

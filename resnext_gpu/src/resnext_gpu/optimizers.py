@@ -11,12 +11,9 @@ import torch
 from torch import Tensor
 
 from resnext_core.interfaces import TrainRequest
-from resnext_core.training.rules import tensor_rules
+from resnext_core.training.rules import epsilon, tensor_rules
 from resnext_gpu.gradients import gradients_of
 from resnext_gpu.table import Table
-
-#: What `eps` None is.
-_EPS = {"lamb": 1e-6, "adamw": 1e-8}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,9 +109,7 @@ class Update:
         return gradients_of(group.weights), group.momentum, group.variance, [], count
 
     def _settings(self) -> dict[str, float | bool]:
-        optimizer = self._optimizer
-        eps = _EPS[optimizer.kind] if optimizer.eps is None else optimizer.eps
-        beta1, beta2 = optimizer.betas
+        (beta1, beta2), eps = self._optimizer.betas, epsilon(self._optimizer)
         return {"beta1": beta1, "beta2": beta2, "eps": eps, "amsgrad": False, "maximize": False}
 
 
