@@ -148,6 +148,14 @@ def test_one_minus_a_power_has_its_digits(beta: float) -> None:
     np.testing.assert_allclose(found, wanted, rtol=3e-6)
 
 
+def test_one_minus_a_power_overflows_nowhere() -> None:
+    """Neither in the branch that is not taken: its slope, which takes part in that of the choice, is a number."""
+    ms = open_device(Device())
+    t = np.array([1e5, 1e6, 1e7], np.float32)
+    slope = ms.grad(OneMinusPower(0.9))(ms.Tensor(t)).asnumpy()
+    np.testing.assert_allclose(slope, 0, atol=1e-30)
+
+
 def test_adaptive_clipping_bounds_each_output_by_its_weights() -> None:
     ms = open_device(Device())
     request = _request(OptimizerConfig(agc=0.05))

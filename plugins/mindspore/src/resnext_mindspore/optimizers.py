@@ -213,10 +213,12 @@ class OneMinusPower(nn.Cell):
 
     def construct(self, t: Tensor) -> Tensor:
         y = t * self.rate
+        # Both are computed, and y ** 12 overflows after some 80,000 steps, of which a card that saturates makes a note.
+        small = ops.minimum(y, ops.ones_like(y))
         series = ops.ones_like(y)
         for k in range(_TERMS, 1, -1):
-            series = 1 - y / k * series
-        return ops.select(y < 1, y * series, 1 - ops.exp(-y))
+            series = 1 - small / k * series
+        return ops.select(y < 1, small * series, 1 - ops.exp(-y))
 
 
 def _by_tensor(table: Parameters) -> tuple[tuple[float, ...], tuple[float, ...]]:
