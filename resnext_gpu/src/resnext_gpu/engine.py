@@ -117,7 +117,9 @@ class GpuEngine(Engine):
                 if decay != 1 and self._request.skip_nonfinite:
                     with reaching_others():
                         skipped = bool(found.cpu())
-                    decay = 1.0 if skipped else decay  # what is yielded stays on the device, as of other steps
+                    decay = (
+                        1.0 if skipped else decay
+                    )  # what is yielded stays on the device, as of other steps
                 self._table.average(decay)
                 yield loss, found
         except Exception as error:
