@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from resnext_core.cli.common import print_config, settings_of
+from resnext_core.cli.eval_text import eval_text
 from resnext_core.console.flags import (
     add_config_flags,
     add_devices_flag,
@@ -17,14 +16,12 @@ from resnext_core.console.flags import (
     add_weights_flag,
     positive,
 )
-from resnext_core.console.output import Output, ProgressBar, table
+from resnext_core.console.output import Output, ProgressBar
 from resnext_core.files import write_atomic
-from resnext_core.jobs.evaluate import EvaluateJob, EvaluateResult, evaluate_sizes
+from resnext_core.jobs.evaluate import EvaluateJob, evaluate_sizes
 from resnext_core.jobs.settings import resolve_serving
-from resnext_core.metrics import METRICS
 from resnext_core.plugins import load_plugins
 from resnext_core.ranks.info import rank_info
-from resnext_core.serving.evaluate import Evaluation
 
 EPILOG = """\
 examples:
@@ -34,11 +31,6 @@ examples:
   resnext-run eval --weights runs/RUN --tta flip --sizes 224,256,288
   resnext-run eval --weights runs/RUN --calibrate --predictions predictions.csv
 """
-
-
-#: Of so many classes all are listed; of more, so many with the lowest recall.
-MOST_CLASSES, LOWEST_CLASSES = 20, 10
-HEADER = ["class", "recall", "images"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -75,11 +67,10 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 def handle(args: argparse.Namespace) -> int:
-    settings = settings_of(args)
     if args.tta is not None:
-        settings = replace(settings, overrides=(*settings.overrides, f"eval.tta={args.tta}"))
+        args.set.append(f"eval.tta={args.tta}")
     job = EvaluateJob(
-        weights=Path(args.weights), settings=settings, split=args.split, sizes=args.sizes, calibrate=args.calibrate,
+        weights=Path(args.weights), settings=settings_of(args), split=args.split, sizes=args.sizes, calibrate=args.calibrate,
         predictions=Path(args.predictions) if args.predictions else None, top=args.topk, backend=args.backend,
         devices=args.devices, lines="stderr" if args.json else "stdout",
     )  # fmt: skip
@@ -94,43 +85,9 @@ def handle(args: argparse.Namespace) -> int:
     if args.result is not None:
         write_atomic(Path(args.result), json.dumps(found))
         return 0
-    lines = [_table(results) if args.sizes else str(results[0])]
-    for result in results:
-        of = f"{result.evaluation.image_size} pixels: " * (len(results) > 1)
-        fitted = "" if result.calibrated is None else f"; {result.calibrated}"
-        lines.append(f"{of}calibration: {result.evaluation.calibration.line()}{fitted}")
-    if not args.sizes:
-        lines.append(_classes(results[0].evaluation))
-    output.result({"results": found} if args.sizes else found[0], "\n".join(lines))
+    output.result({"results": found} if args.sizes else found[0], eval_text(results, one_size=not args.sizes))
     for path, message in list(results[0].evaluation.failures.items())[:10]:
         output.say(f"could not read {path}: {message}")
     if args.predictions:
         output.say(f"predictions: {args.predictions}")
     return 0
-
-
-def _classes(found: Evaluation) -> str:
-    """Return the recall of the classes, lowest first: of all of them, or of the first where there are many."""
-    rows = [
-        (recall, images, name)
-        for name, recall, images in zip(found.classes, found.recall, found.support.tolist(), strict=True)
-        if recall is not None
-    ]
-    rows.sort(key=lambda row: (row[0], -row[1]))
-    shown = rows if len(rows) <= MOST_CLASSES else rows[:LOWEST_CLASSES]
-    lines = table([[name, f"{100 * recall:.2f} %", str(images)] for recall, images, name in shown], HEADER)
-    others = "" if len(shown) == len(rows) else f"\n... and {len(rows) - len(shown)} more classes: see --json"
-    return lines + others
-
-
-def _table(results: Sequence[EvaluateResult]) -> str:
-    header = ["size", *(metric.label for metric in METRICS.values()), "ECE", "images", "images/s"]
-    rows = []
-    for result in results:
-        found = result.evaluation
-        rate = f"{found.expected / found.seconds:.0f}" if found.seconds > 0 else "-"
-        shares = [
-            f"{100 * value:.2f} %" for value in (*(found.metrics[m] for m in METRICS), found.calibration.ece)
-        ]
-        rows.append([str(found.image_size), *shares, f"{found.scored} of {found.expected}", rate])
-    return f"{results[0].weights} [{results[0].backend}]\n{table(rows, header)}"

@@ -44,7 +44,7 @@ def train(photos: Path, recipe: Path, tmp_path: Path) -> list[object]:
     ("words", "says"),
     [
         (["trian"], "unknown command 'trian'; did you mean 'train'?"),
-        (["frobnicate"], "unknown command 'frobnicate'; known: backends, bench, convert, data,"),
+        (["frobnicate"], "unknown command 'frobnicate'; known: average, backends, bench, convert, data,"),
         (["train", "--epoch", "3"], "unknown flag '--epoch'; did you mean '--epochs'?"),
         (["eval", "--weigths", "x"], "unknown flag '--weigths'; did you mean '--weights'?"),
         (["--bakend", "reference"], "unknown flag '--bakend'; did you mean '--backend'?"),
