@@ -70,9 +70,9 @@ def handle(args: argparse.Namespace) -> int:
     if args.tta is not None:
         args.set.append(f"eval.tta={args.tta}")
     job = EvaluateJob(
-        weights=Path(args.weights), settings=settings_of(args), split=args.split, sizes=args.sizes, calibrate=args.calibrate,
-        predictions=Path(args.predictions) if args.predictions else None, top=args.topk, backend=args.backend,
-        devices=args.devices, lines="stderr" if args.json else "stdout",
+        weights=Path(args.weights), settings=settings_of(args), split=args.split, sizes=args.sizes,
+        calibrate=args.calibrate, predictions=Path(args.predictions) if args.predictions else None,
+        top=args.topk, backend=args.backend, devices=args.devices, lines="stderr" if args.json else "stdout",
     )  # fmt: skip
     if args.print_config:
         return print_config(resolve_serving(job.settings, load_plugins(), job.weights))
