@@ -265,7 +265,7 @@ def _fits(plan: Plan) -> None:
     check_class_loss(config, plan.data.train)
     check_frozen(plan.spec, config.train.freeze)
     settled = plan.settled
-    check_sizes(settled.augment, training_size(settled), settled.train.minutes)
+    check_sizes(settled.augment, training_size(settled))
     preprocess = preprocess_spec(settled.preprocess, training_size(settled))
     evaluated_at(preprocess, settled.eval.size, settled.eval.crop_pct)  # what speaks against those
     _teacher_fits(plan)

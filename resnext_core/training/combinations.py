@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from resnext_core.config import Config, LossConfig, OptimizerConfig
+from resnext_core.config import Config, LossConfig, OptimizerConfig, TrainConfig
 from resnext_core.errors import UsageError
 
 
@@ -10,11 +10,31 @@ def check_combinations(config: Config, classes: int) -> None:
     """Raise UsageError where settings of a training of `classes` classes contradict each other."""
     check_optimizer(config.optimizer)
     check_loss(config.loss, classes)
+    _check_average(config.train)
     if config.train.minutes is not None and config.augment.start_size is not None:
         raise UsageError(
             "train.minutes cannot foresee the cost of steps whose images grow: set augment.start_size=null, or "
             "train.minutes=null with train.epochs"
         )
+
+
+def _check_average(train: TrainConfig) -> None:
+    """Raise UsageError where something is said about an EMA that is not kept, or nothing could come of it."""
+    unused = TrainConfig()
+    said = [
+        key
+        for key in ("ema_every", "ema_scaled", "ema_warmup")
+        if getattr(train, key) != getattr(unused, key)
+    ]
+    if train.ema_decay is None and said:
+        without = ", ".join(f"train.{key}={_yaml(getattr(unused, key))}" for key in said)
+        raise UsageError(
+            f"train.{said[0]} is about an average of the weights, and none is kept: set train.ema_decay, or {without}"
+        )
+
+
+def _yaml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def check_optimizer(optimizer: OptimizerConfig) -> None:

@@ -96,6 +96,7 @@ def end_run(session: Session, error: Exception | None, *, together: bool = True)
 
 def finish_run(session: Session) -> None:
     """Wait for the last checkpoint and record which images could not be read; raises what failed at the end."""
+    session.attempt(session.save_last_fit)
     session.attempt(session.saver.wait)
     if session.failure is not None:
         end_run(session, session.failure, together=False)

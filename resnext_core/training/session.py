@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnext_core.errors import DataError
 from resnext_core.ranks.exchange import exchange
 from resnext_core.ranks.signals import StopRequest
 from resnext_core.runs.checkpoint import Checkpoint, complete_checkpoint, save_checkpoint
-from resnext_core.runs.checkpoint_folder import RunProgress
+from resnext_core.runs.checkpoint_folder import RunProgress, read_summary, step_name
 from resnext_core.runs.records import Fit, Note
 from resnext_core.runs.saver import Saver
 from resnext_core.runs.unreadable import Unreadable
@@ -24,6 +23,7 @@ from resnext_core.serving.golden import make_golden
 from resnext_core.training.meter import Meter
 from resnext_core.training.nonfinite import Diverged, LossWatch
 from resnext_core.training.pace import Pace
+from resnext_core.training.same import check_same
 from resnext_core.training.trainer import Trainer
 from resnext_core.training.training import Epoch, Training
 
@@ -61,7 +61,7 @@ class Session:
         """
         progress = RunProgress(step=0, epoch_closed=True)
         if resume is not None:
-            _check_same(training, resume)
+            check_same(training, resume)
             trainer.load_state(resume.state)
             progress = resume.progress
         training.course.fits = progress.fits
@@ -202,7 +202,7 @@ class Session:
         )  # fmt: skip
         self.saved = progress
 
-    def save_metrics(self, metrics: Mapping[str, Any]) -> None:
+    def save_metrics(self, metrics: Mapping[str, Any], *, report: bool = True) -> None:
         """Have what was saved before the evaluation written again with its result, on rank 0; takes no state."""
         training, progress = self.training, self.progress
         if not training.rank.is_main:
@@ -215,9 +215,18 @@ class Session:
                 training.run.checkpoints, progress, metrics, keep=training.config.train.keep, records=records,
                 blocked_s=blocked_s,
             ),
-            since=started,
+            since=started, report=report,
         )  # fmt: skip
         self.saved = progress
+
+    def save_last_fit(self) -> None:
+        """Have the last checkpoint say that the training ends there, where that was decided after it was saved."""
+        saved, progress = self.saved, self.progress
+        if not self.training.rank.is_main or saved is None or saved.fits == progress.fits:
+            return
+        self.saver.wait()
+        last = read_summary(self.training.run.checkpoints / step_name(progress.step))
+        self.save_metrics(last.metrics, report=False)
 
     # -- the end -----------------------------------------------------------------------------
 
@@ -233,36 +242,6 @@ class Session:
             text = bad.summary(loader.listed if loader is not None else frozenset[int]())
             if text:
                 self.note(text)
-
-
-#: What a user sets for facts of a run whose names do not say it.
-_KEYS = {
-    "repeats": "augment.repeats",
-    "image_size": "model.image_size",
-    "growth": "what augment.start_size, size_epochs and size_step say",
-    "balance": "data.balance",
-    "freeze": "train.freeze",
-    "teacher": "train.teacher",
-}
-
-
-def _check_same(training: Training, resume: Checkpoint) -> None:
-    now = training.facts()
-    # Checkpoints of earlier releases do not have them.
-    former = {
-        "repeats": 1,
-        "image_size": now["image_size"],
-        "growth": None,
-        "balance": 0.0,
-        "freeze": 0,
-        "teacher": None,
-    }
-    then = {**former, **resume.run}
-    changed = [f"{_KEYS.get(k, k)} was {then.get(k)} and is {v}" for k, v in now.items() if then.get(k) != v]
-    if changed:
-        raise DataError(
-            f"cannot resume {resume.path}: {'; '.join(changed)}; set it back to what it was, or start a new run"
-        )
 
 
 def _share_known_bad_images(session: Session) -> None:

@@ -46,20 +46,11 @@ def size_at(augment: AugmentConfig, final: int, epoch: int) -> int | None:
     return min(max(round(exact / augment.size_step) * augment.size_step, start), final)
 
 
-def check_sizes(augment: AugmentConfig, final: int, minutes: float | None = None) -> None:
-    """Raise UsageError where images cannot grow to `final` pixels as the configuration says.
-
-    `minutes` is that of a training that is fitted to a time. Its images are read before it is known which step of how
-    many they will be for.
-    """
+def check_sizes(augment: AugmentConfig, final: int) -> None:
+    """Raise UsageError where images cannot grow to `final` pixels as the configuration says."""
     start, epochs = augment.start_size, augment.size_epochs
     if start is None:
         return
-    if minutes is not None:
-        raise UsageError(
-            "augment.start_size counts epochs, and with train.minutes a training has as many as fit; set "
-            "augment.start_size=null or train.minutes=null"
-        )
     if start > final:
         raise UsageError(
             f"augment.start_size {start} is larger than the {final} pixels that training ends with; lower it, or raise "

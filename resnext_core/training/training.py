@@ -177,7 +177,7 @@ class Training:
         )  # fmt: skip
 
     def facts(self) -> dict[str, Any]:
-        """Return what a resumed run must share with its checkpoint to be the same training."""
+        """Return what tells whether a resumed run is the training of its checkpoint; see :mod:`.same`."""
         train, augment = self.config.train, self.config.augment
         growth = None
         if augment.start_size is not None:
@@ -194,6 +194,11 @@ class Training:
             "balance": self.config.data.balance,
             "freeze": train.freeze,
             "teacher": None if self.teacher is None else self.teacher.identity,
+            "optimizer": self.config.optimizer.kind,
+            "ema": train.ema_decay is not None,
+            "best": train.best,
+            "epochs": train.epochs,
+            "minutes": train.minutes,
         }
 
 

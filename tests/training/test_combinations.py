@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from resnext_core.config import AugmentConfig, Config, LossConfig, OptimizerConfig, TrainConfig
@@ -41,6 +43,19 @@ def test_a_time_and_images_that_grow_are_refused() -> None:
     check_combinations(Config(augment=grows), 5)
     with pytest.raises(UsageError, match=r"train\.minutes cannot foresee .* augment\.start_size=null"):
         check_combinations(Config(train=train, augment=grows), 5)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"ema_every": 32}, r"train\.ema_every is .*: set train\.ema_decay, or train\.ema_every=1$"),
+        ({"ema_scaled": True, "ema_warmup": "copy"}, r"or train\.ema_scaled=false, train\.ema_warmup=none$"),
+    ],
+)
+def test_what_is_said_about_an_average_that_is_not_kept_is_refused(said: dict[str, Any], words: str) -> None:
+    check_combinations(Config(train=TrainConfig(ema_decay=0.9, **said)), 5)
+    with pytest.raises(UsageError, match=words):
+        check_combinations(Config(train=TrainConfig(**said)), 5)
 
 
 def test_binary_cross_entropy_of_one_class_is_refused() -> None:

@@ -21,7 +21,7 @@ from test_loop import Constant, Recorder, configured
 
 from resnext_core.data.index import open_index
 from resnext_core.data.loader import Loader
-from resnext_core.errors import Interrupted
+from resnext_core.errors import DataError, Interrupted
 from resnext_core.interfaces import Batch, Predictor
 from resnext_core.metrics import METRICS, Metric
 from resnext_core.model.weights import Weights
@@ -311,6 +311,11 @@ def test_an_evaluation_that_takes_all_the_time_is_the_last(
     made = job(*TIME)
     progress = fit(Timed(tiny_weights, clock, batch_s=30.0), made)
     assert [e.step for e in found(made, Eval)] == [progress.step] == [STEPS]
+    assert latest(made).progress == progress
+    again = job(*TIME)
+    trainer = Timed(tiny_weights, clock)
+    assert fit(trainer, again, latest(again)) == progress
+    assert trainer.calls == []
 
 
 def test_less_time_than_an_epoch(job: Callable[..., Training], tiny_weights: Weights, clock: Clock) -> None:
@@ -371,6 +376,41 @@ def test_more_time_makes_a_resumed_run_longer(
     made = job(*TIME, "train.minutes=4")
     fit(Timed(tiny_weights, clock), made, latest(made))
     assert 0.95 * 240 <= clock.now - 100 <= 240
+
+
+def test_a_run_that_has_used_its_time_takes_no_more(
+    job: Callable[..., Training], tiny_weights: Weights, clock: Clock
+) -> None:
+    """Its learning rate has come to the end of its curve: more steps would change nothing."""
+    ended = fit(Timed(tiny_weights, clock), job(*TIME))
+    made, trainer = job(*TIME, "train.minutes=4"), Timed(tiny_weights, clock)
+    with pytest.raises(
+        DataError, match=f"for 4 minutes: its schedule has ended, after {ended.step} steps; .* --pretrained"
+    ):
+        fit(trainer, made, latest(made))
+    assert trainer.calls == []
+
+
+def test_a_run_of_epochs_that_has_ended_takes_no_time(
+    job: Callable[..., Training], tiny_weights: Weights
+) -> None:
+    fit(Recorder(tiny_weights), job("train.epochs=1"))
+    made = job("train.epochs=1", "train.minutes=4")
+    with pytest.raises(DataError, match=f"its schedule has ended, after {STEPS} steps"):
+        fit(Recorder(tiny_weights), made, latest(made))
+    longer = job("train.epochs=2")
+    assert fit(Recorder(tiny_weights), longer, latest(longer)).step == 2 * STEPS
+
+
+@pytest.mark.parametrize("minutes", ["2", "null"])
+def test_a_fitted_run_keeps_the_epochs_of_its_schedule(
+    job: Callable[..., Training], tiny_weights: Weights, clock: Clock, minutes: str
+) -> None:
+    with pytest.raises(Interrupted):
+        fit(Timed(tiny_weights, clock, stop_at=30), job(*TIME))
+    made = job(*TIME, "train.epochs=6", f"train.minutes={minutes}")
+    with pytest.raises(DataError, match=r"train\.epochs, whose schedule .* time, was 5 and is 6"):
+        fit(Timed(tiny_weights, clock), made, latest(made))
 
 
 def test_records_before_the_first_fit_say_the_configured_length(

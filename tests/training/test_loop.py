@@ -324,6 +324,26 @@ def test_a_training_with_every_draw_resumes_to_the_bit(
     assert not differ, f"{len(differ)} of {len(whole)} tensors differ, e.g. {differ[:3]}"
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "what"),
+    [
+        ("optimizer.kind=lamb", "optimizer.kind=adamw", r"optimizer\.kind was lamb and is adamw"),
+        ("optimizer.kind=sgd", "optimizer.kind=lamb", r"optimizer\.kind was sgd and is lamb"),
+        ("train.ema_decay=0.9", "train.ema_decay=null", r"train\.ema_decay is set was True and is False"),
+        ("train.best=top1", "train.best=macro_f1", r"train\.best was top1 and is macro_f1"),
+    ],
+)
+def test_a_resumed_run_keeps_its_optimizer_its_average_and_its_best_metric(
+    job: Callable[..., Training], tiny_weights: Weights, first: str, second: str, what: str
+) -> None:
+    fit(Averaging(tiny_weights), job("train.epochs=1", first))
+    made = job("train.epochs=2", second)
+    with pytest.raises(DataError, match=what):
+        fit(Averaging(tiny_weights), made, load_latest(made.run.checkpoints, print))
+    same = job("train.epochs=2", first, "optimizer.lr=0.01", "loss.smoothing=0", "train.patience=9")
+    assert fit(Averaging(tiny_weights), same, load_latest(same.run.checkpoints, print)).step == 12
+
+
 def test_each_rank_leaves_out_the_branches_of_its_own_rows(
     job: Callable[..., Training], tiny_weights: Weights
 ) -> None:
