@@ -217,7 +217,7 @@ def test_the_newest_run_is_resumed_where_none_is_named(
             EXIT_DATA,
             "variant was resnext_tiny and is resnext29_32x4d",
         ),
-        (["--set", "train.ema_decay=0.9"], EXIT_DATA, "this state does not fit resnext_tiny: missing ema/"),
+        (["--set", "train.ema_decay=0.9"], EXIT_DATA, "whether train.ema_decay is set was False and is True"),
         (["--data", "/nowhere"], EXIT_USAGE, "there is no data folder /nowhere"),
     ],
 )
