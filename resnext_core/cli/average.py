@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from resnext_core.cli.common import print_config, settings_of
-from resnext_core.console.flags import add_config_flags, add_json_flag, positive
+from resnext_core.console.flags import add_config_flags, add_json_flag, numbers, positive
 from resnext_core.console.output import Output, ProgressBar
 from resnext_core.jobs.average import AverageJob, average
 from resnext_core.jobs.settings import resolve_serving
@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "-o", "--to", dest="target", required=True, metavar="FILE", help="new .safetensors file"
     )
     parser.add_argument(
-        "--shares", type=_numbers, metavar="N,N", help="how much each counts (default: all alike)"
+        "--shares", type=numbers, metavar="N,N", help="how much each counts (default: all alike)"
     )
     parser.add_argument(
         "--recompute-bn", type=positive, nargs="?", const=_IMAGES, metavar="IMAGES",
@@ -47,10 +47,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="overwrite FILE if it exists")
     add_config_flags(parser)
     add_json_flag(parser)
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(word) for word in text.split(","))
 
 
 def handle(args: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from resnext_core.console.flags import (
     add_json_flag,
     add_split_flag,
     add_weights_flag,
+    integers,
     positive,
 )
 from resnext_core.console.output import Output, ProgressBar
@@ -41,7 +42,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="flip: the mean of the probabilities of each image and its mirror image (eval.tta)",
     )  # fmt: skip
     parser.add_argument(
-        "--sizes", type=_sizes, default=(), metavar="N,N", help="evaluate at each of these image sizes"
+        "--sizes",
+        type=integers,
+        default=(),
+        metavar="N,N",
+        help="evaluate at each of these image sizes in pixels",
     )
     parser.add_argument(
         "--calibrate", action="store_true",
@@ -60,10 +65,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--result", metavar="FILE", help=argparse.SUPPRESS)
     add_devices_flag(parser)
     add_json_flag(parser)
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(positive(word) for word in text.split(","))
 
 
 def handle(args: argparse.Namespace) -> int:

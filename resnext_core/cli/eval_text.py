@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from resnext_core.console.output import table
@@ -49,7 +50,8 @@ def _table(results: Sequence[EvaluateResult]) -> str:
         found = result.evaluation
         rate = f"{found.expected / found.seconds:.0f}" if found.seconds > 0 else "-"
         shares = [
-            f"{100 * value:.2f} %" for value in (*(found.metrics[m] for m in METRICS), found.calibration.ece)
+            f"{100 * value:.2f} %" if math.isfinite(value) else "-"
+            for value in (*(found.metrics[m] for m in METRICS), found.calibration.ece)
         ]
         rows.append([str(found.image_size), *shares, f"{found.scored} of {found.expected}", rate])
     return f"{results[0].weights} [{results[0].backend}]\n{table(rows, header)}"

@@ -65,6 +65,19 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def integers(text: str) -> tuple[int, ...]:
+    """Parse integers from 1 on with commas between them, for argparse."""
+    return tuple(positive(word.strip()) for word in text.split(","))
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Parse numbers with commas between them, for argparse."""
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be numbers with commas between them, not '{text}'") from None
+
+
 def batch_size(text: str) -> int | Literal["auto"]:
     """Parse an integer or ``auto``, for argparse."""
     if text == "auto":

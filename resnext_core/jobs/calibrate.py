@@ -60,7 +60,7 @@ class Calibrated:
 
 
 class KeptLogits:
-    """Keeps the logits of a pass, float32 (images of this rank, classes), for a fit."""
+    """Keeps the logits of a pass, float32 (images of this rank, classes), for a fit; rows with infinite ones are none."""
 
     def __init__(self) -> None:
         self._logits: list[NDArray[Any]] = []
@@ -68,7 +68,7 @@ class KeptLogits:
 
     def take(self, batch: Batch, logits: NDArray[Any], why: Callable[[int], str]) -> None:
         """Keep the rows of a batch that have a prediction."""
-        known = batch.valid & ~np.isnan(logits).any(axis=1)
+        known = batch.valid & np.isfinite(logits).all(axis=1)
         self._logits.append(logits[known])
         self._labels.append(batch.labels[known])
 

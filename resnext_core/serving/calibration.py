@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnext_core.serving.metrics import softmax
+from resnext_core.serving.metrics import below_largest, softmax
 
 #: Equal bins of the confidence, as in Guo et al., arXiv:1706.04599.
 BINS = 15
@@ -50,7 +51,7 @@ class Calibration:
             return self
         rows = np.arange(len(labels))
         predicted = logits.argmax(axis=1)
-        shifted = logits - logits[rows, predicted][:, None]
+        shifted = below_largest(logits)
         powers = np.exp(shifted)
         total = powers.sum(axis=1)
         confidence = 1.0 / total  # the largest power is 1
@@ -91,12 +92,18 @@ class Calibration:
 
     def line(self) -> str:
         """Return the errors in one line for people."""
+        if not self.total:
+            return "no image has a prediction"
         return f"ECE {100 * self.ece:.2f} %, NLL {self.nll:.4f}, Brier score {self.brier:.4f}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON types; :meth:`from_dict` takes them back."""
+        """Return JSON types; :meth:`from_dict` takes them back.
+
+        JSON has neither NaN nor infinity: an error is None without images, and an NLL that is infinite too.
+        """
+        errors = {name: getattr(self, name) for name in ("ece", "nll", "brier")}
         return {
-            "ece": self.ece, "nll": self.nll, "brier": self.brier,
+            **{name: value if math.isfinite(value) else None for name, value in errors.items()},
             "bins": {
                 "images": self.images.astype(np.int64).tolist(), "correct": self.correct.astype(np.int64).tolist(),
                 "confidence": self.confidence.tolist(),
@@ -109,7 +116,14 @@ class Calibration:
         images, correct, confidence = (
             np.asarray(found["bins"][name], np.float64) for name in ("images", "correct", "confidence")
         )
-        nll, brier = (found[name] * images.sum() if images.any() else 0.0 for name in ("nll", "brier"))
+        nll, brier = (
+            0.0
+            if not images.any()
+            else math.inf
+            if found[name] is None
+            else found[name] * float(images.sum())
+            for name in ("nll", "brier")
+        )
         return cls(images=images, correct=correct, confidence=confidence, nll_sum=nll, brier_sum=brier)
 
     def to_array(self) -> NDArray[np.float64]:

@@ -201,9 +201,22 @@ def percentiles(samples_s: Sequence[float] | NDArray[Any]) -> dict[str, float]:
     return {"p50": float(p50), "p90": float(p90), "p99": float(p99), "mean": float(samples.mean() * 1e3)}
 
 
+def below_largest(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Return logits less the largest along the last axis, float64: 0 for that one, and where it is infinite too.
+
+    An engine of float16 can overflow to an infinite logit, which still is a prediction. Rows with a NaN are NaN.
+    """
+    logits = np.asarray(logits, np.float64)
+    largest = logits.max(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        result: NDArray[np.float64] = logits - largest
+    if np.isinf(largest).any():
+        result[(logits == largest) & np.isinf(largest)] = 0.0
+    return result
+
+
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """Return probabilities along the last axis in float64; the largest logit is subtracted first."""
-    shifted = np.asarray(logits, np.float64) - np.max(logits, axis=-1, keepdims=True)
-    exponentials = np.exp(shifted)
+    """Return probabilities along the last axis in float64; those of infinite logits are the limit."""
+    exponentials = np.exp(below_largest(logits))
     result: NDArray[np.float64] = exponentials / exponentials.sum(axis=-1, keepdims=True)
     return result

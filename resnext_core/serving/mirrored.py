@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.interfaces import Predictor
+from resnext_core.serving.metrics import below_largest
 
 
 class Mirrored:
@@ -30,7 +31,6 @@ class Mirrored:
 
 
 def _log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
-    shifted = np.asarray(logits, np.float64)
-    shifted = shifted - shifted.max(axis=1, keepdims=True)
+    shifted = below_largest(logits)
     result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return result

@@ -47,6 +47,14 @@ def train(photos: Path, recipe: Path, tmp_path: Path) -> list[object]:
         (["frobnicate"], "unknown command 'frobnicate'; known: average, backends, bench, convert, data,"),
         (["train", "--epoch", "3"], "unknown flag '--epoch'; did you mean '--epochs'?"),
         (["eval", "--weigths", "x"], "unknown flag '--weigths'; did you mean '--weights'?"),
+        (
+            ["eval", "--weights", "x", "--sizes", "16,x"],
+            "argument --sizes: must be an integer from 1, not 'x'",
+        ),
+        (
+            ["average", "a", "b", "-o", "c", "--shares", "1,x"],
+            "--shares: must be numbers with commas between them, not",
+        ),
         (["--bakend", "reference"], "unknown flag '--bakend'; did you mean '--backend'?"),
         (["data", "info", "x", "--jsn"], "unknown flag '--jsn'; did you mean '--json'?"),
         (["train", "--no-resu"], "unknown flag '--no-resu'; did you mean '--resume'?"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -101,3 +102,28 @@ def test_no_best_temperature_is_said() -> None:
     assert fit_temperature(right, np.array([1, 2, 0, 0])).bounded, "the hotter the better"
     with pytest.raises(ValueError, match="no rows"):
         fit_temperature(np.zeros((0, 3)), np.zeros(0, np.int64))
+
+
+def test_infinite_logits_count_as_what_they_tend_to() -> None:
+    """As a float16 engine's overflow: the row is a prediction with confidence 1, and the others keep their errors."""
+    one, inf = np.array([[1.0, 0.0, 0.0]]), math.inf
+    calibration = Calibration().add(
+        np.array([*one, [inf, 0.0, 1.0], [inf, inf, 0.0], [-inf, -inf, -inf]]), np.array([0, 0, 1, 2])
+    )
+    share = math.e / (math.e + 2)
+    assert calibration.confidence.sum() == pytest.approx(share + 1 + 1 / 2 + 1 / 3, abs=1e-12)
+    assert calibration.nll == pytest.approx((-math.log(share) + math.log(2) + math.log(3)) / 4, abs=1e-12)
+    assert softmax(np.array([-inf, 0.0, inf])).tolist() == [0, 0, 1]
+    assert softmax(np.array([inf, 0.0, inf], np.float16)).tolist() == [0.5, 0, 0.5]
+
+
+def test_errors_that_are_no_numbers_are_null_in_json() -> None:
+    """JSON has no NaN: other programs could not read it."""
+    nothing, wrong = Calibration(), Calibration().add(np.array([[math.inf, 0.0]]), np.array([1]))
+    assert wrong.nll == math.inf
+    for calibration in (nothing, wrong):
+        found = json.loads(json.dumps(calibration.to_dict(), allow_nan=False))
+        again = Calibration.from_dict(found)
+        assert again.to_array().tolist() == calibration.to_array().tolist()
+    assert nothing.to_dict()["ece"] is None and wrong.to_dict()["nll"] is None
+    assert nothing.line() == "no image has a prediction"

@@ -50,3 +50,13 @@ def test_large_logits_do_not_overflow_and_nan_stays() -> None:
     assert np.isfinite(found[0]).all()
     assert found[0].argmax() == 0
     assert np.isnan(found[1]).any()
+
+
+def test_an_infinite_logit_keeps_its_class() -> None:
+    class Overflowed:
+        def logits(self, images: NDArray[Any]) -> NDArray[np.float32]:
+            return np.array([[0.0, np.inf, 1.0], [-np.inf, 2.0, 2.0]], np.float32)[: len(images)]
+
+    model: Any = Overflowed()
+    shares = softmax(Mirrored(model).logits(np.zeros((2, 4, 4, 3), np.uint8)))
+    np.testing.assert_allclose(shares, [[0, 1, 0], [0, 0.5, 0.5]], atol=1e-7)
