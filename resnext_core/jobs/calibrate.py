@@ -60,7 +60,7 @@ class Calibrated:
 
 
 class KeptLogits:
-    """Keeps the logits of a pass, float32 (images of this rank, classes), for a fit; rows with infinite ones are none."""
+    """Keeps the logits of a pass, float32 (images of this rank, classes), for a fit, but rows that are not finite."""
 
     def __init__(self) -> None:
         self._logits: list[NDArray[Any]] = []

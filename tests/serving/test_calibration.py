@@ -125,5 +125,6 @@ def test_errors_that_are_no_numbers_are_null_in_json() -> None:
         found = json.loads(json.dumps(calibration.to_dict(), allow_nan=False))
         again = Calibration.from_dict(found)
         assert again.to_array().tolist() == calibration.to_array().tolist()
-    assert nothing.to_dict()["ece"] is None and wrong.to_dict()["nll"] is None
+    assert nothing.to_dict()["ece"] is None
+    assert wrong.to_dict()["nll"] is None
     assert nothing.line() == "no image has a prediction"
