@@ -101,6 +101,15 @@ class DecayUnscaled(Optimizer):
         super()._adaptive(name, weight, gradient, rule, lr)
 
 
+class DecayOfTheWholeRate(Optimizer):
+    """The decay of AdamW takes the rate of the step, without the factor of the tensor."""
+
+    def _adaptive(self, name: str, weight: Any, gradient: Any, rule: Any, lr: float) -> None:
+        if self.config.kind == "adamw":
+            rule = dataclasses.replace(rule, weight_decay=rule.weight_decay / rule.lr_scale)
+        super()._adaptive(name, weight, gradient, rule, lr)
+
+
 class TrustWithoutDecay(Optimizer):
     """The trust ratio of LAMB is taken before decay is added."""
 
@@ -190,6 +199,11 @@ def _tensorwise(gradient: Any, weight: Any, share: float) -> Any:
     return _agc(gradient.ravel(), weight.ravel(), share).reshape(gradient.shape)
 
 
+def _with_scale(gradient: Any, weight: Any, share: float) -> Any:
+    """Gradients are clipped before they are divided by the loss scale of the case."""
+    return _agc(gradient * 64, weight, share) / 64
+
+
 def _inputwise(gradient: Any, weight: Any, share: float) -> Any:
     """Channels are those of the input."""
     if gradient.ndim < 2:
@@ -248,6 +262,17 @@ def _adjusts_the_teacher(config: Any, classes: int, labels: Any, **more: Any) ->
 class DropsNothing(Stepping):
     def changed(self, step: StepInput) -> StepInput:
         return dataclasses.replace(step, branches=None)
+
+
+class DropsWhereItLearns(Stepping):
+    """Frozen blocks are computed whole, as in evaluation."""
+
+    def changed(self, step: StepInput) -> StepInput:
+        if step.branches is None:
+            return step
+        branches = step.branches.copy()
+        branches[:, [network.part_of(b.name) < self._request.frozen for b in self._spec.blocks]] = 1
+        return dataclasses.replace(step, branches=branches)
 
 
 class DropsWithoutScale(Stepping):
@@ -410,6 +435,7 @@ PLANTED: dict[str, tuple[Backend, str, str]] = {
     "decay of another rate": (
         optimizing(DecayUnscaled), "test_update_follows_from_the_optimizer_state", "adamw",
     ),
+    "decay of the whole rate": (optimizing(DecayOfTheWholeRate), WEIGHTS, "adamw"),
     "epsilon inside the root": (optimizing(EpsilonInside), WEIGHTS, "adamw"),
     "epsilon not taken": (asked(optimizer={"eps": None}), WEIGHTS, "lamb"),
     "betas not taken": (asked(optimizer={"betas": (0.9, 0.999)}), STATE, "variance"),
@@ -442,6 +468,9 @@ PLANTED: dict[str, tuple[Backend, str, str]] = {
     "agc of input channels": (
         backend(patch=patching((optimizers, "adaptively_clipped", _inputwise))), MOMENTUM, "agc",
     ),
+    "agc of scaled gradients": (
+        backend(patch=patching((optimizers, "adaptively_clipped", _with_scale))), MOMENTUM, "agc",
+    ),
     "agc of the classifier": (_rules_patch(_clips_classifier), MOMENTUM, "fc."),
     "bce always the mean": (asked(loss={"bce_sum": False}), LOSSES, "head"),
     "bce always the sum": (asked(loss={"bce_sum": True}), LOSSES, "adamw"),
@@ -458,6 +487,7 @@ PLANTED: dict[str, tuple[Backend, str, str]] = {
     "logits not adjusted": (asked(request={"logit_offsets": None}), LOSSES, "agc"),
     "logits adjusted for the teacher": (_loss_patch(_adjusts_the_teacher), LOSSES, "agc"),
     "nothing dropped": (backend(mistake=DropsNothing), LOSSES, "lamb"),
+    "frozen blocks not dropped": (backend(mistake=DropsWhereItLearns), LOSSES, "head"),
     "dropped without scale": (backend(mistake=DropsWithoutScale), LOSSES, "lamb"),
     "dropped for whole batches": (backend(mistake=DropsWholeBatches), LOSSES, "lamb"),
     "dropped by the first micro-batch": (backend(mistake=DropsByTheFirstMicroBatch), LOSSES, "lamb"),

@@ -116,10 +116,8 @@ class GpuEngine(Engine):
                 decay = 1.0 if step.ema_decay is None else step.ema_decay
                 if decay != 1 and self._request.skip_nonfinite:
                     with reaching_others():
-                        skipped = bool(found.cpu())
-                    decay = (
-                        1.0 if skipped else decay
-                    )  # what is yielded stays on the device, as of other steps
+                        skipped = bool(found.cpu())  # a copy: what is yielded stays on the device
+                    decay = 1.0 if skipped else decay
                 self._table.average(decay)
                 yield loss, found
         except Exception as error:
