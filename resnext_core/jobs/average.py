@@ -122,6 +122,8 @@ def average(job: AverageJob, listen: Listener = ignore) -> AverageResult:
             f"statistics of batch normalisation computed anew from {count} training images on {backend.id}"
         )
         weights = weights.replace(origin={**weights.origin, "bn": {"images": count, "backend": backend.id}})
+    elif len(sources) == 1:
+        count, words = None, "no mean is better than the best of the weights, which is written as it is"
     else:
         count, words = None, "statistics of batch normalisation are averages too"
         words += "; the network may need its own: see --recompute-bn"

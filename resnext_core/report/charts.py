@@ -268,7 +268,8 @@ def _grid(
     for index, value in enumerate(ticks(0, frame.x_max, 5)):
         style = "tick middle" if index % 2 == 0 else "tick middle minor"
         parts.append(tag("text", format_x(value), class_=style, x=frame.x(value), y=HEIGHT - _BOTTOM + 18))
-    parts.append(tag("text", axis, class_="tick end", x=_LEFT - 13, y=HEIGHT - _BOTTOM + 18))
+    beside = _LEFT - 9 - 4 * len(format_x(0.0))  # left of the first number, whose middle is at _LEFT
+    parts.append(tag("text", axis, class_="tick end", x=beside, y=HEIGHT - _BOTTOM + 18))
     base = HEIGHT - _BOTTOM
     parts.append(tag("line", class_="base", x1=_LEFT, x2=WIDTH - _RIGHT, y1=base, y2=base))
     return tag("g", *parts)

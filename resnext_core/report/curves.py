@@ -172,7 +172,7 @@ def _time(history: History) -> Figure | None:
         title="Where a training step's time goes",
         legend=[(style, name) for style, name, _ in _parts(history)[:3]],
         note=f"waiting {text.percent(waiting, 1)}",
-        chart=time_chart(slices, label=f"Shares of training time: {shares}.", format_x=text.short),
+        chart=time_chart(slices, label=f"Shares of training time: {shares}.", format_x=text.steps),
     )
 
 
@@ -207,7 +207,7 @@ def _parts(history: History) -> list[tuple[str, str, float]]:
 
 
 def _lines(history: History, curves: Sequence[Series], **options: Any) -> Markup:
-    return line_chart(curves, x_max=history.last_step, format_x=text.short, marks=history.resumes, **options)
+    return line_chart(curves, x_max=history.last_step, format_x=text.steps, marks=history.resumes, **options)
 
 
 def _resumed(history: History) -> list[tuple[str, str]]:

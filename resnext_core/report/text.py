@@ -39,6 +39,12 @@ def short(value: Any) -> str:
     return _digits(value)
 
 
+def steps(value: Any) -> str:
+    """Return a number of steps: as it is below 1000, else as :func:`short` does."""
+    value = number(value)
+    return short(value) if not abs(value) < 1000 else f"{value:.4g}"
+
+
 def sig(value: Any, digits: int = 4) -> str:
     """Return a number with `digits` significant digits, in powers of ten when very small or large."""
     value = number(value)

@@ -165,7 +165,7 @@ class _Csv:
         self._text = io.TextIOWrapper(
             stream, "utf-8", errors="surrogateescape", newline="", write_through=True
         )
-        self._writer = csv.writer(self._text, lineterminator="\n")
+        self._writer = csv.writer(_Lines(self._text))
         best = (name for i in range(1, top + 1) for name in (f"class_{i}", f"probability_{i}"))
         self._writer.writerow(["path", "true", "predicted", "true_probability", "error", *best])
 
@@ -185,6 +185,19 @@ class _Csv:
 
     def close(self) -> None:
         self._text.detach()
+
+
+class _Lines:
+    """Takes the rows of a ``csv.writer`` and ends them with a newline alone.
+
+    Before Python 3.13 the writer quotes a carriage return in a cell only where its own line ends have one.
+    """
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, row: str) -> int:
+        return self._stream.write(row.removesuffix("\r\n") + "\n")
 
 
 def _harmless(text: str) -> str:

@@ -17,6 +17,7 @@ from resnext_core.data.sampler import Task, epoch_permutation
 from resnext_core.errors import EXIT_DATA, EXIT_USAGE
 from resnext_core.jobs.average import AverageJob, average
 from resnext_core.jobs.mean import greedy
+from resnext_core.jobs.settings import Settings
 from resnext_core.model.init import random_weights
 from resnext_core.model.preprocess import normalize
 from resnext_core.model.spec import BN_EPS
@@ -222,6 +223,23 @@ def test_a_greedy_average_is_no_worse_than_its_best(
     assert result["sources"][0] == max(alone, key=lambda path: alone[path])
     assert result["shares"] == pytest.approx([1 / len(result["sources"])] * len(result["sources"]))
     assert [part["source"] for part in load_weights(out).origin["average"]] == result["sources"]
+
+
+def test_a_greedy_choice_of_one_is_not_called_a_mean(
+    files: list[Path], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[Any] = []
+    monkeypatch.setattr("resnext_core.jobs.average._chosen", lambda job, *_: job.sources[1:2])
+    job = AverageJob(
+        sources=tuple(files),
+        target=tmp_path / "one.safetensors",
+        greedy=True,
+        settings=Settings(data=str(photos)),
+    )
+    result = average(job, notes.append)
+    assert result.digest == load_weights(files[1]).digest
+    assert notes[-1].text == "no mean is better than the best of the weights, which is written as it is"
+    assert not any("--recompute-bn" in note.text for note in notes)
 
 
 def test_the_target_is_not_overwritten(cli: CommandLine, files: list[Path], tmp_path: Path) -> None:

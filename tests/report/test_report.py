@@ -438,7 +438,8 @@ def test_tag_escapes_everything_but_markup() -> None:
     [
         (text.percent(0.93421), "93.42 %"), (text.percent(math.nan), "–"), (text.percent(None), "–"),
         (text.count(49984), "49 984"), (text.short(114_971_944), "115 M"), (text.short(22.94e9), "22.9 G"),
-        (text.short(999.7e3), "1 M"), (text.short(0), "0"), (text.sig(3.14e-6, 3), "3.14e-6"),
+        (text.short(999.7e3), "1 M"), (text.short(0), "0"), (text.steps(25.0), "25"),
+        (text.steps(2.5), "2.5"), (text.steps(1250), "1.25 k"), (text.sig(3.14e-6, 3), "3.14e-6"),
         (text.sig(True), "–"), (text.size(459_887_776), "438.6 MiB"), (text.size(12), "12 B"),
         (text.duration(8000), "2 h 13 min"), (text.duration(59.99), "1 min 0 s"),
         (text.duration(8.34), "8.3 s"),

@@ -225,3 +225,21 @@ def test_a_full_disk_is_one_line(index: Index, tmp_path: Path, monkeypatch: pyte
     ):
         take(batches(index, 3)[0], logits_of(np.arange(3)), str)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_csv_file_keeps_names_with_line_ends_and_quotes(tmp_path: Path) -> None:
+    names = ("a\rb.jpg", "c\nd.jpg", 'e"f",g.jpg', "h\r\ni.jpg")
+    classes = ("one\rtwo", 'th"ree')
+    odd = Index(paths=names, labels=np.array([0, 1, 0, 1], np.int32), classes=classes, root=Path())
+    with predictions(tmp_path / "p.csv", odd, 2, RankInfo(), SingleProcess()) as take:
+        batch = Batch(
+            images=np.zeros((4, 2, 2, 3), np.uint8), labels=odd.labels.copy(), index=np.arange(4),
+            valid=np.array([True, True, True, False]),
+        )  # fmt: skip
+        take(batch, np.eye(4, 2, dtype=np.float32), lambda position: "broken\rimage")
+    with (tmp_path / "p.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert tuple(row["path"] for row in rows) == names
+    assert [row["true"] for row in rows] == [classes[label] for label in odd.labels]
+    assert rows[3]["error"] == "broken\rimage"
+    assert (tmp_path / "p.csv").read_bytes().count(b"\r\n") == 1  # that of the last path
