@@ -15,6 +15,8 @@ from resnext_core.training.training import Training
 FIRST_STEPS, FIRST_SHARE = 10, 0.02
 #: Afterwards the pace is checked in each such part of the time, and after the first evaluation.
 CHECKS = 20
+#: A pace of fewer than FIRST_STEPS steps counts after so many of these parts: more steps could take all the time left.
+FEW = 2
 #: A fit plans to use this share of the time. It is made again where the expected end is not within these shares.
 PLANNED, EARLIEST, LATEST = 0.98, 0.95, 1.0
 
@@ -116,7 +118,8 @@ class Pace:
         measured = (here.stepping_s - mark.stepping_s) / (here.step - mark.step)
         if self._step_s is None:
             return measured
-        if here.step - mark.step < FIRST_STEPS or here.seconds - mark.seconds < self._budget / CHECKS:
+        least = 1 if here.step - mark.step >= FIRST_STEPS else FEW
+        if here.seconds - mark.seconds < least * self._budget / CHECKS:
             return self._step_s
         self._mark, self._step_s = here, measured
         return measured

@@ -131,7 +131,7 @@ class Training:
     def saves_at(self, step: int) -> bool:
         """True where a checkpoint is due after `step` steps, within an epoch."""
         every = self.config.train.checkpoint_steps
-        return every is not None and step % every == 0 and step % self.steps_per_epoch != 0
+        return every is not None and step % every == 0 and not self.ends_epoch(step)
 
     def saves_after(self, epoch: int) -> bool:
         """True where a checkpoint is due at the end of `epoch` (from 1), evaluated or not."""

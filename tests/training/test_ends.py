@@ -33,7 +33,7 @@ from resnext_core.runs.checkpoint import load_latest
 from resnext_core.runs.checkpoint_folder import RunProgress
 from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.log import describe
-from resnext_core.runs.records import Eval, Fit, Record, Train
+from resnext_core.runs.records import Eval, Fit, Record, Saved, Train
 from resnext_core.training.course import Course
 from resnext_core.training.loop import fit
 from resnext_core.training.training import Training
@@ -295,6 +295,17 @@ def test_a_machine_that_changes_its_speed_still_ends_in_time(
     assert latest(made).progress == progress
 
 
+def test_a_machine_that_becomes_very_slow_still_reaches_the_end_of_the_curve(
+    job: Callable[..., Training], tiny_weights: Weights, clock: Clock
+) -> None:
+    """The new pace counts after two steps: ten of them would take longer than there is."""
+    made = job(*TIME)
+    trainer = Timed(tiny_weights, clock, lambda step: 1.0 if step < 40 else 10.0)
+    fit(trainer, made)
+    assert clock.now - 100 <= 120
+    assert trainer.lrs[-1] < 0.05 * max(trainer.lrs)
+
+
 def test_a_sudden_halt_costs_at_most_the_steps_under_way(
     job: Callable[..., Training], tiny_weights: Weights, clock: Clock
 ) -> None:
@@ -319,9 +330,10 @@ def test_an_evaluation_that_takes_all_the_time_is_the_last(
 
 
 def test_less_time_than_an_epoch(job: Callable[..., Training], tiny_weights: Weights, clock: Clock) -> None:
-    made = job(*TIME)
+    made = job(*TIME, "train.checkpoint_steps=1")
     trainer = Timed(tiny_weights, clock, lambda step: 22.0)
     progress = fit(trainer, made)
+    assert [s.step for s in found(made, Saved)] == list(range(1, progress.step + 1)), "each of them once"
     assert progress.step < STEPS
     assert clock.now - 100 <= 120
     assert progress.epoch_closed
