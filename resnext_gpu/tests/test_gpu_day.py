@@ -165,7 +165,8 @@ def _make_wheel(name: str, folder: Path) -> Path:
 # -- what parts may do ----------------------------------------------------------------------------
 
 _DRIVER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # where the tests run under nohup it would be ignored
 sys.path.insert(0, {benchmarks!r})
 from gpu_day import __main__ as day
 from gpu_day.part import Command, Part, Verdict
