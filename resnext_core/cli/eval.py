@@ -18,6 +18,7 @@ from resnext_core.console.flags import (
     positive,
 )
 from resnext_core.console.output import Output, ProgressBar
+from resnext_core.errors import shown
 from resnext_core.files import write_atomic
 from resnext_core.jobs.evaluate import EvaluateJob, evaluate_sizes
 from resnext_core.jobs.settings import resolve_serving
@@ -32,6 +33,9 @@ examples:
   resnext-run eval --weights runs/RUN --tta flip --sizes 224,256,288
   resnext-run eval --weights runs/RUN --calibrate --predictions predictions.csv
 """
+
+#: Unreadable images that are named.
+_FAILURES = 10
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -87,8 +91,11 @@ def handle(args: argparse.Namespace) -> int:
         write_atomic(Path(args.result), json.dumps(found))
         return 0
     output.result({"results": found} if args.sizes else found[0], eval_text(results, one_size=not args.sizes))
-    for path, message in list(results[0].evaluation.failures.items())[:10]:
-        output.say(f"could not read {path}: {message}")
+    failures = list(results[0].evaluation.failures.items())
+    for path, message in failures[:_FAILURES]:
+        output.say(f"could not read {shown(path, None)}: {shown(message, None)}")
+    if len(failures) > _FAILURES:
+        output.say(f"... and {len(failures) - _FAILURES} more images: see --json")
     if args.predictions:
         output.say(f"predictions: {args.predictions}")
     return 0

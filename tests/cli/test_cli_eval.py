@@ -245,3 +245,28 @@ def test_what_cannot_be_is_one_line(
     cli: CommandLine, weights_file: Path, photos: Path, words: list[str], says: str
 ) -> None:
     cli.refuses(EXIT_USAGE, "eval", "--weights", weights_file, "--data", photos, *SMALL, *words, says=says)
+
+
+def test_unreadable_images_are_a_line_each_whatever_their_names(
+    cli: CommandLine, weights_file: Path, photos: Path, tmp_path: Path
+) -> None:
+    """All images of val but one cannot be read, also none at all: errors of calibration are null then."""
+    data, broken = shutil.copytree(photos, tmp_path / "data"), bad_images(tmp_path / "bad")["empty.jpg"]
+    for number in range(12):
+        shutil.copy(broken, data / "val" / "cat" / f"line\n{number:02d}.jpg")
+    words = ["eval", "--weights", weights_file, "--data", data, "--split", "val", *SMALL]
+    lines = cli.ok(*words).out.splitlines()
+    named = [line for line in lines if line.startswith("could not read ")]
+    assert len(named) == 10
+    assert "val/cat/line\\n00.jpg: " in named[0]
+    assert "... and 2 more images: see --json" in lines
+    for path in (data / "val").rglob("*.*"):
+        shutil.copy(broken, path)
+    assert "calibration: no image has a prediction" in cli.ok(*words).out
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    found = json.loads(cli.ok(*words, "--json").out, parse_constant=refuse)
+    assert found["calibration"]["ece"] is None
+    assert (found["top1"], found["scored"]) == (0, 0)
