@@ -235,6 +235,13 @@ class ScheduleConfig:
                         f"schedule.{key} does not apply to schedule.kind one-cycle, whose warm-up and end are given by "
                         "schedule.warmup_epochs, div_factor and final_div; remove it"
                     )
+            return
+        for key, default in (("div_factor", 25.0), ("final_div", 10000.0)):
+            if getattr(self, key) != default:
+                raise UsageError(
+                    f"schedule.{key} is of schedule.kind one-cycle, not of {self.kind}; remove it, or set "
+                    "schedule.kind=one-cycle"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,15 @@ def _check_average(train: TrainConfig) -> None:
             f"train.{said[0]} is about an average of the weights, and none is kept: set train.ema_decay, or {without}"
         )
 
+    if train.ema_decay is None or not train.ema_scaled or train.minutes is not None:
+        return
+    if (1 - train.ema_decay) * train.batch_size * train.ema_every >= train.epochs:
+        raise UsageError(
+            f"train.ema_scaled makes train.ema_decay {train.ema_decay:g} 0 at train.batch_size {train.batch_size} and "
+            f"train.epochs {train.epochs}, and the average a copy of the weights: raise train.ema_decay, or set "
+            "train.ema_scaled=false"
+        )
+
 
 def _yaml(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -57,6 +66,11 @@ def check_optimizer(optimizer: OptimizerConfig) -> None:
 
 def check_loss(loss: LossConfig, classes: int) -> None:
     """Raise UsageError where the loss cannot be computed as set, or its targets would say nothing."""
+    if loss.class_weights != "effective" and loss.effective_beta != LossConfig().effective_beta:
+        raise UsageError(
+            f"loss.effective_beta is of loss.class_weights effective, not of {loss.class_weights}: remove it, or set "
+            "loss.class_weights=effective"
+        )
     if loss.kind != "bce":
         if loss.bce_sum:
             raise UsageError(

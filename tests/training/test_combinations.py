@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from resnext_core.config import AugmentConfig, Config, LossConfig, OptimizerConfig, TrainConfig
+from resnext_core.config import (
+    AugmentConfig,
+    Config,
+    LossConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 from resnext_core.errors import UsageError
 from resnext_core.testing.cases import TRAIN_CASES, oracle, oracle_trainer
 from resnext_core.testing.tiny import train_request
@@ -21,6 +29,11 @@ REFUSED = {
     "trust of adamw": ({"kind": "adamw", "trust_clip": True}, {}, "optimizer.trust_clip=false"),
     "sum of ce": ({}, {"bce_sum": True}, "loss.bce_sum=false"),
     "threshold of ce": ({}, {"bce_threshold": 0.2}, "loss.bce_threshold=null"),
+    "beta of inverse": (
+        {},
+        {"class_weights": "inverse", "effective_beta": 0.9},
+        "set loss.class_weights=effective",
+    ),
     "threshold above": ({}, {"kind": "bce", "smoothing": 0.1, "bce_threshold": 0.95}, "all targets alike"),
     "threshold below": ({}, {"kind": "bce", "smoothing": 0.1, "bce_threshold": 0.001}, "all targets alike"),
 }
@@ -53,9 +66,28 @@ def test_a_time_and_images_that_grow_are_refused() -> None:
     ],
 )
 def test_what_is_said_about_an_average_that_is_not_kept_is_refused(said: dict[str, Any], words: str) -> None:
-    check_combinations(Config(train=TrainConfig(ema_decay=0.9, **said)), 5)
+    check_combinations(Config(train=TrainConfig(ema_decay=0.9999, **said)), 5)
     with pytest.raises(UsageError, match=words):
         check_combinations(Config(train=TrainConfig(**said)), 5)
+
+
+def test_an_average_that_would_be_a_copy_is_refused() -> None:
+    scaled = TrainConfig(ema_decay=0.9, ema_scaled=True, batch_size=100, ema_every=2, epochs=21)
+    check_combinations(Config(train=scaled), 5)
+    check_combinations(
+        Config(train=replace(scaled, epochs=20, minutes=5)), 5
+    )  # with other epochs, as many as fit
+    with pytest.raises(
+        UsageError, match=r"train\.ema_decay 0\.9 0 at .* raise train\.ema_decay, or set train\.ema_sc"
+    ):
+        check_combinations(Config(train=replace(scaled, epochs=19)), 5)
+
+
+@pytest.mark.parametrize("key", ["div_factor", "final_div"])
+def test_what_is_of_one_cycle_alone_is_refused_elsewhere(key: str) -> None:
+    ScheduleConfig(kind="one-cycle", **{key: 7.0})  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=rf"schedule\.{key} is of schedule\.kind one-cycle, not of linear"):
+        ScheduleConfig(kind="linear", **{key: 7.0})  # type: ignore[arg-type]
 
 
 def test_binary_cross_entropy_of_one_class_is_refused() -> None:
