@@ -439,6 +439,18 @@ def test_steps_with_ingredients_equal_the_reference(case: str, recorded: bool) -
         assert relative(found.tensors[name], array) <= (1e-4 if moment else 1e-5), name
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_call_in_which_only_some_steps_move_the_ema(recorded: bool) -> None:
+    """With skipped steps the GPU is waited for where the EMA moves: outcomes of both kinds are fetched together."""
+    changes: dict[str, Any] = {"ema_decay": 0.9, "skip_nonfinite": True}
+    one, other = trainer({"cuda_graphs": recorded}, **changes), trainer({"cuda_graphs": recorded}, **changes)
+    steps, decays = batches(3), np.array([0.5, 1.0, 0.0])
+    losses = one.run_steps(steps, LRS[:3], decays)
+    each = [float(other.run_steps(steps[i : i + 1], LRS[i : i + 1], decays[i : i + 1])[0]) for i in range(3)]
+    assert losses.tolist() == each
+    assert differing(one.state(), other.state()) == []
+
+
 def test_a_graph_is_recorded_for_each_size(capfd: pytest.CaptureFixture[str]) -> None:
     request = request_of("everything")
     plain, recorded = (
