@@ -317,7 +317,7 @@ def test_a_backend_that_cannot_mix_is_known_before_the_first_step(
         ({"augment": {"start_size": 9, "size_epochs": [0, 1]}}, UsageError, "start_size 9 is larger than the 8"),
         (
             {"augment": {"start_size": 4, "size_epochs": [0, 1]}, "train": {"minutes": 1.0}},
-            UsageError, r"set augment\.start_size=null or train\.minutes=null",
+            UsageError, r"set augment\.start_size=null, or train\.minutes=null",
         ),
         ({"loss": {"logit_adjustment": 1.0, "kind": "bce"}}, UsageError, "defined for cross-entropy"),
         (
