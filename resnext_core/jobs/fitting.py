@@ -61,9 +61,7 @@ def _line(batch: int, images: int, found: Found, each: list[int]) -> str:
     if images < found.images:
         why = f"more do not fit rank {each.index(images)}"
     elif found.too_many is None:
-        why = (
-            f"more were not tried, for {LEAST_STEPS} steps an epoch and at most {LINEAR_UP_TO} images a step"
-        )
+        why = f"more were not tried: an epoch keeps {LEAST_STEPS} steps, and a step at most {LINEAR_UP_TO} images"
     else:
         why = f"{found.too_many} do not fit"
     return f"batch size {batch}: {images} images at a time{whose}; {why} ({found.why})"

@@ -77,7 +77,7 @@ def learning_words(spec: ModelSpec, optimizer: OptimizerConfig, frozen: int) -> 
         stages = f"stage{'s 1 to' * (frozen > 2)} {frozen - 1}"
         kept = f"the stem and {stages} are frozen" if frozen > 1 else "the stem is frozen"
         learned = sum(tensor.size for tensor in spec.tensors if tensor.name in rules)
-        text = f"{learned:,} of {text}; {kept}, with the batch statistics"
+        text = f"{learned:,} of {text}; {kept}, batch statistics included"
     if optimizer.stage_lr == 1:
         return text
     scales = {part_of(name): rule.lr_scale for name, rule in rules.items()}

@@ -173,7 +173,7 @@ def test_frozen_parts_stay_as_they_are_and_the_run_says_so(
     learned = sum(a.size for n, a in before.items() if n not in frozen and "running" not in n)
     text = (tmp_path / "run" / "log.txt").read_text()
     assert f"{learned:,} of " in text
-    assert "the stem and stage 1 are frozen, with the batch statistics" in text
+    assert "the stem and stage 1 are frozen, batch statistics included" in text
     assert "multiplied by: stage 2 0.25, stage 3 0.5, classifier 1" in text
     notes = cli.ok("--backend", "reference", "doctor", "--json", "--run", tmp_path / "run").json()["notes"]
     assert next(n["text"] for n in notes if n["topic"] == "network").startswith(f"{learned:,} of ")

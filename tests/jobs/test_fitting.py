@@ -161,7 +161,7 @@ def test_a_run_keeps_the_size_that_was_found(
     assert run.setting("train", "batch_size") == 4
     log = (run.path / "log.txt").read_text()
     images = "4 images at a time" if devices == 1 else "2 images at a time on each rank"
-    assert f"batch size 4: {images}; more were not tried, for 10 steps an epoch" in log
+    assert f"batch size 4: {images}; more were not tried: an epoch keeps 10 steps" in log
     assert "batch 4, 1 epochs" in log
     says = f"{run.path} has its batch size already"
     more = ["--backend", "reference", "train", "--resume", run.path, "--epochs", 2]
