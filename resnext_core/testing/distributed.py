@@ -72,7 +72,7 @@ class DistributedContract(ContractBase):
 
     @pytest.mark.parametrize("case_name", OTHERS)
     def test_other_steps_of_ranks_equal_one_that_accumulates(self, case_name: str) -> None:
-        """Each rank has its own part of what one process draws for all: mixes, dropped branches."""
+        """Each rank has its own part of what one process draws for all: mixes, dropped branches. All end alike."""
         self._trained()
         case, expected = TRAIN_CASES[case_name], cases.oracle_run(case_name)
         missing = case.asked - self.record.ingredients
@@ -87,6 +87,11 @@ class DistributedContract(ContractBase):
             keys = cases.optimizer_state(case)
             when = f"optimizer state of {what}"
             assert_tensors_close(state, expected[-1].state, keys, cases.GRADIENT_TOLERANCE, when)
+            first = self._reports()[0].others[case_name][1].tensors
+            differ = [n for n in (*names, *keys) if first[n].tobytes() != state.tensors[n].tobytes()]
+            assert not differ, (
+                f"{case_name}: {len(differ)} tensors of rank {rank} differ from rank 0's: {differ[:3]}"
+            )
 
     def test_an_overflow_on_one_rank_is_skipped_by_all(self) -> None:
         """Only the last rank has a valid row, whose gradients no float32 can hold; the others have none at all."""
