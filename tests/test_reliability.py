@@ -148,13 +148,13 @@ from resnext_core.training.trainer import Trainer
 
 run_steps = Trainer.run_steps
 
-def spy(self, batches, lrs):
+def spy(self, batches, lrs, *more):
     rank = self._request.rank
     with Path(os.environ["SPY"]).open("a") as stream:
         for i, batch in enumerate(batches):
             line = [self.counters()["step"] + i, rank.rank, rank.world, batch.index.tolist()]
             stream.write(json.dumps(line) + "\\n")
-    return run_steps(self, batches, lrs)
+    return run_steps(self, batches, lrs, *more)
 
 Trainer.run_steps = spy
 

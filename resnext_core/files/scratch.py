@@ -24,9 +24,13 @@ class Scratch:
         _clear(parent, prefix)
         while True:
             self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-            self._descriptor = os.open(self.path, os.O_RDONLY)
+            # Another process may have cleared it away before it was locked, or before it was opened.
+            try:
+                self._descriptor = os.open(self.path, os.O_RDONLY)
+            except FileNotFoundError:
+                continue
             _lock(self._descriptor, wait=True)
-            if self.path.is_dir():  # another process may have cleared it away before it was locked
+            if self.path.is_dir():
                 break
             os.close(self._descriptor)
 

@@ -214,8 +214,7 @@ def test_weights_without_names_get_them_by_convert(
     (tmp_path / "names.txt").write_bytes(b"\xef\xbb\xbf1\r\n2\r\n3\r\n4\r\n5\r\n6\r\n")
     cli.ok("convert", bare, named, "--classes", tmp_path / "names.txt")
     assert load_weights(named).digest == tiny_weights.digest
-    out = cli.ok("eval", "--weights", named, "--data", from_1, *quick).out
-    assert len(out.splitlines()) == 1
+    cli.ok("eval", "--weights", named, "--data", from_1, *quick)
     cli.refuses(
         EXIT_USAGE, "convert", named, tmp_path / "x.safetensors", "--classes", tmp_path / "names.txt",
         says="has a manifest; drop --classes",

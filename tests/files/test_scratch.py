@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,6 +81,25 @@ def test_without_locks_nothing_is_cleared_away(tmp_path: Path, monkeypatch: pyte
     with Scratch("test", tmp_path) as folder:
         assert folder.is_dir()
     assert [p.name for p in tmp_path.iterdir()] == [".resnext-test-unknown"]
+
+
+def test_a_folder_that_is_cleared_away_before_it_is_opened_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another process, which finds it without a lock."""
+    made, make = [], tempfile.mkdtemp
+
+    def cleared_away(**where: Any) -> str:
+        made.append(make(**where))
+        if len(made) == 1:
+            Path(made[0]).rmdir()
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", cleared_away)
+    with Scratch("test", tmp_path) as folder:
+        assert folder.is_dir()
+        assert str(folder) == made[1]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_was_moved_away_is_left_there(tmp_path: Path) -> None:

@@ -101,12 +101,10 @@ def _near(found: np.ndarray, wanted: np.ndarray, what: str) -> None:
 @pytest.mark.parametrize(
     ("name", "checked"),
     [
-        ("sgd", True),
         ("nesterov", True),
         ("adamw", True),
         ("adamw-betas", False),
         ("lamb", True),
-        ("lamb-all", False),
     ],
 )
 def test_three_steps_equal_the_formulas(name: str, checked: bool) -> None:
