@@ -15,6 +15,7 @@ from resnext_ascend.device import connect
 from resnext_ascend.options import AscendOptions
 
 from resnext_core.errors import ResnextError
+from resnext_core.ranks.children import note_end
 from resnext_core.ranks.info import rank_info
 from resnext_core.ranks.signals import StopRequest
 
@@ -92,7 +93,9 @@ def main(what: str, folder: Path) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(sys.argv[1], Path(sys.argv[2])))
+        code = main(sys.argv[1], Path(sys.argv[2]))
     except ResnextError as error:
         print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+        code = error.exit_code
+    note_end(code)  # as resnext-run does: MindSpore may crash while it is torn down
+    sys.exit(code)

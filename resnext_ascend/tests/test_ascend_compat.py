@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from resnext_ascend.compat import flags, log, modelzoo_layout, old_config, train
+from resnext_ascend.compat import child, flags, log, modelzoo_layout, old_config, train
 from resnext_ascend.compat.__main__ import main
 from resnext_ascend.compat.evaluate import checkpoints
 from resnext_ascend.compat.train import RECIPE, settings
@@ -222,6 +222,23 @@ def test_a_process_for_each_device_as_the_old_scripts_started_them(place: Path, 
     assert [process.returncode for process in ranks] == [0, 0]
     check_epochs(outputs[0], 2)
     assert not lines(EPOCH, outputs[1]), "one rank speaks"
+
+
+@pytest.mark.parametrize(("noted", "code"), [("0", 0), ("75", 75), ("", 128 + signal.SIGSEGV)])
+def test_a_framework_that_crashes_at_its_end_changes_no_exit_code(
+    noted: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All is saved by then; what was noted is noted again for a launcher of this process."""
+    ours = tmp_path / "end"
+    monkeypatch.setenv("RESNEXT_END", str(ours))
+    script = (
+        "import os, signal, sys\nfrom resnext_core.ranks.children import note_end\nprint('trained', flush=True)\n"
+        "if sys.argv[1]:\n    note_end(int(sys.argv[1]))\nos.kill(os.getpid(), signal.SIGSEGV)\n"
+    )
+    printed: list[str] = []
+    assert child.run([sys.executable, "-c", script, noted], printed.append) == code
+    assert printed == ["trained"]
+    assert ours.read_text() == str(code)
 
 
 def test_a_stop_is_passed_on(place: Path, tmp_path: Path) -> None:

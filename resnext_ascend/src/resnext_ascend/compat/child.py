@@ -11,27 +11,34 @@ from pathlib import Path
 from typing import Any
 
 from resnext_ascend.compat.log import say
-from resnext_core.ranks.children import exit_code, forwarding, kill, send_signal
+from resnext_core.files.scratch import Scratch
+from resnext_core.ranks.children import END, exit_code, forwarding, kill, note_end, noted_end, send_signal
 
 
 def run(command: Sequence[str], on_line: Callable[[str], None]) -> int:
     """Run `command`, pass each line of its output to `on_line`, and return its exit code.
 
-    128 + n when signal n killed it. Signals are passed on: it saves, and this waits for it.
+    128 + n when signal n killed it; but where it had noted its exit code before, that one: MindSpore may crash while
+    it is torn down, when all is saved. Signals are passed on: it saves, and this waits for it.
     """
-    process = subprocess.Popen(
-        list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace",
-        start_new_session=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
-    try:
-        with forwarding(functools.partial(send_signal, process)):
-            assert process.stdout is not None
-            for line in process.stdout:
-                on_line(line.rstrip("\n"))
-            code = process.wait()
-    finally:
-        kill(process)
-    return exit_code(code)
+    with Scratch("child") as folder:
+        end = folder / "end"
+        process = subprocess.Popen(
+            list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace",
+            start_new_session=True, env={**os.environ, "PYTHONUNBUFFERED": "1", END: str(end)},
+        )  # fmt: skip
+        try:
+            with forwarding(functools.partial(send_signal, process)):
+                assert process.stdout is not None
+                for line in process.stdout:
+                    on_line(line.rstrip("\n"))
+                status = process.wait()
+        finally:
+            kill(process)
+        noted = noted_end(end)
+    code = exit_code(status) if status >= 0 or noted is None else noted
+    note_end(code)
+    return code
 
 
 class Follower:
