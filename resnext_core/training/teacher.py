@@ -33,6 +33,7 @@ from resnext_core.serving.load import (
     serve,
     server_of,
 )
+from resnext_core.serving.metrics import softmax
 from resnext_core.training.sizes import training_size
 
 
@@ -96,10 +97,7 @@ class Teacher:
 
 def softened(logits: NDArray[Any], temperature: float) -> NDArray[np.float32]:
     """Return softmax(logits / temperature) of each row: float32 (N, classes), computed in float64."""
-    scaled = logits.astype(np.float64) / temperature
-    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    found: NDArray[np.float32] = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
-    return found
+    return softmax(logits.astype(np.float64) / temperature).astype(np.float32)
 
 
 def mixed_tensor(

@@ -189,18 +189,22 @@ def test_a_teacher_with_the_students_own_view_pulls_nowhere() -> None:
 
 
 def test_gradients_with_dropped_branches_are_slopes() -> None:
-    tensors, rng = start(), np.random.default_rng(6)
-    branches = np.array([[1, 0], [0, 2], [1.25, 2], [1.25, 0]], np.float32)
-    found = passed(tensors, 0, branches=branches)
+    found_slopes(start(), branches=np.array([[1, 0], [0, 2], [1.25, 2], [1.25, 0]], np.float32))
+
+
+def found_slopes(tensors: dict[str, Array], **given: Any) -> TrainPass:
+    """Return what a pass finds, with gradients that are central differences along a random direction."""
+    rng, found = np.random.default_rng(6), passed(tensors, 0, **given)
     for name, gradient in found.gradients.items():
         direction = rng.normal(size=gradient.shape)
         direction /= np.linalg.norm(direction)
         sides = [
-            passed({**tensors, name: tensors[name] + side * direction}, 0, branches=branches).loss
+            passed({**tensors, name: tensors[name] + side * direction}, 0, **given).loss
             for side in (1e-6, -1e-6)
         ]
         slope = (sides[0] - sides[1]) / 2e-6
         assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-5, abs=1e-8), name
+    return found
 
 
 def test_a_network_without_branches_is_its_shortcuts() -> None:
@@ -219,21 +223,12 @@ def test_a_network_without_branches_is_its_shortcuts() -> None:
 @pytest.mark.parametrize("frozen", [1, 2, 3])
 def test_frozen_parts_are_evaluated(frozen: int) -> None:
     """Gradients of the others are slopes; those of frozen parts and their statistics are not there."""
-    tensors, rng = start(), np.random.default_rng(6)
-    found = passed(tensors, 0, frozen=frozen)
+    tensors = start()
+    found = found_slopes(tensors, frozen=frozen)
     assert set(found.gradients) == {n for n in LEARNED if part_of(n) >= frozen}
     assert set(found.running) == {
         t.name for t in SPEC.tensors if not t.trainable and part_of(t.name) >= frozen
     }
-    for name, gradient in found.gradients.items():
-        direction = rng.normal(size=gradient.shape)
-        direction /= np.linalg.norm(direction)
-        sides = [
-            passed({**tensors, name: tensors[name] + side * direction}, 0, frozen=frozen).loss
-            for side in (1e-6, -1e-6)
-        ]
-        slope = (sides[0] - sides[1]) / 2e-6
-        assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-5, abs=1e-8), name
     if frozen == 3:  # all but the classifier: the logits are those of evaluation
         x = normalize(BATCHES[0].images, WEIGHTS.preprocess, np.dtype("float64"))
         np.testing.assert_allclose(found.logits, evaluate(SPEC, tensors, x), rtol=1e-12)

@@ -510,7 +510,11 @@ def test_views_of_an_image_differ_and_are_the_same_after_a_stop(
 
 @pytest.mark.parametrize("repeats", [1, 3, 4])
 def test_ranks_see_the_pictures_of_one(job: Callable[..., Training], repeats: int) -> None:
-    made = job("train.batch_size=6", f"augment.repeats={repeats}", "augment.erasing=0.5")
+    ranks_see_the_same(job("train.batch_size=6", f"augment.repeats={repeats}", "augment.erasing=0.5"))
+
+
+def ranks_see_the_same(made: Training) -> None:
+    """Two and three ranks together see the pictures of one, step by step, from the fourth on."""
 
     def pictures(**rank: int) -> list[NDArray[Any]]:
         one = augmented(made, **rank)
@@ -521,8 +525,8 @@ def test_ranks_see_the_pictures_of_one(job: Callable[..., Training], repeats: in
     assert len(alone) == 3 * 8 - 3
     for world in (2, 3):
         ranks = [pictures(rank=rank, world=world) for rank in range(world)]
-        together = [np.concatenate(parts) for parts in zip(*ranks, strict=True)]
-        assert np.array_equal(together, alone)
+        for parts, expected in zip(zip(*ranks, strict=True), alone, strict=True):
+            assert np.array_equal(np.concatenate(parts), expected)
 
 
 def test_epochs_that_are_dropped_wait_for_no_thread(
@@ -597,19 +601,7 @@ def test_balanced_and_growing_images_are_the_same_after_a_stop(
 
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_ranks_see_balanced_and_growing_pictures_of_one(job: Callable[..., Training], repeats: int) -> None:
-    made = unlike(job("train.batch_size=6", f"augment.repeats={repeats}", *GROWING))
-
-    def pictures(**rank: int) -> list[NDArray[Any]]:
-        one = augmented(made, **rank)
-        tasks = [task for epoch in one.epochs_after(3) for task in epoch.tasks()]
-        return [batch.images for batch in one.train_loader.batches(tasks)]
-
-    alone = pictures()
-    assert len(alone) == 3 * 8 - 3
-    for world in (2, 3):
-        ranks = [pictures(rank=rank, world=world) for rank in range(world)]
-        for parts, expected in zip(zip(*ranks, strict=True), alone, strict=True):
-            assert np.array_equal(np.concatenate(parts), expected)
+    ranks_see_the_same(unlike(job("train.batch_size=6", f"augment.repeats={repeats}", *GROWING)))
 
 
 def test_a_checkpoint_from_before_there_was_balance_goes_on(
