@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import pickle
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from resnext_core.data.remote import ahead
+from resnext_core.data.remote.access import Access
 from resnext_core.data.remote.ahead import Ahead
+from resnext_core.data.remote.cache import Cache
+from resnext_core.data.remote.fetch import Fetch
 
 
 def test_results_are_those_of_the_work_in_any_order() -> None:
@@ -79,3 +84,24 @@ def test_errors_are_raised_where_they_are_taken() -> None:
     for item in (2, 1):
         with pytest.raises(ValueError, match=f"number {item}"):
             reading.take(item)
+
+
+def test_two_that_want_the_same_part_at_once_cause_one_request(tmp_path: Path) -> None:
+    asked: list[str] = []
+    second = threading.Event()
+
+    class Slow(Access):
+        def content(self, url: str, offset: int, length: int, *, whole: bool = False) -> bytes:
+            asked.append(url)
+            if len(asked) > 1:
+                second.set()
+            second.wait(0.2)  # gives another thread the time to ask too
+            return bytes(length)
+
+    fetch = Fetch(access=Slow(), cache=Cache(folder=tmp_path / "cache", limit=1 << 20))
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: fetch.content("http://host/file", "1", 8, 16), range(4)))
+    assert found == [bytes(16)] * 4
+    assert len(asked) == 1
+    with fetch.locks.of("key"):
+        assert pickle.loads(pickle.dumps(Fetch(cache=fetch.cache))) == Fetch(cache=fetch.cache)
