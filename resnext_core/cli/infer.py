@@ -64,7 +64,7 @@ def handle(args: argparse.Namespace) -> int:
     if printer.lost is not None:
         raise printer.lost
     if result.failed:
-        print(f"resnext-run: {result.failed} of {result.images} images could not be read", file=sys.stderr)
+        print(f"resnext-run: {result.failed} of {result.images} images have no prediction", file=sys.stderr)
         return EXIT_DATA
     return EXIT_OK
 

@@ -60,9 +60,9 @@ class Guess:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction(Result):
-    """What an image shows, most probable class first; or the `error` why its file could not be read.
+    """What an image shows, most probable class first; or the `error` why there is no prediction.
 
-    `path` is empty for an image in memory. `logits` are float32 (classes,), None with an error.
+    `path` is empty for an image in memory. `logits` are float32 (classes,), None where the image could not be read.
     """
 
     path: str
@@ -84,7 +84,7 @@ class Prediction(Result):
 
 @dataclass(frozen=True, kw_only=True)
 class InferResult:
-    """How many images (or tensors) there were, and how many of them could not be read."""
+    """How many images (or tensors) there were, and of how many images there is no prediction."""
 
     images: int
     failed: int = 0
@@ -157,12 +157,14 @@ def _infer_images(
             for row, position, is_readable in zip(logits, positions.tolist(), readable.tolist(), strict=True):
                 path = index.paths[position]
                 if is_readable:
-                    take(predicted(path, row, model.classes, job.top))
+                    prediction = predicted(path, row, model.classes, job.top)
                 else:
-                    take(Prediction(path=path, error=loader.failures[position]))
+                    prediction = Prediction(path=path, error=loader.failures[position])
+                failed += prediction.error is not None
+                take(prediction)
             if write is not None:
                 write(np.where(readable[:, None], logits, np.float32(np.nan)))
-            done, failed = done + len(logits), failed + int((~readable).sum())
+            done += len(logits)
             listen(Progress(what="infer", done=done, total=len(index)))
     return InferResult(images=len(index), failed=failed)
 
@@ -175,7 +177,9 @@ def read_paths(stream: BinaryIO, name: str) -> Iterator[Path]:
 
 
 def predicted(path: str, logits: NDArray[Any], classes: Sequence[str], top: int) -> Prediction:
-    """Return the prediction of one image from its `logits`, float32 (classes,)."""
+    """Return the prediction of one image from its `logits`, float32 (classes,); an error where they hold a NaN."""
+    if np.isnan(logits).any():
+        return Prediction(path=path, error="the network's output is not a number (NaN)", logits=logits)
     probabilities = softmax(logits)
     best = np.argsort(-logits, kind="stable")[:top].tolist()
     guesses = (Guess(id=i, name=classes[i], probability=float(probabilities[i])) for i in best)

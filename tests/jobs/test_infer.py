@@ -107,6 +107,42 @@ def test_predictions_are_typed_and_say_what_cannot_be_read(
     assert not [r for r in told if isinstance(r, Note)]
 
 
+def test_a_network_that_gives_nan_predicts_nothing(
+    core_only: None, weights_file: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve = module.serve
+
+    class Second:
+        """A predictor whose second image overflows."""
+
+        def __init__(self, predictor: Any) -> None:
+            self._predictor, self.close = predictor, predictor.close
+
+        def logits(self, images: np.ndarray) -> np.ndarray:
+            logits = self._predictor.logits(images).copy()
+            logits[1, 0] = np.nan
+            return logits
+
+    def opening(*args: Any, **options: Any) -> Any:
+        model = serve(*args, **options)
+        return dataclasses.replace(model, predictor=Second(model.predictor))
+
+    monkeypatch.setattr(module, "serve", opening)
+    images = sorted((photos / "val").rglob("*.jpg"))[:3]
+    given: list[Prediction] = []
+    result = infer(
+        InferJob(weights=weights_file, images=images, settings=Settings(overrides=("data.workers=0",))),
+        given.append,
+    )
+    assert (result.images, result.failed) == (3, 1)
+    assert [found.error is None for found in given] == [True, False, True]
+    assert given[1].to_dict() == {
+        "path": str(images[1]),
+        "error": "the network's output is not a number (NaN)",
+    }
+    assert not given[1].top
+
+
 def test_what_cannot_be_asked(core_only: None, weights_file: Path, tmp_path: Path) -> None:
     for job, error, says in (
         (InferJob(weights=weights_file), UsageError, "give images"),
