@@ -338,7 +338,7 @@ def test_infer_names_bad_images_and_goes_on(
     words = ["infer", "--weights", weights_file, root / "val" / "bee", "--set", "data.workers=0"]
     outcome = cli(*words, "--logits", tmp_path / "logits.npy")
     assert outcome.code == EXIT_DATA
-    assert outcome.err == f"resnext-run: {bad} of {4 + good + bad} images could not be read\n"
+    assert outcome.err == f"resnext-run: {bad} of {4 + good + bad} images have no prediction\n"
     rows = [json.loads(line) for line in outcome.out.splitlines()]
     logits = np.load(tmp_path / "logits.npy")
     assert len(rows) == len(logits) == 4 + good + bad
@@ -361,7 +361,7 @@ def test_infer_with_nothing_to_infer(cli: CommandLine, weights_file: Path, tmp_p
     outcome = cli(*infer, tmp_path / "none.jpg")
     assert outcome.code == EXIT_DATA
     assert outcome.json()["error"] == "No such file or directory"
-    assert outcome.err == "resnext-run: 1 of 1 images could not be read\n"
+    assert outcome.err == "resnext-run: 1 of 1 images have no prediction\n"
 
 
 @pytest.mark.parametrize(
