@@ -27,7 +27,7 @@ from onnx_cases import (
     relative,
     write,
 )
-from resnext_onnx import plugin, predictor
+from resnext_onnx import ort_sessions, plugin
 from resnext_onnx.artefact import content_digest
 from resnext_onnx.options import OnnxOptions
 
@@ -165,7 +165,7 @@ def test_validate_accepts_the_export_and_refuses_another_network(artefact, weigh
 def test_threads_reach_the_session(artefact):
     images = make_images(IMAGENET, 2)
     one, two = open_onnx(artefact, threads=1), open_onnx(artefact, threads=2)
-    assert two._images.get_session_options().intra_op_num_threads == 2
+    assert two._images.session.get_session_options().intra_op_num_threads == 2
     assert relative(one.logits(images), two.logits(images)) <= 1e-6
 
 
@@ -521,7 +521,7 @@ def test_cann_without_its_toolkit_says_which_library_and_from_where(artefact, mo
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CANNExecutionProvider"])
     monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", fail)
     monkeypatch.setattr(
-        predictor, "_missing_library", lambda _: "libascendcl.so: cannot open shared object file"
+        ort_sessions, "_missing_library", lambda _: "libascendcl.so: cannot open shared object file"
     )
     with pytest.raises(BackendUnavailable) as raised:
         open_onnx(artefact, provider="cann")
@@ -529,7 +529,7 @@ def test_cann_without_its_toolkit_says_which_library_and_from_where(artefact, mo
         "onnx.provider=cann: its libraries cannot be loaded (libascendcl.so: cannot open shared object file); "
         "install CANN's toolkit and source its set_env.sh, see docs/ascend.md, or set onnx.provider=cpu"
     )
-    monkeypatch.setattr(predictor, "_missing_library", lambda _: "")  # CANN is there: its own words count
+    monkeypatch.setattr(ort_sessions, "_missing_library", lambda _: "")  # CANN is there: its own words count
     with pytest.raises(BackendUnavailable, match="CANNExecutionProvider: create CANN ExecutionProvider fail"):
         open_onnx(artefact, provider="cann")
 
