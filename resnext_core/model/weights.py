@@ -21,6 +21,8 @@ from resnext_core.errors import DataError, ResnextError, one_line, quoted, shown
 from resnext_core.files import atomic_path
 from resnext_core.files.plain import MOST_JSON, parse_strict_json, read_text
 from resnext_core.model.preprocess import PreprocessSpec, evaluated_at
+from resnext_core.model.proof import Golden as Golden
+from resnext_core.model.proof import Precision, Proof
 from resnext_core.model.spec import ModelSpec
 
 #: Key of the manifest in the safetensors header, and of every artefact's metadata.
@@ -32,34 +34,6 @@ MOST_TENSORS = 100_000
 _SEAL = "manifest_sha256"
 #: Start of that field in the text; the digest is of the text before it, with a closing brace.
 _SEAL_FIELD = f', "{_SEAL}": "'
-
-
-@dataclass(frozen=True, kw_only=True)
-class Golden:
-    """Logits (images, classes) of the synthetic images of :mod:`resnext_core.serving.golden`, computed in `compute`."""
-
-    compute: str
-    logits: tuple[tuple[float, ...], ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON types; :meth:`from_dict` takes them back."""
-        return {"compute": self.compute, "logits": [list(row) for row in self.logits]}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any], classes: int) -> Golden:
-        """Build from JSON types; ValueError, KeyError or TypeError on anything but rows of `classes` finite numbers."""
-        rows = tuple(tuple(_number(x) for x in row) for row in data["logits"])
-        if not 1 <= len(rows) <= 8 or any(len(row) != classes or not np.isfinite(row).all() for row in rows):
-            raise ValueError(f"golden logits must be 1 to 8 rows of {classes} finite numbers")
-        if set(data) != {"compute", "logits"} or not isinstance(data["compute"], str):
-            raise ValueError("golden logits have the fields compute and logits")
-        return cls(compute=data["compute"], logits=rows)
-
-
-def _number(value: Any) -> float:
-    if type(value) not in (int, float):
-        raise ValueError(f"{quoted(value)} is not a number")
-    return float(value)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -136,7 +110,11 @@ class Weights:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A parsed manifest."""
+    """A parsed manifest.
+
+    `precision` is what an artefact computes in (``int8``, ``float16``, ``bfloat16``; None for float32), `proofs` what
+    it was found to compute by instruction set, see :mod:`resnext_core.model.proof`.
+    """
 
     spec: ModelSpec
     preprocess: PreprocessSpec
@@ -146,6 +124,8 @@ class Manifest:
     metrics: Mapping[str, Any]
     golden: Golden | None = None
     named: bool | None = None
+    precision: str | None = None
+    proofs: Mapping[str, Proof] = field(default_factory=dict)
 
     @property
     def has_names(self) -> bool:
@@ -315,6 +295,8 @@ def parse_manifest(text: str, where: str) -> Manifest:
             raise ValueError(
                 f"preprocessing crops {preprocess.size} pixels, the network takes {spec.image_size}"
             )
+        golden = Golden.from_dict(data["golden"], spec.num_classes) if "golden" in data else None
+        precision = Precision.from_dict(artefact, golden, spec.num_classes)
         return Manifest(
             spec=spec,
             preprocess=preprocess,
@@ -322,8 +304,10 @@ def parse_manifest(text: str, where: str) -> Manifest:
             digest=data["digest"],
             origin=data["origin"],
             metrics=data["metrics"],
-            golden=Golden.from_dict(data["golden"], spec.num_classes) if "golden" in data else None,
+            golden=golden,
             named=data.get("named_classes"),
+            precision=precision.compute,
+            proofs=precision.proofs,
         )
     except DataError:
         raise

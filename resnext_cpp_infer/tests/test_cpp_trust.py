@@ -223,6 +223,35 @@ OTHERS: list[Any] = [
 ]  # fmt: skip
 
 
+def of_few_bits(base: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the manifest of an artefact in 8 bits with two proofs, and ones that are changed in one place each."""
+    proof = {"logits": [[1, 2.5, 3]], "images": 100, "top1_agreement": 1, "top1": 0.9, "top1_source": 0.91}
+    bare = {key: proof[key] for key in ("logits", "images", "top1_agreement")}
+    good = base | {
+        "golden": base["golden"] | {"compute": "int8"},
+        "artefact": {"compute": "int8", "proofs": {"avx2": proof, "avx512-vnni": bare}},
+    }
+    found = [good, base | {"artefact": {"proofs": {}}}, base | {"artefact": {"compute": "int8"}}]
+    no_golden = {key: value for key, value in good.items() if key != "golden"}
+    found += [no_golden, good | {"golden": base["golden"]}]
+    for compute in ("float16", "bfloat16", "float32", "int4", "", None, 8):
+        changed = {"golden": good["golden"] | {"compute": compute}, "artefact": {"compute": compute}}
+        found.append(good | changed)
+    for name in ("", "AVX2", "avx2 ", "avx2\n", "-x", "x" * 40, "x" * 41, "a_b.c-d", "\u00fc"):
+        found.append(good | {"artefact": {"compute": "int8", "proofs": {name: bare}}})
+    for number in (32, 33):
+        proofs = {f"x{i}": bare for i in range(number)}
+        found.append(good | {"artefact": {"compute": "int8", "proofs": proofs}})
+    for proofs in (None, [], 1, {"avx2": None}, {"avx2": []}, {"avx2": {}}, {"avx2": proof | {"more": 1}}):
+        found.append(good | {"artefact": {"compute": "int8", "proofs": proofs}})
+    for name in proof:
+        wrong: list[Any] = [proof | {name: other} for other in OTHERS]
+        wrong.append({key: value for key, value in proof.items() if key != name})
+        for value in (*wrong, proof | {name: 10**9}, proof | {name: 10**9 + 1}, proof | {name: -0.0}):
+            found.append(good | {"artefact": {"compute": "int8", "proofs": {"avx2": value}}})
+    return found
+
+
 def mutated() -> list[str]:
     """Return manifests that are changed in one place each; the same ones every time."""
     rng = np.random.default_rng(26)
@@ -296,6 +325,7 @@ def mutated() -> list[str]:
         texts.append(json.dumps(base | {"preprocess": base["preprocess"] | {"orientation": value}}))
     for value in ("bicubic", "lanczos"):
         texts.append(json.dumps(base | {"preprocess": base["preprocess"] | {"filter": value}}))
+    texts += [json.dumps(value) for value in of_few_bits(base)]
     content = base | {"artefact": {"content": "sha256:" + "0" * 64}}
     texts += [json.dumps(content), sealed(content), sealed(base | {"artefact": {"content": "x"}})]
     return texts

@@ -23,12 +23,13 @@ from onnx_cases import (
     relative,
     write,
 )
-from resnext_onnx.artefact import content_digest
+from resnext_onnx.artefact import content_digest, read_artefact, sealed_model
 from resnext_onnx.export import build_model
 from resnext_onnx.graph import fold
 
 from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import ExportRequest
+from resnext_core.model.proof import Golden, Proof
 from resnext_core.model.spec import VARIANTS
 from resnext_core.model.weights import MANIFEST_KEY, parse_manifest
 
@@ -127,6 +128,24 @@ def test_manifest_round_trip(tmp_path: Path):
     assert entry == {"format": "onnx", "input": "float", "batch_size": 4, "fold_bn": False, "opset": 17}
     assert (model.ir_version, model.opset_import[0].version) == (8, 17)
     assert model.producer_name == "resnext-onnx"
+
+
+def test_any_model_can_be_sealed(tmp_path: Path):
+    weights = make_weights(IMAGENET)
+    golden = Golden(compute="int8", logits=(tuple(range(len(weights.classes))),))
+    proof = Proof(logits=golden.logits, images=8, top1_agreement=1.0)
+    model = onnx.ModelProto.FromString(build_model(weights, ExportRequest()))
+    model.graph.name = "changed"
+    entry = {"format": "onnx", "input": "uint8", "compute": "int8", "proofs": {"avx2": proof.to_dict()}}
+    data = sealed_model(model, weights.replace(golden=golden).manifest(), entry)
+    assert data == sealed_model(model, weights.replace(golden=golden).manifest(), entry)
+    (tmp_path / "m.onnx").write_bytes(data)
+    found = read_artefact(tmp_path / "m.onnx")
+    assert (found.manifest.precision, found.manifest.proofs) == ("int8", {"avx2": proof})
+    assert found.manifest.golden == golden
+    assert len(onnx.load(tmp_path / "m.onnx").metadata_props) == 1
+    with pytest.raises(DataError, match="the artefact has a broken manifest: an artefact in int8 must have"):
+        sealed_model(model, weights.manifest(), entry)
 
 
 def test_fold_is_the_formula_in_float64():

@@ -22,7 +22,7 @@ namespace {
 // Format of the manifest, resnext_core/model/weights.py.
 constexpr long kFormat = 1;
 constexpr long kMaxPixels = 8192, kMaxClasses = 1000000, kMaxWidth = 4096, kMaxDepth = 512, kMaxStages = 8;
-constexpr long kMaxGolden = 8;
+constexpr long kMaxGolden = 8, kMaxProofs = 32, kMaxProofImages = 1000000000;
 constexpr long kMaxBatch = 65536, kMaxBatchSizes = 100;  // the latter is ATC's limit
 // The last field of a manifest that has its own digest: that of the text before it.
 constexpr std::string_view kSeal = ", \"manifest_sha256\": \"";
@@ -125,15 +125,63 @@ void read_model(const Json& json, Manifest& manifest) {
     throw Error(kData, "model image_size is not the size of preprocess");
 }
 
+// Logits (images, classes).
+std::vector<double> read_logits(const Json& json, const std::string& what, size_t classes) {
+  const auto& rows = json.array(what);
+  if (rows.empty() || rows.size() > kMaxGolden) throw Error(kData, what + " must be 1 to 8 rows");
+  std::vector<double> logits;
+  for (const Json& row : rows) {
+    const auto& values = row.array("a row of " + what);
+    if (values.size() != classes) throw Error(kData, what + " must have one number per class");
+    for (const Json& value : values) logits.push_back(value.number("one of the " + what));
+  }
+  return logits;
+}
+
 void read_golden(const Json& json, Manifest& manifest) {
   json.exactly("golden", {"compute", "logits"});
   manifest.golden_compute = json.at("compute").string("golden compute");
-  const auto& rows = json.at("logits").array("golden logits");
-  if (rows.empty() || rows.size() > kMaxGolden) throw Error(kData, "golden logits must be 1 to 8 rows");
-  for (const Json& row : rows) {
-    const auto& values = row.array("a row of golden logits");
-    if (values.size() != manifest.classes.size()) throw Error(kData, "golden logits must have one number per class");
-    for (const Json& value : values) manifest.golden.push_back(value.number("a golden logit"));
+  manifest.golden = read_logits(json.at("logits"), "golden logits", manifest.classes.size());
+}
+
+std::vector<double> read_proof(const Json& json, size_t classes) {
+  object(json, "a proof").exactly("a proof", {"logits", "images", "top1_agreement"}, {"top1", "top1_source"});
+  json.at("images").integer("images of a proof", 1, kMaxProofImages);
+  if ((json.find("top1") == nullptr) != (json.find("top1_source") == nullptr))
+    throw Error(kData, "a proof has top1 and top1_source, or none of them");
+  for (const char* key : {"top1_agreement", "top1", "top1_source"}) {
+    const Json* value = json.find(key);
+    const double share = value == nullptr ? 0 : value->number(key);
+    if (!(share >= 0 && share <= 1)) throw Error(kData, std::string(key) + " of a proof must be from 0 to 1");
+  }
+  return read_logits(json.at("logits"), "logits of a proof", classes);
+}
+
+// A word that stands for an instruction set: resnext_core/processor.py has them.
+bool is_instruction_set(const std::string& name) {
+  const auto plain = [](char c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9'); };
+  return !name.empty() && name.size() <= 40 && plain(name[0]) &&
+         std::all_of(name.begin(), name.end(), [&](char c) { return plain(c) || c == '_' || c == '.' || c == '-'; });
+}
+
+// What an artefact computes in, and what it was found to compute where.
+void read_precision(const Json& artefact, Manifest& manifest) {
+  const Json* compute = artefact.find("compute");
+  const Json* proofs = artefact.find("proofs");
+  if (compute == nullptr) {
+    if (proofs != nullptr) throw Error(kData, "artefact has proofs and no compute");
+    return;
+  }
+  manifest.precision = one_of<const char*>(
+      *compute, "artefact compute", {{"int8", "int8"}, {"float16", "float16"}, {"bfloat16", "bfloat16"}});
+  if (manifest.golden.empty() || manifest.golden_compute != manifest.precision)
+    throw Error(kData, "an artefact in " + manifest.precision + " must have golden logits in " + manifest.precision);
+  if (proofs == nullptr) return;
+  const auto& members = object(*proofs, "artefact proofs").members();
+  if (members.size() > kMaxProofs) throw Error(kData, "artefact proofs must be at most 32");
+  for (const auto& [name, proof] : members) {
+    if (!is_instruction_set(name)) throw Error(kData, "'" + name + "' is not the name of an instruction set");
+    manifest.proofs[name] = read_proof(proof, manifest.classes.size());
   }
 }
 
@@ -150,6 +198,7 @@ void read_artefact(const Json& json, const Json& artefact, Manifest& manifest) {
     manifest.file_digest = digest->string("artefact file_digest");
     check_digest(manifest.file_digest, "artefact file_digest");
   }
+  read_precision(artefact, manifest);
   const Json* sizes = artefact.find("batch_sizes");
   if (sizes == nullptr || sizes->is(Json::Kind::kNull)) return;
   for (const Json& size : sizes->array("artefact batch_sizes"))

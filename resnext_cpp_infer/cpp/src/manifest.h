@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -32,6 +33,9 @@ struct Manifest {
   std::vector<int> batch_sizes;  // that a model of dynamic batch was converted for, ascending; empty: any
   std::string golden_compute;  // what the golden logits were computed in
   std::vector<double> golden;  // (images, classes), empty where there are none
+  std::string precision;       // what an artefact in few bits computes in, empty for float32
+  // By instruction set: the logits (images, classes) that an artefact in few bits has there.
+  std::map<std::string, std::vector<double>> proofs;
 
   // Reads the JSON of a manifest, as strictly as parse_manifest in resnext_core/model/weights.py: what the one refuses, the
   // other does. `where` is named in an Error(kData).

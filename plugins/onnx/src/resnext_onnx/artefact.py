@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped, 
 from onnx import TensorProto, helper
 
 from resnext_core.errors import DataError, UsageError, reason
-from resnext_core.model.weights import MANIFEST_KEY, Manifest, parse_manifest
+from resnext_core.model.weights import MANIFEST_KEY, Manifest, parse_manifest, sealed
 from resnext_onnx.graph import TENSOR
 
 #: Number of the field ``metadata_props`` in ModelProto (onnx.proto).
@@ -65,6 +65,28 @@ def read_artefact(path: Path) -> Artefact:
     if "content" in entry and entry["content"] != content_digest(data):  # files of older releases have none
         raise DataError(f"{path} is damaged: checksum mismatch of its graph")
     return Artefact(data=data, manifest=manifest, entry=entry)
+
+
+def sealed_model(model: onnx.ModelProto, manifest: Mapping[str, Any], entry: Mapping[str, Any]) -> bytes:
+    """Return `model` as a file with `manifest` and `entry` in its metadata, digests and a seal; same input, same bytes.
+
+    `manifest` is that of the weights (:meth:`Weights.manifest`), perhaps with other ``golden`` logits, as JSON types.
+    `entry` becomes its section ``artefact``: format, input, batch_size, fold_bn and opset; for a file that computes in
+    few bits also ``compute`` and ``proofs``, see :mod:`resnext_core.model.proof`. The metadata of `model` is replaced.
+
+    Raises DataError where the manifest would not be read back.
+    """
+    del model.metadata_props[:]
+    entry = {
+        **entry,
+        "digest": constants_digest(model.graph),
+        "content": content_digest(model.SerializeToString(deterministic=True)),
+    }
+    text = sealed({**manifest, "artefact": entry})
+    parse_manifest(text, where="the artefact")
+    helper.set_model_props(model, {MANIFEST_KEY: text})
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
 
 
 def constants_digest(graph: onnx.GraphProto) -> str:

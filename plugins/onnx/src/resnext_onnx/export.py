@@ -11,8 +11,8 @@ import resnext_onnx
 from resnext_core.errors import UsageError
 from resnext_core.files import atomic_path
 from resnext_core.interfaces import ExportRequest
-from resnext_core.model.weights import MANIFEST_KEY, Weights, sealed
-from resnext_onnx.artefact import constants_digest, content_digest
+from resnext_core.model.weights import Weights
+from resnext_onnx.artefact import sealed_model
 from resnext_onnx.graph import IR_VERSION, OPSET, build_graph
 
 #: Protobuf cannot write 2 GiB or more; a file's nodes and metadata take well under a tenth of this margin.
@@ -30,14 +30,14 @@ def export_onnx(weights: Weights, path: Path, request: ExportRequest) -> None:
     Raises UsageError on a request that means nothing or a network too large for one file, DataError when
     the file cannot be written or the weights cannot be served.
     """
-    model = build_model(weights, request)
+    data = build_model(weights, request)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(model.SerializeToString(deterministic=True))
+        temporary.write_bytes(data)
         onnx.checker.check_model(str(temporary), full_check=True)
 
 
-def build_model(weights: Weights, request: ExportRequest) -> onnx.ModelProto:
-    """Return the complete model that :func:`export_onnx` writes; same errors, nothing written."""
+def build_model(weights: Weights, request: ExportRequest) -> bytes:
+    """Return the complete file that :func:`export_onnx` writes; same errors, nothing written."""
     _check(weights, request)
     graph = build_graph(
         weights,
@@ -58,11 +58,8 @@ def build_model(weights: Weights, request: ExportRequest) -> onnx.ModelProto:
         "batch_size": request.batch_size,
         "fold_bn": request.fold_bn,
         "opset": OPSET,
-        "digest": constants_digest(graph),
-        "content": content_digest(model.SerializeToString(deterministic=True)),
     }
-    helper.set_model_props(model, {MANIFEST_KEY: sealed(weights.manifest() | {"artefact": entry})})
-    return model
+    return sealed_model(model, weights.manifest(), entry)
 
 
 def _check(weights: Weights, request: ExportRequest) -> None:
