@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from resnext_core.data.content import Content
     from resnext_core.data.plan import Plan
     from resnext_core.data.sources.base import Listing
+    from resnext_core.interfaces import Exporter
     from resnext_core.model.preprocess import PreprocessSpec
 
 
@@ -196,3 +197,38 @@ class Command:
     name: str
     summary: str
     module: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """What a backend computes with under certain options; ``resnext-run bench`` says so beside its figures.
+
+    `device` is ``cpu`` or the backend's word for another one. `threads` are those of the processor, None where it is
+    not the one that computes. `precision` is the number format of the products where the options decide it; None: that
+    of the weights or the artefact, or of ``precision.compute`` in training. `peak` is called with a number format and
+    returns the most FLOP/s that a matrix product reached on the device, measured when it is called, or None. Without it
+    core measures the processor with NumPy, and no other device.
+    """
+
+    device: str = "cpu"
+    threads: int | None = None
+    precision: str | None = None
+    peak: Callable[[str], float | None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A way of serving or of writing an artefact that ``resnext-run bench all`` times beside the plain one.
+
+    `label` is added to the name of the row. `overrides` are ``section.key=value``, as of ``--set``. With `exports`, the
+    name of a format of the same backend, it is a way of writing that: by `write` where it is given, else by the
+    format's own exporter; every backend that reads the file is timed with it. Without, it is a way of serving of this
+    backend. What `write` makes need not be accurate: nothing but time is measured. `readiness` says what is missing
+    where it cannot be tried here.
+    """
+
+    label: str
+    overrides: tuple[str, ...] = ()
+    exports: str | None = None
+    write: Exporter | None = None
+    readiness: Readiness = READY

@@ -8,7 +8,7 @@ defined in :mod:`resnext_core.extensions`, batches in :mod:`resnext_core.batches
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -20,6 +20,7 @@ from resnext_core.batches import MixedRows as MixedRows
 from resnext_core.batches import StepInput as StepInput
 from resnext_core.extensions import READY as READY
 from resnext_core.extensions import Command as Command
+from resnext_core.extensions import Compute as Compute
 from resnext_core.extensions import Decoder as Decoder
 from resnext_core.extensions import ImageDecoder as ImageDecoder
 from resnext_core.extensions import NotSupported as NotSupported
@@ -27,6 +28,7 @@ from resnext_core.extensions import Readiness as Readiness
 from resnext_core.extensions import Recipe as Recipe
 from resnext_core.extensions import SourceKind as SourceKind
 from resnext_core.extensions import StoredTensors as StoredTensors
+from resnext_core.extensions import Variant as Variant
 from resnext_core.extensions import WeightFile as WeightFile
 from resnext_core.extensions import ask as ask
 from resnext_core.ranks.info import LaunchRequest as LaunchRequest
@@ -274,7 +276,8 @@ class Backend:
     momentum on cross-entropy: a training that needs another one is refused. ``groups`` are rules of tensors that differ
     in more than decay on weights, and ``sizes`` images of another size than the ModelSpec's. `former_options` are
     options of earlier versions that are gone, and the value at which each did nothing: a stored run that has that value
-    is read without it.
+    is read without it. `compute` says what the backend computes with under its options, and `variants` which ways of
+    serving and writing ``bench all`` should try; both are for benchmarks alone.
 
     Factories import their framework when called, never before.
     """
@@ -301,6 +304,8 @@ class Backend:
     ingredients: frozenset[Ingredient] = frozenset()
     connect: Callable[[RankInfo, Any], Collectives] | None = None
     launch: Callable[[LaunchRequest], int] | None = None
+    compute: Callable[[Any], Compute] | None = None
+    variants: Callable[[], Iterable[Variant]] | None = None
 
     def ending(self, name: str) -> str:
         """Return what files of the exporter's format `name` end in: ``.suffix``."""

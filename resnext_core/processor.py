@@ -22,6 +22,8 @@ _X86 = {
     "avx512": {"avx512f", "avx512bw"},
     "avx2": {"avx2", "fma"},
 }
+#: Variables that set the threads of NumPy's BLAS, whichever it was built with: OpenBLAS's own is read first.
+BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "OMP_NUM_THREADS")
 _ARM = {"arm-i8mm": {"i8mm"}, "arm-dotprod": {"asimddp"}}
 
 
@@ -57,6 +59,15 @@ def processor() -> Processor:
     except OSError:
         text = ""
     return parse_processor(text, platform.machine(), _cores())
+
+
+def blas_threads() -> int:
+    """Return the threads of a matrix product of NumPy, as the environment sets them, else the cores."""
+    for name in BLAS_THREADS:
+        value = os.environ.get(name, "").partition(",")[0].strip()
+        if value.isdecimal() and int(value) > 0:
+            return min(int(value), processor().cores)
+    return processor().cores
 
 
 def parse_processor(cpuinfo: str, machine: str, cores: int) -> Processor:

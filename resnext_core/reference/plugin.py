@@ -9,6 +9,7 @@ from resnext_core.hookspecs import hookimpl
 from resnext_core.interfaces import (
     READY,
     Backend,
+    Compute,
     Engine,
     Ingredient,
     Predictor,
@@ -16,6 +17,7 @@ from resnext_core.interfaces import (
     Readiness,
     TrainRequest,
 )
+from resnext_core.processor import blas_threads
 from resnext_core.reference.options import ReferenceOptions
 
 
@@ -32,12 +34,17 @@ def resnext_backends() -> Iterator[Backend]:
         predictor=_predictor,
         formats=(".safetensors",),
         options=ReferenceOptions,
+        compute=_compute,
     )
 
 
 def _probe() -> Readiness:
     """NumPy is a dependency of core, so nothing can be missing."""
     return READY
+
+
+def _compute(options: ReferenceOptions | None) -> Compute:
+    return Compute(threads=blas_threads(), precision=(options or ReferenceOptions()).compute)
 
 
 def _engine(request: TrainRequest) -> Engine:

@@ -15,6 +15,7 @@ from resnext_core.interfaces import (
     READY,
     Backend,
     Command,
+    Compute,
     Engine,
     ExportRequest,
     LaunchRequest,
@@ -24,6 +25,7 @@ from resnext_core.interfaces import (
     Recipe,
     TrainRequest,
 )
+from resnext_core.processor import processor
 
 if TYPE_CHECKING:
     from resnext_core.model.weights import Weights
@@ -46,6 +48,7 @@ def resnext_backends() -> Iterator[Backend]:
         file_probe=_file_probe,
         packages=("mindspore",),
         options=AscendOptions,
+        compute=_compute,
         steps_per_call=10,
         ingredients=INGREDIENTS,
         connect=_connect,
@@ -86,6 +89,12 @@ def _file_probe(path: Path, options: AscendOptions | None) -> Readiness:
     from resnext_mindspore.plugin import file_readiness
 
     return file_readiness(path)
+
+
+def _compute(options: AscendOptions | None) -> Compute:
+    found = _options(options)
+    on_cpu = found.device == "cpu"
+    return Compute(device=found.device, threads=(found.threads or processor().cores) if on_cpu else None)
 
 
 def _engine(request: TrainRequest) -> Engine:

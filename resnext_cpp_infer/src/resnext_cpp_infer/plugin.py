@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from resnext_core.errors import BackendUnavailable
 from resnext_core.extensions import Decoder
 from resnext_core.hookspecs import hookimpl
-from resnext_core.interfaces import READY, Backend, Command, Readiness
+from resnext_core.interfaces import READY, Backend, Command, Compute, Readiness
+from resnext_core.processor import processor
 from resnext_cpp_infer.options import CppInferOptions, LiteOptions
 from resnext_cpp_infer.program import ENGINES, engine_readiness, find_program
 
@@ -34,6 +35,7 @@ def resnext_backends() -> Iterator[Backend]:
         format_probe=engine_readiness,
         file_probe=_file_probe,
         options=CppInferOptions,
+        compute=_compute,
     )
     yield Backend(
         id="lite",
@@ -74,6 +76,12 @@ def _probe() -> Readiness:
     except BackendUnavailable as error:
         return Readiness(state="missing", reason=str(error))
     return READY
+
+
+def _compute(options: CppInferOptions | None) -> Compute:
+    found = options or CppInferOptions()
+    on_cpu = found.device == "cpu"
+    return Compute(device=found.device, threads=(found.threads or processor().cores) if on_cpu else None)
 
 
 def _predictor(request: PredictRequest) -> Predictor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from functools import partial
 from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from resnext_core.hookspecs import hookimpl
 from resnext_core.interfaces import (
     READY,
     Backend,
+    Compute,
     Engine,
     LaunchRequest,
     Predictor,
@@ -20,8 +22,10 @@ from resnext_core.interfaces import (
     Recipe,
     StoredTensors,
     TrainRequest,
+    Variant,
     WeightFile,
 )
+from resnext_core.processor import processor
 from resnext_gpu.options import GpuOptions
 
 if TYPE_CHECKING:
@@ -46,6 +50,8 @@ def resnext_backends() -> Iterator[Backend]:
         formats=(".safetensors",),
         packages=("torch",),
         options=GpuOptions,
+        compute=_compute,
+        variants=_variants,
         former_options={"fused_bn": False},  # before 0.1; it was slower
         steps_per_call=8,
         batch_fits=_batch_fits,
@@ -123,6 +129,30 @@ def probe() -> Readiness:
 
 def _torch() -> Readiness:
     return Readiness(state="missing", reason=_MISSING) if util.find_spec("torch") is None else READY
+
+
+def _compute(options: GpuOptions | None) -> Compute:
+    found = _options(options)
+    on_cpu = found.device == "cpu" or (found.device == "auto" and (_cpu_build() or not has_driver()))
+    if found.engine == "mindspore":
+        return Compute(device="cuda")
+    return Compute(
+        device="cpu" if on_cpu else "cuda",
+        threads=(found.threads or processor().cores) if on_cpu else None,
+        precision="tf32" if found.tf32 and not on_cpu else None,
+        peak=partial(_peak, found),
+    )
+
+
+def _peak(options: GpuOptions, precision: str) -> float | None:
+    from resnext_gpu.peak import measured_peak
+
+    return measured_peak(options, precision)
+
+
+def _variants() -> Iterator[Variant]:
+    if probe().state == "test mode":
+        yield Variant(label="cpu", overrides=("gpu.device=cpu",))
 
 
 def _engine(request: TrainRequest) -> Engine:

@@ -12,13 +12,16 @@ from resnext_core.hookspecs import hookimpl
 from resnext_core.interfaces import (
     READY,
     Backend,
+    Compute,
     Engine,
     ExportRequest,
     Predictor,
     PredictRequest,
     Readiness,
     TrainRequest,
+    Variant,
 )
+from resnext_core.processor import blas_threads
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,6 +60,8 @@ def resnext_backends() -> Iterator[Backend]:
         formats=(".safetensors", ".npz"),
         exporters={"npz": _export_npz},
         options=ExampleOptions,
+        compute=_compute,
+        variants=_variants,
     )
 
 
@@ -65,6 +70,14 @@ def probe() -> Readiness:
     if find_spec("numpy") is None:
         return Readiness(state="missing", reason="NumPy is not installed: pip install numpy")
     return READY
+
+
+def _compute(options: ExampleOptions | None) -> Compute:
+    return Compute(threads=blas_threads())
+
+
+def _variants() -> Iterator[Variant]:
+    yield Variant(label="unfolded", overrides=("example.fold_bn=false",))
 
 
 def _engine(request: TrainRequest) -> Engine:

@@ -12,6 +12,7 @@ from resnext_core.hookspecs import hookimpl
 from resnext_core.interfaces import (
     READY,
     Backend,
+    Compute,
     Engine,
     ExportRequest,
     Ingredient,
@@ -22,6 +23,7 @@ from resnext_core.interfaces import (
     SourceKind,
     TrainRequest,
 )
+from resnext_core.processor import processor
 from resnext_mindspore.options import MindsporeOptions
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ def resnext_backends() -> Iterator[Backend]:
         file_probe=file_readiness,
         packages=("mindspore",),
         options=MindsporeOptions,
+        compute=_compute,
         ingredients=INGREDIENTS,
         connect=_connect,
         launch=_launch,
@@ -119,6 +122,12 @@ def file_readiness(path: Path, options: object = None) -> Readiness:
     if path.suffix != ".mindir" or found == "mindir":
         return READY
     return Readiness(state="missing", reason=f"MindSpore cannot read the format '{found}' of {path.name}")
+
+
+def _compute(options: MindsporeOptions | None) -> Compute:
+    found = _options(options)
+    on_cpu = found.device == "cpu"
+    return Compute(device=found.device, threads=(found.threads or processor().cores) if on_cpu else None)
 
 
 def _engine(request: TrainRequest) -> Engine:

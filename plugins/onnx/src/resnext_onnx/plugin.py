@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from resnext_core.errors import BackendUnavailable
 from resnext_core.hookspecs import hookimpl
-from resnext_core.interfaces import READY, Backend, Readiness
+from resnext_core.interfaces import READY, Backend, Compute, Readiness
+from resnext_core.processor import processor
 from resnext_onnx.options import OnnxOptions
 
 if TYPE_CHECKING:
@@ -26,6 +27,13 @@ def probe() -> Readiness:
     verb = "is" if len(missing) == 1 else "are"
     reason = f"{' and '.join(missing)} {verb} not installed: pip install {' '.join(missing)}"
     return Readiness(state="missing", reason=reason)
+
+
+def compute(options: OnnxOptions | None) -> Compute:
+    """Return what ONNX Runtime computes with under these options."""
+    found = options or OnnxOptions()
+    on_cpu = found.provider == "cpu"
+    return Compute(device=found.provider, threads=(found.threads or processor().cores) if on_cpu else None)
 
 
 def predictor(request: PredictRequest) -> Predictor:
@@ -71,4 +79,5 @@ def resnext_backends() -> Iterator[Backend]:
         on_request=("triton",),
         packages=("onnx", "onnxruntime"),
         options=OnnxOptions,
+        compute=compute,
     )
