@@ -1,7 +1,7 @@
 """Bounds of configuration values, written beside the field: ``epochs: Annotated[int, Above(0)] = 150``.
 
-A bound applies to the numbers of a tuple one by one, and never to None. Numbers that have none are still finite, and
-below 2^31; texts are not endless.
+A bound applies to the numbers of a tuple one by one, and never to None nor to a word that stands beside a number
+(``int | Literal["auto"]``). Numbers that have none are still finite, and below 2^31; texts are not endless.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from resnext_core.errors import UsageError, quoted
 
@@ -134,13 +134,19 @@ def broken_rule(hint: Any, value: Any) -> str | None:
     if value is None:
         return None
     kinds = _kinds(hint)
+    words = _words(kinds)
+    if value in words:
+        return None
+    also = f", or one of {', '.join(words)}" if words else ""
     if int in kinds and float not in kinds and type(value) is not int:  # where nothing checked types before
-        return "an integer"
+        return f"an integer{also}"
     bounds: tuple[Bound, ...] = getattr(hint, "__metadata__", ())
     each = value if isinstance(value, tuple) else (value,)
     for bound in bounds:
         if not (bound.allows(value) if isinstance(bound, Ascending) else all(map(bound.allows, each))):
-            return f"{_how_many(hint, value, bound)}{bound.rule}{', or null' if type(None) in kinds else ''}"
+            return (
+                f"{_how_many(hint, value, bound)}{bound.rule}{', or null' if type(None) in kinds else also}"
+            )
     for one in each:
         if isinstance(one, float) and not math.isfinite(one):
             return "finite"
@@ -149,6 +155,12 @@ def broken_rule(hint: Any, value: Any) -> str | None:
         if isinstance(one, str) and ("\0" in one or len(one) > _LONGEST_TEXT):
             return f"text of at most {_LONGEST_TEXT} characters without a null character"
     return None
+
+
+def _words(kinds: tuple[Any, ...]) -> tuple[str, ...]:
+    """Return the words that a field of `kinds` takes beside numbers."""
+    literals = (kind for kind in kinds if typing.get_origin(kind) is Literal)
+    return tuple(word for kind in literals for word in typing.get_args(kind)) if len(kinds) > 1 else ()
 
 
 def _how_many(hint: Any, value: Any, bound: Bound) -> str:

@@ -114,17 +114,19 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
         if value is None and type(None) in args:
             return None
         rest = [a for a in args if a is not type(None)]
-        for option in rest[:-1]:
+        if len(rest) == 1:
+            return _coerce(value, rest[0], where)
+        for option in rest:
             try:
                 return _coerce(value, option, where)
             except UsageError:
                 continue
-        return _coerce(value, rest[-1], where)
+        raise UsageError(f"{where}: must be {' or '.join(map(_kind, rest))}, not {quoted(value)}")
     if origin is Literal:
         if value in args and type(value) in {type(a) for a in args}:
             return value
         hinted = suggest(shown(value), map(str, args))
-        raise UsageError(f"{where}: must be one of {', '.join(map(str, args))}, not {quoted(value)}{hinted}")
+        raise UsageError(f"{where}: must be {_kind(hint)}, not {quoted(value)}{hinted}")
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or (args[-1] is not ... and len(value) != len(args)):
             count = "" if args[-1] is ... else f" of {len(args)}"
@@ -139,7 +141,11 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
                 pass
     elif hint is Any or (isinstance(hint, type) and type(value) is hint):
         return value
-    name = {"str": "text", "int": "an integer", "float": "a number", "bool": "true or false"}.get(
-        getattr(hint, "__name__", ""), str(hint)
-    )
-    raise UsageError(f"{where}: must be {name}, not {quoted(value)}")
+    raise UsageError(f"{where}: must be {_kind(hint)}, not {quoted(value)}")
+
+
+def _kind(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
+    names = {"str": "text", "int": "an integer", "float": "a number", "bool": "true or false"}
+    return names.get(getattr(hint, "__name__", ""), str(hint))

@@ -113,19 +113,21 @@ def test_a_provider_that_is_not_built_in_is_said(
 
 @pytest.fixture(scope="module")
 def onnx_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A small network as ONNX, in float32, and as other tools make float16 and INT8 of it."""
+    """A small network as ONNX: in float32, with merged groups, and as other tools make float16 and INT8 of it."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("resnext_onnx.export")
     pytest.importorskip("onnxruntime.quantization")
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from resnext_onnx.export import export_onnx
+    from resnext_onnx.options import OnnxOptions
 
     spec = model_spec("resnext_tiny", num_classes=3, image_size=SPEC.size)
     network = Weights(spec=spec, preprocess=SPEC, classes=CLASSES, tensors=init_weights(spec, 3))
     folder = tmp_path_factory.mktemp("onnx")
-    files = {name: folder / f"{name}.onnx" for name in ("float32", "float16", "int8")}
+    files = {name: folder / f"{name}.onnx" for name in ("float32", "regrouped", "float16", "int8")}
     export_onnx(network, files["float32"], ExportRequest())
+    export_onnx(network, files["regrouped"], ExportRequest(options=OnnxOptions(regroup=16)))
     onnx.save(convert_float_to_float16(onnx.load(files["float32"]), keep_io_types=True), files["float16"])
 
     class Images(CalibrationDataReader):  # type: ignore[misc]
@@ -141,7 +143,7 @@ def onnx_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @needs_onnxruntime
-@pytest.mark.parametrize("kind", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("kind", ["float32", "regrouped", "float16", "int8"])
 def test_logits_are_those_of_the_same_runtime_in_python(
     infer: Infer, data: Path, onnx_files: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:

@@ -7,13 +7,14 @@ import itertools
 import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resnext_core.bounds import Above
 from resnext_core.config import Config, Layer, load_config, parse_set, read_layer
 from resnext_core.errors import UsageError
 from resnext_core.jobs.recipes import recipe_path
@@ -26,6 +27,7 @@ class ToyOptions:
 
     threads: int = 1
     device: Literal["cpu", "npu"] = "cpu"
+    lanes: Annotated[int | Literal["none", "auto"], Above(0)] = "auto"
 
     def __post_init__(self) -> None:
         if self.threads > 64:
@@ -121,6 +123,11 @@ def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
     assert isinstance(load("optimizer.lr=1").optimizer.lr, float)
 
 
+@pytest.mark.parametrize(("text", "value"), [("none", "none"), ("auto", "auto"), ("7", 7)])
+def test_a_number_or_a_word(text: str, value: int | str) -> None:
+    assert load(f"toy.lanes={text}").backends["toy"].lanes == value
+
+
 # -- refusals ------------------------------------------------------------------------------------
 
 
@@ -162,6 +169,10 @@ def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
         ("toy.threads=65", "toy.threads must be at most 64"),
         ("toy.threads=-1", "config section 'toy': threads must not be negative"),
         ("toy.device=gpu", "toy.device: must be one of cpu, npu"),
+        ("toy.lanes=many", "toy.lanes: must be an integer or one of none, auto, not 'many'"),
+        ("toy.lanes=true", "toy.lanes: must be an integer or one of none, auto, not True"),
+        ("toy.lanes=0", "toy.lanes must be above 0, or one of none, auto, not 0"),
+        ("toy.lanes=2147483648", "toy.lanes must be below 2^31"),
         ("trian.epochs=3", "unknown config section 'trian'; did you mean 'train'?"),
         ("train.epoch=3", "unknown config key 'train.epoch'; did you mean 'epochs'?"),
         ("train.zzz=3", "unknown config key 'train.zzz'; known: accumulate, background_saving,"),

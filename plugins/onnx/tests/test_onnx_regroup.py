@@ -1,6 +1,9 @@
-"""The pass that merges groups: the same function on every network, nothing else touched, clear refusals."""
+"""The pass that merges groups, and its option: the same function on every network, nothing else touched, refusals."""
 
 from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -9,13 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from onnx_cases import make_images, make_weights, relative
-from resnext_onnx.export import build_model
+from onnx_cases import TOLERANCE, make_images, make_weights, open_onnx, oracle, relative, write
+from resnext_onnx import regroup as regroup_module
+from resnext_onnx.export import _zeros, build_model
+from resnext_onnx.options import OnnxOptions
 from resnext_onnx.regroup import block_diagonal, merge_factor, regroup
 
 from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import ExportRequest
 from resnext_core.model.spec import VARIANTS, ModelSpec, model_spec
+from resnext_core.processor import processor
 
 #: max |diff| over max |logit| of a regrouped graph against the plain one: the order of float32 sums may differ.
 BOUND = 1e-6
@@ -32,7 +38,7 @@ def run(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
 
 def plain(spec: ModelSpec, **request: object) -> onnx.ModelProto:
     """The exporter's model of random weights."""
-    return build_model(make_weights(spec), ExportRequest(**request))
+    return onnx.ModelProto.FromString(build_model(make_weights(spec), ExportRequest(**request)))
 
 
 def convolutions(model: onnx.ModelProto) -> dict[str, tuple[int, np.ndarray]]:
@@ -245,3 +251,56 @@ def test_refuses_a_weight_that_is_no_constant():
         regroup(hand_made(quantised, constants), 4)
     with pytest.raises(DataError, match="does not fit 3 groups"):
         regroup(hand_made([helper.make_node("Conv", ["x", "w"], ["y"], group=3)], {"w": weight}), 4)
+
+
+# -- the option ----------------------------------------------------------------------------------
+
+
+def test_the_exporter_regroups_and_says_so(tmp_path: Path):
+    weights = make_weights(model_spec("resnext_tiny"))  # 4, 8 and 16 channels a group
+    images = make_images(weights.spec, 3)
+    path = write(weights, tmp_path / "m.onnx", options=OnnxOptions(regroup=16))
+    assert {w.shape[1] for g, w in convolutions(onnx.load(path)).values() if g > 1} == {16}
+    served = open_onnx(path)
+    assert served.artefact["regroup"] == 16
+    assert relative(served.logits(images), oracle(weights).logits(images)) <= TOLERANCE
+    written = path.read_bytes()
+    assert write(weights, path, options=OnnxOptions(regroup=16)).read_bytes() == written
+
+
+@pytest.mark.parametrize("instructions", ["amx-int8", "avx2", "arm-i8mm"])
+def test_auto_takes_what_was_measured_on_this_instruction_set(monkeypatch, instructions):
+    here = dataclasses.replace(processor(), instructions=instructions)
+    monkeypatch.setattr(regroup_module, "processor", lambda: here)
+    measured = regroup_module.FLOAT32_CHANNELS.get(instructions)
+    assert (measured is not None) == (instructions == "amx-int8")
+    weights = make_weights(model_spec("resnext_tiny"))
+    made, named, without = (
+        build_model(weights, ExportRequest(options=OnnxOptions(regroup=setting)))
+        for setting in ("auto", measured or "none", "none")
+    )
+    assert made == named
+    assert without == build_model(weights, ExportRequest())
+    assert (made != without) == (measured is not None)
+
+
+def test_groups_that_make_a_file_too_large_are_refused_before_any_work():
+    weights = make_weights(model_spec("resnext_tiny"))
+    object.__setattr__(weights, "spec", VARIANTS["resnext152_64x4d"])  # 0.4 GiB as it is
+    with pytest.raises(UsageError, match=r"GiB.*set onnx.regroup to fewer channels"):
+        build_model(weights, ExportRequest(options=OnnxOptions(regroup=4096)))
+
+
+def test_what_the_size_is_estimated_from_is_what_is_added():
+    spec = model_spec("resnext26_16x8d_half", image_size=32)
+    one, other = (
+        sum(c.ByteSize() for c in model.graph.initializer)
+        for model in (plain(spec), plain(spec, options=OnnxOptions(regroup=32)))
+    )
+    assert abs(other - one - 4 * _zeros(spec, 32)) < 100  # lengths and shapes in a few bytes more
+
+
+@pytest.mark.parametrize("value", [0, -1, True, "yes", 2.5])
+def test_the_option_takes_words_and_channels_only(value):
+    with pytest.raises(UsageError, match=r"onnx.regroup must be .*or one of none, auto, not"):
+        OnnxOptions(regroup=value)

@@ -11,9 +11,12 @@ import resnext_onnx
 from resnext_core.errors import UsageError
 from resnext_core.files import atomic_path
 from resnext_core.interfaces import ExportRequest
+from resnext_core.model.spec import ModelSpec
 from resnext_core.model.weights import Weights
 from resnext_onnx.artefact import sealed_model
 from resnext_onnx.graph import IR_VERSION, OPSET, build_graph
+from resnext_onnx.options import OnnxOptions
+from resnext_onnx.regroup import channels_for, merge_factor, regroup
 
 #: Protobuf cannot write 2 GiB or more; a file's nodes and metadata take well under a tenth of this margin.
 _MAX_BYTES = 2**31 - 2**26
@@ -25,7 +28,8 @@ def export_onnx(weights: Weights, path: Path, request: ExportRequest) -> None:
     The graph input is ``images`` uint8 (N, H, W, 3) with normalisation inside, or ``tensor`` float32
     (N, 3, H, W), at the ModelSpec's image size; the output is ``logits`` float32 (N, classes). The metadata
     entry ``resnext`` is the weights' manifest with an ``artefact`` object (format, input, batch_size,
-    fold_bn, opset, digest of the constants, and one of all that is not metadata); it ends with its own digest.
+    fold_bn, opset, regroup where groups were merged, digest of the constants, and one of all that is not metadata);
+    it ends with its own digest.
 
     Raises UsageError on a request that means nothing or a network too large for one file, DataError when
     the file cannot be written or the weights cannot be served.
@@ -38,7 +42,8 @@ def export_onnx(weights: Weights, path: Path, request: ExportRequest) -> None:
 
 def build_model(weights: Weights, request: ExportRequest) -> bytes:
     """Return the complete file that :func:`export_onnx` writes; same errors, nothing written."""
-    _check(weights, request)
+    channels = channels_for((request.options or OnnxOptions()).regroup)
+    _check(weights, request, channels)
     graph = build_graph(
         weights,
         batch_size=request.batch_size,
@@ -59,18 +64,31 @@ def build_model(weights: Weights, request: ExportRequest) -> bytes:
         "fold_bn": request.fold_bn,
         "opset": OPSET,
     }
+    if channels is not None:
+        model = regroup(model, channels)
+        entry["regroup"] = channels
     return sealed_model(model, weights.manifest(), entry)
 
 
-def _check(weights: Weights, request: ExportRequest) -> None:
+def _check(weights: Weights, request: ExportRequest, channels: int | None) -> None:
     if request.input not in ("uint8", "float"):
         raise UsageError(f"export input must be uint8 or float, not {request.input!r}")
     batch_size = request.batch_size
     if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
         raise UsageError(f"export batch_size must be an integer above 0, or null, not {batch_size!r}")
     size = 4 * sum(t.size for t in weights.spec.tensors)
-    if size > _MAX_BYTES:
+    with_zeros = size + 4 * _zeros(weights.spec, channels)
+    if with_zeros > _MAX_BYTES:
+        smaller = "export a smaller variant" if size > _MAX_BYTES else "set onnx.regroup to fewer channels"
         raise UsageError(
-            f"{weights.spec.variant} has {size / 2**30:.1f} GiB of weights, an ONNX file holds less than 2; "
-            "export a smaller variant"
+            f"{weights.spec.variant} has {with_zeros / 2**30:.1f} GiB of weights, an ONNX file holds less than 2; "
+            f"{smaller}"
         )
+
+
+def _zeros(spec: ModelSpec, channels: int | None) -> int:
+    """Return how many zeros :func:`regroup` adds to the weights of `spec`."""
+    if channels is None:
+        return 0
+    merged = ((block.width, block.width // spec.groups) for block in spec.blocks)
+    return sum(9 * wide * each * (merge_factor(spec.groups, each, channels) - 1) for wide, each in merged)

@@ -29,6 +29,10 @@ class OnnxOptions:
     execution provider: ``cpu``, ``cuda`` (needs the onnxruntime-gpu wheel) or ``cann`` (Ascend, needs the
     onnxruntime-cann wheel).
 
+    `regroup` is for the exporter: with a number, grouped convolutions get at least so many input channels a group
+    (:func:`resnext_onnx.regroup.regroup`); ``auto`` takes what measured fastest in float32 on this instruction set,
+    which can be ``none``.
+
     The options ``cann_...`` are those of ONNX Runtime's CANN provider without the prefix; None leaves its default.
     `cann_device_id` None is the process's local rank. `cann_npu_mem_limit` is in bytes. `cann_dump_om_model` writes
     the compiled graph into the working folder, and is therefore off, unlike in ONNX Runtime. `cann_precision_mode`
@@ -40,6 +44,7 @@ class OnnxOptions:
 
     threads: Annotated[int | None, Between(1, 1024)] = None
     provider: Provider = "cpu"
+    regroup: Annotated[int | Literal["none", "auto"], AtLeast(1)] = "none"
     cann_device_id: Annotated[int | None, Between(0, 127)] = None
     cann_npu_mem_limit: Annotated[int | None, AtLeast(1), Bits(64)] = None
     cann_arena_extend_strategy: Annotated[str | None, OneOf(CANN_ARENA)] = None

@@ -19,6 +19,18 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from resnext_core.errors import DataError, UsageError
+from resnext_core.processor import processor
+
+#: Channels a group with which ONNX Runtime measured fastest in float32, by instruction set (docs/int8.md). On avx2
+#: nothing was faster than the plain graph; sets that are not listed were not measured.
+FLOAT32_CHANNELS = {"amx-int8": 16}
+
+
+def channels_for(setting: int | str) -> int | None:
+    """Return the channels a group that the option ``onnx.regroup`` stands for on this processor, None for none."""
+    if setting == "auto":
+        return FLOAT32_CHANNELS.get(processor().instructions)
+    return setting if isinstance(setting, int) else None
 
 
 def regroup(model: onnx.ModelProto, channels: int) -> onnx.ModelProto:
