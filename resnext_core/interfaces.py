@@ -127,10 +127,16 @@ class TrainState:
 
 @runtime_checkable
 class Predictor(Protocol):
-    """A network in evaluation mode (running BN statistics). A subclass inherits the default of `manifest`."""
+    """A network in evaluation mode (running BN statistics). A subclass inherits the defaults of the attributes."""
 
     #: The manifest inside an artefact; None where there is none inside: it is read from the sidecar ``<file>.json``.
     manifest: Manifest | None = None
+    #: What it computes in where that is fewer bits than the file's: ``bfloat16``, ...; None where it is the file's.
+    precision: str | None = None
+    #: Where it computes, as one word by which the proofs of an artefact in few bits are looked up: an instruction set
+    #: (:attr:`~resnext_core.processor.Processor.instructions`), with the runtime before it where another one may give
+    #: other numbers, or a device. None: artefacts in few bits cannot be proven.
+    computes_on: str | None = None
 
     def logits(self, images: NDArray[Any]) -> NDArray[Any]:
         """Map uint8 (N, H, W, 3) to float32 logits (N, classes), for any N ≥ 1."""

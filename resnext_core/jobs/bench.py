@@ -94,7 +94,7 @@ def bench(job: BenchJob, listen: Listener = ignore) -> BenchResult:
         backend = training_backend(plugins, job.backend)
         values = _bench_train(job, resolved.config, backend)
     else:
-        values = _bench_eval(job, resolved, plugins)
+        values = _bench_eval(job, resolved, plugins, listen)
     if job.peak_tflops is not None and "gflop_per_s" in values:
         values["mfu"] = values["gflop_per_s"] / (1000 * job.peak_tflops)
     values["peak_memory_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -132,7 +132,7 @@ def _bench_train(job: BenchJob, config: Config, backend: Backend) -> dict[str, A
     return values if peak is None else values | {"peak_device_mib": round(peak / 2**20)}
 
 
-def _bench_eval(job: BenchJob, resolved: Resolved, plugins: PluginSet) -> dict[str, Any]:
+def _bench_eval(job: BenchJob, resolved: Resolved, plugins: PluginSet, listen: Listener) -> dict[str, Any]:
     """Time the forward pass."""
     config, n = resolved.config, resolved.config.train.batch_size
     if job.weights is not None:
@@ -140,6 +140,8 @@ def _bench_eval(job: BenchJob, resolved: Resolved, plugins: PluginSet) -> dict[s
     else:
         weights = _new_model(config, job.classes)
         model = serve_weights(weights, config, plugins, backend_id=job.backend, batch_size=n)
+    for line in model.notes:
+        listen(Note(text=line))
     images = _random_batch(n, model.spec.image_size, 1).images
     with closing(model.predictor) as predictor:
         times = [_seconds(lambda: predictor.logits(images)) for _ in range(job.warmup + job.steps)]

@@ -69,13 +69,19 @@ class EvaluateJob:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EvaluateResult(Result):
-    """The accuracy of `weights` (a file), whose tensors have `digest`, on `backend`."""
+    """The accuracy of `weights` (a file), whose tensors have `digest`, on `backend`.
+
+    `precision` is what was computed in where that is few bits, and `notes` are lines about that, as in
+    :class:`~resnext_core.serving.load.LoadedModel`.
+    """
 
     weights: str
     digest: str
     backend: str
     evaluation: Evaluation
     calibrated: Calibrated | None = None
+    precision: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def top1(self) -> float:
@@ -89,7 +95,11 @@ class EvaluateResult(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types."""
-        about = {"weights": self.weights, "digest": self.digest, "backend": self.backend}
+        about: dict[str, Any] = {"weights": self.weights, "digest": self.digest, "backend": self.backend}
+        if self.precision is not None:
+            about["precision"] = self.precision
+        if self.notes:
+            about["notes"] = list(self.notes)
         fitted = {} if self.calibrated is None else {"calibrated": self.calibrated.to_dict()}
         return about | self.evaluation.to_dict() | fitted
 
@@ -108,6 +118,7 @@ class EvaluateResult(Result):
             weights=found["weights"], digest=found["digest"], backend=found["backend"],
             evaluation=Evaluation(**evaluation),
             calibrated=None if fitted is None else Calibrated.from_dict(fitted),
+            precision=found.get("precision"), notes=tuple(found.get("notes", ())),
         )  # fmt: skip
 
     def __str__(self) -> str:
@@ -155,6 +166,8 @@ def evaluate_sizes(job: EvaluateJob, listen: Listener = ignore) -> list[Evaluate
                     pass
         for sized in configs:
             with open_model(sized) as model:
+                for line in model.notes:
+                    listen(Note(text=line))
                 if model.published is not None:
                     listen(Note(text=f"preprocessing of {model.published}: {model.preprocess.words()}"))
                 results.append(_evaluated(job, model, sized, listen, rank, collectives))
@@ -230,7 +243,7 @@ def _evaluated(
         )  # fmt: skip
     return EvaluateResult(
         weights=model.source, digest=model.digest, backend=model.backend.id, evaluation=evaluation,
-        calibrated=calibrated,
+        calibrated=calibrated, precision=model.precision, notes=model.notes,
     )  # fmt: skip
 
 

@@ -120,6 +120,8 @@ def infer(
         batch_size=resolved.config.eval.batch_size, tensor_input=tensor is not None,
     )  # fmt: skip
     try:
+        for line in model.notes:
+            listen(Note(text=line))
         if tensor is not None and job.logits is not None:
             return _infer_tensor(model, tensor, job.logits, resolved.config.eval.batch_size)
         return _infer_images(model, job, resolved.config, take, listen)

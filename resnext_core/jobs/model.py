@@ -67,6 +67,16 @@ class Model:
         """The id of the backend that computes."""
         return self._loaded.backend.id
 
+    @property
+    def precision(self) -> str | None:
+        """What it computes in where that is few bits (``int8``, ...); None for float32."""
+        return self._loaded.precision
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What must be known of how it computes, such as that an artefact in few bits is not proven here."""
+        return self._loaded.notes
+
     def predict(
         self,
         images: OneImage | Iterable[OneImage],
@@ -160,6 +170,8 @@ def load_model(
     resolved = resolve(settings, plugins)
     size = batch_size or resolved.config.eval.batch_size
     loaded = serve(path, resolved.config, resolved.sources, plugins, backend_id=backend, batch_size=size)
+    for line in loaded.notes:
+        warnings.warn(line, stacklevel=3)
     return Model(loaded, size)
 
 

@@ -75,7 +75,8 @@ def training_job(
             )
         )
         if teacher is not None:
-            listen(Note(text=teacher.note))
+            for line in (teacher.note, *teacher.model.notes):
+                listen(Note(text=line))
         train_loader = stack.enter_context(
             Loader(
                 splits.train, training_preprocess(config, weights.preprocess), config.augment, seed=config.train.seed,

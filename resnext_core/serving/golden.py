@@ -76,23 +76,37 @@ def make_golden(predictor: Predictor, spec: ModelSpec, compute: str) -> Golden |
     return Golden(compute=compute, logits=tuple(tuple(float(x) for x in row) for row in logits))
 
 
-def check_golden(predictor: Predictor, golden: Golden | None, spec: ModelSpec, source: str) -> float | None:
+def check_golden(
+    predictor: Predictor,
+    golden: Golden | None,
+    spec: ModelSpec,
+    source: str,
+    *,
+    tolerance: float | None = None,
+    what: str = "its golden logits",
+) -> float | None:
     """Compare a loaded model's logits with its golden ones; returns the relative difference, None without golden.
 
-    Raises DataError when they are further apart than rounding explains.
+    `tolerance` is the largest difference relative to the largest logit; None takes the one of what they were computed
+    in. `what` is their name in the error. Raises DataError when they are further apart.
     """
     if golden is None:
         return None
     expected = np.array(golden.logits)
     logits = predictor.logits(synthetic_images(len(expected), spec.image_size)).astype(np.float64)
     difference = float(np.abs(logits - expected).max() / max(np.abs(expected).max(), 1e-30))
-    allowed = _OWN_TOLERANCE if golden.compute in ("float32", "float64") else _OWN_TOLERANCE_HALF
+    allowed = tolerance if tolerance is not None else _tolerance(golden, predictor)
     if not difference <= allowed:  # also NaN
         raise DataError(
-            f"{source} gives wrong results on this machine: its golden logits are off by {difference:.2g} of the "
+            f"{source} gives wrong results on this machine: {what} are off by {difference:.2g} of the "
             f"largest (allowed {allowed:g}); do not use it here. eval.self_check=false skips this check"
         )
     return difference
+
+
+def _tolerance(golden: Golden, predictor: Predictor) -> float:
+    exact = golden.compute in ("float32", "float64") and predictor.precision is None
+    return _OWN_TOLERANCE if exact else _OWN_TOLERANCE_HALF
 
 
 def golden_weights(pool_padding: PoolPadding = "same") -> Weights:

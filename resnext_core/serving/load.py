@@ -25,15 +25,19 @@ from resnext_core.ranks.info import RankInfo
 from resnext_core.runs.folder import other_runs
 from resnext_core.runs.pointers import best_weights
 from resnext_core.serving.golden import check_golden
+from resnext_core.serving.proof import known
 
 WEIGHTS_SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoadedModel:
-    """A model on a backend: its predictor, and what must be known to use it; `golden` are its own golden logits.
+    """A model on a backend: its predictor, and what must be known to use it.
 
-    `published` names weights of another program that were recognised, and whose preprocessing it has.
+    `golden` are the logits by which it was checked, and can be again within `golden_tolerance` (None: the one of what
+    they were computed in). `precision` is what it computes in where that is few bits, None for float32 or more. `notes`
+    are lines for whoever uses it. `published` names weights of another program that were recognised, and whose
+    preprocessing it has.
     """
 
     predictor: Predictor
@@ -45,6 +49,9 @@ class LoadedModel:
     digest: str
     has_names: bool = True
     golden: Golden | None = None
+    golden_tolerance: float | None = None
+    precision: str | None = None
+    notes: tuple[str, ...] = ()
     published: str | None = None
 
 
@@ -216,15 +223,18 @@ def serve(
     try:
         manifest = artefact_manifest(path, predictor)
         preprocess = _of_fixed_size(manifest, config, path)
+        expected = known(manifest, predictor, str(path))
         if self_check and config.eval.self_check:
-            check_golden(predictor, manifest.golden, manifest.spec, str(path))
+            expected.check(predictor, manifest, str(path))
     except BaseException:
         predictor.close()
         raise
     return LoadedModel(
         predictor=predictor, backend=backend, source=str(path), spec=manifest.spec,
         preprocess=preprocess, classes=manifest.classes, digest=manifest.digest,
-        has_names=manifest.has_names, golden=manifest.golden,
+        has_names=manifest.has_names, golden=expected.golden, golden_tolerance=expected.tolerance,
+        precision=predictor.precision or manifest.precision,
+        notes=() if expected.note is None else (expected.note,),
     )  # fmt: skip
 
 
@@ -264,7 +274,8 @@ def serve_weights(
     return LoadedModel(
         predictor=predictor, backend=backend, source=source, spec=weights.spec,
         preprocess=weights.preprocess, classes=weights.classes, digest=weights.digest,
-        has_names=weights.has_names, golden=weights.golden, published=weights.origin.get("published"),
+        has_names=weights.has_names, golden=weights.golden, precision=predictor.precision,
+        published=weights.origin.get("published"),
     )  # fmt: skip
 
 

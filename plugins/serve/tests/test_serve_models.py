@@ -14,13 +14,12 @@ import resnext_serve.served as served
 from serve_cases import photo, running, save, until, weights
 
 from resnext_core.errors import DataError
+from resnext_core.interfaces import Predictor
 from resnext_core.model.weights import save_weights
 
 
-class Moody:
+class Moody(Predictor):
     """A predictor that can be made wrong, slow or dead; it counts its calls and notes its end."""
-
-    manifest = None
 
     def __init__(self, inner: Any) -> None:
         self.inner, self.factor, self.error, self.closed = inner, 1.0, "", False

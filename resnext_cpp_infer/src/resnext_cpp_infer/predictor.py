@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from resnext_core.errors import BackendUnavailable, DataError, Interrupted, UsageError
 from resnext_core.interfaces import PredictRequest
 from resnext_core.model.weights import parse_manifest
+from resnext_core.processor import processor
 from resnext_cpp_infer.options import CppInferOptions
 from resnext_cpp_infer.program import find_program, onnxruntime_library
 
@@ -62,6 +63,9 @@ class StreamPredictor:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             start_new_session=True,
         )  # fmt: skip
+        device = options.device or "cpu"
+        self.precision: str | None = None
+        self.computes_on: str | None = processor().instructions if device == "cpu" else device
         _, manifest = self._receive()
         self.manifest = parse_manifest(manifest.decode(), where=str(request.path))
 

@@ -39,6 +39,7 @@ class OrtRuntime:
         self._device = device
         self.name = _PROVIDERS[options.provider]
         self.on_cpu = options.provider == "cpu"
+        self.computes_on = processor().instructions if self.on_cpu else options.provider
         if self.name not in onnxruntime.get_available_providers():
             raise BackendUnavailable(
                 f"onnx.provider={options.provider} is not in this ONNX Runtime: pip uninstall -y onnxruntime && "

@@ -33,6 +33,8 @@ class OnnxPredictor:
         artefact = read_artefact(request.path)
         self.manifest = artefact.manifest
         self.artefact = artefact.entry
+        self.precision: str | None = None
+        self.computes_on: str | None = self._runtime.computes_on
         self._closed = False
         self._images: Session | None = None
         self._tensor: Session | None = None
@@ -82,7 +84,7 @@ class OnnxPredictor:
 
     def _session(self, data: bytes) -> Session:
         try:
-            session = self._runtime.session(data, precision=self.artefact.get("precision", "float32"))
+            session = self._runtime.session(data, precision=self.manifest.precision or "float32")
         except SessionError as error:
             raise self._failed("cannot be loaded", error) from error
         self._check_graph(session)

@@ -50,11 +50,13 @@ class Runtime(Protocol):
     """What loads graphs: a library with its settings.
 
     `name` is what its errors call it. `on_cpu` is False where a device other than the CPU computes, so that a verified
-    file can fail through no fault of its own.
+    file can fail through no fault of its own. `computes_on` is the predictor's, see
+    :class:`resnext_core.interfaces.Predictor`.
     """
 
     name: str
     on_cpu: bool
+    computes_on: str
 
     def session(self, data: bytes, *, precision: str) -> Session:
         """Load the ONNX file `data`, whose manifest states `precision` (``float32``, ``int8``, ...).

@@ -261,6 +261,8 @@ def _describe(model: ServedModel, generation: Generation) -> dict[str, Any]:
             "variant": loaded.spec.variant,
             "digest": loaded.digest,
             "backend": loaded.backend.id,
+            "precision": loaded.precision or "float32",
+            "notes": list(loaded.notes),
             "preprocess": loaded.preprocess.to_dict(),
             "classes": list(loaded.classes),
             "golden": {

@@ -51,9 +51,7 @@ class Proven:
 
     def check(self) -> float:
         """Return the largest relative difference from the golden logits now; DataError where it is too large."""
-        found = check_golden(self.model.predictor, self.golden, self.model.spec, self.model.source)
-        assert found is not None
-        return found
+        return _difference(self.model, self.golden)
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return float32 (N, classes) of uint8 (N, H, W, 3); DataError where one is not finite."""
@@ -87,12 +85,18 @@ def load(path: Path, settings: Settings, *, backend: str | None, batch_size: int
         raise
 
 
+def _difference(model: LoadedModel, golden: Golden) -> float:
+    found = check_golden(model.predictor, golden, model.spec, model.source, tolerance=model.golden_tolerance)
+    assert found is not None
+    return found
+
+
 def _prove(model: LoadedModel, options: object, fingerprint: Fingerprint) -> Proven:
     if model.golden is not None:
-        difference = check_golden(model.predictor, model.golden, model.spec, model.source) or 0.0
         return Proven(
-            model=model, golden=model.golden, by="file", difference=difference, fingerprint=fingerprint
-        )
+            model=model, golden=model.golden, by="file", difference=_difference(model, model.golden),
+            fingerprint=fingerprint,
+        )  # fmt: skip
     difference = 0.0
     if WEIGHTS_SUFFIX in model.backend.formats:
         difference = check_backend(model.backend, options)

@@ -155,6 +155,8 @@ class ServedModel:
         before = self.generation
         self.generation = Generation(self.name, proven, self._limits, self._metrics)
         self.reason, self.difference = None, proven.difference
+        for line in proven.model.notes:
+            log.warning("%s: %s", self.name, line)
         self._metrics.proven(self.name, True, proven.difference)
         return before
 
