@@ -37,6 +37,22 @@ def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[floa
     return low, high
 
 
+def paired_interval(lost: int, gained: int, images: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return the interval (low, high) of (lost - gained) / images; z = 1.959964 makes it 95 %.
+
+    It is by how much the share of right answers falls from one model to another on the same `images`: the first alone
+    has `lost` of them right, the second alone `gained`. What both have right or wrong says nothing about their
+    difference. It is Wald's interval of a difference of paired shares with half an image added to each of the four
+    cells of the table: A. Agresti, Y. Min, "Simple improved confidence intervals for comparing matched proportions",
+    Statistics in Medicine 24 (2005). Raises ValueError for counts that cannot be.
+    """
+    if images < 1 or min(lost, gained) < 0 or lost + gained > images:
+        raise ValueError(f"{lost} lost and {gained} gained of {images} images")
+    total, apart, either = images + 2, lost - gained, lost + gained + 1
+    spread = z * math.sqrt(either - apart * apart / total) / total
+    return max(apart / total - spread, -1.0), min(apart / total + spread, 1.0)
+
+
 @dataclass(kw_only=True, eq=False)
 class Counts:
     """Integer counts of an evaluation, accumulated batch by batch and summed over ranks.

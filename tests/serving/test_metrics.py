@@ -11,6 +11,7 @@ from resnext_core.errors import DataError
 from resnext_core.serving.metrics import (
     Counts,
     confused_pairs,
+    paired_interval,
     per_class,
     percentiles,
     softmax,
@@ -47,6 +48,30 @@ def test_wilson_contains_the_share_and_mirrors(case: tuple[int, int]) -> None:
     low, high = wilson_interval(correct, total)
     assert 0 <= low <= correct / total <= high <= 1
     assert wilson_interval(total - correct, total) == pytest.approx((1 - high, 1 - low), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "images"), [(0, 0, 1), (5, 2, 40), (2, 5, 40), (16, 8, 86), (0, 3, 3)]
+)
+def test_paired_interval_is_that_of_the_differences_of_the_rows(lost: int, gained: int, images: int) -> None:
+    # One number an image: 1 lost, -1 gained, 0 else. With half an image more in each cell, of weight 1/2.
+    values = np.repeat([1.0, -1.0, 0.0], [lost, gained, images - lost - gained])
+    values, weights = np.append(values, [1, -1, 0, 0]), np.append(np.ones(images), [0.5] * 4)
+    mean = np.average(values, weights=weights)
+    error = 1.959964 * np.sqrt(np.average((values - mean) ** 2, weights=weights) / weights.sum())
+    want = max(mean - error, -1), min(mean + error, 1)
+    assert paired_interval(lost, gained, images) == pytest.approx(want, abs=1e-12)
+
+
+def test_paired_interval_covers_the_truth_and_refuses_counts_that_cannot_be() -> None:
+    shares, images = (0.04, 0.02, 0.94), 300
+    drawn = np.random.default_rng(0).multinomial(images, shares, 4000)
+    ends = np.array([paired_interval(lost, gained, images) for lost, gained, _ in drawn.tolist()])
+    covered = ((ends[:, 0] <= 0.02) & (ends[:, 1] >= 0.02)).mean()
+    assert 0.935 <= covered <= 0.975
+    for wrong in ((-1, 0, 5), (0, -1, 5), (3, 3, 5), (0, 0, 0)):
+        with pytest.raises(ValueError, match="lost and"):
+            paired_interval(*wrong)
 
 
 def test_rank_breaks_ties_by_index_and_marks_nan_wrong() -> None:

@@ -1,4 +1,7 @@
-"""The plugin: the backend ``onnx``. Every start of the program imports it, so it imports no framework."""
+"""The plugin: the backend ``onnx`` and the command ``quantize``.
+
+Every start of the program imports it, so it imports no framework.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from resnext_core.errors import BackendUnavailable
 from resnext_core.hookspecs import hookimpl
-from resnext_core.interfaces import READY, Backend, Compute, Readiness
+from resnext_core.interfaces import READY, Backend, Command, Compute, Readiness
 from resnext_core.processor import processor
 from resnext_onnx.options import OnnxOptions
 
@@ -38,7 +41,7 @@ def compute(options: OnnxOptions | None) -> Compute:
 
 def predictor(request: PredictRequest) -> Predictor:
     """Open an ``.onnx`` artefact; see :class:`resnext_onnx.predictor.OnnxPredictor`."""
-    _require()
+    require()
     from resnext_onnx.predictor import OnnxPredictor
 
     return OnnxPredictor(request)
@@ -46,7 +49,7 @@ def predictor(request: PredictRequest) -> Predictor:
 
 def export(weights: Weights, path: Path, request: ExportRequest) -> None:
     """Write `weights` as an ONNX file; see :func:`resnext_onnx.export.export_onnx`."""
-    _require()
+    require()
     from resnext_onnx.export import export_onnx
 
     export_onnx(weights, path, request)
@@ -54,13 +57,14 @@ def export(weights: Weights, path: Path, request: ExportRequest) -> None:
 
 def triton(weights: Weights, path: Path, request: ExportRequest) -> None:
     """Write `weights` as a model repository of Triton; see :func:`resnext_onnx.triton.export_triton`."""
-    _require()
+    require()
     from resnext_onnx.triton import export_triton
 
     export_triton(weights, path, request)
 
 
-def _require() -> None:
+def require() -> None:
+    """Raise BackendUnavailable, with what is missing, where export and serving cannot run here."""
     if not (here := probe()).usable:
         raise BackendUnavailable(f"backend onnx cannot run here: {here.reason}")
 
@@ -80,4 +84,14 @@ def resnext_backends() -> Iterator[Backend]:
         packages=("onnx", "onnxruntime"),
         options=OnnxOptions,
         compute=compute,
+    )
+
+
+@hookimpl
+def resnext_commands() -> Iterator[Command]:
+    """Yield the command `quantize`."""
+    yield Command(
+        name="quantize",
+        summary="write a trained network in 8 bits for CPUs, if its accuracy holds",
+        module="resnext_onnx.quantize.command",
     )
