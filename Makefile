@@ -8,14 +8,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 # core alone: no framework and no plugin
 CORE := .venv-core
+# what builds and checks archives; no part of the project is installed there
+PACKING := .venv-packing
 # Two processes: each file's tests run in one of them, the others meanwhile.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 TUTORIAL := tests/docs/test_tutorial.py
 PROJECTS := $(wildcard pyproject.toml plugins/*/pyproject.toml resnext_*/pyproject.toml)
-DISTRIBUTIONS := . resnext_gpu resnext_ascend resnext_cpp_infer plugins/mindspore plugins/onnx plugins/serve plugins/example
-FORMATTED := resnext_core resnext_gpu resnext_ascend resnext_cpp_infer plugins tests benchmarks
+FORMATTED := resnext_core resnext_gpu resnext_ascend resnext_cpp_infer plugins tests benchmarks tools
 
-.PHONY: demo test test-core test-lite test-tutorial lint format wheels bench clean help
+.PHONY: demo test test-core test-lite test-tutorial lint format wheels dist bench clean help
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.* ##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -49,8 +50,12 @@ format: $(VENV)/.ready-dev  ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix $(FORMATTED)
 	$(BIN)/ruff format $(FORMATTED)
 
-wheels: $(VENV)/.ready-dev  ## a wheel of every distribution in dist/
-	for d in $(DISTRIBUTIONS); do $(BIN)/python -m build --wheel --outdir dist $$d || exit 1; done
+wheels: $(PACKING)/.ready  ## a wheel of every distribution in dist/
+	$(PACKING)/bin/python tools/dist.py --wheels
+
+# REPOSITORY=https://HOST/OWNER/NAME makes the links of the READMEs absolute and gives the project its URLs.
+dist: $(PACKING)/.ready  ## wheels and sdists of every distribution in dist/, checked as for an upload
+	$(PACKING)/bin/python tools/dist.py $(if $(REPOSITORY),--repository $(REPOSITORY))
 
 bench: $(VENV)/.ready-dev  ## ours against hand-written MindSpore and PyTorch, in one run
 	$(BIN)/python benchmarks/mindspore_step.py --torch-python $(BIN)/python
@@ -58,7 +63,7 @@ bench: $(VENV)/.ready-dev  ## ours against hand-written MindSpore and PyTorch, i
 	$(BIN)/python benchmarks/checkpoint_saving.py
 
 clean:           ## remove what was built, but no runs
-	rm -rf $(VENV) $(CORE) dist build *.egg-info */src/*.egg-info plugins/*/src/*.egg-info
+	rm -rf $(VENV) $(CORE) $(PACKING) dist build *.egg-info */src/*.egg-info plugins/*/src/*.egg-info
 
 define CHECK_PYTHON
 $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "resnext needs Python 3.10 or newer: make PYTHON=python3.11")'
@@ -82,4 +87,10 @@ $(CORE)/.ready: pyproject.toml
 	$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(CORE)
 	$(CORE)/bin/pip install --quiet -e ".[test,demo]"
+	touch $@
+
+$(PACKING)/.ready: Makefile
+	$(CHECK_PYTHON)
+	$(PYTHON) -m venv $(PACKING)
+	$(PACKING)/bin/pip install --quiet "setuptools>=77" "build>=1.2" "twine>=6.1" "check-wheel-contents>=0.6"
 	touch $@
