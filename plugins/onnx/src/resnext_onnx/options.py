@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from resnext_core.bounds import AtLeast, Between, Bits, OneOf, check_bounds
 from resnext_core.errors import UsageError
 
-Provider = Literal["cpu", "cuda", "cann"]
+Provider = Literal["cpu", "cuda", "cann", "openvino"]
+OpenVinoPrecision = Literal["float32", "bfloat16"]
 #: Of the page "CANN Execution Provider" of ONNX Runtime's documentation, and ACL_PRECISION_MODE of CANN. ONNX Runtime
 #: itself takes any text and CANN refuses it after the graph was built.
 CANN_PRECISION = (
@@ -23,11 +24,12 @@ CANN_ARENA = ("kNextPowerOfTwo", "kSameAsRequested")
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxOptions:
-    """How ONNX Runtime serves an artefact.
+    """How an artefact is served.
 
-    `threads` is the number of CPU threads of one operator; None takes every core. `provider` is the
-    execution provider: ``cpu``, ``cuda`` (needs the onnxruntime-gpu wheel) or ``cann`` (Ascend, needs the
-    onnxruntime-cann wheel).
+    `threads` is the number of CPU threads of one operator; None takes every core. `provider` is an execution provider
+    of ONNX Runtime, ``cpu``, ``cuda`` (needs the onnxruntime-gpu wheel) or ``cann`` (Ascend, needs the
+    onnxruntime-cann wheel), or ``openvino``: Intel's OpenVINO on the CPU, a package of its own. `openvino_precision` is
+    what OpenVINO computes the float layers in; ``bfloat16`` needs a processor that has it.
 
     `regroup` is for the exporter: with a number, grouped convolutions get at least so many input channels a group
     (:func:`resnext_onnx.regroup.regroup`); ``auto`` takes what measured fastest in float32 on this instruction set,
@@ -38,12 +40,13 @@ class OnnxOptions:
     the compiled graph into the working folder, and is therefore off, unlike in ONNX Runtime. `cann_precision_mode`
     computes in the graph's own types unless set; ONNX Runtime's default is float16.
 
-    Raises UsageError on values that mean nothing, and on ``cann_...`` options of another provider; a provider that is
-    not there is found when a predictor is made.
+    Raises UsageError on values that mean nothing, and on options of another provider than `provider`. A provider that
+    is not there is found when a predictor is made.
     """
 
     threads: Annotated[int | None, Between(1, 1024)] = None
     provider: Provider = "cpu"
+    openvino_precision: OpenVinoPrecision = "float32"
     regroup: Annotated[int | Literal["none", "auto"], AtLeast(1)] = "none"
     cann_device_id: Annotated[int | None, Between(0, 127)] = None
     cann_npu_mem_limit: Annotated[int | None, AtLeast(1), Bits(64)] = None
@@ -58,8 +61,13 @@ class OnnxOptions:
 
     def __post_init__(self) -> None:
         check_bounds("onnx", self)
-        if self.provider not in ("cpu", "cuda", "cann"):
-            raise UsageError(f"onnx.provider must be one of cpu, cuda, cann, not {self.provider!r}")
+        for name, kind in (("provider", Provider), ("openvino_precision", OpenVinoPrecision)):
+            if (value := getattr(self, name)) not in get_args(kind):
+                raise UsageError(f"onnx.{name} must be one of {', '.join(get_args(kind))}, not {value!r}")
+        if self.provider != "openvino" and self.openvino_precision != "float32":
+            raise UsageError(
+                "onnx.openvino_precision is an option of the OpenVINO provider: set onnx.provider=openvino too"
+            )
         for field in fields(self):
             if field.name.startswith("cann_"):
                 value = getattr(self, field.name)

@@ -34,6 +34,8 @@ class OrtRuntime:
     Raises BackendUnavailable where this ONNX Runtime was built without the provider.
     """
 
+    precision = None
+
     def __init__(self, options: OnnxOptions, device: int) -> None:
         self._options = options
         self._device = device

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from resnext_core.errors import BackendUnavailable
 from resnext_core.hookspecs import hookimpl
-from resnext_core.interfaces import READY, Backend, Command, Compute, Readiness
+from resnext_core.interfaces import READY, Backend, Command, Compute, Readiness, Variant
 from resnext_core.processor import processor
 from resnext_onnx.options import OnnxOptions
 
@@ -33,10 +33,30 @@ def probe() -> Readiness:
 
 
 def compute(options: OnnxOptions | None) -> Compute:
-    """Return what ONNX Runtime computes with under these options."""
+    """Return what a predictor computes with under these options."""
     found = options or OnnxOptions()
-    on_cpu = found.provider == "cpu"
-    return Compute(device=found.provider, threads=(found.threads or processor().cores) if on_cpu else None)
+    if found.provider in ("cuda", "cann"):
+        return Compute(device=found.provider)
+    precision = "bfloat16" if found.openvino_precision == "bfloat16" else None
+    return Compute(threads=found.threads or processor().cores, precision=precision)
+
+
+def variants() -> Iterator[Variant]:
+    """Yield OpenVINO beside ONNX Runtime's CPU provider."""
+    package = find_spec("openvino") is not None
+    here = (
+        READY
+        if package
+        else Readiness(state="missing", reason="openvino is not installed: pip install openvino")
+    )
+    yield Variant(label="openvino", overrides=("onnx.provider=openvino",), readiness=here)
+    if package and not processor().bfloat16:
+        here = Readiness(state="missing", reason=f"{processor().name} has no bfloat16 instructions")
+    yield Variant(
+        label="openvino bfloat16",
+        overrides=("onnx.provider=openvino", "onnx.openvino_precision=bfloat16"),
+        readiness=here,
+    )
 
 
 def predictor(request: PredictRequest) -> Predictor:
@@ -74,16 +94,17 @@ def resnext_backends() -> Iterator[Backend]:
     """Yield the backend `onnx`."""
     yield Backend(
         id="onnx",
-        summary="ONNX export and ONNX Runtime inference (CPU, CUDA, CANN)",
+        summary="ONNX export; inference with ONNX Runtime (CPU, CUDA, CANN) and OpenVINO (CPU)",
         probe=probe,
         priority=10,
         predictor=predictor,
         formats=(".onnx",),
         exporters={"onnx": export, "triton": triton},
         on_request=("triton",),
-        packages=("onnx", "onnxruntime"),
+        packages=("onnx", "onnxruntime", "openvino"),
         options=OnnxOptions,
         compute=compute,
+        variants=variants,
     )
 
 

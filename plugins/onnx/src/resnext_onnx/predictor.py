@@ -9,7 +9,6 @@ from resnext_core.interfaces import PredictRequest
 from resnext_core.model.preprocess import normalize
 from resnext_onnx.artefact import Artefact, read_artefact, without_normalisation
 from resnext_onnx.options import OnnxOptions
-from resnext_onnx.ort_sessions import OrtRuntime
 from resnext_onnx.sessions import Array, Runtime, Session, SessionError
 
 
@@ -33,7 +32,7 @@ class OnnxPredictor:
         artefact = read_artefact(request.path)
         self.manifest = artefact.manifest
         self.artefact = artefact.entry
-        self.precision: str | None = None
+        self.precision: str | None = self._runtime.precision if self.manifest.precision is None else None
         self.computes_on: str | None = self._runtime.computes_on
         self._closed = False
         self._images: Session | None = None
@@ -131,6 +130,12 @@ class OnnxPredictor:
 
 def open_runtime(options: OnnxOptions, device: int) -> Runtime:
     """Return the runtime of ``onnx.provider``; BackendUnavailable where it is not installed."""
+    if options.provider == "openvino":
+        from resnext_onnx.openvino_sessions import OpenVinoRuntime
+
+        return OpenVinoRuntime(options)
+    from resnext_onnx.ort_sessions import OrtRuntime
+
     return OrtRuntime(options, device)
 
 

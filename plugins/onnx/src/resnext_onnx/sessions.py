@@ -51,12 +51,14 @@ class Runtime(Protocol):
 
     `name` is what its errors call it. `on_cpu` is False where a device other than the CPU computes, so that a verified
     file can fail through no fault of its own. `computes_on` is the predictor's, see
-    :class:`resnext_core.interfaces.Predictor`.
+    :class:`resnext_core.interfaces.Predictor`. `precision` is what float32 layers are computed in where that is fewer
+    bits, else None.
     """
 
     name: str
     on_cpu: bool
     computes_on: str
+    precision: str | None
 
     def session(self, data: bytes, *, precision: str) -> Session:
         """Load the ONNX file `data`, whose manifest states `precision` (``float32``, ``int8``, ...).
