@@ -80,7 +80,7 @@ $(VENV)/.ready: $(VENV)/.made $(PROJECTS)
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready $(PROJECTS)
-	$(BIN)/pip install --quiet "$(TORCH)" '$(TRITON)' -e ".[dev,demo,tensorboard]" -e resnext_gpu -e resnext_ascend -e resnext_cpp_infer -e "plugins/serve[test]"
+	$(BIN)/pip install --quiet "$(TORCH)" '$(TRITON)' -e ".[dev,demo,tensorboard]" -e resnext_gpu -e resnext_ascend -e resnext_cpp_infer -e "plugins/onnx[openvino]" -e "plugins/serve[test]"
 	touch $@
 
 $(CORE)/.ready: pyproject.toml

@@ -406,7 +406,7 @@ def test_two_entry_points_with_one_module(site: Path) -> None:
 
 # -- start-up ------------------------------------------------------------------------------------
 
-FRAMEWORKS = ("mindspore", "torch", "onnx", "onnxruntime", "tensorflow", "jax")
+FRAMEWORKS = ("mindspore", "torch", "onnx", "onnxruntime", "openvino", "tensorflow", "jax")
 LIGHT = """
 import sys
 from resnext_core.cli.main import main

@@ -44,7 +44,9 @@ class OpenVinoRuntime:
                 f"onnx.openvino_precision=bfloat16: this processor ({processor()}) has no bfloat16 instructions; "
                 "set onnx.openvino_precision=float32"
             )
-        self.precision = None if options.openvino_precision == "float32" else options.openvino_precision
+        self.precision: str | None = (
+            None if options.openvino_precision == "float32" else options.openvino_precision
+        )
         self.computes_on = "-".join(filter(None, ("openvino", processor().instructions, self.precision)))
         self._core = openvino().Core()
         self._settings = {

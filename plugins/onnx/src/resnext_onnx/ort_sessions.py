@@ -34,7 +34,7 @@ class OrtRuntime:
     Raises BackendUnavailable where this ONNX Runtime was built without the provider.
     """
 
-    precision = None
+    precision: str | None = None
 
     def __init__(self, options: OnnxOptions, device: int) -> None:
         self._options = options
