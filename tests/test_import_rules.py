@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOREIGN = {"mindspore", "torch", "torchvision", "onnx", "onnxruntime", "openvino", "tensorflow", "jax", "acl", "tensorrt"}
+FOREIGN = {
+    "mindspore", "torch", "torchvision", "onnx", "onnxruntime", "openvino", "tensorflow", "jax", "acl", "tensorrt",
+}  # fmt: skip
 PLUGINS = {
     "resnext_mindspore", "resnext_onnx", "resnext_ascend", "resnext_gpu", "resnext_cpp_infer", "resnext_serve",
 }  # fmt: skip
