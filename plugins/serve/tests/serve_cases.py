@@ -21,6 +21,7 @@ from resnext_serve.server import Ending, listen, serve
 from resnext_serve.settings import Limits, ServeSettings
 
 from resnext_core.interfaces import PredictRequest
+from resnext_core.jobs.settings import Settings
 from resnext_core.model.weights import Weights, save_weights
 from resnext_core.ranks.info import RankInfo
 from resnext_core.reference.predictor import create_predictor
@@ -101,10 +102,13 @@ class Running:
 
 @contextmanager
 def running(
-    models: Mapping[str, Path], *, wait: bool = True, token: str | None = None, **limits: Any
-) -> Iterator[Running]:
+    models: Mapping[str, Path], *, wait: bool = True, token: str | None = None, backend: str = "reference",
+    overrides: tuple[str, ...] = (), **limits: Any,
+) -> Iterator[Running]:  # fmt: skip
     """Run the service in a thread; with `wait` the block begins when it is ready."""
-    settings = ServeSettings(models=models, backend="reference", token=token, limits=Limits(**limits))
+    settings = ServeSettings(
+        models=models, backend=backend, config=Settings(overrides=overrides), token=token, limits=Limits(**limits)
+    )  # fmt: skip
     sock = listen("127.0.0.1", 0)
     found = Running(settings=settings, url=f"http://127.0.0.1:{sock.getsockname()[1]}")
     ready, begun = threading.Event(), threading.Event()
