@@ -30,7 +30,6 @@ from resnext_core.jobs.whole import WholeJob, WholeResult
 from resnext_core.jobs.whole import whole as whole_job
 from resnext_core.runs.records import Listener
 from resnext_core.serving.evaluate import Tta
-from resnext_core.serving.validate import TOLERANCE
 
 #: A path, or a result that stands for one.
 Location: TypeAlias = "str | os.PathLike[str]"
@@ -234,7 +233,9 @@ def validate(
     data: Location | None = None,
     *,
     split: Split | None = None,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
+    min_agreement: float | None = None,
+    max_drop: float | None = None,
     config: Location | Sequence[Location] = (),
     overrides: Overrides | None = None,
     backend: str | None = None,
@@ -243,13 +244,15 @@ def validate(
 ) -> ValidateResult:
     """Compare an artefact with its source on real images; as ``resnext-run validate``.
 
-    `passed` of the result says whether they agree. `data` and `split` are those of :func:`evaluate`. Raises
-    UsageError, BackendUnavailable, or DataError where the two are not the same network.
+    `passed` of the result says whether they agree; limits that are None are those of the artefact's precision, see
+    :class:`ValidateJob`. An artefact in few bits that passes is given a proof of this processor. `data` and `split` are
+    those of :func:`evaluate`. Raises UsageError, BackendUnavailable, or DataError where the two are not the same
+    network.
     """
     settings = _settings(data=data, config=config, overrides=overrides)
     job = ValidateJob(
         artefact=_path(artefact), weights=_path(weights), settings=settings, split=split, tolerance=tolerance,
-        backend=backend, source_backend=source_backend,
+        min_agreement=min_agreement, max_drop=max_drop, backend=backend, source_backend=source_backend,
     )  # fmt: skip
     with _listening(progress) as listen:
         return validate_job(job, listen)

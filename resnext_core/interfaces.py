@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from resnext_core.config import LossConfig, OptimizerConfig, PrecisionConfig
+    from resnext_core.model.proof import Proof
     from resnext_core.model.weights import Manifest, Weights
     from resnext_core.ranks.collectives import Collectives
     from resnext_core.ranks.info import RankInfo
@@ -282,8 +283,10 @@ class Backend:
     momentum on cross-entropy: a training that needs another one is refused. ``groups`` are rules of tensors that differ
     in more than decay on weights, and ``sizes`` images of another size than the ModelSpec's. `former_options` are
     options of earlier versions that are gone, and the value at which each did nothing: a stored run that has that value
-    is read without it. `compute` says what the backend computes with under its options, and `variants` which ways of
-    serving and writing ``bench all`` should try; both are for benchmarks alone.
+    is read without it. `add_proof` writes what an artefact in few bits computes at a place
+    (:attr:`Predictor.computes_on`) into the file, atomically, and raises DataError where it cannot be written; None
+    where such artefacts are not read. `compute` says what the backend computes with under its options, and `variants`
+    which ways of serving and writing ``bench all`` should try; both are for benchmarks alone.
 
     Factories import their framework when called, never before.
     """
@@ -310,6 +313,7 @@ class Backend:
     ingredients: frozenset[Ingredient] = frozenset()
     connect: Callable[[RankInfo, Any], Collectives] | None = None
     launch: Callable[[LaunchRequest], int] | None = None
+    add_proof: Callable[[Path, str, Proof], None] | None = None
     compute: Callable[[Any], Compute] | None = None
     variants: Callable[[], Iterable[Variant]] | None = None
 

@@ -65,6 +65,6 @@ def unproven(manifest: Manifest, place: str | None, source: str) -> str:
             f"{source}: {manifest.precision}, {where} on this backend, which does not say where it computes"
         )
     return (
-        f"{source}: {manifest.precision}, {where} on {place}; to prove it here, run: "
+        f"{source}: {manifest.precision}, {where} on {place}; to prove it here, run with these settings: "
         f"resnext-run validate --artefact {shlex.quote(source)} --weights WEIGHTS"
     )

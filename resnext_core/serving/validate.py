@@ -13,11 +13,15 @@ from numpy.typing import NDArray
 
 from resnext_core.errors import DataError
 from resnext_core.interfaces import Batch, Predictor
+from resnext_core.serving.metrics import paired_interval, wilson_interval
 
 Array = NDArray[Any]
 
 #: Largest |difference| of an artefact's logits, relative to the largest |logit| of its source.
 TOLERANCE = 1e-4
+#: In few bits logits differ by more than says anything. There the first guesses count: the least share of images with
+#: the same one, and the largest drop of top-1 in percentage points.
+FEW_BITS_AGREEMENT, FEW_BITS_DROP = 0.99, 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +45,10 @@ class ValidationResult:
     there is none); `max_rel_diff` is max |diff| / max |source logit| over the whole set. `nonfinite` counts
     rows with NaN or infinity on either side: each is a disagreement too. `disagreements` counts rows whose
     largest logit is of another class, `top1_agreement` is the share without. `top1_artefact` and
-    `top1_source` are shares of the `labelled` rows, None without labels. `passed` means: every row finite,
-    max_rel_diff ≤ tolerance and top1_agreement ≥ min_agreement.
+    `top1_source` are shares of the `labelled` rows, None without labels. `drop` is by how many percentage points
+    top-1 falls from the source to the artefact. Intervals are of 95 %: Wilson's of the agreement, and of the drop
+    the one of paired shares. `passed` means: every row finite, max_rel_diff ≤ tolerance, top1_agreement ≥
+    min_agreement and drop ≤ max_drop, where those are not None; `failures` says what does not hold.
     """
 
     images: int
@@ -52,13 +58,18 @@ class ValidationResult:
     max_rel_diff: float
     disagreements: int
     top1_agreement: float
+    agreement_interval: tuple[float, float]
     labelled: int
     top1_artefact: float | None
     top1_source: float | None
+    drop: float | None
+    drop_interval: tuple[float, float] | None
     latency_artefact: Latency
     latency_source: Latency
-    tolerance: float
+    tolerance: float | None
     min_agreement: float
+    max_drop: float | None
+    failures: tuple[str, ...]
     passed: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,21 +80,32 @@ class ValidationResult:
                 value = dict(vars(value))
             elif isinstance(value, float) and not math.isfinite(value):
                 value = None
+            elif isinstance(value, tuple):
+                value = list(value)
             plain[name] = value
         return plain
 
     def line(self) -> str:
         """Return one line for people."""
+        tolerance = "" if self.tolerance is None else f" (tolerance {self.tolerance:g})"
+        agreed = f"top-1 agrees on {self.images - self.disagreements}"
+        if self.min_agreement < 1:
+            low, high = self.agreement_interval
+            agreed += f" = {self.top1_agreement:.2%} (95 % interval {low:.2%} to {high:.2%})"
         words = [
             f"{'passed' if self.passed else 'FAILED'}: {self.images} images",
-            f"max |diff| {self.max_abs_diff:.3g} = {self.max_rel_diff:.3g} of max |logit| "
-            f"(tolerance {self.tolerance:g})",
-            f"top-1 agrees on {self.images - self.disagreements} (needs {self.min_agreement:.2%})",
+            f"max |diff| {self.max_abs_diff:.3g} = {self.max_rel_diff:.3g} of max |logit|{tolerance}",
+            f"{agreed} (needs {self.min_agreement:.2%})",
         ]
         if self.nonfinite:
             words.append(f"{self.nonfinite} images with NaN or infinite logits")
         if self.top1_artefact is not None and self.top1_source is not None:
             words.append(f"top1 {self.top1_artefact:.2%} (source {self.top1_source:.2%})")
+        if self.max_drop is not None and self.drop is not None and self.drop_interval is not None:
+            low, high = self.drop_interval
+            words.append(
+                f"drop {self.drop:.2f} points (95 % interval {low:.2f} to {high:.2f}; allowed {self.max_drop:g})"
+            )
         words.append(
             f"{self.latency_artefact.image_p50:.3g} ms an image (source {self.latency_source.image_p50:.3g})"
         )
@@ -95,16 +117,18 @@ def validate(
     source: Predictor,
     batches: Iterable[Batch],
     *,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = TOLERANCE,
     min_agreement: float = 1.0,
+    max_drop: float | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ValidationResult:
     """Run both predictors on `batches` and compare them row by row.
 
     Rows with `valid` False are computed but not counted. The default asks every top-1 to agree exactly: a
     near-tie that flips is reported as the disagreement it is, and lowering `min_agreement` is the caller's
-    decision. The first batch is warm-up for the latencies when there are several. `progress` is called after
-    each batch with the number of images compared so far.
+    decision. `max_drop` is in percentage points of top-1, and holds where there are labels. The first batch is
+    warm-up for the latencies when there are several. `progress` is called after each batch with the number of images
+    compared so far.
 
     Raises DataError when there is no valid image or when the two do not have the same classes.
     """
@@ -121,7 +145,7 @@ def validate(
             progress(totals.images)
     if not totals.images:
         raise DataError("no image to validate on; use a data set with at least one readable image")
-    return totals.result(artefact_clock.latency(), source_clock.latency(), tolerance, min_agreement)
+    return totals.result(artefact_clock.latency(), source_clock.latency(), tolerance, min_agreement, max_drop)
 
 
 @dataclass(kw_only=True)
@@ -167,6 +191,8 @@ class _Totals:
     labelled: int = 0
     correct_artefact: int = 0
     correct_source: int = 0
+    lost: int = 0
+    gained: int = 0
 
     def add(self, got: Array, want: Array, labels: Array) -> None:
         """Count the rows of float32 `got` and `want` (N, classes) with int32 `labels` (N,), -1 unknown."""
@@ -184,15 +210,38 @@ class _Totals:
         known = labels >= 0
         self.labelled += int(known.sum())
         # argmax points at a NaN: such a row is right for nobody.
-        self.correct_artefact += int((known & np.isfinite(got).all(axis=1) & (got_top1 == labels)).sum())
-        self.correct_source += int((known & np.isfinite(want).all(axis=1) & (want_top1 == labels)).sum())
+        right = known & np.isfinite(got).all(axis=1) & (got_top1 == labels)
+        right_before = known & np.isfinite(want).all(axis=1) & (want_top1 == labels)
+        self.correct_artefact += int(right.sum())
+        self.correct_source += int(right_before.sum())
+        self.lost += int((right_before & ~right).sum())
+        self.gained += int((right & ~right_before).sum())
 
     def result(
-        self, artefact: Latency, source: Latency, tolerance: float, min_agreement: float
+        self,
+        artefact: Latency,
+        source: Latency,
+        tolerance: float | None,
+        min_agreement: float,
+        max_drop: float | None,
     ) -> ValidationResult:
         rel_diff = self._rel_diff()
         agreement = self.agreed / self.images
         nonfinite = self.images - self.finite
+        drop, interval = None, None
+        if self.labelled:
+            drop = 100 * (self.lost - self.gained) / self.labelled
+            low, high = paired_interval(self.lost, self.gained, self.labelled)
+            interval = (100 * low, 100 * high)
+        failures = []
+        if nonfinite:
+            failures.append(f"{nonfinite} images with NaN or infinite logits")
+        if tolerance is not None and not rel_diff <= tolerance:
+            failures.append(f"logits differ by {rel_diff:.2g} of the largest (allowed {tolerance:g})")
+        if not agreement >= min_agreement:
+            failures.append(f"top-1 agrees on {agreement:.2%} of the images (needs {min_agreement:.2%})")
+        if max_drop is not None and drop is not None and not drop <= max_drop + 1e-9:
+            failures.append(f"top-1 drops by {drop:.2f} points (allowed {max_drop:g})")
         return ValidationResult(
             images=self.images,
             nonfinite=nonfinite,
@@ -201,14 +250,19 @@ class _Totals:
             max_rel_diff=rel_diff,
             disagreements=self.images - self.agreed,
             top1_agreement=agreement,
+            agreement_interval=wilson_interval(self.agreed, self.images),
             labelled=self.labelled,
             top1_artefact=self.correct_artefact / self.labelled if self.labelled else None,
             top1_source=self.correct_source / self.labelled if self.labelled else None,
+            drop=drop,
+            drop_interval=interval,
             latency_artefact=artefact,
             latency_source=source,
             tolerance=tolerance,
             min_agreement=min_agreement,
-            passed=nonfinite == 0 and rel_diff <= tolerance and agreement >= min_agreement,
+            max_drop=max_drop,
+            failures=tuple(failures),
+            passed=not failures,
         )
 
     def _rel_diff(self) -> float:

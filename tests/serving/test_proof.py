@@ -62,7 +62,7 @@ def test_without_a_proof_of_this_place_it_is_compared_loosely_and_says_so() -> N
     near, far = Computed(4 * 0.04, "avx2"), Computed(4 * 0.06, "avx2")
     expected = known(found, near, "my model.onnx")
     assert expected.note == (
-        "my model.onnx: int8, proven on avx512-vnni, amx-int8, not on avx2; to prove it here, run: "
+        "my model.onnx: int8, proven on avx512-vnni, amx-int8, not on avx2; to prove it here, run with these settings: "
         "resnext-run validate --artefact 'my model.onnx' --weights WEIGHTS"
     )
     assert expected.check(near, found, "m.onnx") == pytest.approx(0.04, rel=1e-3)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped, 
 from onnx import TensorProto, helper
 
 from resnext_core.errors import DataError, UsageError, reason
+from resnext_core.files import atomic_path
+from resnext_core.model.proof import Proof
 from resnext_core.model.weights import MANIFEST_KEY, Manifest, parse_manifest, sealed
 from resnext_onnx.graph import TENSOR
 
@@ -48,7 +51,7 @@ def read_artefact(path: Path) -> Artefact:
         ValueError,
     ) as error:  # ValueError: text that is not UTF-8, in protobuf's pure Python form
         raise DataError(f"{path} is not an ONNX file, or it is truncated; export it again") from error
-    text = next((p.value for p in model.metadata_props if p.key == MANIFEST_KEY), None)
+    text = _manifest_text(model)
     if text is None:
         raise DataError(f"{path} has no resnext manifest; write it with resnext-run export")
     if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
@@ -89,6 +92,30 @@ def sealed_model(model: onnx.ModelProto, manifest: Mapping[str, Any], entry: Map
     return data
 
 
+def add_proof(path: Path, place: str, proof: Proof) -> None:
+    """Write the `proof` of `place` into the manifest of an artefact in few bits, in place of one that it has of there.
+
+    All but the metadata stays as it is, byte for byte. The file is replaced atomically and keeps its mode. Raises
+    DataError where it cannot be read as such an artefact or cannot be written.
+    """
+    artefact = read_artefact(path)
+    if not os.access(path, os.W_OK):
+        raise DataError(f"cannot write {path}: it is read-only")
+    manifest = json.loads(_manifest_text(onnx.ModelProto.FromString(artefact.data)) or "")
+    manifest.pop("manifest_sha256", None)
+    proofs = {**manifest["artefact"].get("proofs", {}), place: proof.to_dict()}
+    manifest["artefact"]["proofs"] = proofs
+    text = sealed(manifest)
+    parse_manifest(text, where=str(path))
+    metadata = onnx.ModelProto()
+    helper.set_model_props(metadata, {MANIFEST_KEY: text})
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        for number, field in _fields(artefact.data):
+            if number != _METADATA:
+                stream.write(field)
+        stream.write(metadata.SerializeToString(deterministic=True))
+
+
 def constants_digest(graph: onnx.GraphProto) -> str:
     """Return ``sha256:<hex>`` over names, types, shapes and bytes of the graph's constants in order."""
     digest = hashlib.sha256()
@@ -103,7 +130,20 @@ def content_digest(data: bytes) -> str:
 
     The C++ program computes the same. DataError where `data` is no sequence of whole protobuf fields.
     """
-    digest, at, view = hashlib.sha256(), 0, memoryview(data)
+    digest = hashlib.sha256()
+    for number, field in _fields(data):
+        if number != _METADATA:
+            digest.update(field)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _manifest_text(model: onnx.ModelProto) -> str | None:
+    return next((p.value for p in model.metadata_props if p.key == MANIFEST_KEY), None)
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, memoryview]]:
+    """Yield the number and the bytes of each protobuf field of `data`; DataError where they are not whole."""
+    at, view = 0, memoryview(data)
     while at < len(data):
         start = at
         tag, at = _varint(data, at)
@@ -116,9 +156,7 @@ def content_digest(data: bytes) -> str:
             at += {1: 8, 5: 4}.get(tag & 7, len(data) + 1)
         if at > len(data):
             raise DataError("it is truncated, or not an ONNX file")
-        if tag >> 3 != _METADATA:
-            digest.update(view[start:at])
-    return f"sha256:{digest.hexdigest()}"
+        yield tag >> 3, view[start:at]
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

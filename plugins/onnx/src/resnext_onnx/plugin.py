@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from resnext_core.interfaces import ExportRequest, Predictor, PredictRequest
+    from resnext_core.model.proof import Proof
     from resnext_core.model.weights import Weights
 
 
@@ -75,6 +76,14 @@ def export(weights: Weights, path: Path, request: ExportRequest) -> None:
     export_onnx(weights, path, request)
 
 
+def add_proof(path: Path, place: str, proof: Proof) -> None:
+    """Write a proof into an ``.onnx`` artefact; see :func:`resnext_onnx.artefact.add_proof`."""
+    _require()
+    from resnext_onnx.artefact import add_proof
+
+    add_proof(path, place, proof)
+
+
 def triton(weights: Weights, path: Path, request: ExportRequest) -> None:
     """Write `weights` as a model repository of Triton; see :func:`resnext_onnx.triton.export_triton`."""
     require()
@@ -103,6 +112,7 @@ def resnext_backends() -> Iterator[Backend]:
         on_request=("triton",),
         packages=("onnx", "onnxruntime", "openvino"),
         options=OnnxOptions,
+        add_proof=add_proof,
         compute=compute,
         variants=variants,
     )
