@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -263,11 +263,19 @@ def write_artefact(source: Source, name: str, backend: Backend, path: Path) -> A
         for file in partial.iterdir():
             move = place_folder if file.is_dir() else replace_file
             move(file, path.parent / file.name)
-    files = [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
-    return Artefact(
-        format=name, path=path, bytes=sum(file.stat().st_size for file in files), digest=files_digest(path, files),
-        backend=backend.id, weights_digest=source.weights.digest, difference=difference,
+    written = Artefact(
+        format=name, path=path, bytes=0, digest="", backend=backend.id, weights_digest=source.weights.digest,
+        difference=difference,
     )  # fmt: skip
+    return measured(written)
+
+
+def measured(artefact: Artefact) -> Artefact:
+    """Return `artefact` with the size and the digest that its file, or the files of its folder, have now."""
+    path = artefact.path
+    files = [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    return replace(artefact, bytes=size, digest=files_digest(path, files))
 
 
 def _request(config: Config, backend: Backend) -> ExportRequest:

@@ -90,10 +90,19 @@ class ValidateResult(Result):
     def _proof(self) -> dict[str, Any]:
         return {"precision": self.precision, "proven": self.proven, "unwritten": self.unwritten}
 
+    @property
+    def standing(self) -> str:
+        """What became of the proof, in a line; empty in float32."""
+        if self.precision is None:
+            return ""
+        if self.proven is not None:
+            return f"is now proven on {self.proven}"
+        return self.unwritten or "is not proven here"
+
     def __str__(self) -> str:
         name = Path(self.artefact).name
-        proven = "" if self.proven is None else f"\n{name}: is now proven on {self.proven}"
-        return f"{name}: {self.comparison.line()}{proven}"
+        standing = f"\n{name}: {self.standing}" if self.proven is not None else ""
+        return f"{name}: {self.comparison.line()}{standing}"
 
 
 def validate(job: ValidateJob, listen: Listener = ignore) -> ValidateResult:

@@ -12,7 +12,7 @@ from typing import Any
 from resnext_core.config import Config
 from resnext_core.data.demo import write_digits
 from resnext_core.jobs.evaluate import EvaluateResult
-from resnext_core.jobs.export import Artefact, ExportResult, Source, write_artefact
+from resnext_core.jobs.export import Artefact, ExportResult, Source, measured, write_artefact
 from resnext_core.jobs.launching import Lines
 from resnext_core.jobs.new_run import backend_of
 from resnext_core.jobs.plan import Plan, plan_job, require, training_backend
@@ -22,7 +22,7 @@ from resnext_core.jobs.result import Result
 from resnext_core.jobs.scoring import score
 from resnext_core.jobs.settings import AUTO, Settings, resolve_training
 from resnext_core.jobs.train import train_on, train_plan
-from resnext_core.jobs.validate import ValidateResult, compare_on
+from resnext_core.jobs.validate import ValidateResult, compare_on, prove
 from resnext_core.model.weights import load_weights
 from resnext_core.plugins import load_plugins
 from resnext_core.ranks.info import RankInfo
@@ -159,16 +159,21 @@ def finish(run: RunFolder, plan: Plan, listen: Listener, started: float) -> Whol
         run.write_result("artefacts", [artefact.to_dict() for artefact in artefacts])
 
         validations: list[ValidateResult] = []
-        for artefact in artefacts:
+        for i, artefact in enumerate(artefacts):
             made = serve(
                 artefact.path, config, {}, plugins, prefer=prefer, batch_size=config.eval.batch_size,
                 self_check=False,
             )  # fmt: skip
             try:
-                validations.append(compare_on(made, source, index, config, listen))
+                compared = compare_on(made, source, index, config, listen)
+                validations.append(prove(artefact.path, made, compared, plugins))
             finally:
                 made.predictor.close()
-            say(f"{artefact.format}: {validations[-1].comparison.line()}")
+            say(f"{artefact.format}: {compared.comparison.line()}")
+            if compared.precision is not None:  # a proof changes the file
+                artefacts[i] = measured(artefact)
+                run.write_result("artefacts", [found.to_dict() for found in artefacts])
+                say(f"{artefact.format}: {validations[-1].standing}")
         run.write_result("validations", [validation.to_dict() for validation in validations])
     make_report(run)
     return WholeResult(

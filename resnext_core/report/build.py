@@ -49,7 +49,7 @@ _VALIDATION = {
 #: Shown in another column, or only of use where something is wrong.
 _VALIDATION_OMITTED = {
     "artefact", "artefact_backend", "source", "digest", "mean_abs_diff", "disagreements", "labelled",
-    "min_agreement",
+    "min_agreement", "agreement_interval", "drop", "drop_interval", "max_drop", "failures", "unwritten",
 }  # fmt: skip
 _VALIDATION_USUAL = [("nonfinite", 0), ("same_weights", True)]
 

@@ -217,6 +217,63 @@ def test_progress_and_dict_and_line():
     assert "\n" not in result.line()
 
 
+def test_a_drop_counts_what_was_lost_and_what_was_gained():
+    """20 images; by hand: the source has 16 right, the artefact loses 3 of them and gains 1."""
+    batches = make_batches(count=5, labels=None)
+    top = source_logits(batches).argmax(1)
+    wrong = (top + 1) % CLASSES
+    labels = top.copy()
+    labels[:4] = wrong[:4]  # the source is wrong there
+    flipped = np.array([0, 7, 11, 19])  # 0 becomes right, the others wrong
+
+    def flip(logits):
+        for row in flipped:
+            if 4 * flip.batch <= row < 4 * flip.batch + 4:
+                logits[row - 4 * flip.batch, wrong[row]] = 1e3
+        flip.batch += 1
+        return logits
+
+    flip.batch = 0
+    result = validate(
+        Linear(flip),
+        Linear(),
+        make_batches(count=5, labels=labels),
+        tolerance=None,
+        min_agreement=0.8,
+        max_drop=10.0,
+    )
+    assert (result.labelled, result.top1_source, result.top1_artefact) == (20, 0.8, 0.7)
+    assert result.drop == pytest.approx(10.0)
+    assert result.top1_agreement == 0.8
+    # Agresti and Min: (3.5 - 1.5) / 22 = 0.0909 and 1.959964 * sqrt(5 - 4 / 22) / 22 = 0.19555
+    assert result.drop_interval == pytest.approx(
+        (100 * (0.090909 - 0.195550), 100 * (0.090909 + 0.195550)), abs=1e-3
+    )
+    # Wilson, 16 of 20: (0.8 + z²/40 ± z·sqrt(0.16/20 + z²/1600)) / (1 + z²/20)
+    assert result.agreement_interval == pytest.approx((0.583983, 0.919340), abs=1e-5)
+    assert result.passed
+    assert "drop 10.00 points (95 % interval -10.46 to 28.65; allowed 10)" in result.line()
+    assert "top-1 agrees on 16 = 80.00% (95 % interval 58.40% to 91.93%) (needs 80.00%)" in result.line()
+    flip.batch = 0
+    worse = validate(
+        Linear(flip),
+        Linear(),
+        make_batches(count=5, labels=labels),
+        tolerance=1e-3,
+        min_agreement=0.81,
+        max_drop=9.9,
+    )
+    assert [text.split(" (")[0][:18] for text in worse.failures] == [
+        "logits differ by 1", "top-1 agrees on 80", "top-1 drops by 10.",
+    ]  # fmt: skip
+    assert worse.line().startswith("FAILED")
+
+
+def test_without_labels_there_is_no_drop():
+    result = validate(Linear(), Linear(), make_batches(), max_drop=0.0)
+    assert (result.drop, result.drop_interval, result.passed) == (None, None, True)
+
+
 def test_nothing_to_validate_is_an_error():
     with pytest.raises(DataError, match="no image"):
         validate(Linear(), Linear(), [])

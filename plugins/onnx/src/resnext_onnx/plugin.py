@@ -78,7 +78,7 @@ def export(weights: Weights, path: Path, request: ExportRequest) -> None:
 
 def add_proof(path: Path, place: str, proof: Proof) -> None:
     """Write a proof into an ``.onnx`` artefact; see :func:`resnext_onnx.artefact.add_proof`."""
-    _require()
+    require()
     from resnext_onnx.artefact import add_proof
 
     add_proof(path, place, proof)

@@ -18,7 +18,7 @@ from resnext_core.data.splits import open_split, part_paths
 from resnext_core.errors import DataError, UsageError, quoted
 from resnext_core.extensions import Decoder
 from resnext_core.files import check_target, place, write_atomic
-from resnext_core.interfaces import ExportRequest
+from resnext_core.interfaces import ExportRequest, Predictor
 from resnext_core.jobs.recorder import ignore
 from resnext_core.jobs.result import Result
 from resnext_core.jobs.settings import Settings, resolve_serving
@@ -346,10 +346,8 @@ class _Work:
             )
 
 
-class _Logits:
+class _Logits(Predictor):
     """A network in memory, as far as a check of golden logits asks for a predictor."""
-
-    manifest = None
 
     def __init__(self, model: onnx.ModelProto, threads: int | None) -> None:
         self.model, self.threads = model, threads
