@@ -16,7 +16,7 @@ TUTORIAL := tests/docs/test_tutorial.py
 PROJECTS := $(wildcard pyproject.toml plugins/*/pyproject.toml resnext_*/pyproject.toml)
 FORMATTED := resnext_core resnext_gpu resnext_ascend resnext_cpp_infer plugins tests benchmarks tools
 
-.PHONY: demo test test-core test-lite test-tutorial lint format wheels dist bench clean help
+.PHONY: demo test test-core test-lite test-tutorial lint format wheels dist test-wheels bench clean help
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.* ##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -56,6 +56,11 @@ wheels: $(PACKING)/.ready  ## a wheel of every distribution in dist/
 # REPOSITORY=https://HOST/OWNER/NAME makes the links of the READMEs absolute and gives the project its URLs.
 dist: $(PACKING)/.ready  ## wheels and sdists of every distribution in dist/, checked as for an upload
 	$(PACKING)/bin/python tools/dist.py $(if $(REPOSITORY),--repository $(REPOSITORY))
+
+# EXTRAS="onnx serve" tries these alone; gpu and all install PyTorch, of which WITH=... names another build.
+test-wheels:     ## each extra from dist/ in a fresh environment: installed, checked, used, uninstalled; needs the network
+	$(CHECK_PYTHON)
+	$(PYTHON) tools/try_wheels.py $(if $(WITH),--with "$(WITH)") $(EXTRAS)
 
 bench: $(VENV)/.ready-dev  ## ours against hand-written MindSpore and PyTorch, in one run
 	$(BIN)/python benchmarks/mindspore_step.py --torch-python $(BIN)/python

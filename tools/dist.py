@@ -1,9 +1,9 @@
 """Build a wheel and an sdist of every distribution into dist/ and check them: ``python tools/dist.py``.
 
 A copy of the files that git knows of is built, so that nothing else gets into an archive, with the date of the last
-commit, which makes wheels the same to the byte. A package index shows the READMEs without the repository. So links into it are made absolute in the copy if
-its address is given (``--repository``), and become names of files otherwise. The address also becomes the project's
-URLs. ``make dist`` runs this in an environment that has the tools.
+commit, so that the same commit gives the same wheels. A package index shows the READMEs without the repository: in the
+copy, links into it are made absolute if its address is given (``--repository``), and become names of files otherwise.
+The address also becomes the project's URLs. ``make dist`` runs this in an environment that has the tools.
 """
 
 from __future__ import annotations
