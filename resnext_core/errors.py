@@ -84,6 +84,11 @@ def quoted(value: object, most: int | None = MOST_SHOWN) -> str:
     return f"'{shown(value, most)}'" if isinstance(value, (str, bytes, os.PathLike)) else shown(value, most)
 
 
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: ``1 image``, ``2 images``; `plural` where an s at the end does not make it."""
+    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
+
+
 def one_line(error: BaseException, most: int | None = None) -> str:
     """Return the message of `error` in one line of at most `most` characters, or its type where it has none."""
     return " ".join(str(error).split())[:most] or type(error).__name__

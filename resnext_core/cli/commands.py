@@ -26,7 +26,7 @@ _COMMANDS = {
     "doctor": "check this machine and every backend on it",
     "runs": "list, show, verify and prune run folders",
     "recipes": "list and show recipes",
-    "report": "write report.html of a run again",
+    "report": "write report.html of a run again, or compare two runs",
 }
 
 #: Recipes, with other names that are accepted.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from resnext_core.config import Config, DataConfig
+from resnext_core.data.balance import class_counts
 from resnext_core.data.index import NO_SPLIT, SPLITS, Index, find_splits, open_index, split_candidates
 from resnext_core.data.look import names_in, what_is
 from resnext_core.data.remote.fetch import fetch_of
@@ -33,6 +35,14 @@ class Splits:
         """Those that are there, by name."""
         parts = {"train": self.train, "val": self.val, "test": self.test}
         return {name: index for name, index in parts.items() if index is not None}
+
+    def counts(self) -> dict[str, Any]:
+        """Return ``classes``, their names, and ``parts``: how many images of each class each part has; JSON types."""
+        classes = self.train.classes
+        parts = {
+            name: class_counts(index.labels, len(classes)).tolist() for name, index in self.parts.items()
+        }
+        return {"classes": list(classes), "parts": parts}
 
 
 def examine_splits(config: Config) -> tuple[Splits | None, list[ResnextError]]:

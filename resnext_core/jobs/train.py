@@ -181,6 +181,8 @@ def train_plan(
                 say(f"{unlike}; {', '.join(remedies(config)) or f'see {REMEDIES}'}")
             if resumed is not None and rank.is_main:  # what follows the checkpoint will be written again
                 run.rewind((checkpoint.saving.records or 0) if checkpoint else 0)
+            if rank.is_main:
+                run.write_result("data", splits.counts())
             if checkpoint is None:
                 emit(Start(decoder=plan.decoder.name))
                 return

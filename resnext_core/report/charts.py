@@ -56,13 +56,19 @@ def tag(name: str, *children: object, **attributes: object) -> Markup:
     )
 
 
-def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    """Return about `wanted` round numbers (1, 2, 2.5 or 5 times a power of ten) within low..high."""
+def ticks(low: float, high: float, wanted: int = 5, *, whole: bool = False) -> list[float]:
+    """Return about `wanted` round numbers (1, 2, 2.5 or 5 times a power of ten) within low..high.
+
+    With `whole` all are whole numbers: there is no half step.
+    """
     if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
         return []
     rough = (high - low) / wanted
     power = 10.0 ** math.floor(math.log10(rough))
-    step = min((m * power for m in (1, 2, 2.5, 5, 10)), key=lambda s: abs(math.log(s / rough)))
+    steps = [m * power for m in (1, 2, 2.5, 5, 10)]
+    if whole:
+        steps = [step for step in steps if step >= 1 and step == round(step)] or [1.0]
+    step = min(steps, key=lambda s: abs(math.log(s / rough)))
     first = math.ceil(low / step - 1e-9)
     return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
 
@@ -73,21 +79,24 @@ def line_chart(
     label: str,
     x_max: float,
     x_name: str = "step",
+    whole_x: bool = True,
     format_x: Callable[[float], str],
     format_y: Callable[[float], str],
     y_range: tuple[float | None, float | None] = (None, None),
     marks: Sequence[float] = (),
-    best: tuple[float, float] | None = None,
+    best: tuple[float, float, str] | None = None,
     hover: Iterable[tuple[float, str]] = (),
 ) -> Markup:
     """Return curves over 0..`x_max`, which are `x_name`; values that are not finite break a curve.
 
+    With `whole_x` the horizontal axis has whole numbers only, as steps are.
+
     `label` is the text alternative. `y_range` fixes an end of the axis, None fits it. `marks` are dotted
-    vertical lines, `best` rings a point, `hover` gives (x, text) for the tooltip.
+    vertical lines, `best` rings a point in a style, `hover` gives (x, text) for the tooltip.
     """
     low, high = _range(series, y_range)
     frame = _Frame(x_max=max(x_max, 1.0), low=low, high=high)
-    parts = [_grid(frame, format_x, format_y, axis=x_name)]
+    parts = [_grid(frame, format_x, format_y, axis=x_name, whole=whole_x)]
     parts += [
         tag("line", class_="mark", x1=frame.x(m), x2=frame.x(m), y1=_TOP, y2=HEIGHT - _BOTTOM) for m in marks
     ]
@@ -103,7 +112,7 @@ def line_chart(
                     tag("circle", class_=f"{style} dot", cx=frame.x(x), cy=frame.y(y), r=3) for x, y in run
                 ]
     if best is not None:
-        parts.append(tag("circle", class_="best", cx=frame.x(best[0]), cy=frame.y(best[1]), r=6))
+        parts.append(tag("circle", class_=f"best {best[2]}", cx=frame.x(best[0]), cy=frame.y(best[1]), r=6))
     parts.append(tag("line", class_="cursor", x1=0, x2=0, y1=_TOP, y2=HEIGHT - _BOTTOM))
     tips = [(round(frame.x(x), 1), text) for x, text in _every(list(hover), 250)]
     return _svg(parts, WIDTH, HEIGHT, label=label, hover=tips)
@@ -112,7 +121,7 @@ def line_chart(
 def time_chart(slices: Sequence[TimeSlice], *, label: str, format_x: Callable[[float], str]) -> Markup:
     """Return stacked bars of the shares of training time: computing at the bottom, waiting on top."""
     frame = _Frame(x_max=max((s.end for s in slices), default=1.0), low=0.0, high=1.0)
-    parts, hover = [_grid(frame, format_x, lambda y: f"{y * 100:.0f}\u202f%")], []
+    parts, hover = [_grid(frame, format_x, lambda y: f"{y * 100:.0f}\u202f%", whole=True)], []
     for part in slices:
         left, right = frame.x(part.start), frame.x(part.end)
         gap = min(1.0, (right - left) / 5)
@@ -258,14 +267,19 @@ def _range(series: Sequence[Series], fixed: tuple[float | None, float | None]) -
 
 
 def _grid(
-    frame: _Frame, format_x: Callable[[float], str], format_y: Callable[[float], str], *, axis: str = "step"
+    frame: _Frame,
+    format_x: Callable[[float], str],
+    format_y: Callable[[float], str],
+    *,
+    axis: str = "step",
+    whole: bool = False,
 ) -> Markup:
     parts = []
     for value in ticks(frame.low, frame.high, 4):
         y = frame.y(value)
         parts.append(tag("line", class_="rule", x1=_LEFT, x2=WIDTH - _RIGHT, y1=y, y2=y))
         parts.append(tag("text", format_y(value), class_="tick end", x=_LEFT - 8, y=y + 4))
-    for index, value in enumerate(ticks(0, frame.x_max, 5)):
+    for index, value in enumerate(ticks(0, frame.x_max, 5, whole=whole)):
         style = "tick middle" if index % 2 == 0 else "tick middle minor"
         parts.append(tag("text", format_x(value), class_=style, x=frame.x(value), y=HEIGHT - _BOTTOM + 18))
     beside = _LEFT - 9 - 4 * len(format_x(0.0))  # left of the first number, whose middle is at _LEFT

@@ -3,45 +3,82 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from resnext_core.config import read_layer
 from resnext_core.data.decode import decode, opened_bytes
 from resnext_core.data.sources.stored import content_of
 from resnext_core.errors import DataError, ResnextError
+from resnext_core.files import write_atomic
 from resnext_core.files.plain import read_text
 from resnext_core.model.weights import parse_manifest, read_manifest_text
 from resnext_core.report.build import write_report
-from resnext_core.report.model import ReportData, Sample
+from resnext_core.report.compare import Compared, render_comparison
+from resnext_core.report.model import ReportData, RunFile, Sample
+from resnext_core.report.next_steps import next_steps
 from resnext_core.report.pictures import THUMBNAIL
+from resnext_core.report.text import moment
 from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.pointers import best_weights
-from resnext_core.runs.records import End, Record
+from resnext_core.runs.records import End, Eval, Record
 
 
-def make_report(run: RunFolder) -> Path:
-    """Write ``report.html`` of `run` and return its path; DataError when it cannot be made."""
-    write_report(run.report, gather(run))
-    return run.report
+def make_report(run: RunFolder, output: Path | None = None) -> Path:
+    """Write the report of `run` and return its path, ``report.html`` in its folder; DataError when it cannot be made.
+
+    Its links are relative: to the folder of `output` where that is given.
+    """
+    path = output or run.report
+    write_report(path, gather(run, beside=path.parent))
+    return path
 
 
-def gather(run: RunFolder) -> ReportData:
-    """Return what the records and results in the folder of `run` say; DataError when its config cannot be read."""
+def make_comparison(run: RunFolder, other: RunFolder, output: Path | None = None) -> Path:
+    """Write the comparison of two runs and return its path, by default in the folder of `run`; DataError as above."""
+    path = output or run.path / f"compare-{other.path.resolve().name}.html"
+    names = _names(run, other)
+    write_atomic(
+        path, render_comparison(*(_compared(r, name) for r, name in zip((run, other), names, strict=True)))
+    )
+    return path
+
+
+def _names(run: RunFolder, other: RunFolder) -> tuple[str, str]:
+    """Return what to call two runs: their names, with their parents where these are the same."""
+    paths = run.path.resolve(), other.path.resolve()
+    if paths[0].name != paths[1].name:
+        return paths[0].name, paths[1].name
+    return f"{paths[0].parent.name}/{paths[0].name}", f"{paths[1].parent.name}/{paths[1].name}"
+
+
+def _compared(run: RunFolder, name: str) -> Compared:
+    return Compared(name=name, data=gather(run, pictures=False), settings=read_layer(run.config).values)
+
+
+def gather(run: RunFolder, *, pictures: bool = True, beside: Path | None = None) -> ReportData:
+    """Return what the records and results in the folder of `run` say, without samples where no `pictures` are wanted.
+
+    Links are relative to the folder `beside`, by default that of the run. DataError when its config cannot be read.
+    """
+    beside = beside or run.path
     try:
         text = read_text(run.config)
     except DataError as error:
         raise DataError(f"cannot read {run.config}: {error}") from error
     variant, data = run.setting("model", "variant"), run.setting("data", "dir")
     about = run.read_result("run") or {}
-    evaluation = run.read_result("evaluation") or {}
     records = run.read_records()
-    samples = [_sample(s, run.path) for s in evaluation.pop("samples", [])]
+    evaluation = run.read_result("evaluation") or _best_evaluation(records)
+    artefacts = run.read_result("artefacts") or []
+    steps = tuple(next_steps(run, records, evaluation, artefacts))
+    chosen = evaluation.pop("samples", [])
+    samples = [_sample(s, beside) for s in chosen] if pictures else []
     shown = [s for s in samples if s is not None]
     summary: dict[str, Any] = {"backend": about.get("backend"), "wall_s": _wall(records)}
-    artefacts = run.read_result("artefacts") or []
-    summary |= _sizes(run)
+    summary |= _times(records) | _sizes(run)
     return ReportData(
         title=f"{variant or 'unknown model'} on {Path(str(data or 'data')).name}",
         subtitle=f"run {run.path.name}",
@@ -52,9 +89,61 @@ def gather(run: RunFolder) -> ReportData:
         samples_missing=len(samples) - len(shown),
         config_yaml=text,
         environment=about.get("environment", {}),
-        artefacts=[{**a, "path": os.path.basename(a["path"]), "size": a["bytes"]} for a in artefacts],
+        artefacts=[
+            {**a, "path": os.path.basename(a["path"]), "size": a["bytes"], "link": _link(a["path"], beside)}
+            for a in artefacts
+        ],
+        best=run.setting("train", "best"),
+        images=_images(run),
+        files=tuple(_files(run, beside)),
+        steps=steps,
         validations=[_validation(v) for v in run.read_result("validations") or []],
     )
+
+
+def _best_evaluation(records: Sequence[Record]) -> dict[str, Any]:
+    """Return what the records say of the best evaluation, for a run of an earlier version; nothing without any."""
+    best = [r for r in records if isinstance(r, Eval) and r.best]
+    if not best:
+        return {}
+    found = best[-1]
+    counts = {"expected": found.expected, "scored": found.scored, "failed": found.failed}
+    return {"split": found.split, **found.metrics, **counts}
+
+
+def _images(run: RunFolder) -> dict[str, dict[str, int]]:
+    """Return the images of each class by part of the data; nothing where an earlier version trained."""
+    found = run.read_result("data")
+    try:
+        return {
+            str(part): {str(name): int(n) for name, n in zip(found["classes"], counts, strict=True)}
+            for part, counts in found["parts"].items()
+        }
+    except (TypeError, KeyError, AttributeError, ValueError):
+        return {}
+
+
+def _files(run: RunFolder, beside: Path) -> Iterator[RunFile]:
+    """Yield the files of the run that are there."""
+    try:
+        weights: Path | None = best_weights(run.checkpoints)
+    except ResnextError:
+        weights = None
+    for path, holds in (
+        (weights, "the best weights"),
+        (run.config, "the resolved configuration"),
+        (run.records, "what happened, one JSON object a line"),
+        (run.log, "what was printed"),
+    ):
+        if path is not None and path.is_file():
+            name = os.path.relpath(path, run.path)
+            yield RunFile(name=name, holds=holds, link=_link(str(path), beside), size=path.stat().st_size)
+
+
+def _times(records: Sequence[Record]) -> dict[str, Any]:
+    """Return when the run began and when it last did something, where its records say so."""
+    times = [r.time for r in records if r.time is not None]
+    return {"started": moment(min(times)), "last record": moment(max(times))} if times else {}
 
 
 def _sizes(run: RunFolder) -> dict[str, Any]:
@@ -88,8 +177,8 @@ def _sample(sample: Mapping[str, Any], folder: Path) -> Sample | None:
 
 
 def _link(path: str, folder: Path) -> str:
-    """Return the URL of a file, relative to `folder`; empty where `path` is not that of a file on this machine."""
-    if not os.path.isfile(path):
+    """Return the URL of a file, relative to `folder`; empty where `path` is not on this machine."""
+    if not os.path.exists(path):
         return ""
     relative = os.path.relpath(os.path.realpath(path), os.path.realpath(folder))
     return quote(os.fsencode(relative if relative.startswith(".") else f"./{relative}"))

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 
 from resnext_core.files import write_atomic
 from resnext_core.report import text
 from resnext_core.report.charts import Series, line_chart
-from resnext_core.terminal import printable
+from resnext_core.report.page import render_page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,16 +30,8 @@ class LrPlot:
 
 def write_lr_plot(path: Path, data: LrPlot) -> None:
     """Write the page atomically; raises DataError when it cannot be written."""
-    folder = importlib.resources.files("resnext_core.report")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string((folder / "lr_plot.html.j2").read_text(encoding="utf-8"))
-    page = template.render(
-        data=data, chart=_chart(data), style=Markup((folder / "style.css").read_text(encoding="utf-8")),
-        suggested=[(name, text.sig(lr, 3)) for name, lr in data.suggested.items()],
-    )  # fmt: skip
-    write_atomic(path, printable(page.strip()) + "\n")
+    suggested = [(name, text.sig(lr, 3)) for name, lr in data.suggested.items()]
+    write_atomic(path, render_page("lr_plot.html.j2", data=data, chart=_chart(data), suggested=suggested))
 
 
 def _chart(data: LrPlot) -> Markup:
@@ -57,6 +47,7 @@ def _chart(data: LrPlot) -> Markup:
         f"loss is {text.sig(lowest)} at its lowest.",
         x_max=places[-1],
         x_name="lr",
+        whole_x=False,
         format_x=lambda x: text.sig(low * 10**x, 2),
         format_y=lambda y: text.sig(y, 3),
         marks=[math.log10(lr / low) for lr in data.suggested.values() if data.lrs[0] <= lr <= data.lrs[-1]],

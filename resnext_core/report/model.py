@@ -28,6 +28,24 @@ class Sample:
     link: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunFile:
+    """A file that a run has: `name` as shown, what it `holds`, its `link`, a URL relative to the report, and bytes."""
+
+    name: str
+    holds: str
+    link: str
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextStep:
+    """A command that can be typed next, and what it does."""
+
+    does: str
+    command: str
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReportData:
     """Everything a report shows; a section whose data is missing is left out.
@@ -38,10 +56,12 @@ class ReportData:
     ``top5_interval`` (low, high), ``expected``, ``scored``, ``failed``, ``failures`` (path to reason, or paths),
     ``confusion`` (classes, classes) counts [true, predicted] and ``classes`` (names), and ``calibration`` as
     :meth:`~resnext_core.serving.calibration.Calibration.to_dict` gives it; other scalars are shown as facts.
-    `samples_missing`: images that were chosen as samples and cannot be read any more.
-    `artefacts`: dicts of ``path``, ``size`` (bytes), ``digest``, ``format``. `validations`: dicts of
-    ``name``, ``backend``, ``source_backend`` and the values of a ValidationResult's `to_dict`; of keys not
-    known there, all are shown as details.
+    `evaluation` has ``split`` too, the part of the data. `best` is the metric that decides which weights are kept.
+    `samples_missing`: images that were chosen as samples and cannot be read any more. `images`: how many each class
+    has, by part of the data, ``train`` first.
+    `artefacts`: dicts of ``path``, ``size`` (bytes), ``digest``, ``format`` and ``link``, a relative URL.
+    `validations`: dicts of ``name``, ``backend``, ``source_backend`` and the values of a ValidationResult's `to_dict`;
+    of keys not known there, all are shown as details. `files` and `steps`: what can be opened, and typed, next.
     """
 
     title: str
@@ -51,6 +71,10 @@ class ReportData:
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     samples: Sequence[Sample] = ()
     samples_missing: int = 0
+    best: str | None = None
+    images: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    files: Sequence[RunFile] = ()
+    steps: Sequence[NextStep] = ()
     config_yaml: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
     artefacts: Sequence[Mapping[str, Any]] = ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ from PIL import Image
 
 from resnext_core.data.plan import Box
 from resnext_core.files import write_atomic
+from resnext_core.report.page import render_page
 from resnext_core.report.pictures import data_uri
-from resnext_core.terminal import printable
 
 #: Longest side of a picture in pixels.
 LONGEST = 240
@@ -63,22 +62,13 @@ def write_sheet(path: Path, data: SheetData) -> None:
 
 def render_sheet(data: SheetData) -> str:
     """Return the sheet as one HTML page that loads nothing from anywhere and runs no script; all text is escaped."""
-    import jinja2  # for those who write one
-    from markupsafe import Markup
-
-    folder = importlib.resources.files("resnext_core.report")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    style = "".join((folder / name).read_text(encoding="utf-8") for name in ("style.css", "sheet.css"))
-    template = environment.from_string((folder / "sheet.html.j2").read_text(encoding="utf-8"))
-    page = template.render(
+    return render_page(
+        "sheet.html.j2",
+        styles=("style.css", "sheet.css"),
         data=data,
-        style=Markup(style),
         rows=[_row(row) for row in data.rows],
         mixes=[(title, [_picture(p, title) for p in pictures]) for title, pictures in data.mixes],
     )
-    return printable(page.strip()) + "\n"
 
 
 def _row(row: SheetRow) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,12 @@ def percent(share: Any, digits: int = 2) -> str:
     """Return a share 0..1 as ``93.42 %``."""
     value = number(share)
     return f"{value * 100:.{digits}f}\u202f%" if math.isfinite(value) else DASH
+
+
+def points(value: Any) -> str:
+    """Return a difference of shares in points of percent: ``+1.25``."""
+    value = number(value)
+    return f"{value * 100:+.2f}".replace("-", "\u2212") if math.isfinite(value) else DASH
 
 
 def count(value: Any) -> str:
@@ -40,9 +47,41 @@ def short(value: Any) -> str:
 
 
 def steps(value: Any) -> str:
-    """Return a number of steps: as it is below 1000, else as :func:`short` does."""
+    """Return a number of steps as a whole number, ``12 500``; in thousands or millions from 100 000 on."""
+    value = number(value)
+    return short(value) if abs(value) >= 100_000 else count(value)
+
+
+def tick(value: Any) -> str:
+    """Return a number beside an axis: with the digits that it needs below 1000, else as :func:`short` does."""
     value = number(value)
     return short(value) if not abs(value) < 1000 else f"{value:.4g}"
+
+
+def rate(value: Any) -> str:
+    """Return images a second: in whole numbers from 10 on, as the terminal prints them."""
+    value = number(value)
+    return count(value) if value >= 10 else sig(value, 2)
+
+
+def loss(value: Any) -> str:
+    """Return a loss as the terminal prints it: ``0.1234``; in powers of ten where it is very small or large."""
+    value = number(value)
+    return sig(value) if not 1e-3 <= abs(value) < 1e5 else f"{value:.4f}"
+
+
+def change(value: Any) -> str:
+    """Return a difference of losses with its sign: ``+0.1234``."""
+    value = number(value)
+    return f"{value:+.4f}".replace("-", "\u2212") if math.isfinite(value) else DASH
+
+
+def moment(seconds: Any) -> str:
+    """Return a time in seconds since 1970 as ``2026-11-22 14:30 UTC``."""
+    value = number(seconds)
+    if not 0 <= value < 253_402_300_800:  # the year 10000, which strftime writes otherwise
+        return DASH
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(value))
 
 
 def sig(value: Any, digits: int = 4) -> str:
@@ -55,13 +94,13 @@ def sig(value: Any, digits: int = 4) -> str:
 
 
 def size(value: Any) -> str:
-    """Return bytes as ``438.6 MiB``."""
+    """Return bytes as the terminal prints them: ``438.6 MB``, ``1.25 GB``; below a megabyte as ``12.3 kB``."""
     value = number(value)
     if not math.isfinite(value):
         return DASH
-    for factor, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+    for factor, unit, digits in ((1e9, "GB", 2), (1e6, "MB", 1), (1e3, "kB", 1)):
         if value >= factor:
-            return f"{value / factor:.1f}\u202f{unit}"
+            return f"{value / factor:.{digits}f}\u202f{unit}"
     return f"{value:.0f}\u202fB"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from resnext_core.errors import shown
+from resnext_core.errors import counted, shown
 from resnext_core.metrics import metric_lines
 from resnext_core.runs.records import BadImage, End, Eval, Fit, Nonfinite, Note, Record, Train
 from resnext_core.terminal import printable
@@ -39,9 +39,10 @@ def describe(record: Record) -> str | None:
         )
     if isinstance(record, Eval):
         star = "  best so far" if record.best else ""
+        loss = "" if record.loss is None else f"  loss {record.loss:.4f}"
         return (
-            f"epoch {record.epoch:>3}  {record.split} {'  '.join(metric_lines(record.metrics))}  "
-            f"({record.scored} of {record.expected} images){star}"
+            f"epoch {record.epoch:>3}  {record.split} {'  '.join(metric_lines(record.metrics))}{loss}  "
+            f"({record.scored} of {counted(record.expected, 'image')}){star}"
         )
     if isinstance(record, Nonfinite):
         where = f"; its samples: {record.path}" if record.path else ""

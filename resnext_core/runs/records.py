@@ -123,7 +123,8 @@ class Eval(Record):
 
     `expected` images were to be scored, `scored` were, `failed` could not be read. `best` is True for the best so far.
     `recall` is the share of each class that was recognised, in the order of the classes, None for a class without
-    images; records of earlier versions have none.
+    images. `loss` is the mean of -log p of the true class over the scored images, in nats, None where it is no finite
+    number: what training minimises without smoothed or mixed labels. Records of earlier versions have neither.
     """
 
     kind: ClassVar[str] = "eval"
@@ -136,6 +137,7 @@ class Eval(Record):
     seconds: float
     best: bool
     recall: list[float | None] | None = None
+    loss: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,9 @@
-"""The images of an evaluation that are worth a look: the most confident mistakes, and a right one of some classes."""
+"""The images of an evaluation that are worth a look: confident mistakes and right ones of every class."""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,19 +16,23 @@ from resnext_core.ranks.exchange import exchange
 from resnext_core.ranks.info import RankInfo
 from resnext_core.serving.metrics import softmax
 
-#: Mistakes and right predictions that are kept, at most.
-MISTAKES, RIGHT = 24, 12
+#: Mistakes and right predictions that are kept, at most: two rows of a report each.
+MISTAKES = RIGHT = 14
 
 
 class Gallery:
-    """Keeps few images of all that go by, the same for any batch size and number of ranks."""
+    """Keeps few images of all that go by, the same for any batch size and number of ranks.
+
+    Classes take turns: the first of each class comes before the second of any. Of mistakes the first are the most
+    confident ones, of right predictions those that stand first in the data.
+    """
 
     def __init__(self, index: Index) -> None:
         self._index = index
-        #: (probability, -position, predicted class) of mistakes; the least confident of them first.
-        self._wrong: list[tuple[float, int, int]] = []
-        #: (position, probability) of the first image of a class that is right, by class.
-        self._right: dict[int, tuple[int, float]] = {}
+        #: (probability, -position, predicted class) of mistakes by true class; the least confident of them first.
+        self._wrong: dict[int, list[tuple[float, int, int]]] = {}
+        #: (-position, probability) of right ones by class; the last of them first.
+        self._right: dict[int, list[tuple[int, float]]] = {}
 
     def add(self, batch: Batch, logits: NDArray[Any]) -> None:
         """Look at a batch and its logits (N, classes)."""
@@ -38,12 +42,13 @@ class Gallery:
         for row, best, position, true in zip(
             rows.tolist(), predicted.tolist(), positions, labels, strict=True
         ):
-            if best == true and (true not in self._right or position < self._right[true][0]):
-                self._right[true] = (position, float(softmax(logits[row])[best]))
-            elif best != true:
-                heapq.heappush(self._wrong, (float(softmax(logits[row])[best]), -position, best))
-                if len(self._wrong) > MISTAKES:
-                    heapq.heappop(self._wrong)
+            if best != true:
+                mistake = (float(softmax(logits[row])[best]), -position, best)
+                _keep(self._wrong.setdefault(true, []), mistake, MISTAKES)
+                continue
+            kept = self._right.setdefault(true, [])
+            if len(kept) < RIGHT or -position > kept[0][0]:
+                _keep(kept, (-position, float(softmax(logits[row])[best])), RIGHT)
 
     def take(self, batch: Batch, logits: NDArray[Any], why: Callable[[int], str]) -> None:
         """Do what :meth:`add` does, for a pass that also says why images could not be read."""
@@ -56,15 +61,15 @@ class Gallery:
 
         Every rank of an evaluation must call, and all return the same.
         """
-        own = {"wrong": self._wrong, "right": [[true, *found] for true, found in self._right.items()]}
+        own = {  # what other ranks add can only move an image back: those in front here are enough
+            "wrong": _in_turn(self._wrong, MISTAKES),
+            "right": _in_turn(self._right, RIGHT),
+        }
         _, found = exchange(rank or RankInfo(), collectives or SingleProcess(), False, own)
-        wrong = sorted((entry for part in found for entry in part["wrong"]), reverse=True)[:MISTAKES]
-        first = sorted((position, true, share) for part in found for true, position, share in part["right"])
-        right = {
-            true: (position, share) for position, true, share in reversed(first)
-        }  # the first of each class
+        wrong = sorted((entry for _, entry in _chosen(found, "wrong", MISTAKES)), reverse=True)
+        right = sorted((true, -position, share) for true, (position, share) in _chosen(found, "right", RIGHT))
         return [self._sample(-position, best, share) for share, position, best in wrong] + [
-            self._sample(position, true, share) for true, (position, share) in sorted(right.items())[:RIGHT]
+            self._sample(position, true, share) for true, position, share in right
         ]
 
     def _sample(self, position: int, predicted: int, probability: float) -> dict[str, Any]:
@@ -73,3 +78,33 @@ class Gallery:
             "path": str(index.path(position)), "true": index.classes[index.labels[position]],
             "predicted": index.classes[predicted], "probability": probability,
         }  # fmt: skip
+
+
+def _keep(heap: list[Any], entry: tuple[Any, ...], most: int) -> None:
+    """Add an entry to the `most` largest that a heap keeps."""
+    heapq.heappush(heap, entry)
+    if len(heap) > most:
+        heapq.heappop(heap)
+
+
+def _in_turn(
+    by_class: Mapping[int, Iterable[tuple[Any, ...]]], most: int
+) -> list[tuple[int, tuple[Any, ...]]]:
+    """Return the first `most` of (class, entry): the largest of each class, then the second of each, and so on."""
+    turns = [
+        (turn, true, entry)
+        for true, entries in by_class.items()
+        for turn, entry in enumerate(sorted(entries, reverse=True))
+    ]
+    turns.sort(key=lambda found: found[2], reverse=True)
+    turns.sort(key=lambda found: found[0])
+    return [(true, entry) for _, true, entry in turns[:most]]
+
+
+def _chosen(found: Iterable[Mapping[str, Any]], kind: str, most: int) -> list[tuple[int, tuple[Any, ...]]]:
+    """Return what all ranks together choose of one kind."""
+    by_class: dict[int, list[tuple[Any, ...]]] = {}
+    for part in found:
+        for true, entry in part[kind]:
+            by_class.setdefault(true, []).append(tuple(entry))
+    return _in_turn(by_class, most)

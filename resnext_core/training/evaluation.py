@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -52,9 +53,11 @@ def _close_epoch(session: Session, epoch: int, evaluates: bool) -> None:
         session.progress = replace(session.progress, best=score, best_step=step, waits=0)
     else:
         session.progress = replace(session.progress, waits=session.progress.waits + 1)
+    loss = result.calibration.nll
     record = Eval(
         step=step, epoch=epoch, split="val", metrics=result.metrics, expected=result.expected, scored=result.scored,
         failed=result.failed, seconds=round(result.seconds, 3), best=is_best, recall=result.recall,
+        loss=loss if math.isfinite(loss) else None,
     )  # fmt: skip
     session.attempt(partial(training.listen, record))
     if is_best and training.rank.is_main:  # what a report shows of a run that is not evaluated further

@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-from command_line import CommandLine
+from command_line import CLASSES, TRAIN, VAL, CommandLine
 
 from resnext_core.report.gather import _link
 from resnext_core.runs.folder import RunFolder
+from resnext_core.runs.pointers import best_weights
+from resnext_core.serving.gallery import MISTAKES
 
 
 def test_a_training_alone_has_its_best_evaluation_in_the_report(
@@ -26,14 +28,25 @@ def test_a_training_alone_has_its_best_evaluation_in_the_report(
     assert again["calibration"]["bins"]["images"] == found["calibration"]["bins"]["images"]
     cli.ok("report", run)
     html = (run / "report.html").read_text()
-    assert "Most confident mistakes" in html
+    assert "Confident mistakes" in html
     assert "Reliability" in html
     links = re.findall(r'href="([^"#][^"]*)"', html)
     wrong = [sample for sample in found["samples"] if sample["true"] != sample["predicted"]]
-    assert 0 < len(wrong) == 23 - found["correct1"] <= len(links)
-    assert {(run / unquote(link)).resolve() for link in links} == {
-        Path(sample["path"]).resolve() for sample in found["samples"]
-    }
+    assert 0 < len(wrong) == min(23 - found["correct1"], MISTAKES)
+    samples = {Path(sample["path"]).resolve() for sample in found["samples"]}
+    linked = {(run / unquote(link)).resolve() for link in links}
+    assert samples < linked, "every sample that is a file can be opened"
+    others = {str(path.relative_to(run)) for path in linked - samples}
+    weights = str(best_weights(run / "checkpoints").relative_to(run))
+    assert others == {"config.yaml", "records.jsonl", "log.txt", weights}
+    assert RunFolder(run).read_result("data") == {
+        "classes": list(CLASSES), "parts": {"train": list(TRAIN), "val": list(VAL)},
+    }  # fmt: skip
+    for name, images in zip(CLASSES, TRAIN, strict=True):
+        assert re.search(rf'<th scope="row">{name}</th><td class="rate">{images}<', html)
+    assert f"resnext-run infer --weights {run} {found['samples'][0]['path']}" in html
+    assert f"resnext-run export --weights {run}" in html
+    assert "--resume" not in html[html.index('id="next"') : html.index('id="setup"')]
     assert [s["probability"] for s in wrong] == sorted((s["probability"] for s in wrong), reverse=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -20,6 +21,7 @@ from PIL import Image
 from resnext_core.errors import DataError
 from resnext_core.report import ReportData, Sample, charts, render_report, text, write_report
 from resnext_core.report.charts import tag, ticks
+from resnext_core.report.model import NextStep, RunFile
 from resnext_core.report.series import MAX_POINTS, read_history, smooth, thin, time_slices
 from resnext_core.runs.records import End, Eval, Note, Record, Resume, Saved, Start, from_dict
 from resnext_core.serving.calibration import Calibration
@@ -36,6 +38,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.elements: list[tuple[str, dict[str, str]]] = []
         self.texts: list[str] = []
+        self.html = html
         self.feed(html)
         self.close()
         assert self.open == []
@@ -132,11 +135,11 @@ def test_whole_report(tmp_path: Path) -> None:
     shown = "\n".join(page.texts)
     for words in (
         "A run", "115 M", "114 971 944", "22.9 G", "90.79 %", "320", "5 min 0 s", "reference", "demo",
-        "Training loss", "Validation accuracy", "best 90.00 %", "Learning rate", "Throughput",
+        "Loss", "Accuracy on val", "best top-1 90.00 %", "Learning rate", "Throughput",
         "waiting for data", "150", "152", "val/broken.jpg: cut off", "Confusion matrix", "80.0 %",
         "2 of 152 images could not be decoded",
         "1 of 2 validations failed", "✓ passed", "✗ failed", "reason: too far off", "absolute 3.1e-6",
-        "438.7 MiB",
+        "460.0 MB",
         "cpu.cores", "is ant", "lr: 0.1", "4.2e-7", "allowed 1e-5", "12.3 / 15", "source 20 / –", "92.10 %",
         "against reference", "nonfinite: 3",
     ):  # fmt: skip
@@ -266,7 +269,7 @@ def test_notes_tell_what_went_wrong() -> None:
     assert "not a finite number in 1 of 2 training records" in notes
     assert "3 steps overflowed" in notes
     assert "interrupted or is still going" in notes
-    assert "1 records are of kinds unknown to this version" in notes
+    assert "1 record is of kinds unknown to this version" in notes
     assert "2 sample images cannot be read any more" in notes
     assert "interrupted" not in render_report(full())
 
@@ -285,6 +288,81 @@ def test_charts_have_text_alternatives_and_tooltips() -> None:
     assert sum("data-hover" in a for a in charts) == 5
     assert len(page.all("caption")) == len(page.all("table"))
     assert all(a["alt"] for a in page.all("img"))
+
+
+def test_steps_are_counted_in_whole_numbers() -> None:
+    """A run of three steps has no step 2.5 and no step 0.5."""
+    for last in (1, 2, 3, 4, 7, 12, 2500):
+        lines = [train(step, images_per_s=50.0 + step) for step in sorted({1, last})]
+        page = Page(
+            render_report(
+                ReportData(title="t", records=[*lines, evaluation_line(1, 0.1), evaluation_line(last, 0.2)])
+            )
+        )
+        assert page.all("svg")
+        for label in re.findall(r'class="tick middle(?: minor)?"[^>]*>([^<]*)<', page.html):
+            assert label.replace("\u202f", "").isdecimal(), label
+    assert ticks(0, 3, whole=True) == [0, 1, 2, 3]
+    assert ticks(0, 12, whole=True) == pytest.approx([0, 2, 4, 6, 8, 10, 12])
+    assert ticks(0, 1, whole=True) == [0, 1]
+
+
+def test_a_single_evaluation_is_a_number() -> None:
+    data = ReportData(
+        title="t", records=[Start(time=1.0), train(1), evaluation_line(1, 0.4), End(step=1, seconds=1.0)]
+    )
+    page = Page(render_report(data))
+    assert page.all("svg") == []
+    shown = "\n".join(page.texts).replace("\u202f", " ")
+    assert "Accuracy on val\nstep 1 · epoch 0\ntop-1\n40.00 %\ntop-5\n60.00 %" in shown
+    assert "Loss\ntraining\n2.4510" in shown
+
+
+def test_validation_loss_is_a_curve_beside_that_of_training() -> None:
+    lines = [train(step) for step in (10, 20, 30)]
+    evals = [dataclasses.replace(evaluation_line(step, 0.5), loss=2.0 - step / 20) for step in (10, 20, 30)]
+    page = Page(render_report(ReportData(title="t", records=[*lines, *evals])))
+    loss = next(a for a in page.all("svg") if a["aria-label"].startswith("Loss over steps"))
+    assert "validation 0.5000 at the end" in loss["aria-label"]
+    assert "validation loss 1.0000" in json.loads(loss["data-hover"])[1][1]
+    assert "validation, plain labels" in page.texts
+    assert "validation, plain labels" not in Page(render_report(full())).texts, "older records have none"
+
+
+def test_the_headline_names_its_split_and_its_bar_has_a_legend() -> None:
+    evaluation = dict(full().evaluation) | {"split": "test"}
+    page = Page(render_report(full(evaluation=evaluation)))
+    at = page.texts.index("Top-1 accuracy")
+    assert page.texts[at + 1] == "test"
+    assert "Evaluation on test" in page.texts
+    assert "Accuracy on val" in page.texts, "the curve is of another part"
+    assert "up to the lower end of the interval" in page.texts
+    assert "Top-5 accuracy" not in page.texts, "five guesses of three classes are always right"
+
+
+def test_images_of_the_training_part_are_shown_and_tables_can_be_sorted() -> None:
+    images = {"train": {"ant": 70, "bee": 1200, "cat": 5}, "val": {"ant": 50, "bee": 50, "cat": 52}}
+    page = Page(render_report(full(images=images)))
+    shown = "\n".join(page.texts).replace("\u202f", " ")
+    assert "In training" in shown
+    assert shown.index("\nbee\n1 200\n50\n") < shown.index("\nant\n70\n50\n") < shown.index("\ncat\n5\n52\n")
+    assert {a["data-sort"] for a in page.all("table") if "data-sort" in a} == {
+        "classes",
+        "mistakes",
+        "counts",
+    }
+    assert not page.all("button"), "they are made by the script: without it there is nothing to click in vain"
+
+
+def test_files_and_next_steps_are_shown_as_they_are() -> None:
+    steps = [NextStep(does="predict", command="resnext-run infer --weights '/r u n' a.jpg")]
+    files = [RunFile(name="log.txt", holds="what was printed", link="./log.txt", size=1234)]
+    artefacts = [{"path": "m.onnx", "size": 46e6, "digest": "d", "format": "o", "link": "./m.onnx"}]
+    page = Page(render_report(full(steps=steps, files=files, artefacts=artefacts)))
+    assert "resnext-run infer --weights '/r u n' a.jpg" in page.texts
+    assert {"./log.txt", "./m.onnx"} <= {a["href"] for a in page.all("a")}
+    assert "1.2 kB" in page.texts
+    assert "46.0 MB" in page.texts
 
 
 def test_many_classes_become_a_table_of_pairs() -> None:
@@ -315,7 +393,7 @@ def test_a_thousand_classes_stay_readable() -> None:
     page = Page(html)
     assert "The other 970 classes" in page.texts
     rows = re.findall(
-        r'<th scope="row">class-(\d+)</th>.*?</td>\s*<td class="rate">([^<]*)<.*?class="num">([^<]*)<', html
+        r'<th scope="row">class-(\d+)</th>\s*<td class="rate">([^<]*)<.*?class="num">([^<]*)<', html
     )
     rates = [row for row in rows if row[1] != "–"][:3]
     assert rates == [("7", "50.0\u202f%", "14"), ("500", "99.8\u202f%", "501"), ("501", "99.8\u202f%", "502")]
@@ -438,9 +516,12 @@ def test_tag_escapes_everything_but_markup() -> None:
     [
         (text.percent(0.93421), "93.42 %"), (text.percent(math.nan), "–"), (text.percent(None), "–"),
         (text.count(49984), "49 984"), (text.short(114_971_944), "115 M"), (text.short(22.94e9), "22.9 G"),
-        (text.short(999.7e3), "1 M"), (text.short(0), "0"), (text.steps(25.0), "25"),
-        (text.steps(2.5), "2.5"), (text.steps(1250), "1.25 k"), (text.sig(3.14e-6, 3), "3.14e-6"),
-        (text.sig(True), "–"), (text.size(459_887_776), "438.6 MiB"), (text.size(12), "12 B"),
+        (text.short(999.7e3), "1 M"), (text.short(0), "0"), (text.steps(25.0), "25"), (text.steps(12_500), "12 500"),
+        (text.steps(250_000), "250 k"), (text.tick(2.5), "2.5"), (text.tick(50), "50"), (text.tick(1250), "1.25 k"),
+        (text.loss(1.35489), "1.3549"), (text.loss(1e-7), "1e-7"), (text.moment(1795837044.5), "2026-11-28 03:37 UTC"),
+        (text.moment(1e12), "–"), (text.sig(3.14e-6, 3), "3.14e-6"),
+        (text.sig(True), "–"), (text.size(459_887_776), "459.9 MB"), (text.size(2.5e9), "2.50 GB"),
+        (text.size(12_345), "12.3 kB"), (text.size(12), "12 B"),
         (text.duration(8000), "2 h 13 min"), (text.duration(59.99), "1 min 0 s"),
         (text.duration(8.34), "8.3 s"),
         (text.duration(0.0124), "12 ms"), (text.fact([1, "a", None]), "1, a, –"),
@@ -562,8 +643,7 @@ def test_mistakes_come_first_and_link_to_their_files() -> None:
     page = Page(render_report(full(samples=samples)))
     shown = "\n".join(page.texts).replace("\u202f", " ")
     order = [
-        shown.index(words)
-        for words in ("Most confident mistakes", "98.7 %", "60.0 %", "Right\n", "✓ bee\n50 %")
+        shown.index(words) for words in ("Confident mistakes", "98.7 %", "60.0 %", "Right\n", "✓ bee\n50 %")
     ]
     assert order == sorted(order)
     assert [a["href"] for a in page.all("a") if not a["href"].startswith("#")] == ["../d/x.jpg"]

@@ -48,10 +48,11 @@ LINES: dict[str, Record] = {
     ): BadImage(step=1, split="train", index=7, path="data/ä.jpg", reason="cut off", count=1, time=1.0),
     (
         '{"kind": "eval", "step": 20, "epoch": 2, "split": "val", "top1": 0.5, "top5": 1.0, "expected": 24, '
-        '"scored": 23, "failed": 1, "seconds": 0.125, "best": true, "recall": [0.5, null, 1.0], "time": 1.0}'
+        '"scored": 23, "failed": 1, "seconds": 0.125, "best": true, "recall": [0.5, null, 1.0], '
+        '"loss": 1.5, "time": 1.0}'
     ): Eval(
         step=20, epoch=2, split="val", metrics={"top1": 0.5, "top5": 1.0}, expected=24, scored=23, failed=1,
-        seconds=0.125, best=True, recall=[0.5, None, 1.0], time=1.0,
+        seconds=0.125, best=True, recall=[0.5, None, 1.0], loss=1.5, time=1.0,
     ),
     (
         '{"kind": "checkpoint", "step": 20, "epoch": 2, "seconds": 0.5, "blocked_s": 0.25, "path": "step-00000020", '
