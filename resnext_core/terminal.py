@@ -7,6 +7,7 @@ import io
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any, TextIO, cast
@@ -67,6 +68,37 @@ def guarded_streams() -> Iterator[None]:
         yield
     finally:
         sys.stdout, sys.stderr = before
+
+
+#: Seconds before a start that takes longer is announced.
+_PATIENCE_S = 0.5
+#: What was announced already: a framework is imported once.
+_announced: set[str] = set()
+
+
+@contextmanager
+def starting(what: str) -> Iterator[None]:
+    """Say that `what` is starting where the block takes longer than a moment: once, on a terminal's standard error.
+
+    Only programs of this command line say so; nothing is printed into a pipe or a file, or in other programs.
+    """
+    stream = sys.stderr
+    if not isinstance(stream, _Guarded) or what in _announced or not stream.isatty():
+        yield
+        return
+
+    def announce() -> None:
+        _announced.add(what)
+        stream.write(f"starting {what} ...\n")
+        stream.flush()
+
+    timer = threading.Timer(_PATIENCE_S, announce)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class _Guarded(io.TextIOBase):

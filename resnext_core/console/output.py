@@ -11,11 +11,13 @@ from typing import Any
 from resnext_core.errors import reason, shown
 from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.log import RunLog, describe
-from resnext_core.runs.records import End, Opened, Progress, Record, Train
+from resnext_core.runs.records import End, Opened, Progress, Record
 from resnext_core.terminal import printable, raw, silence
 
 #: Seconds between two drawings of the progress bar.
 _REFRESH_S = 0.1
+#: Columns that the bar keeps on a narrow terminal.
+_LEAST_BAR = 8
 
 
 class Output:
@@ -105,14 +107,14 @@ class ProgressBar:
                 self.close()
             line = describe(record)
             if line is not None:
-                self._line(line, drawn=isinstance(record, Train))
+                self._line(line)
 
-    def _line(self, line: str, *, drawn: bool) -> None:
-        """Print a line, above the bar where there is one; with `drawn` the bar shows it already."""
+    def _line(self, line: str) -> None:
+        """Print a line, above the bar where there is one."""
         progress = self._progress
         if progress is None:
             self._output.show(line)
-        elif not drawn:
+        else:
             self._drawn(lambda: progress.console.print(printable(line), highlight=False, markup=False))
 
     def close(self) -> None:
@@ -138,15 +140,16 @@ class ProgressBar:
             self._progress = _rich_progress(self._output)
             self._progress.start()
         what = record.what
-        if what not in self._bars:
+        first = what not in self._bars
+        if first:
             self._bars[what] = self._progress.add_task(what, total=record.total, detail="")
             self._started[what] = time.perf_counter()
         detail = ""
         if record.images is not None:
             now = time.perf_counter()
-            rate = record.images / max(now - self._started[what], 1e-9)
+            rate = None if first else record.images / max(now - self._started[what], 1e-9)
             self._started[what] = now
-            detail = f"epoch {record.epoch}  loss {record.loss:.4f}  lr {record.lr:.4g}  {rate:.0f} images/s"
+            detail = _detail(record, rate, self._progress.console.width)
         done = record.done >= record.total and what != "train"
         self._progress.update(
             self._bars[what], completed=record.done, total=record.total, detail=detail, visible=not done
@@ -156,13 +159,33 @@ class ProgressBar:
             self._refreshed = time.perf_counter()
 
 
+def _detail(record: Progress, rate: float | None, width: int) -> str:
+    """Return what the last step did, as much of it as fits beside the bar on a terminal of `width` columns."""
+    counts = len(f"{record.total}/{record.total}")
+    room = width - len(" train") - _LEAST_BAR - counts - len("-:--:--") - 4  # blanks between the columns
+    words: dict[int, str] = {}
+    for place, word in (
+        (1, f"loss {record.loss:.4f}"), (0, f"epoch {record.epoch}"),
+        (3, "" if rate is None else f"{rate:.0f} images/s"), (2, f"lr {record.lr:.4g}"),
+    ):  # fmt: skip
+        if word and len("  ".join([*words.values(), word])) <= room:
+            words[place] = word
+    return "  ".join(words[place] for place in sorted(words))
+
+
 def _rich_progress(output: Output) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    def one_line() -> Column:
+        return Column(no_wrap=True)
 
     return Progress(
-        TextColumn("{task.description:>6}"), BarColumn(bar_width=None), MofNCompleteColumn(),
-        TimeRemainingColumn(), TextColumn("{task.fields[detail]}"),
+        TextColumn("{task.description:>6}", table_column=one_line()),
+        BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=_LEAST_BAR)),
+        MofNCompleteColumn(table_column=one_line()), TimeRemainingColumn(table_column=one_line()),
+        TextColumn("{task.fields[detail]}", table_column=one_line()),
         console=Console(file=raw(sys.stderr if output.json_result else sys.stdout)), transient=True,
         auto_refresh=False,  # its thread would die of a terminal that is gone, and say so
     )  # fmt: skip

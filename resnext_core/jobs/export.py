@@ -34,6 +34,7 @@ from resnext_core.serving.load import (
     server_of,
 )
 from resnext_core.serving.validate import TOLERANCE
+from resnext_core.terminal import starting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +254,8 @@ def write_artefact(source: Source, name: str, backend: Backend, path: Path) -> A
         raise DataError(f"{path} already exists; remove it, or choose another --to")
     with _beside_target(path) as partial:
         made = partial / path.name
-        backend.exporters[name](source.weights, made, request)
+        with starting(backend.id):
+            backend.exporters[name](source.weights, made, request)
         difference = source.difference(made)
         if difference is not None and not difference <= TOLERANCE:
             raise DataError(

@@ -24,6 +24,7 @@ from resnext_core.runs.checkpoint import Checkpoint
 from resnext_core.runs.checkpoint_folder import RunProgress
 from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.records import Listener, Note
+from resnext_core.terminal import starting
 from resnext_core.training.imbalance import UNWEIGHTED, ClassLoss, class_loss
 from resnext_core.training.initial import per_rank
 from resnext_core.training.loop import fit
@@ -36,7 +37,8 @@ from resnext_core.training.training import Training
 def connect(backend: Backend, config: Config, rank: RankInfo) -> Collectives:
     """Join the other ranks, by the backend's own collectives or by core's."""
     if backend.connect is not None:
-        return backend.connect(rank, config.backends.get(backend.id))
+        with starting(backend.id):
+            return backend.connect(rank, config.backends.get(backend.id))
     return connect_tcp(rank, os.environ)
 
 

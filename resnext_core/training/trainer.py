@@ -19,6 +19,7 @@ from resnext_core.interfaces import (
     TrainRequest,
     TrainState,
 )
+from resnext_core.terminal import starting
 from resnext_core.training.combinations import check_loss, check_optimizer
 from resnext_core.training.counter import SCALARS, StepCounter
 from resnext_core.training.ingredients import asked_by_request, check_ingredients
@@ -43,7 +44,8 @@ def create_trainer(backend: Backend, request: TrainRequest) -> Trainer:
     if request.mixes:
         check_micro_batch(request.batch_size // request.accumulate)
     request = with_first_weights(request)
-    return Trainer(request, backend.engine(request))
+    with starting(backend.id):
+        return Trainer(request, backend.engine(request))
 
 
 class Trainer:
