@@ -84,9 +84,10 @@ def quoted(value: object, most: int | None = MOST_SHOWN) -> str:
     return f"'{shown(value, most)}'" if isinstance(value, (str, bytes, os.PathLike)) else shown(value, most)
 
 
-def counted(count: int, noun: str, plural: str | None = None) -> str:
-    """Return a number with its noun: ``1 image``, ``2 images``; `plural` where an s at the end does not make it."""
-    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
+def counted(count: float, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: ``1 image``, ``2.5 epochs``; `plural` where an s at the end does not make it."""
+    number = f"{count:g}" if isinstance(count, float) else str(count)
+    return f"{number} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def one_line(error: BaseException, most: int | None = None) -> str:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from resnext_core.errors import counted
+
 _CPUINFO = Path("/proc/cpuinfo")
 #: Names of instruction sets, the most capable first, and the flags of Linux that each needs.
 _X86 = {
@@ -47,7 +49,7 @@ class Processor:
         return self.instructions in ("avx512", "avx2", "x86-64")
 
     def __str__(self) -> str:
-        cores = "1 core" if self.cores == 1 else f"{self.cores} cores"
+        cores = counted(self.cores, "core")
         return f"{self.name}, {cores}, {self.instructions}"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from resnext_core.console.flags import add_json_flag
 from resnext_core.console.output import Output, ProgressBar
+from resnext_core.errors import counted
 from resnext_core.jobs.convert import NAMINGS, NEUTRAL, ConvertJob, convert, current_name
 from resnext_core.jobs.convert import SETTABLE as SETTABLE
 
@@ -88,6 +89,6 @@ def handle(args: argparse.Namespace) -> int:
     done = f"{result.target}" if result.written else f"{result.target} was not written (dry run)"
     output.result(
         result.to_dict(),
-        f"{done}: {len(result.weights.spec.tensors)} tensors, digest {result.weights.digest}",
+        f"{done}: {counted(len(result.weights.spec.tensors), 'tensor')}, digest {result.weights.digest}",
     )
     return 0

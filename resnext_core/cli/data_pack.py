@@ -7,7 +7,7 @@ import argparse
 from resnext_core.cli.data_scan import Watcher
 from resnext_core.console.flags import positive
 from resnext_core.console.output import Output
-from resnext_core.errors import UsageError
+from resnext_core.errors import UsageError, counted
 from resnext_core.files import local_path, place
 from resnext_core.jobs.pack import PackJob, make_index, pack, verify
 
@@ -67,7 +67,7 @@ def _pack(args: argparse.Namespace, output: Output) -> int:
     with Watcher(output) as watcher:
         result = pack(job, watcher)
     lines = [
-        f"{result.files[name]}: {part.images} images, {part.smaller} made smaller, {part.bytes / 1e6:.1f} MB"
+        f"{result.files[name]}: {counted(part.images, 'image')}, {part.smaller} made smaller, {part.bytes / 1e6:.1f} MB"
         + (f", {len(part.unreadable)} could not be read" if part.unreadable else "")
         for name, part in result.parts.items()
     ]
@@ -79,14 +79,20 @@ def _verify(args: argparse.Namespace, output: Output) -> int:
     with Watcher(output) as watcher:
         result = verify(local_path(str(place(args.folder))), watcher)
     output.result(
-        result.to_dict(), "\n".join(f"{file}: {n} images are sound" for file, n in result.files.items())
+        result.to_dict(),
+        "\n".join(
+            f"{file}: {counted(n, 'image is', 'images are')} sound" for file, n in result.files.items()
+        ),
     )
     return 0
 
 
 def _index(args: argparse.Namespace, output: Output) -> int:
     result = make_index(str(local_path(str(place(args.folder)))))
-    output.result(result.to_dict(), f"{result.file}: {result.images} images in {result.shards} shards")
+    output.result(
+        result.to_dict(),
+        f"{result.file}: {counted(result.images, 'image')} in {counted(result.shards, 'shard')}",
+    )
     return 0
 
 

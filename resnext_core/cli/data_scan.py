@@ -9,7 +9,7 @@ from pathlib import Path
 from resnext_core.cli.scan_text import problems, scan_text
 from resnext_core.console.flags import positive
 from resnext_core.console.output import Output, ProgressBar
-from resnext_core.errors import DataError
+from resnext_core.errors import DataError, counted
 from resnext_core.files import place
 from resnext_core.jobs.scan import ScanJob, scan
 from resnext_core.runs.records import Progress, Record
@@ -81,5 +81,5 @@ class Watcher(ProgressBar):
         if not isinstance(record, Progress) or self._output.interactive:
             return
         if time.perf_counter() - self._said > _LINE_S:
-            self._output.say(f"{record.done} of {record.total} files")
+            self._output.say(f"{record.done} of {counted(record.total, 'file')}")
             self._said = time.perf_counter()

@@ -18,7 +18,7 @@ from resnext_core.console.flags import (
     positive,
 )
 from resnext_core.console.output import Output, ProgressBar
-from resnext_core.errors import shown
+from resnext_core.errors import counted, shown
 from resnext_core.files import write_atomic
 from resnext_core.jobs.evaluate import EvaluateJob, evaluate_sizes
 from resnext_core.jobs.settings import resolve_serving
@@ -95,7 +95,7 @@ def handle(args: argparse.Namespace) -> int:
     for path, message in failures[:_FAILURES]:
         output.say(f"could not read {shown(path, None)}: {shown(message, None)}")
     if len(failures) > _FAILURES:
-        output.say(f"... and {len(failures) - _FAILURES} more images: see --json")
+        output.say(f"... and {counted(len(failures) - _FAILURES, 'more image')}: see --json")
     if args.predictions:
         output.say(f"predictions: {args.predictions}")
     return 0

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from resnext_core.console.output import table
+from resnext_core.errors import counted
 from resnext_core.jobs.evaluate import EvaluateResult
 from resnext_core.metrics import METRICS
 from resnext_core.serving.evaluate import Evaluation
@@ -39,7 +40,11 @@ def _classes(found: Evaluation) -> str:
         [[name, f"{100 * recall:.2f} %", str(images)] for recall, images, name in shown],
         ["class", "recall", "images"],
     )
-    others = "" if len(shown) == len(rows) else f"\n... and {len(rows) - len(shown)} more classes: see --json"
+    others = (
+        ""
+        if len(shown) == len(rows)
+        else f"\n... and {counted(len(rows) - len(shown), 'more class', 'more classes')}: see --json"
+    )
     return lines + others
 
 

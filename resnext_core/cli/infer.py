@@ -10,7 +10,7 @@ from pathlib import Path
 
 from resnext_core.cli.common import print_config, settings_of
 from resnext_core.console.flags import add_config_flags, add_weights_flag
-from resnext_core.errors import EXIT_DATA, EXIT_OK
+from resnext_core.errors import EXIT_DATA, EXIT_OK, counted
 from resnext_core.jobs.infer import InferJob, Prediction, infer, read_paths
 from resnext_core.jobs.settings import resolve
 from resnext_core.plugins import load_plugins
@@ -64,7 +64,11 @@ def handle(args: argparse.Namespace) -> int:
     if printer.lost is not None:
         raise printer.lost
     if result.failed:
-        print(f"resnext-run: {result.failed} of {result.images} images have no prediction", file=sys.stderr)
+        has = "has" if result.failed == 1 else "have"
+        print(
+            f"resnext-run: {result.failed} of {counted(result.images, 'image')} {has} no prediction",
+            file=sys.stderr,
+        )
         return EXIT_DATA
     return EXIT_OK
 

@@ -7,14 +7,16 @@ from pathlib import Path
 
 from resnext_core.console.flags import add_json_flag
 from resnext_core.console.output import Output, ProgressBar, table
-from resnext_core.errors import DataError
+from resnext_core.errors import DataError, counted
 from resnext_core.jobs.runs import (
     CheckpointEntry,
     PruneJob,
     RunDetails,
     RunSummary,
     amount,
+    best_words,
     list_runs,
+    metric_label,
     prune,
     show_run,
 )
@@ -68,7 +70,7 @@ def _list(args: argparse.Namespace, output: Output) -> None:
 def _row(run: RunSummary) -> list[str]:
     return [
         run.name, run.backend or "?", run.variant or "?", run.state, f"{run.epoch} of {run.epochs}", str(run.step),
-        "" if run.best is None else f"{100 * run.best:.2f} %", amount(run.bytes),
+        best_words(run), amount(run.bytes),
     ]  # fmt: skip
 
 
@@ -83,30 +85,32 @@ def _details(result: RunDetails) -> str:
     state = f"{run.state}, {run.ended}" if run.ended else run.state
     facts = {
         "run": run.name, "backend": run.backend, "variant": run.variant, "state": state, "step": run.step,
-        "epoch": f"{run.epoch} of {run.epochs}", "best": run.best, "size": amount(run.bytes),
+        "epoch": f"{run.epoch} of {run.epochs}", "best": best_words(run) or None, "size": amount(run.bytes),
         "command": result.made_by.get("environment", {}).get("command", "?"),
     }  # fmt: skip
     lines = [f"{key:<12} {value}" for key, value in facts.items()]
-    rows = [_checkpoint_row(entry) for entry in result.checkpoints]
-    return "\n".join(
-        [*lines, "", table(rows, ["checkpoint", "size", "top-1", "", ""]) if rows else "no checkpoint"]
-    )
+    rows = [_checkpoint_row(entry, run.metric) for entry in result.checkpoints]
+    header = ["checkpoint", "size", metric_label(run.metric), "", ""]
+    return "\n".join([*lines, "", table(rows, header) if rows else "no checkpoint"])
 
 
-def _checkpoint_row(entry: CheckpointEntry) -> list[str]:
+def _checkpoint_row(entry: CheckpointEntry, metric: str) -> list[str]:
     size = accuracy = ""
     if entry.summary is not None:
-        size, top1 = amount(entry.summary.saving.bytes), entry.summary.metrics.get("top1")
-        accuracy = f"{100 * top1:.2f} %" if isinstance(top1, float) else ""
+        size, share = amount(entry.summary.saving.bytes), entry.summary.metrics.get(metric)
+        accuracy = f"{100 * share:.2f} %" if isinstance(share, float) else ""
     return [entry.name, size, accuracy, " ".join(entry.marks), entry.damage or ""]
 
 
 def _verify(args: argparse.Namespace, output: Output) -> None:
     result = verify(Path(args.folder))
     found = len(result.damages)
-    problems = f"{found} problem{'s' if found > 1 else ''}" if found else "no damage"
+    problems = counted(found, "problem") if found else "no damage"
     unknown = f" ({result.unknown} of them unknown to this version)" if result.unknown else ""
-    line = f"{result.path}: {result.checkpoints} checkpoints, {result.records} records{unknown}; {problems}"
+    line = (
+        f"{result.path}: {counted(result.checkpoints, 'checkpoint')}, {counted(result.records, 'record')}{unknown}; "
+        f"{problems}"
+    )
     output.result(result.to_dict(), "\n".join([*result.damages, line]))
     if result.damages:
         raise DataError(f"{result.path} is damaged: {problems}")
@@ -117,4 +121,6 @@ def _prune(args: argparse.Namespace, output: Output) -> None:
     with ProgressBar(output) as bar:
         result = prune(job, bar)
     verb = "would free" if result.dry_run else "freed"
-    output.result(result.to_dict(), f"{verb} {amount(result.bytes)} in {len(result.removed)} folders")
+    output.result(
+        result.to_dict(), f"{verb} {amount(result.bytes)} in {counted(len(result.removed), 'folder')}"
+    )

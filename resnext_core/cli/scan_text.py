@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from resnext_core.console.output import table
 from resnext_core.data.findings import SIDES, File, Findings
-from resnext_core.errors import shown
+from resnext_core.errors import counted, shown
 from resnext_core.jobs.scan import ScanResult
 
 #: Lines of a shortened list.
@@ -61,18 +61,20 @@ def _conversions(found: Findings) -> Iterator[str]:
     if found.orientations:
         by = ", ".join(f"{value}: {n}" for value, n in found.orientations.items())
         lines.append(
-            f"EXIF orientation in {sum(found.orientations.values())} images ({by}): ignored; "
+            f"EXIF orientation in {counted(sum(found.orientations.values()), 'image')} ({by}): ignored; "
             "a training with preprocess.orientation=apply turns them, and so does its network afterwards"
         )
     if found.alpha:
         lines.append(
-            f"transparency in {found.alpha} images: dropped, the colours under it are used; to blend them with a "
+            f"transparency in "
+            f"{counted(found.alpha, 'image')}: dropped, the colours under it are used; to blend them with a "
             "background, convert the files"
         )
     if found.deep:
         by = ", ".join(f"{bits} bits: {n}" for bits, n in found.deep.items())
         lines.append(
-            f"more than 8 bits in {sum(found.deep.values())} images ({by}): the upper 8 of those that the file says it "
+            f"more than 8 bits in "
+            f"{counted(sum(found.deep.values()), 'image')} ({by}): the upper 8 of those that the file says it "
             "uses; for another range of values, convert the files to 8 bits"
         )
     if lines:
@@ -131,12 +133,13 @@ def _ends(result: ScanResult) -> Iterator[str]:
     corrupt = len(result.findings.bad)
     if result.list_file is not None and corrupt:
         yield (
-            f"{corrupt} corrupt files are listed in {result.list_file}; to leave them out of a training: "
+            f"{counted(corrupt, 'corrupt file is', 'corrupt files are')} listed in {result.list_file}; to leave them "
+            "out of a training: "
             f"--set data.quarantine={result.list_file}"
         )
     elif result.list_file is not None:
         yield f"{result.list_file} is empty: every file can be read"
     rate = f" ({result.read / max(result.seconds, 1e-9):.0f} files/s)" if result.read else ""
-    yield f"{result.read} files read, {result.remembered} cached, in {result.seconds:.1f} s{rate}"
+    yield f"{counted(result.read, 'file')} read, {result.remembered} cached, in {result.seconds:.1f} s{rate}"
     if result.trouble is not None:
         yield f"warning: {result.trouble}"

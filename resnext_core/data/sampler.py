@@ -14,7 +14,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from resnext_core.errors import UsageError
+from resnext_core.errors import UsageError, counted
 
 #: Second key word: the order of an epoch, what is drawn for a sample, how a micro-batch is mixed, which branches a step
 #: leaves out, how many images of each class an epoch has, and their order in a class never share a stream.
@@ -61,7 +61,7 @@ def steps_per_epoch(n: int, global_batch: int) -> int:
     steps = n // global_batch
     if steps == 0:
         raise UsageError(
-            f"batch_size {global_batch} is larger than the {n} training images; "
+            f"batch_size {global_batch} is larger than the {counted(n, 'training image')}; "
             f"lower it with --set train.batch_size={max(n, 1)} or less"
         )
     return steps

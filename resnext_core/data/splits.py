@@ -14,7 +14,7 @@ from resnext_core.data.balance import class_counts
 from resnext_core.data.index import NO_SPLIT, SPLITS, Index, find_splits, open_index, split_candidates
 from resnext_core.data.look import names_in, what_is
 from resnext_core.data.remote.fetch import fetch_of
-from resnext_core.errors import DataError, ResnextError, UsageError, shown
+from resnext_core.errors import DataError, ResnextError, UsageError, counted, shown
 from resnext_core.files import Place, place
 
 
@@ -77,7 +77,7 @@ def examine_splits(config: Config) -> tuple[Splits | None, list[ResnextError]]:
             found[name] = index
         elif name == "test":
             notes.append(
-                f"{shown(paths[name], None)} has {len(index)} images without labels: it is left out"
+                f"{shown(paths[name], None)} has {counted(len(index), 'image')} without labels: it is left out"
                 + (", val is evaluated in its place" if "val" in paths else "")
             )
         else:
@@ -108,7 +108,8 @@ def _check_classes(index: Index, path: Place) -> None:
 
 def _without_labels(index: Index, path: Place) -> str:
     return (
-        f"{path} has {len(index)} images without labels, e.g. {index.paths[0]}; put them into class folders, or "
+        f"{path} has "
+        f"{counted(len(index), 'image')} without labels, e.g. {index.paths[0]}; put them into class folders, or "
         "write a list of 'path label' lines beside it"
     )
 

@@ -22,7 +22,7 @@ from resnext_core.data.opening import loader_workers
 from resnext_core.data.pillow import PillowDecoder
 from resnext_core.data.plan import Plan, train_plan
 from resnext_core.data.sampler import Task, epoch_permutation, sample_rng
-from resnext_core.errors import DataError, UsageError
+from resnext_core.errors import DataError, UsageError, counted
 from resnext_core.extensions import Decoder, ImageDecoder, NotSupported
 from resnext_core.model.preprocess import PreprocessSpec
 from resnext_core.runs.folder import RunFolder
@@ -119,7 +119,7 @@ def _stages(
             read = _fastest(partial(reader.read, locator))
             found.append({"read": read} | _of_content(reader.read(locator), sample, spec, config, opened))
     if not found:
-        raise DataError(f"none of {len(samples)} images can be read; see resnext-run data scan")
+        raise DataError(f"none of {counted(len(samples), 'image')} can be read; see resnext-run data scan")
     return {name: float(np.mean([times[name] for times in found])) for name in found[0]}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnext_core.errors import DataError
+from resnext_core.errors import DataError, counted
 from resnext_core.interfaces import Batch
 from resnext_core.ranks.collectives import Collectives
 from resnext_core.serving.calibration import COOLEST, HOTTEST, Calibration, Temperature, fit_temperature
@@ -48,8 +48,8 @@ class Calibrated:
         )  # fmt: skip
 
     def __str__(self) -> str:
-        where = f"the {self.images} images that are evaluated" if self.same else (
-            f"{self.images} images of {self.fitted_on}"
+        where = f"the {counted(self.images, 'image that is', 'images that are')} evaluated" if self.same else (
+            f"{counted(self.images, 'image')} of {self.fitted_on}"
         )  # fmt: skip
         if self.temperature.bounded:
             return f"no temperature from {COOLEST} to {HOTTEST:.0f} is the best on {where}"

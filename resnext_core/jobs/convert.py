@@ -19,7 +19,7 @@ from resnext_core.convert.reading import ModelDescription, from_tensors, read_co
 from resnext_core.convert.report import Change, joined, summary
 from resnext_core.convert.writing import to_tensors
 from resnext_core.data.lines import class_names
-from resnext_core.errors import DataError, UsageError, quoted, reason, shown, suggest
+from resnext_core.errors import DataError, UsageError, counted, quoted, reason, shown, suggest
 from resnext_core.files import check_target, make_folder, write_atomic
 from resnext_core.interfaces import StoredTensors, TrainState
 from resnext_core.jobs.recorder import ignore
@@ -231,7 +231,8 @@ def _description(job: ConvertJob) -> ModelDescription:
 def _about(source: Path, weights: Weights) -> str:
     spec = weights.spec
     return (
-        f"{source}: {spec.variant}, {spec.num_classes} classes, {spec.parameters:,} parameters; pool padding "
+        f"{source}: {spec.variant}, "
+        f"{counted(spec.num_classes, 'class', 'classes')}, {spec.parameters:,} parameters; pool padding "
         f"{spec.pool_padding}, {weights.preprocess.words()}"
     )
 

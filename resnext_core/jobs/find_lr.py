@@ -11,7 +11,7 @@ from typing import Any
 
 from resnext_core.config import Config
 from resnext_core.data.sampler import steps_per_epoch
-from resnext_core.errors import DataError, UsageError
+from resnext_core.errors import DataError, UsageError, counted
 from resnext_core.files import check_target
 from resnext_core.files.scratch import Scratch
 from resnext_core.jobs.plan import Plan, faults, plan_job, training_backend
@@ -79,9 +79,10 @@ class FindLrResult(Result):
     def __str__(self) -> str:
         sweep, found = self.sweep, self.suggestion
         end = "where the loss diverged" if sweep.diverged else "without divergence"
-        meant = "" if self.lr_batch is None else f" (per {self.lr_batch} images)"
+        meant = "" if self.lr_batch is None else f" (per {counted(self.lr_batch, 'image')})"
         lines = [
-            f"{len(sweep.lrs)} steps of {self.batch_size} images, rates {sweep.lrs[0]:.2g} to {sweep.lrs[-1]:.2g}, "
+            f"{counted(len(sweep.lrs), 'step')} of "
+            f"{counted(self.batch_size, 'image')}, rates {sweep.lrs[0]:.2g} to {sweep.lrs[-1]:.2g}, "
             f"{end}",
             f"rates of a step: valley {found.valley:.2g}, steepest {found.steepest:.2g}, a tenth of the one with the "
             f"lowest loss {found.tenth:.2g}",
@@ -117,7 +118,9 @@ def find_lr(job: FindLrJob, listen: Listener = ignore) -> FindLrResult:
         )  # fmt: skip
         unreadable = training.train_loader.take_failures()
     if len(unreadable) * 10 > job.steps * plan.config.train.batch_size:
-        raise DataError(f"{len(unreadable)} images cannot be read, e.g. {unreadable[0][1]}; use 'data scan'")
+        raise DataError(
+            f"{counted(len(unreadable), 'image')} cannot be read, e.g. {unreadable[0][1]}; use 'data scan'"
+        )
     config = plan.config
     result = FindLrResult(
         backend=backend.id, batch_size=config.train.batch_size, lr_batch=config.optimizer.lr_batch, sweep=found,
@@ -157,7 +160,7 @@ def _plot(path: Path, result: FindLrResult, config: Config) -> None:
         LrPlot(
             title=f"Learning rate of {config.model.variant}",
             lead=f"Try optimizer.lr={result.lr:g}"
-            + (f", which is per {result.lr_batch} images." if result.lr_batch is not None else "."),
+            + (f", which is per {counted(result.lr_batch, 'image')}." if result.lr_batch is not None else "."),
             facts={
                 "backend": result.backend, "batch": str(result.batch_size), "optimizer": config.optimizer.kind,
                 "steps": str(len(result.sweep.lrs)), "end": "diverged" if result.sweep.diverged else "last rate",

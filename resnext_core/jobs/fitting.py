@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from resnext_core.config import Config
-from resnext_core.errors import BackendUnavailable, ResnextError, UsageError
+from resnext_core.errors import BackendUnavailable, ResnextError, UsageError, counted
 from resnext_core.jobs.plan import Plan, require, size
 from resnext_core.jobs.preflight import training_memory
 from resnext_core.jobs.training import train_request
@@ -64,7 +64,7 @@ def _line(batch: int, images: int, found: Found, each: list[int]) -> str:
         why = f"more were not tried: an epoch keeps {LEAST_STEPS} steps, and a step at most {LINEAR_UP_TO} images"
     else:
         why = f"{found.too_many} do not fit"
-    return f"batch size {batch}: {images} images at a time{whose}; {why} ({found.why})"
+    return f"batch size {batch}: {counted(images, 'image')} at a time{whose}; {why} ({found.why})"
 
 
 def _find(plan: Plan, rank: RankInfo, collectives: Collectives) -> Found:
@@ -88,7 +88,8 @@ def _find(plan: Plan, rank: RankInfo, collectives: Collectives) -> Found:
         images = next((fewer for fewer in (4, 2) if fewer < sizes[0] and fits(fewer)), 0)
     if not images:
         raise UsageError(
-            f"not even {min(sizes[0], 2)} images at a time fit the memory ({why}); use a smaller model or image size"
+            f"not even "
+            f"{counted(min(sizes[0], 2), 'image')} at a time fit the memory ({why}); use a smaller model or image size"
         )
     return Found(images=images, too_many=too_many, why=why)
 

@@ -19,7 +19,7 @@ from resnext_core.data.index import image_folder, listed, remarks
 from resnext_core.data.render import load_eval, load_eval_bytes
 from resnext_core.data.sources.base import Reader
 from resnext_core.data.sources.registry import kind_of
-from resnext_core.errors import UsageError
+from resnext_core.errors import UsageError, counted
 from resnext_core.files import local_path
 from resnext_core.jobs.infer import Prediction, predicted
 from resnext_core.jobs.settings import Settings, resolve
@@ -119,7 +119,7 @@ class Model:
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"on {self.backend}"
-        return f"<Model {self.spec.variant}, {len(self.classes)} classes, {state}: {self.source}>"
+        return f"<Model {self.spec.variant}, {counted(len(self.classes), 'class', 'classes')}, {state}: {self.source}>"
 
     def _predictions(self, images: Iterator[Any], top: int, errors: str) -> Iterator[Prediction]:
         if self._closed:

@@ -15,7 +15,7 @@ from resnext_core.data.index import Index, remarks
 from resnext_core.data.opening import loader_workers
 from resnext_core.data.sampler import steps_per_epoch
 from resnext_core.data.splits import Splits
-from resnext_core.errors import BackendUnavailable, ResnextError
+from resnext_core.errors import BackendUnavailable, ResnextError, counted
 from resnext_core.jobs.plan import Plan, checkpoint_room, learned, size
 from resnext_core.jobs.plan import checkpoint_bytes as checkpoint_bytes
 from resnext_core.model.spec import ModelSpec
@@ -93,11 +93,13 @@ def preflight(plan: Plan, found: Iterable[tuple[str, ResnextError]]) -> Iterator
     left = len(splits.train) - steps * train.batch_size
     yield Finding(
         topic="steps", level="ok",
-        text=f"{length(train)}, {steps} steps an epoch, {train.batch_size} images a step"
+        text=f"{length(train)}, {counted(steps, 'step')} an epoch, {counted(train.batch_size, 'image')} a step"
         if train.minutes is not None
-        else f"{train.epochs} epochs of {steps} steps, {train.batch_size} images a step"
+        else f"{counted(train.epochs, 'epoch')} of {counted(steps, 'step')}, "
+        f"{counted(train.batch_size, 'image')} a step"
         + (f", {rank_batch} of them on each of {plan.world} ranks" if plan.world > 1 else "")
-        + (f"; {left} images, different in each epoch, are dropped" if left else ""),
+        + (f"; "
+        f"{counted(left, 'image')}, different in each epoch, {'is' if left == 1 else 'are'} dropped" if left else ""),
     )  # fmt: skip
     yield from _learning(spec, config)
     yield from _lr(config, steps)
@@ -123,7 +125,7 @@ def _data(splits: Splits, unusable: Sequence[ResnextError]) -> Iterator[Finding]
         if index is not None and (empty := _empty(index)):
             yield Finding(
                 topic="data", level="warning",
-                text=f"{name} has no image of {len(empty)} classes, e.g. {', '.join(empty[:3])}",
+                text=f"{name} has no image of {counted(len(empty), 'class', 'classes')}, e.g. {', '.join(empty[:3])}",
             )  # fmt: skip
 
 
@@ -155,10 +157,13 @@ def _lr(config: Config, steps: int) -> Iterator[Finding]:
     last = lr_at(
         train.epochs * steps - 1, config=schedule, base_lr=lr, steps_per_epoch=steps, epochs=train.epochs
     )
-    rule = f"{optimizer.lr:g} per {optimizer.lr_batch} images" if optimizer.lr_batch else "not scaled"
+    rule = (
+        f"{optimizer.lr:g} per {counted(optimizer.lr_batch, 'image')}" if optimizer.lr_batch else "not scaled"
+    )
     yield Finding(
         topic="lr", level="ok",
-        text=f"{lr:g} at a batch of {train.batch_size} ({rule}); {schedule.warmup_epochs:g} epochs of warm-up, then "
+        text=f"{lr:g} at a batch of {train.batch_size} ({rule}); "
+        f"{counted(schedule.warmup_epochs, 'epoch')} of warm-up, then "
         f"{schedule.kind} down to {last:.3g}",
     )  # fmt: skip
     warnings = [
@@ -173,7 +178,7 @@ def _lr(config: Config, steps: int) -> Iterator[Finding]:
         ),
         (
             schedule.warmup_epochs >= train.epochs,
-            f"warm-up takes all {train.epochs} epochs: {lr:g} is not reached before the end",
+            f"warm-up takes all {counted(train.epochs, 'epoch')}: {lr:g} is not reached before the end",
         ),
         (
             last > lr / 10 and schedule.kind != "constant" and schedule.warmup_epochs < train.epochs >= 5,
@@ -189,7 +194,8 @@ def _batch(micro_batch: int) -> Iterator[Finding]:
     if micro_batch < BN_FROM:
         yield Finding(
             topic="batch", level="warning",
-            text=f"batch normalisation sees {micro_batch} images at a time; fewer than {BN_FROM} cost accuracy "
+            text=f"batch normalisation sees "
+            f"{counted(micro_batch, 'image')} at a time; fewer than {BN_FROM} cost accuracy "
             "(arXiv:1803.08494): use fewer ranks or a larger train.batch_size",
         )  # fmt: skip
 
@@ -207,7 +213,7 @@ def _augment(config: Config, final: int) -> Iterator[Finding]:
         grown = augment.size_epochs[1]
         yield Finding(
             topic="augment", level="ok" if grown <= config.train.epochs - 1 else "warning",
-            text=f"images of {augment.start_size} pixels at first, {final} after {grown:g} epochs"
+            text=f"images of {augment.start_size} pixels at first, {final} after {counted(grown, 'epoch')}"
             + ("" if grown <= config.train.epochs - 1 else f", and there are {config.train.epochs}: the network is "
             "evaluated at a size that no whole epoch has shown; lower augment.size_epochs"),
         )  # fmt: skip
@@ -235,9 +241,10 @@ def _memory(spec: ModelSpec, config: Config, micro_batch: int, world: int) -> It
     yield Finding(
         topic="memory", level="ok",
         text=f"about {size(need.total)} on each device, plus the framework's own: {size(need.state)} weights, "
-        f"gradients and state of the optimizer, {size(need.activations)} activations of {micro_batch} images in "
+        f"gradients and state of the optimizer, {size(need.activations)} activations of "
+        f"{counted(micro_batch, 'image')} in "
         f"{config.precision.compute}; on the host {size(host)} per process, and "
-        f"{workers} loader workers",
+        f"{counted(workers, 'loader worker')}",
     )  # fmt: skip
     here = machine_memory()
     if here is not None and world * need.total > here:

@@ -10,6 +10,7 @@ from typing import Any
 
 from resnext_core.errors import DataError, UsageError, reason
 from resnext_core.jobs.recorder import ignore
+from resnext_core.metrics import METRICS
 from resnext_core.runs.checkpoint_folder import Summary, checkpoint_names, read_summary
 from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.pointers import best_checkpoint, latest_checkpoint, remove, superfluous
@@ -33,7 +34,7 @@ class RunSummary:
     """How far a run is and how good, by its records and checkpoints; None for what they do not say.
 
     `state` is ``new``, ``training``, ``stopped`` or ``done``, `ended` why a run that is done ended early. `best` is the
-    best accuracy (0..1), `bytes` the size of the whole folder.
+    best value (0..1) of the `metric` that ``train.best`` names, `bytes` the size of the whole folder.
     """
 
     name: str
@@ -45,6 +46,7 @@ class RunSummary:
     epoch: int
     epochs: int | None
     best: float | None
+    metric: str
     checkpoints: int
     bytes: int
 
@@ -166,6 +168,7 @@ def summarise(run: RunFolder) -> RunSummary:
         epoch=max((r.epoch for r in records if isinstance(r, (Train, Nonfinite, Eval, Saved))), default=0),
         epochs=_epochs(run, records),
         best=newest.progress.best if newest else None,
+        metric=metric if isinstance(metric := run.setting("train", "best"), str) else next(iter(METRICS)),
         checkpoints=len(checkpoints),
         bytes=_bytes(run.path),
     )
@@ -200,6 +203,16 @@ def prune(job: PruneJob, listen: Listener = ignore) -> PruneResult:
             removed.append(str(path))
             listen(Note(text=f"{'would remove' if job.dry_run else 'removed'} {path} ({amount(size)})"))
     return PruneResult(removed=tuple(removed), bytes=freed, being_trained=tuple(busy), dry_run=job.dry_run)
+
+
+def best_words(run: RunSummary) -> str:
+    """Return the best value of a run in percent with the name of its metric; empty before the first evaluation."""
+    return "" if run.best is None else f"{100 * run.best:.2f} % {metric_label(run.metric)}"
+
+
+def metric_label(name: str) -> str:
+    """Return how a metric is called; one of another version by its key."""
+    return METRICS[name].label if name in METRICS else name
 
 
 def amount(size: int) -> str:

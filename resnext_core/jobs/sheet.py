@@ -21,7 +21,7 @@ from resnext_core.data.plan import Plan, train_plan
 from resnext_core.data.render import load_eval_bytes, load_train_bytes
 from resnext_core.data.sampler import epoch_length, epoch_permutation, sample_rng
 from resnext_core.data.splits import part_paths
-from resnext_core.errors import DataError, UsageError
+from resnext_core.errors import DataError, UsageError, counted
 from resnext_core.files import Place, check_target
 from resnext_core.jobs.recorder import ignore
 from resnext_core.jobs.settings import Settings, resolve
@@ -94,7 +94,7 @@ def sheet(job: SheetJob, listen: Listener = ignore) -> SheetResult:
     failed = {row.path: row.problem for row in rows if row.problem}
     if len(failed) == len(rows):
         raise DataError(
-            f"none of {len(rows)} images of {job.folder} can be read; the first: {rows[0].problem}"
+            f"none of {counted(len(rows), 'image')} of {job.folder} can be read; the first: {rows[0].problem}"
         )
     mixes = show.mixes(rows) if job.augment else []
     what = "training sees" if job.augment else "evaluation sees"

@@ -11,6 +11,7 @@ from typing import Any
 
 from resnext_core.data.balance import REMEDIES
 from resnext_core.data.index import remarks
+from resnext_core.errors import counted
 from resnext_core.jobs.fitting import with_fitting_batch
 from resnext_core.jobs.launching import Lines, launch
 from resnext_core.jobs.new_run import backend_of, new_run, removed_if_refused, shared_run, store_config
@@ -169,9 +170,9 @@ def train_plan(
             """Announce the run, now that its device is open, and begin its records."""
             at = f", from step {checkpoint.progress.step}" if checkpoint else ""
             say(
-                f"training {config.model.variant} on backend {backend.id}: {len(splits.train)} images, "
-                f"{len(splits.train.classes)} classes, batch {config.train.batch_size}, {length(config.train)}{at}; "
-                f"run folder {run.path}"
+                f"training {config.model.variant} on backend {backend.id}: {counted(len(splits.train), 'image')}, "
+                f"{counted(len(splits.train.classes), 'class', 'classes')}, batch {config.train.batch_size}, "
+                f"{length(config.train)}{at}; run folder {run.path}"
             )
             say(f"images are decoded by {plan.decoder.name}: {training.train_loader.readers}")
             for line in remarks(splits.parts.values()):

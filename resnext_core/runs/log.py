@@ -55,7 +55,8 @@ def describe(record: Record) -> str | None:
     if isinstance(record, Fit):
         evaluations = f" and {record.eval_s:.3g} s an evaluation" if record.eval_s else ""
         return (
-            f"fitted to {record.minutes:g} minutes: {record.total} steps, {record.epochs:.4g} epochs, at "
+            f"fitted to {counted(record.minutes, 'minute')}: "
+            f"{counted(record.total, 'step')}, {record.epochs:.4g} epochs, at "
             f"{record.step_s:.3g} s a step{evaluations}; {record.trained_s:.0f} s used"
         )
     if isinstance(record, End):

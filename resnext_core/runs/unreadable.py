@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Set
 
 from resnext_core.data.index import Index
-from resnext_core.errors import DataError, shown
+from resnext_core.errors import DataError, counted, shown
 from resnext_core.runs.records import BadImage, Record
 
 #: Images that a message names.
@@ -66,16 +66,15 @@ class Unreadable:
         `listed` are those on a quarantine list, which nobody tried to read.
         """
         more = len(listed - self._reasons.keys())
-        on_list = f"{more} of {len(self._index)} {self._called} images are left out by the quarantine list"
+        images = counted(len(self._index), f"{self._called} image")
+        on_list = f"{more} of {images} {'is' if more == 1 else 'are'} left out by the quarantine list"
         if not self._reasons:
             return on_list if more else ""
         first = [
             f"{shown(self._index.path(i), None)}: {reason}"
             for i, reason in sorted(self._reasons.items())[:_NAMED]
         ]
-        text = (
-            f"{len(self)} of {len(self._index)} {self._called} images could not be read: {'; '.join(first)}"
-        )
+        text = f"{len(self)} of {images} could not be read: {'; '.join(first)}"
         if len(self) > _NAMED:
             text += f"; and {len(self) - _NAMED} more"
         return f"{text}; {on_list}" if more else text

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from resnext_core.data.index import Index
 from resnext_core.data.loader import Loader
 from resnext_core.data.sampler import eval_tasks
-from resnext_core.errors import DataError, UsageError
+from resnext_core.errors import DataError, UsageError, counted
 from resnext_core.interfaces import Batch, Predictor
 from resnext_core.metrics import metric_lines
 from resnext_core.ranks.collectives import Collectives
@@ -103,7 +103,7 @@ class Evaluation:
         failed = f", {self.failed} could not be read" if self.failed else ""
         words = [
             f"{headline} (95 % interval {100 * low:.2f} to {100 * high:.2f})", *others,
-            f"{self.scored} of {self.expected} images",
+            f"{self.scored} of {counted(self.expected, 'image')}",
         ]  # fmt: skip
         words += ["each with its mirror image"] if self.tta == "flip" else []
         return ", ".join(words) + failed
@@ -152,7 +152,7 @@ def evaluate(
     summed = Counts.from_array(collectives.all_reduce_sum(counts.to_array()))
     if summed.scored + summed.failed != len(index):
         raise DataError(
-            f"evaluation scored {summed.scored} and failed {summed.failed} of {len(index)} images; "
+            f"evaluation scored {summed.scored} and failed {summed.failed} of {counted(len(index), 'image')}; "
             "the counts must add up, do not use this result"
         )
     return Evaluation(

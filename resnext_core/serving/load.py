@@ -26,6 +26,7 @@ from resnext_core.runs.folder import other_runs
 from resnext_core.runs.pointers import best_weights
 from resnext_core.serving.golden import check_golden
 from resnext_core.serving.proof import known
+from resnext_core.terminal import starting
 
 WEIGHTS_SUFFIX = ".safetensors"
 
@@ -214,12 +215,12 @@ def serve(
         plugins, path.suffix or path.name, backend_id, prefer=prefer, file=path, options=config.backends
     )
     assert backend.predictor is not None
-    predictor = backend.predictor(
-        PredictRequest(
-            path=path, batch_size=batch_size, tensor_input=tensor_input, rank=rank,
-            options=config.backends.get(backend.id),
-        )
+    request = PredictRequest(
+        path=path, batch_size=batch_size, tensor_input=tensor_input, rank=rank,
+        options=config.backends.get(backend.id),
     )  # fmt: skip
+    with starting(backend.id):
+        predictor = backend.predictor(request)
     try:
         manifest = artefact_manifest(path, predictor)
         preprocess = _of_fixed_size(manifest, config, path)
@@ -263,12 +264,14 @@ def serve_weights(
     """Serve `weights` on the named backend, or on the best available one; `prefer` as in :func:`serve`."""
     backend = server_of(plugins, WEIGHTS_SUFFIX, backend_id, prefer=prefer)
     assert backend.predictor is not None
-    predictor = backend.predictor(
-        PredictRequest(
-            weights=weights, batch_size=batch_size, rank=rank or RankInfo(),
-            options=config.backends.get(backend.id),
-        )
-    )  # fmt: skip
+    request = PredictRequest(
+        weights=weights,
+        batch_size=batch_size,
+        rank=rank or RankInfo(),
+        options=config.backends.get(backend.id),
+    )
+    with starting(backend.id):
+        predictor = backend.predictor(request)
     if config.eval.self_check:
         check_golden(predictor, weights.golden, weights.spec, source)
     return LoadedModel(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnext_core.errors import DataError
+from resnext_core.errors import DataError, counted
 from resnext_core.interfaces import Batch, Predictor
 from resnext_core.serving.metrics import paired_interval, wilson_interval
 
@@ -93,12 +93,12 @@ class ValidationResult:
             low, high = self.agreement_interval
             agreed += f" = {self.top1_agreement:.2%} (95 % interval {low:.2%} to {high:.2%})"
         words = [
-            f"{'passed' if self.passed else 'FAILED'}: {self.images} images",
+            f"{'passed' if self.passed else 'FAILED'}: {counted(self.images, 'image')}",
             f"max |diff| {self.max_abs_diff:.3g} = {self.max_rel_diff:.3g} of max |logit|{tolerance}",
             f"{agreed} (needs {self.min_agreement:.2%})",
         ]
         if self.nonfinite:
-            words.append(f"{self.nonfinite} images with NaN or infinite logits")
+            words.append(f"{counted(self.nonfinite, 'image')} with NaN or infinite logits")
         if self.top1_artefact is not None and self.top1_source is not None:
             words.append(f"top1 {self.top1_artefact:.2%} (source {self.top1_source:.2%})")
         if self.max_drop is not None and self.drop is not None and self.drop_interval is not None:
@@ -159,7 +159,7 @@ class _Clock:
         logits = predictor.logits(batch.images)
         self.calls.append(((time.perf_counter() - start) * 1e3, len(batch)))
         if logits.ndim != 2 or len(logits) != len(batch):
-            raise DataError(f"a predictor returned {logits.shape} logits for {len(batch)} images")
+            raise DataError(f"a predictor returned {logits.shape} logits for {counted(len(batch), 'image')}")
         return logits
 
     def latency(self) -> Latency:

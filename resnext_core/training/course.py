@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.config import Config, TrainConfig
+from resnext_core.errors import counted
 from resnext_core.training.schedule import lr_at, scaled_lr
 
 #: More steps than any training has.
@@ -17,8 +18,8 @@ _ENDLESS = 2**62
 def length(train: TrainConfig) -> str:
     """Return in words how long a training is asked to be."""
     if train.minutes is None:
-        return f"{train.epochs} epochs"
-    return f"{train.minutes:g} minutes on the schedule of {train.epochs} epochs"
+        return counted(train.epochs, "epoch")
+    return f"{counted(train.minutes, 'minute')} on the schedule of {counted(train.epochs, 'epoch')}"
 
 
 class Course:

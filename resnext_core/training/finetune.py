@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from resnext_core.config import Config
 from resnext_core.convert.reading import ModelDescription, read_foreign
 from resnext_core.data.classes import GIVE_NAMES, is_number
-from resnext_core.errors import DataError, UsageError, quoted
+from resnext_core.errors import DataError, UsageError, counted, quoted
 from resnext_core.interfaces import WeightFile
 from resnext_core.model.init import init_weights
 from resnext_core.model.preprocess import evaluated_at, preprocess_spec
@@ -69,7 +69,9 @@ def pretrained_weights(
         f"starting from {path}{f', its entry {quoted(entry)}' if entry else ''}, digest {weights.digest[:19]}"
     )
     if headless:
-        line += f"; it has no classifier: a new one of {len(classes)} classes is initialised"
+        line += (
+            f"; it has no classifier: a new one of {counted(len(classes), 'class', 'classes')} is initialised"
+        )
         weights = _with_new_head(weights, classes, config.train.seed)
     elif same or (numbered and model.num_classes is None):
         line += "; its head is kept"
@@ -83,7 +85,8 @@ def pretrained_weights(
         weights = weights.replace(classes=tuple(classes), named=None)
     elif model.num_classes is None:
         raise UsageError(
-            f"{path} has {len(weights.classes)} classes, the data has {len(classes)} different ones; "
+            f"{path} has "
+            f"{counted(len(weights.classes), 'class', 'classes')}, the data has {len(classes)} different ones; "
             f"--num-classes {len(classes)} replaces its head"
         )
     else:

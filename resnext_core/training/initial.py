@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from resnext_core import __version__
 from resnext_core.config import Config
 from resnext_core.data.sampler import check_repeats, steps_per_epoch
-from resnext_core.errors import UsageError
+from resnext_core.errors import UsageError, counted
 from resnext_core.model.init import init_weights
 from resnext_core.model.preprocess import preprocess_spec
 from resnext_core.model.spec import ModelSpec, model_spec
@@ -56,7 +56,8 @@ def check_class_count(config: Config, classes: Sequence[str]) -> None:
     configured = config.model.num_classes
     if configured is not None and configured != len(classes):
         raise UsageError(
-            f"model.num_classes is {configured}, but the training data has {len(classes)} classes; correct or "
+            f"model.num_classes is {configured}, but the training data has "
+            f"{counted(len(classes), 'class', 'classes')}; correct or "
             "remove it"
         )
 

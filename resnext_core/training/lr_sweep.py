@@ -11,7 +11,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from resnext_core.errors import DataError
+from resnext_core.errors import DataError, counted
 from resnext_core.training.trainer import Trainer
 from resnext_core.training.training import Epoch, Training
 
@@ -97,7 +97,8 @@ def suggest_lr(found: Sweep) -> Suggestion:
     logs, values = np.log(found.lrs[first:]), found.smoothed[first:]
     if len(values) < LEAST_STEPS:
         raise DataError(
-            f"the loss diverged after {len(found.lrs)} steps, too early to suggest a rate; start with a lower --low"
+            f"the loss diverged after "
+            f"{counted(len(found.lrs), 'step')}, too early to suggest a rate; start with a lower --low"
         )
     start, end = longest_fall(values)
     if start == end:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from resnext_core.config import Config, ModelConfig, PreprocessConfig, TrainConfig
 from resnext_core.data.classes import GIVE_NAMES, is_number
 from resnext_core.data.mix import mixed_rows
-from resnext_core.errors import DataError, ResnextError, UsageError, one_line
+from resnext_core.errors import DataError, ResnextError, UsageError, counted, one_line
 from resnext_core.files import file_digest
 from resnext_core.interfaces import Batch, Distillation, Mix, MixedRows
 from resnext_core.model.preprocess import PreprocessSpec
@@ -203,7 +203,8 @@ def check_classes(source: str, own: Sequence[str], named: bool, classes: Sequenc
         return
     if len(own) != len(classes):
         raise UsageError(
-            f"the teacher {source} has {len(own)} classes, the data has {len(classes)}: they must be the same"
+            f"the teacher {source} has "
+            f"{counted(len(own), 'class', 'classes')}, the data has {len(classes)}: they must be the same"
         )
     if named:
         i = next(i for i, (one, other) in enumerate(zip(own, classes, strict=True)) if one != other)

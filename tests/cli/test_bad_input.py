@@ -361,7 +361,7 @@ def test_infer_with_nothing_to_infer(cli: CommandLine, weights_file: Path, tmp_p
     outcome = cli(*infer, tmp_path / "none.jpg")
     assert outcome.code == EXIT_DATA
     assert outcome.json()["error"] == "No such file or directory"
-    assert outcome.err == "resnext-run: 1 of 1 images have no prediction\n"
+    assert outcome.err == "resnext-run: 1 of 1 image has no prediction\n"
 
 
 @pytest.mark.parametrize(

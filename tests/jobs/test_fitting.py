@@ -162,7 +162,7 @@ def test_a_run_keeps_the_size_that_was_found(
     log = (run.path / "log.txt").read_text()
     images = "4 images at a time" if devices == 1 else "2 images at a time on each rank"
     assert f"batch size 4: {images}; more were not tried: an epoch keeps 10 steps" in log
-    assert "batch 4, 1 epochs" in log
+    assert "batch 4, 1 epoch;" in log
     says = f"{run.path} has its batch size already"
     more = ["--backend", "reference", "train", "--resume", run.path, "--epochs", 2]
     cli.refuses(EXIT_USAGE, *more, "--batch-size", "auto", says=says)

@@ -148,4 +148,4 @@ def test_a_jpeg_that_was_cut_short_is_no_image(
     outcome = cli("infer", "--weights", finished_run, path, "--set", "data.workers=0")
     assert outcome.code == EXIT_DATA
     assert "cut.jpg" in outcome.out
-    assert outcome.err == "resnext-run: 1 of 1 images have no prediction\n"
+    assert outcome.err == "resnext-run: 1 of 1 image has no prediction\n"

@@ -132,7 +132,7 @@ def test_logits_that_are_not_finite_fail(value, side):
     result = validate(*sides, make_batches(), tolerance=10.0, min_agreement=0.0)
     assert (result.nonfinite, result.disagreements, result.passed) == (1, 1, False)
     assert result.max_abs_diff == 0.0
-    assert "1 images with NaN or infinite logits" in result.line()
+    assert "1 image with NaN or infinite logits" in result.line()
 
 
 def test_nothing_finite_is_a_failure_with_valid_json():

@@ -18,7 +18,7 @@ from resnext_core.data.sources.base import Listing, Reader
 from resnext_core.data.sources.names import expanded, is_compressed, is_shard
 from resnext_core.data.sources.ranges import LocalFiles, RangeFiles, RangeReader, Shard, located, lost
 from resnext_core.data.sources.shard_index import ShardIndex, beside, cached_index, indexed, write_index
-from resnext_core.errors import DataError, reason, shown
+from resnext_core.errors import DataError, counted, reason, shown
 from resnext_core.files import Place, Url, is_url
 
 #: A remark tells how long an index took from so many seconds on.
@@ -104,7 +104,7 @@ def _listing(
     index, remark = cached_index(path, names, shards, files)
     seconds = time.perf_counter() - started
     if remark == "" and seconds > _LONG_S:
-        remark = f"made an index of {len(shards)} shards in {seconds:.0f} s, which is kept"
+        remark = f"made an index of {counted(len(shards), 'shard')} in {seconds:.0f} s, which is kept"
     return index.listing(root, ShardSource(shards, index, fetch), (remark,) if remark else ())
 
 
