@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from resnext_core.errors import MOST_SHOWN, one_line, quoted, reason, shown, suggest
+from resnext_core.errors import MOST_SHOWN, counted, one_line, quoted, reason, shown, suggest
 
 
 @pytest.mark.parametrize(
@@ -80,3 +80,9 @@ def test_the_reason_of_an_os_error_leaves_out_the_file_name() -> None:
     )
     assert reason(OSError("no number\nhere")) == "no number here"
     assert reason(ValueError("embedded null byte")) == "embedded null byte"
+
+
+def test_one_thing_is_counted_in_the_singular() -> None:
+    assert [counted(n, "image") for n in (0, 1, 2, 1_234_567)] == ["0 images", "1 image", "2 images", "1234567 images"]
+    assert [counted(n, "class", "classes") for n in (1, 10)] == ["1 class", "10 classes"]
+    assert [counted(n, "epoch") for n in (1.0, 0.5)] == ["1 epoch", "0.5 epochs"]

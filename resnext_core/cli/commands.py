@@ -19,7 +19,8 @@ _COMMANDS = {
     "validate": "compare an artefact with its source on a folder of images",
     "average": "average the weights of several runs or checkpoints",
     "convert": "convert weights from and to torchvision, timm, mindcv and the ModelZoo, losslessly",
-    "infer": "predict images, as JSON lines",
+    "infer": "predict images: JSON lines, a table, pictures",
+    "predict": "another name of infer",
     "bench": "measure throughput of training, evaluation or loading",
     "data": "write the demo data, or inspect a data set",
     "backends": "list backends and what each can do here",
@@ -44,10 +45,15 @@ _RECIPES: dict[str, tuple[str, ...]] = {
 }
 
 
+#: Commands by the other names that people try first.
+_ALIASES = {"predict": "infer"}
+
+
 @hookimpl
 def resnext_commands() -> Iterator[Command]:
     for name, summary in _COMMANDS.items():
-        yield Command(name=name, summary=summary, module=f"resnext_core.cli.{name.replace('-', '_')}")
+        module = _ALIASES.get(name, name).replace("-", "_")
+        yield Command(name=name, summary=summary, module=f"resnext_core.cli.{module}")
 
 
 @hookimpl

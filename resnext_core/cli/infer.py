@@ -21,6 +21,7 @@ EPILOG = """\
 examples:
   resnext-run infer --weights runs/RUN photo.jpg folder/
   find . -name '*.jpg' | resnext-run infer --weights ARTEFACT -
+  resnext-run infer --weights runs/RUN folder/ --csv table.csv --save pictures
   resnext-run infer --weights model.safetensors --tensor input.npy --logits logits.npy
 """
 
@@ -35,6 +36,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--top", type=int, default=5, metavar="K", help="classes to print (default %(default)s)"
+    )
+    parser.add_argument("--csv", metavar="FILE", help="write a row for each image into a new CSV file")
+    parser.add_argument(
+        "--save", metavar="DIR", help="write a picture of each image with its classes into a new folder"
     )
     parser.add_argument(
         "--logits", metavar="FILE.npy", help="write raw logits, float32 (N, classes), in order of the images"
@@ -55,11 +60,13 @@ def handle(args: argparse.Namespace) -> int:
         images=_paths(args.images) if args.images else None,
         tensor=Path(args.tensor) if args.tensor else None,
         logits=Path(args.logits) if args.logits else None,
+        csv=Path(args.csv) if args.csv else None,
+        save=Path(args.save) if args.save else None,
         top=args.top,
         settings=settings,
         backend=args.backend,
     )
-    printer = _Printer(needed=job.logits is None)
+    printer = _Printer(needed=not (job.logits or job.csv or job.save))
     result = infer(job, printer, _note)
     if printer.lost is not None:
         raise printer.lost

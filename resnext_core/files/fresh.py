@@ -11,11 +11,18 @@ from pathlib import Path
 from typing import IO
 
 from resnext_core.errors import DataError, reason
-from resnext_core.files.atomic import fsync, make_folder
+from resnext_core.files.atomic import check_target, fsync, make_folder
 from resnext_core.files.scratch import Scratch
 
 #: What says that a file system has no files without a name.
 _NO_ANONYMOUS = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
+
+
+def check_new(path: Path) -> None:
+    """Raise DataError where `path` exists, or :func:`fresh_file` could not write it, before work is spent on it."""
+    if os.path.lexists(path):
+        raise _exists(path)
+    check_target(path)
 
 
 @contextmanager

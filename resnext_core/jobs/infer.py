@@ -19,9 +19,11 @@ from resnext_core.data.opening import eval_loader
 from resnext_core.data.sampler import eval_tasks
 from resnext_core.data.sources.joined import JoinedSource
 from resnext_core.data.sources.registry import kind_of
-from resnext_core.errors import DataError, UsageError, one_line
+from resnext_core.errors import DataError, UsageError, counted, one_line
 from resnext_core.files import check_target, local_path
+from resnext_core.files.fresh import check_new
 from resnext_core.files.npy import npy_rows
+from resnext_core.jobs.annotate import Pictures, check_pictures
 from resnext_core.jobs.recorder import ignore
 from resnext_core.jobs.result import Result
 from resnext_core.jobs.settings import Settings, resolve
@@ -29,6 +31,7 @@ from resnext_core.plugins import load_plugins
 from resnext_core.runs.records import Listener, Note, Progress
 from resnext_core.serving.load import LoadedModel, serve
 from resnext_core.serving.metrics import softmax
+from resnext_core.serving.predictions import Row, csv_rows, short
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +40,16 @@ class InferJob:
 
     Either `images`, files and folders, or `tensor`, a ``.npy`` file of float32 (N, 3, H, W), is given. A prediction has
     the `top` most probable classes. `logits` is a ``.npy`` file to write: float32 (N, classes) in the order of the
-    images, NaN for one that cannot be read.
+    images, NaN for one that cannot be read. `csv` is a new file with a row for each image, `save` a new or empty folder
+    for a picture of each image with its classes.
     """
 
     weights: Path
     images: Iterable[Path] | None = None
     tensor: Path | None = None
     logits: Path | None = None
+    csv: Path | None = None
+    save: Path | None = None
     top: int = 5
     settings: Settings = field(default_factory=Settings)
     backend: str | None = None
@@ -107,6 +113,8 @@ def infer(
         raise UsageError("give images, or --tensor FILE.npy, and not both")
     if job.tensor is not None and job.logits is None:
         raise UsageError("--tensor needs --logits FILE.npy to write to")
+    if job.tensor is not None and (job.csv is not None or job.save is not None):
+        raise UsageError("--tensor holds no images: leave out --csv and --save")
     if job.top < 1:
         raise UsageError("--top must be 1 or more")
     plugins = load_plugins()
@@ -114,6 +122,10 @@ def infer(
     plugins.decoder(resolved.config.data.decoder)  # before a model is loaded
     if job.logits is not None:
         check_target(job.logits)  # before the work
+    if job.csv is not None:
+        check_new(job.csv)
+    if job.save is not None:
+        check_pictures(job.save)
     tensor = _read_tensor(job.tensor) if job.tensor is not None else None
     model = serve(
         job.weights, resolved.config, resolved.sources, plugins, backend_id=job.backend,
@@ -150,6 +162,10 @@ def _infer_images(
         loader = stack.enter_context(
             eval_loader(index, model.preprocess, config, decoder=decoder, watch_folders=False)
         )
+        pictures = None
+        if job.save is not None:
+            pictures = Pictures(job.save, index, oriented=model.preprocess.oriented)
+        add = stack.enter_context(csv_rows(job.csv, index, job.top)) if job.csv is not None else ignore
         write = None
         if job.logits is not None:
             write = stack.enter_context(npy_rows(job.logits, (len(index), len(model.classes))))
@@ -163,12 +179,25 @@ def _infer_images(
                 else:
                     prediction = Prediction(path=path, error=loader.failures[position])
                 failed += prediction.error is not None
+                add(_row(position, prediction))
+                if pictures is not None and prediction.error is None:
+                    pictures.save(position, [(guess.name, guess.probability) for guess in prediction.top])
                 take(prediction)
             if write is not None:
                 write(np.where(readable[:, None], logits, np.float32(np.nan)))
             done += len(logits)
             listen(Progress(what="infer", done=done, total=len(index)))
+    if pictures is not None:
+        listen(Note(text=f"saved {counted(pictures.saved, 'picture')} in {job.save}"))
     return InferResult(images=len(index), failed=failed)
+
+
+def _row(position: int, prediction: Prediction) -> Row:
+    """Return the row of a table that holds a prediction."""
+    return Row(
+        position=position, classes=[guess.id for guess in prediction.top],
+        probabilities=[short(guess.probability) for guess in prediction.top], error=prediction.error,
+    )  # fmt: skip
 
 
 def read_paths(stream: BinaryIO, name: str) -> Iterator[Path]:

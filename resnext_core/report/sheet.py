@@ -46,13 +46,18 @@ class SheetRow:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SheetData:
-    """A contact sheet; `facts` by name, `mixes` are batches of mixed images, each with a title."""
+    """A contact sheet; `facts` by name, `mixes` are batches of images with a title each, below a title for all."""
 
     title: str
     lead: str
     facts: Mapping[str, str]
     rows: Sequence[SheetRow]
     mixes: Sequence[tuple[str, Sequence[Picture]]] = ()
+    mixes_title: str = "Mixed batches"
+    mixes_lead: str = (
+        "The pictures of epoch 1 as one micro-batch, mixed as the device does it. A picture that is its own partner "
+        "stays as it is."
+    )
 
 
 def write_sheet(path: Path, data: SheetData) -> None:

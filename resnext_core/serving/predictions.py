@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -18,9 +17,8 @@ from numpy.typing import NDArray
 from resnext_core.data.index import Index
 from resnext_core.data.sources.parquet_reader import pyarrow
 from resnext_core.errors import DataError, UsageError, quoted, reason
-from resnext_core.files import check_target
 from resnext_core.files.apart import kept_apart
-from resnext_core.files.fresh import fresh_file
+from resnext_core.files.fresh import check_new, fresh_file
 from resnext_core.interfaces import Batch
 from resnext_core.ranks.collectives import Collectives
 from resnext_core.ranks.exchange import exchange
@@ -71,9 +69,7 @@ def check_predictions(path: Path, top: int) -> None:
         raise UsageError(f"predictions have 1 or more classes, not {top}")
     if path.suffix.lower() == ".parquet":
         pyarrow()
-    if os.path.lexists(path):
-        raise DataError(f"{path} already exists; remove it, or give another name")
-    check_target(path)
+    check_new(path)
 
 
 @contextmanager
@@ -90,7 +86,10 @@ def predictions(
     with ExitStack() as stack:
         add: Callable[[Row], None] | None = None
         if rank.is_main:
-            add = stack.enter_context(_table(path, index, top))
+            kinds: dict[str, Callable[[IO[bytes], Index, int], Table]] = {
+                ".csv": _Csv, ".jsonl": _JsonLines, ".parquet": _Parquet,
+            }  # fmt: skip
+            add = stack.enter_context(_table(path, index, top, kinds[path.suffix.lower()]))
 
         def take(batch: Batch, logits: NDArray[Any], why: Callable[[int], str]) -> None:
             own = _rows(batch, logits, top, why)
@@ -117,25 +116,34 @@ def _rows(batch: Batch, logits: NDArray[Any], top: int, why: Callable[[int], str
         made.append(
             {
                 "position": position, "classes": best.tolist(),
-                "probabilities": [_short(share) for share in shares[best]],
-                "of_true": _short(shares[batch.labels[row]]),
+                "probabilities": [short(share) for share in shares[best]],
+                "of_true": short(shares[batch.labels[row]]),
             }
         )  # fmt: skip
     return made
 
 
-def _short(value: float) -> float:
+def short(value: float) -> float:
     """Return a probability to six significant digits: a small one does not become 0."""
     return float(f"{value:.6g}")
 
 
 @contextmanager
-def _table(path: Path, index: Index, top: int) -> Iterator[Callable[[Row], None]]:
-    kinds: dict[str, Callable[[IO[bytes], Index, int], Table]] = {
-        ".csv": _Csv, ".jsonl": _JsonLines, ".parquet": _Parquet,
-    }  # fmt: skip
+def csv_rows(path: Path, index: Index, top: int) -> Iterator[Callable[[Row], None]]:
+    """Yield what takes a row for each image of `index`; the CSV file `path` is there once the block has ended well.
+
+    Raises DataError where `path` exists or cannot be written.
+    """
+    with _table(path, index, min(top, len(index.classes)), _Csv) as add:
+        yield add
+
+
+@contextmanager
+def _table(
+    path: Path, index: Index, top: int, kind: Callable[[IO[bytes], Index, int], Table]
+) -> Iterator[Callable[[Row], None]]:
     with kept_apart() as block, fresh_file(path) as stream:
-        table = kinds[path.suffix.lower()](stream, index, top)
+        table = kind(stream, index, top)
 
         def add(row: Row) -> None:
             try:
@@ -171,7 +179,8 @@ class _Csv:
 
     def add(self, row: Row) -> None:
         names, index = self._index.classes, self._index
-        path, true = str(index.path(row.position)), _harmless(names[index.labels[row.position]])
+        label = index.labels[row.position]
+        path, true = str(index.path(row.position)), _harmless(names[label]) if label >= 0 else ""
         path = f"./{path}" if path.startswith(_FORMULA) else path
         if row.error is not None:
             self._writer.writerow([path, true, "", "", _harmless(row.error), *[""] * (2 * self._top)])

@@ -77,7 +77,7 @@ def test_the_whole_job_with_core_alone(cli: CommandLine, photos: Path, recipe: P
         assert text in report
     names = {p.name for p in run.path.iterdir()}
     assert names == {
-        "config.yaml", "run.json", "records.jsonl", "log.txt", "lock", "checkpoints", "evaluation.json",
+        "config.yaml", "data.json", "run.json", "records.jsonl", "log.txt", "lock", "checkpoints", "evaluation.json",
         "artefacts.json", "validations.json", "report.html",
     }  # fmt: skip
 

@@ -348,7 +348,7 @@ def test_the_run_folder_is_complete(finished_run: Path, photos: Path) -> None:
     run = RunFolder.open(finished_run)
     names = {p.name for p in finished_run.iterdir()}
     assert names == {
-        "config.yaml", "run.json", "records.jsonl", "log.txt", "checkpoints", "lock", "evaluation.json",
+        "config.yaml", "data.json", "run.json", "records.jsonl", "log.txt", "checkpoints", "lock", "evaluation.json",
     }  # fmt: skip
     about = run.read_result("run")
     assert about["backend"] == "reference"

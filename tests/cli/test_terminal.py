@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
@@ -12,10 +15,13 @@ import numpy as np
 import pytest
 from command_line import CLASSES, VAL, CommandLine, environment
 
+from resnext_core import terminal
 from resnext_core.cli.main import main
+from resnext_core.console import output
 from resnext_core.console.program import run_program
-from resnext_core.errors import EXIT_DATA, EXIT_OK, EXIT_UNAVAILABLE
-from resnext_core.terminal import printable
+from resnext_core.errors import EXIT_DATA, EXIT_OK, EXIT_UNAVAILABLE, UsageError
+from resnext_core.runs.records import Progress, Train
+from resnext_core.terminal import printable, starting
 
 #: A command line for each command and action, given a run, weights, a data folder and a folder to write into.
 COMMANDS: dict[str, Callable[[Path, Path, Path, Path], list[str]]] = {
@@ -148,3 +154,93 @@ def test_errors_of_the_machine_are_one_line_and_bugs_are_not(
     assert capfd.readouterr().err == f"resnext-run: {tmp_path / 'loop'}: Too many levels of symbolic links\n"
     with pytest.raises(FileNotFoundError):
         run_program("resnext-run", lambda: len((tmp_path / "none").read_bytes()))
+
+
+class Terminal(io.StringIO):
+    """A stream that takes itself for a terminal; `written` is set once something was written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = threading.Event()
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        count = super().write(text)
+        self.written.set()
+        return count
+
+    @property
+    def lines(self) -> list[str]:
+        """What was drawn, line by line, without what moves the cursor."""
+        plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self.getvalue()).replace("\r", "\n")
+        return [line for line in plain.split("\n") if line.strip()]
+
+
+def test_a_long_start_is_announced_once_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(terminal, "_announced", set())
+    screen, pipe = Terminal(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with terminal.guarded_streams():
+        for _ in range(2):
+            with starting("a framework"):
+                assert screen.written.wait(60), "while the block still runs"
+    assert screen.getvalue() == "starting a framework ...\n"
+    with starting("another"):  # not a program of the command line: its standard error is not guarded
+        pass
+    monkeypatch.setattr(sys, "stderr", pipe)
+    with terminal.guarded_streams(), starting("another"):
+        pass
+    assert (screen.getvalue(), pipe.getvalue()) == ("starting a framework ...\n", "")
+
+
+def test_a_short_start_and_one_that_fails_say_nothing_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    timers = threading.active_count()
+    with terminal.guarded_streams():
+        with starting("quick"):
+            pass
+        with pytest.raises(UsageError), starting("failing"):
+            raise UsageError("no")
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer):
+            thread.join(60)
+    assert threading.active_count() <= timers
+    assert screen.getvalue() == ""
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 132])
+def test_the_bar_fits_its_terminal_and_losses_stand_above_it(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(output, "_REFRESH_S", 0.0)
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    step = {"epoch": 120, "loss": 1.23456, "lr": 0.0123456}
+    with output.ProgressBar(output.Output()) as bar:
+        for done in (10, 20, 123_456):
+            bar(Progress(what="train", done=done, total=1_250_000, images=1024, **step))
+        bar(
+            Train(
+                **step, step=123_456, images=1024, seconds=1.0, wait_s=0.0, compute_s=1.0, images_per_s=1024.0,
+                overflow_steps=0, loss_scale=1.0,
+            )
+        )  # fmt: skip
+        bar(Progress(what="train", done=123_457, total=1_250_000, images=1024, **step))
+    drawn = [line for line in screen.lines if "/1250000" in line]
+    assert drawn
+    for line in drawn:
+        assert len(line) <= width
+        assert line.count("━") + line.count("╸") + line.count("╺") >= 8, "there is a bar"
+        assert "…" not in line
+    assert ("loss 1.2346" in drawn[-1]) == (width >= 60)
+    assert ("images/s" in drawn[-1]) == (width >= 80)
+    assert ("lr 0.01235" in drawn[-1]) == (width >= 132)
+    printed = " ".join(line.strip() for line in screen.lines if "/1250000" not in line)
+    assert "epoch 120 step 123456 loss 1.2346" in re.sub(r" +", " ", printed)
