@@ -83,6 +83,11 @@ def test_the_reason_of_an_os_error_leaves_out_the_file_name() -> None:
 
 
 def test_one_thing_is_counted_in_the_singular() -> None:
-    assert [counted(n, "image") for n in (0, 1, 2, 1_234_567)] == ["0 images", "1 image", "2 images", "1234567 images"]
+    assert [counted(n, "image") for n in (0, 1, 2, 1_234_567)] == [
+        "0 images",
+        "1 image",
+        "2 images",
+        "1234567 images",
+    ]
     assert [counted(n, "class", "classes") for n in (1, 10)] == ["1 class", "10 classes"]
     assert [counted(n, "epoch") for n in (1.0, 0.5)] == ["1 epoch", "0.5 epochs"]
