@@ -20,7 +20,8 @@ from resnext_core.report.series import read_history
 
 _VALIDATION = {
     "name", "backend", "source_backend", "passed", "images", "max_abs_diff", "max_rel_diff", "tolerance",
-    "top1_agreement", "top1_artefact", "top1_source", "latency_artefact", "latency_source",
+    "top1_agreement", "top1_artefact", "top1_source", "latency_artefact", "latency_source", "agreement_interval",
+    "drop", "drop_interval", "max_drop",
 }  # fmt: skip
 #: Shown in another column, or only of use where something is wrong.
 _VALIDATION_OMITTED = {
@@ -117,7 +118,9 @@ def _validation(validation: Mapping[str, Any]) -> dict[str, Any]:
     shown["details"] = [
         (words(key), value)
         for key, value in validation.items()
-        if key not in _VALIDATION | _VALIDATION_OMITTED and (key, value) not in _VALIDATION_USUAL
+        if value not in (None, [])
+        and key not in _VALIDATION | _VALIDATION_OMITTED
+        and (key, value) not in _VALIDATION_USUAL
     ]
     return shown
 

@@ -61,7 +61,8 @@ class ReportData:
     has, by part of the data, ``train`` first.
     `artefacts`: dicts of ``path``, ``size`` (bytes), ``digest``, ``format`` and ``link``, a relative URL.
     `validations`: dicts of ``name``, ``backend``, ``source_backend`` and the values of a ValidationResult's `to_dict`;
-    of keys not known there, all are shown as details. `files` and `steps`: what can be opened, and typed, next.
+    of keys not known there, all that have a value are shown as details. `files` and `steps`: what can be opened, and
+    typed, next.
     """
 
     title: str

@@ -111,7 +111,8 @@ def full(**changes: Any) -> ReportData:
                 "name": "m.onnx", "backend": "onnx", "source_backend": "reference", "digest": "sha256:1",
                 "artefact": "/x/m.onnx", "same_weights": True, "nonfinite": 0, "images": 64, "passed": True,
                 "max_abs_diff": 3.1e-6, "max_rel_diff": 4.2e-7, "tolerance": 1e-5, "top1_agreement": 1.0,
-                "top1_artefact": 0.921, "top1_source": 0.922, "latency_source": {"image_p50": 20.04},
+                "top1_artefact": 0.921, "top1_source": 0.922, "agreement_interval": [0.943, 1.0], "drop": 0.1,
+                "drop_interval": [-0.2, 0.4], "max_drop": 0.5, "failures": [], "latency_source": {"image_p50": 20.04},
                 "latency_artefact": {"image_p50": 12.34, "image_p99": 15.0},
             },
             {"name": "q.onnx", "backend": "onnx", "passed": False, "nonfinite": 3, "reason": "too far off"},
@@ -141,11 +142,12 @@ def test_whole_report(tmp_path: Path) -> None:
         "1 of 2 validations failed", "✓ passed", "✗ failed", "reason: too far off", "absolute 3.1e-6",
         "460.0 MB",
         "cpu.cores", "is ant", "lr: 0.1", "4.2e-7", "allowed 1e-5", "12.3 / 15", "source 20 / –", "92.10 %",
-        "against reference", "nonfinite: 3",
+        "against reference", "nonfinite: 3", "94.30 % to 100.00 %", "drop 0.1 points (-0.2 to 0.4), allowed 0.5",
     ):  # fmt: skip
         assert words in shown.replace("\u202f", " "), words
     assert "Confusion matrix of 3 classes, 138 of 150 right." in html
     assert "same weights" not in shown
+    assert "failures" not in shown
     assert "nonfinite: 0" not in shown
 
 
