@@ -29,6 +29,7 @@ def printable(text: str) -> str:
 
 def raw(stream: IO[str]) -> IO[str]:
     """Return the stream below a guarded one: for what draws on a terminal."""
+    _Guarded.used = True
     return cast(IO[str], getattr(stream, "raw_stream", stream))
 
 
@@ -62,6 +63,7 @@ def guarded_streams() -> Iterator[None]:
     for stream in before:  # a character that the encoding lacks
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    _Guarded.used = False
     sys.stdout = cast(TextIO, _Guarded(before[0], "standard output"))
     sys.stderr = cast(TextIO, _Guarded(before[1], None))
     try:
@@ -71,16 +73,17 @@ def guarded_streams() -> Iterator[None]:
 
 
 #: Seconds before a start that takes longer is announced.
-_PATIENCE_S = 0.5
+_PATIENCE_S = 0.8
 #: What was announced already: a framework is imported once.
 _announced: set[str] = set()
 
 
 @contextmanager
-def starting(what: str) -> Iterator[None]:
+def starting(what: str, *, first: bool = False) -> Iterator[None]:
     """Say that `what` is starting where the block takes longer than a moment: once, on a terminal's standard error.
 
-    Only programs of this command line say so; nothing is printed into a pipe or a file, or in other programs.
+    With `first` only where nothing has been printed or drawn before. Only programs of this command line say so; nothing
+    is printed into a pipe or a file, or in other programs.
     """
     stream = sys.stderr
     if not isinstance(stream, _Guarded) or what in _announced or not stream.isatty():
@@ -88,9 +91,10 @@ def starting(what: str) -> Iterator[None]:
         return
 
     def announce() -> None:
-        _announced.add(what)
-        stream.write(f"starting {what} ...\n")
-        stream.flush()
+        if not (first and _Guarded.used):
+            _announced.add(what)
+            stream.write(f"starting {what} ...\n")
+            stream.flush()
 
     timer = threading.Timer(_PATIENCE_S, announce)
     timer.daemon = True
@@ -102,13 +106,19 @@ def starting(what: str) -> Iterator[None]:
 
 
 class _Guarded(io.TextIOBase):
-    """A text stream over another; without `name` its failures are ignored, and None stands for a closed one."""
+    """A text stream over another; without `name` its failures are ignored, and None stands for a closed one.
+
+    `used` is True once anything was written to one of them, or drawn below.
+    """
+
+    used = False
 
     def __init__(self, stream: TextIO | None, name: str | None) -> None:
         self.raw_stream, self._name = stream, name
         self._failure: StreamError | None = None
 
     def write(self, text: str) -> int:
+        _Guarded.used = True
         self._do("write", printable(text))
         return len(text)
 

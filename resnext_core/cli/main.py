@@ -22,6 +22,7 @@ from resnext_core.errors import (
 from resnext_core.files import local_path
 from resnext_core.interfaces import Command
 from resnext_core.plugins import CORE, PluginSet, load_plugins
+from resnext_core.terminal import starting
 
 _EPILOG = """\
 Without a command the whole job runs: train, evaluate, export, validate, report; on --data DIR, or on
@@ -72,7 +73,8 @@ def _run(words: list[str]) -> int:
     args = parser.parse_args(words[:position] + words[position + 1 :])
     if plugins.origins["command", name] == CORE:  # no flag of core takes anything but a file of this machine
         _refuse_addresses(args, getattr(module, "ADDRESSES", ()))
-    result = module.handle(args)
+    with starting(parser.prog, first=True):
+        result = module.handle(args)
     return int(result)
 
 

@@ -137,7 +137,8 @@ def _files(run: RunFolder, beside: Path) -> Iterator[RunFile]:
     ):
         if path is not None and path.is_file():
             name = os.path.relpath(path, run.path)
-            yield RunFile(name=name, holds=holds, link=_link(str(path), beside), size=path.stat().st_size)
+            size = path.stat().st_size if path == weights else None
+            yield RunFile(name=name, holds=holds, link=_link(str(path), beside), size=size)
 
 
 def _times(records: Sequence[Record]) -> dict[str, Any]:

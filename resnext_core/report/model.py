@@ -30,12 +30,15 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFile:
-    """A file that a run has: `name` as shown, what it `holds`, its `link`, a URL relative to the report, and bytes."""
+    """A file that a run has: `name` as shown, what it `holds`, its `link`, a URL relative to the report.
+
+    `size` in bytes is that of a file which no longer grows, None of others.
+    """
 
     name: str
     holds: str
     link: str
-    size: int
+    size: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

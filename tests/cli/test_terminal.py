@@ -196,6 +196,23 @@ def test_a_long_start_is_announced_once_on_a_terminal_alone(monkeypatch: pytest.
     assert (screen.getvalue(), pipe.getvalue()) == ("starting a framework ...\n", "")
 
 
+def test_a_command_that_says_something_itself_is_not_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(terminal, "_announced", set())
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    for speaks in (False, True):
+        screen = Terminal()
+        monkeypatch.setattr(sys, "stderr", screen)
+        with terminal.guarded_streams():
+            if speaks:
+                print("a line")
+            with starting(f"a command that speaks: {speaks}", first=True):
+                for thread in threading.enumerate():
+                    if isinstance(thread, threading.Timer):
+                        thread.join(60)
+        assert screen.getvalue() == ("" if speaks else "starting a command that speaks: False ...\n")
+
+
 def test_a_short_start_and_one_that_fails_say_nothing_late(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)

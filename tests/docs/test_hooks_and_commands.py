@@ -98,7 +98,8 @@ def parse(
     A `mention` may leave out what the command requires.
     """
     seen: list[tuple[str, argparse.Namespace]] = []
-    for command in load_plugins().commands.values():
+    commands = load_plugins().commands
+    for command in commands.values():
         module = importlib.import_module(command.module)
 
         def configure(parser: argparse.ArgumentParser, original: Any = module.configure) -> None:
@@ -106,8 +107,9 @@ def parse(
             for action in parser._actions:
                 action.required = action.required and not mention
 
-        def handle(args: argparse.Namespace, name: str = command.name) -> int:
-            seen.append((name, args))
+        def handle(args: argparse.Namespace, name: str = command.name, of: str = command.module) -> int:
+            typed = [word for word in words if word in commands and commands[word].module == of]
+            seen.append((typed[0] if typed else name, args))  # several names may stand for one module
             return 0
 
         patch.setattr(module, "configure", configure)
