@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cpp_cases import Done, manifest
+from cpp_cases import Done, Engine, Request, compile_library, manifest
 from images import class_tree
 from resnext_cpp_infer.lite import lite_home
 from resnext_cpp_infer.program import onnxruntime_library, sources
@@ -187,13 +186,6 @@ def test_a_runtime_that_is_none(infer: Infer, build_dir: Path, data: Path, tmp_p
 # -- AscendCL ------------------------------------------------------------------------------------
 
 
-def compile_library(source: Path, target: Path, *include: Path) -> None:
-    flags = [f"-I{folder}" for folder in include]
-    subprocess.run(
-        ["c++", "-std=c++17", "-O1", "-shared", "-fPIC", *flags, str(source), "-o", str(target)], check=True
-    )
-
-
 @pytest.fixture(scope="module")
 def fake_acl(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A library that imitates libascendcl.so."""
@@ -295,31 +287,6 @@ def test_every_call_that_fails_is_named_and_leaves_nothing(ascend: Ascend, call:
     assert set(ascend.left().values()) <= {0}
 
 
-class _Request(ctypes.Structure):
-    """resnext_request of resnext_engine.h."""
-
-    _fields_ = (
-        ("path", ctypes.c_char_p), ("device", ctypes.c_char_p), ("device_id", ctypes.c_int32),
-        ("threads", ctypes.c_int32), ("runtime", ctypes.c_char_p), ("precision", ctypes.c_char_p),
-        ("batch", ctypes.c_int32), ("image_size", ctypes.c_int32), ("classes", ctypes.c_int32),
-    )  # fmt: skip
-
-
-class _Engine(ctypes.Structure):
-    """resnext_engine of the same file; of its functions the three that are called here."""
-
-    _fields_ = (
-        ("abi", ctypes.c_uint32), ("name", ctypes.c_char_p), ("devices", ctypes.c_char_p),
-        ("open", ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(_Request), ctypes.c_char_p, ctypes.c_size_t)),
-        ("others", ctypes.c_void_p * 4),
-        ("run", ctypes.CFUNCTYPE(
-            ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_size_t,
-            ctypes.c_char_p, ctypes.c_size_t,
-        )),
-        ("close", ctypes.CFUNCTYPE(None, ctypes.c_void_p)),
-    )  # fmt: skip
-
-
 def test_a_model_is_opened_used_and_closed_by_three_threads(
     fake_acl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,10 +297,10 @@ def test_a_model_is_opened_used_and_closed_by_three_threads(
     library, engines = tmp_path / "engine.so", sources() / "engines"
     compile_library(engines / "acl.cpp", library, engines, sources() / "include")
     get = ctypes.CDLL(str(library)).resnext_engine_get
-    get.restype = ctypes.POINTER(_Engine)
+    get.restype = ctypes.POINTER(Engine)
     own = ctypes.c_uint32()
     engine = get(1, ctypes.byref(own)).contents
-    request = _Request(
+    request = Request(
         path=str(tmp_path / "m.om").encode(), device=b"ascend310p", runtime=str(fake_acl).encode(), precision=b"",
         batch=4, image_size=24, classes=3,
     )  # fmt: skip

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "ort_api.h"
+#include "processor.h"
 #include "resnext_engine.h"
 
 namespace {
@@ -97,6 +98,9 @@ struct resnext_model {
     runtime.call<ort::DefaultAllocator>(&allocator);
     runtime.call<ort::SetIntraOpThreads>(options.get(), static_cast<int>(request.threads));
     runtime.call<ort::SetInterOpThreads>(options.get(), 1);  // the graph is a chain
+    // Unsigned weights in 8 bits there, whose sums do not saturate; it changes no float network.
+    if (resnext::saturates(resnext::instruction_set()))
+      runtime.call<ort::AddSessionConfig>(options.get(), "session.x64quantprecision", "1");
     const std::string device = request.device, number = std::to_string(request.device_id);
     if (device == "cuda") {  // TF32 would round factors to 10 bits
       append<ort::CudaOptions, ort::ReleaseCudaOptions, ort::CreateCudaOptions, ort::UpdateCudaOptions,

@@ -77,6 +77,7 @@ using ReleaseSessionOptions = Entry<100, void(SessionOptions*)>;
 using GetMetadata = Entry<111, Status*(const Session*, Metadata**)>;
 using LookupMetadata = Entry<116, Status*(const Metadata*, Allocator*, const char*, char**)>;
 using ReleaseMetadata = Entry<118, void(Metadata*)>;
+using AddSessionConfig = Entry<130, Status*(SessionOptions*, const char*, const char*)>;
 using AppendCuda = Entry<204, Status*(SessionOptions*, const CudaOptions*)>;
 using CreateCudaOptions = Entry<205, Status*(CudaOptions**)>;
 using UpdateCudaOptions = Entry<206, Status*(CudaOptions*, const char* const*, const char* const*, size_t)>;

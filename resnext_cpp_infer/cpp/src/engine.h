@@ -17,6 +17,7 @@ struct SelfCheckResult {
   bool content = false;    // the file has the digest that its manifest states
   bool converted = false;  // another tool has made an INT8 or float16 file of it
   double difference = -1;  // of the golden logits, relative to the largest; below 0 where they were not computed
+  std::string proven;      // where an artefact in few bits was compared with its proof of there; empty: with none
   std::string note;        // what could not be checked, and why; empty where all was
 };
 

@@ -8,6 +8,7 @@
 #include "error.h"
 #include "json.h"
 #include "onnx_file.h"
+#include "processor.h"
 #include "protobuf.h"
 #include "sha256.h"
 
@@ -17,6 +18,8 @@ namespace {
 // As in resnext_core/serving/golden.py.
 constexpr uint64_t kImageKey = 20261122;
 constexpr double kTolerance = 1e-4, kToleranceHalf = 5e-2;
+// As in resnext_core/serving/proof.py.
+constexpr double kToleranceProof = 2e-2;
 constexpr int kBlock = 6;
 
 // Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3"), as numpy.random.Philox(key=...).
@@ -67,6 +70,20 @@ std::vector<uint8_t> random_bytes(uint64_t key, size_t count) {
 // a precision, and where another tool has converted the constants.
 bool reduced(const EngineRequest& request, bool converted) {
   return converted || !request.precision.empty() || (request.device != "cpu" && request.device != "cuda");
+}
+
+// Where the engine computes, as the word by which the proofs of an artefact in few bits are looked up.
+std::string place_of(const EngineRequest& request) {
+  const std::string device = request.device == "cpu" ? instruction_set() : request.device;
+  return request.precision.empty() ? device : device + "-" + request.precision;
+}
+
+// That an artefact in few bits is not proven at `place`, and how it is.
+std::string unproven(const Manifest& manifest, const std::string& place, const std::string& model) {
+  std::string names;
+  for (const auto& [name, logits] : manifest.proofs) names += (names.empty() ? "" : ", ") + name;
+  return model + ": " + manifest.precision + ", " + (names.empty() ? "not proven" : "proven on " + names + ", not") +
+         " on " + place + "; to prove it here, run: resnext-run validate --artefact " + model + " --weights WEIGHTS";
 }
 
 std::string short_number(double value) {
@@ -140,26 +157,35 @@ void check_golden(Model& model, const EngineRequest& request, SelfCheckResult& r
                    " has no golden logits: its results on this machine were not checked";
     return;
   }
+  const std::string place = place_of(request);
+  const auto proof = result.converted ? manifest.proofs.end() : manifest.proofs.find(place);
+  const bool proven = proof != manifest.proofs.end();
+  const std::vector<double>& expected = proven ? proof->second : manifest.golden;
   const auto classes = static_cast<size_t>(model.classes());
-  const int count = static_cast<int>(manifest.golden.size() / classes);
+  const int count = static_cast<int>(expected.size() / classes);
   const std::vector<uint8_t> images = synthetic_images(count, manifest.preprocess.size);
-  std::vector<float> logits(manifest.golden.size());
+  std::vector<float> logits(expected.size());
   model.logits(images.data(), count, logits.data());
   double most = 1e-30, off = 0;
   bool finite = true;
   for (size_t i = 0; i < logits.size(); ++i) {
-    most = std::max(most, std::abs(manifest.golden[i]));
+    most = std::max(most, std::abs(expected[i]));
     finite = finite && std::isfinite(logits[i]);
-    off = std::max(off, std::abs(static_cast<double>(logits[i]) - manifest.golden[i]));
+    off = std::max(off, std::abs(static_cast<double>(logits[i]) - expected[i]));
   }
   const bool exact = manifest.golden_compute == "float32" || manifest.golden_compute == "float64";
-  const double allowed = exact && !reduced(request, result.converted) ? kTolerance : kToleranceHalf;
+  const double loose = exact && !reduced(request, result.converted) ? kTolerance : kToleranceHalf;
+  const double allowed = proven ? kToleranceProof : loose;
+  const std::string what = proven ? "the logits of its proof on " + place : "its golden logits";
   result.difference = off / most;
   if (!finite || !(result.difference <= allowed))
-    throw Error(kData, request.model + " gives wrong results on this machine: its golden logits are " +
+    throw Error(kData, request.model + " gives wrong results on this machine: " + what + " are " +
                            (finite ? "off by " + short_number(result.difference) + " of the largest" : "not finite") +
                            " (allowed " + short_number(allowed) +
                            "); do not use it here (--self-check off skips this check)");
+  if (proven) result.proven = place;
+  if (!proven && !manifest.precision.empty())
+    result.note += (result.note.empty() ? "" : "; ") + unproven(manifest, place, request.model);
 }
 
 }  // namespace resnext

@@ -66,8 +66,11 @@ std::string summary_json(const Counts& counts, const Timings& timings, const Mod
           ", \"variant\": " + json_string(model.manifest().variant) +
           ", \"digest\": " + json_string(model.manifest().digest) +
           ", \"self_check\": {\"content\": " + (model.checked().content ? "true" : "false") + ", \"golden\": " +
-          (model.checked().difference < 0 ? "null" : json_number(model.checked().difference)) + "}}\n";
-  return text;
+          (model.checked().difference < 0 ? "null" : json_number(model.checked().difference));
+  const std::string& precision = model.manifest().precision;
+  if (precision.empty()) return text + "}}\n";
+  return text + ", \"proven\": " + (model.checked().proven.empty() ? "null" : json_string(model.checked().proven)) +
+         "}, \"precision\": " + json_string(precision) + "}\n";
 }
 
 std::string summary_line(const Counts& counts, const Timings& timings) {

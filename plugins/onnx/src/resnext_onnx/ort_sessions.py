@@ -42,6 +42,8 @@ class OrtRuntime:
         self.name = _PROVIDERS[options.provider]
         self.on_cpu = options.provider == "cpu"
         self.computes_on = processor().instructions if self.on_cpu else options.provider
+        if options.provider == "cann" and options.cann_precision_mode != OnnxOptions.cann_precision_mode:
+            self.computes_on += f"-{options.cann_precision_mode}"
         if self.name not in onnxruntime.get_available_providers():
             raise BackendUnavailable(
                 f"onnx.provider={options.provider} is not in this ONNX Runtime: pip uninstall -y onnxruntime && "
