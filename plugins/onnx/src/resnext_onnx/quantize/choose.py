@@ -63,12 +63,13 @@ def choose(
     chooser: Chooser,
     ranges: Mapping[str, Mapping[str, Range]],
     scheme: Scheme,
+    refine: Callable[[Plan], Plan],
     correct: Callable[[Plan], Plan],
 ) -> Plan:
     """Return the plan with the least error of logits: every layer in 8 bits, the first and last where they cost little.
 
-    `ranges` are those of each rule by name. `correct` returns a plan with corrected biases, which is taken where it is
-    better.
+    `ranges` are those of each rule by name. `refine` returns a plan with other ranges and `correct` one with other
+    biases, which are taken where they are better.
     """
     first, *inner, last = Layers(chooser.model.graph).names
     plans = {
@@ -78,11 +79,12 @@ def choose(
     best = min(scores, key=lambda name: scores[name].error)
     plan, score = plans[best], scores[best]
     chooser.take(score)
-    fixed = correct(plan)
-    again = chooser.score("bias correction", fixed)
-    if again.error < score.error:
-        chooser.take(again)
-        plan, score = fixed, again
+    for what, changed in (("ranges value by value", refine), ("bias correction", correct)):
+        other = changed(plan)
+        again = chooser.score(what, other)
+        if again.error < score.error:
+            chooser.take(again)
+            plan, score = other, again
     allowed = score.error * (1 + FREE)
     for name in (first, last):
         wider = replace(plan, layers=plan.layers | {name})

@@ -40,7 +40,7 @@ from resnext_onnx.quantize.gate import Gate, Verdict
 from resnext_onnx.quantize.qdq import Layers, Plan, quantised
 from resnext_onnx.quantize.run import Array, logits_of
 from resnext_onnx.quantize.sample import Sample, check_count, pick, read
-from resnext_onnx.quantize.sensitivity import layer_errors
+from resnext_onnx.quantize.sensitivity import layer_errors, refined
 from resnext_onnx.quantize.speed import Speed, compare_speed
 from resnext_onnx.quantize.targets import AUTO, Target, target_of
 from resnext_onnx.regroup import regroup
@@ -226,8 +226,11 @@ class _Work:
         )
         chooser = Chooser(self.model, self.held_out.images, self.want, self.threads, self.listen)
         step = self._step("correct biases", len(self.calibration))
+        ranges = all_ranges(found)
+        few = self.held_out.images[:_SENSITIVITY_IMAGES]
         plan = choose(
-            chooser, all_ranges(found), self.target.scheme,
+            chooser, ranges, self.target.scheme,
+            lambda plan: refined(self.model, plan, ranges, few, self.want[: len(few)], self.threads, self.listen),
             lambda plan: corrected(self.model, plan, self.calibration.images, self.threads, step),
         )  # fmt: skip
         return plan, chooser.tried

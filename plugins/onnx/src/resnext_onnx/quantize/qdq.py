@@ -138,6 +138,41 @@ def quantised(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
     return result
 
 
+def values_in(model: onnx.ModelProto, plan: Plan) -> list[str]:
+    """Return the values that `plan` writes in 8 bits, in the order of the network."""
+    writer = _Writer(model.graph, plan)
+    return [name for name in writer.layers.values() if name in writer.forced or name in writer.wanted]
+
+
+def with_value_rounded(model: onnx.ModelProto, name: str, cut: Range, *, signed: bool) -> onnx.ModelProto:
+    """Return `model` in float32 with one inner value written in 8 bits and read again."""
+    scale, zero = scale_of(cut, signed=signed)
+    given = {"scale": np.array(scale), "zero": np.array(zero, np.int8 if signed else np.uint8)}
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    result.graph.initializer.extend(numpy_helper.from_array(v, f"{name}.{part}") for part, v in given.items())
+    nodes = []
+    for node in model.graph.node:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        for place, source in enumerate(node.input):
+            copy.input[place] = f"{name}.dq" if source == name else source
+        nodes.append(copy)
+        if name in node.output:
+            nodes += _rounding(name, [f"{name}.{part}" for part in given])
+    del result.graph.node[:]
+    result.graph.node.extend(nodes)
+    return result
+
+
+def _rounding(name: str, given: list[str]) -> list[onnx.NodeProto]:
+    """Return the nodes that write a value in 8 bits and read it again; `given` are its scale and zero."""
+    return [
+        helper.make_node("QuantizeLinear", [name, *given], [f"{name}.q"], name=f"{name}.q"),
+        helper.make_node("DequantizeLinear", [f"{name}.q", *given], [f"{name}.dq"], name=f"{name}.dq"),
+    ]
+
+
 def scale_of(cut: Range, *, signed: bool) -> tuple[np.float32, int]:
     """Return the step of a value in 8 bits and the integer that stands for 0, from `cut` widened to hold 0."""
     low, high = min(cut.low, 0.0), max(cut.high, 0.0)
@@ -222,10 +257,7 @@ class _Writer:
         given = [
             self._constant(f"{name}.scale", np.array(scale)), self._constant(f"{name}.zero", np.array(zero, kind))
         ]  # fmt: skip
-        found.append(helper.make_node("QuantizeLinear", [name, *given], [f"{name}.q"], name=f"{name}.q"))
-        found.append(
-            helper.make_node("DequantizeLinear", [f"{name}.q", *given], [f"{name}.dq"], name=f"{name}.dq")
-        )
+        found += _rounding(name, given)
 
     def _weights(self, node: onnx.NodeProto, copy: onnx.NodeProto) -> list[onnx.NodeProto]:
         """Return the nodes that read the weight and the bias of a layer, and connect `copy` to them."""

@@ -111,9 +111,8 @@ def percentile(histogram: Histogram, share: float) -> Range:
 
     What is left out is cut off at the top, or half of it at each end where there are values below 0.
     """
-    spare = (100 - share) / 100 * histogram.total
-    if histogram.low < 0:
-        spare /= 2
+    spare = (100 - share) / 100 * histogram.total / (2 if histogram.low < 0 else 1)
+    spare = round(spare, 6)  # 100 - 99.9 is a little less than 0.1
     low = -_quantile(histogram.counts[1], spare, histogram.width)
     high = _quantile(histogram.counts[0], spare, histogram.width)
     return Range(low=max(low, histogram.low), high=min(high, histogram.high))

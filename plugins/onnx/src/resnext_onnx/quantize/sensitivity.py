@@ -1,16 +1,22 @@
-"""Sensitivity: how much of the logits' error each layer causes, measured one layer at a time."""
+"""Sensitivity: how much of the logits' error each layer and each value causes, measured one at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import onnx
 
 from resnext_core.runs.records import Listener, Progress
-from resnext_onnx.quantize.qdq import Plan, quantised
+from resnext_onnx.quantize.qdq import Plan, quantised, values_in, with_value_rounded
+from resnext_onnx.quantize.ranges import Range
 from resnext_onnx.quantize.run import Array, logits_of
+
+#: Ranges are chosen for the values with the largest errors, down to this share of the sum of their squares.
+_SHARE = 0.95
+#: Parts of a value's range that are tried too.
+_OTHERS = (0.85, 1.15)
 
 
 def logit_error(got: Array, want: Array) -> float:
@@ -43,3 +49,39 @@ def layer_errors(
         found[name] = logit_error(logits_of(alone, images, threads), want)
         listen(Progress(what="sensitivity", done=done, total=len(layers)))
     return found
+
+
+def refined(
+    model: onnx.ModelProto, plan: Plan, ranges: Mapping[str, Mapping[str, Range]], images: Array, want: Array,
+    threads: int | None, listen: Listener,
+) -> Plan:  # fmt: skip
+    """Return `plan` with the best range of each value that matters, by the logits with this value alone in 8 bits.
+
+    `ranges` are those of each rule by name; a part of the plan's own range is tried as well. A value's squared error
+    says how far it is off, and not what of it reaches the logits.
+    """
+
+    def error(name: str, cut: Range) -> float:
+        alone = with_value_rounded(model, name, cut, signed=plan.scheme.signed)
+        return logit_error(logits_of(alone, images, threads), want)
+
+    names = values_in(model, plan)
+    errors = {}
+    for done, name in enumerate(names, 1):
+        errors[name] = error(name, plan.ranges[name])
+        listen(Progress(what="errors of values", done=done, total=len(names)))
+    order = sorted(names, key=lambda name: -errors[name])
+    squares = np.cumsum([errors[name] ** 2 for name in order])
+    worst = order[: int(np.searchsorted(squares, _SHARE * squares[-1])) + 1]
+    best = dict(plan.ranges)
+    for done, name in enumerate(worst, 1):
+        others = {found[name] for found in ranges.values()} | {
+            plan.ranges[name].scaled(part) for part in _OTHERS
+        }
+        tried = {
+            cut: error(name, cut) for cut in sorted(others - {best[name]}, key=lambda c: (c.low, c.high))
+        }
+        tried[best[name]] = errors[name]
+        best[name] = min(tried, key=lambda cut: tried[cut])
+        listen(Progress(what="ranges of values", done=done, total=len(worst)))
+    return replace(plan, ranges=best)
