@@ -19,7 +19,7 @@ from resnext_core.runs.records import Record
 
 SIZE = 24
 CLASSES = ("ash", "birch", "cedar", "dogwood")
-SPEC = model_spec("resnext_tiny", stem="imagenet", image_size=SIZE, num_classes=len(CLASSES))
+SPEC = model_spec("resnext_tiny", stem="imagenet", depths=(1, 1), image_size=SIZE, num_classes=len(CLASSES))
 PREPROCESS = PreprocessSpec(size=SIZE, resize=SIZE, mean=(120.0, 110.0, 100.0), std=(60.0, 58.0, 62.0))
 #: Images of each class in each part.
 TRAIN, VAL = 30, 25

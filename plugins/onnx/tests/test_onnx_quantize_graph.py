@@ -66,7 +66,9 @@ def test_weights_and_biases_are_within_half_a_step(model, plan, scheme):
         source = small[f"{layers.all[name].input[0]}.scale"] if name != "layer1.0.conv1" else None
         bias, step = small[f"{name}.bias.q"], small[f"{name}.bias.scale"].astype(np.float64)
         assert bias.dtype == np.int32
-        assert (np.abs(bias * step - layers.bias(name)) <= step * (0.5 + 1e-5) + 1e-6 * np.abs(layers.bias(name))).all()
+        assert (
+            np.abs(bias * step - layers.bias(name)) <= step * (0.5 + 1e-5) + 1e-6 * np.abs(layers.bias(name))
+        ).all()
         if source is not None:
             np.testing.assert_allclose(step, source * scale, rtol=1e-6)
 
@@ -85,7 +87,9 @@ def test_a_channel_without_weights_keeps_its_bias():
     assert [part.ravel().tolist() for part in zero] == [[0], [1.0], [0]]
 
 
-@pytest.mark.parametrize("cut", [Range(low=0, high=6), Range(low=-1.5, high=3.3), Range(low=-4, high=0), Range(low=2, high=5)])
+@pytest.mark.parametrize(
+    "cut", [Range(low=0, high=6), Range(low=-1.5, high=3.3), Range(low=-4, high=0), Range(low=2, high=5)]
+)
 @pytest.mark.parametrize("signed", [False, True])
 def test_a_range_reaches_from_the_first_step_to_the_last_and_holds_zero_exactly(cut, signed):
     scale, zero = scale_of(cut, signed=signed)
@@ -109,7 +113,9 @@ def test_logits_are_those_of_onnxs_own_evaluator(model, plan, scheme):
     onnx.checker.check_model(small, full_check=True)
     same = onnx.ModelProto()
     same.CopyFrom(small)
-    same.opset_import[0].version = 19  # the evaluator has no older DequantizeLinear; for these types it is the same
+    same.opset_import[
+        0
+    ].version = 19  # the evaluator has no older DequantizeLinear; for these types it is the same
     want = ReferenceEvaluator(same).run(["logits"], {"images": images})[0]
     got = logits_of(small, images, 1)
     # A sum near the middle between two steps may be rounded to either, by whatever adds it up.
@@ -123,7 +129,9 @@ def test_types_are_those_that_kernels_take(model, plan, scheme):
     small = quantised(model, replace(plan, scheme=scheme))
     kinds = {c.name: c.data_type for c in small.graph.initializer}
     activations = [n for n in small.graph.node if n.op_type == "QuantizeLinear"]
-    assert {kinds[n.input[2]] for n in activations} == {TensorProto.INT8 if scheme.signed else TensorProto.UINT8}
+    assert {kinds[n.input[2]] for n in activations} == {
+        TensorProto.INT8 if scheme.signed else TensorProto.UINT8
+    }
     assert {n.op_type for n in small.graph.node if n.domain} == set()
     # Every layer reads and gives 8 bits, the last one but its logits; a pooled value has the steps of what was pooled.
     steps = constants(small)
@@ -133,7 +141,9 @@ def test_types_are_those_that_kernels_take(model, plan, scheme):
     layers = Layers(model.graph)
     for node in (n for n in model.graph.node if n.op_type in ("Conv", "Add", "MaxPool")):
         assert readers[layers.result(node)] == "QuantizeLinear"
-    assert not [c.name for c in small.graph.initializer if not any(c.name in n.input for n in small.graph.node)]
+    assert not [
+        c.name for c in small.graph.initializer if not any(c.name in n.input for n in small.graph.node)
+    ]
 
 
 def test_a_layer_that_stays_float_is_the_one_of_the_source(model, plan):
@@ -144,7 +154,9 @@ def test_a_layer_that_stays_float_is_the_one_of_the_source(model, plan):
     np.testing.assert_array_equal(kept[node.input[1]], source.weight(name))
     np.testing.assert_array_equal(kept[node.input[2]], source.bias(name))
     assert kept[node.input[1]].dtype == np.float32
-    assert not [c for c in kept if c.startswith(name + ".") and c.endswith((".q", ".zero")) and ".out" not in c]
+    assert not [
+        c for c in kept if c.startswith(name + ".") and c.endswith((".q", ".zero")) and ".out" not in c
+    ]
     # An addition behind a float layer is float too, and nothing is left of a network without layers in 8 bits.
     conv3 = "layer2.0.conv3"
     small = quantised(model, replace(plan, layers=plan.layers - {conv3}))
@@ -155,7 +167,9 @@ def test_a_layer_that_stays_float_is_the_one_of_the_source(model, plan):
 
 
 def test_the_same_plan_gives_the_same_bytes(model, plan, ranges):
-    again = Plan(layers=frozenset(sorted(plan.layers, reverse=True)), ranges=dict(reversed(ranges["mse"].items())))
+    again = Plan(
+        layers=frozenset(sorted(plan.layers, reverse=True)), ranges=dict(reversed(ranges["mse"].items()))
+    )
     one, two = (quantised(model, p).SerializeToString(deterministic=True) for p in (plan, again))
     assert one == two
     other = quantised(model, replace(plan, ranges=ranges["minmax"])).SerializeToString(deterministic=True)
@@ -176,7 +190,9 @@ def shifts(model: onnx.ModelProto, plan: Plan) -> dict[str, float]:
     """The largest shift of a channel's mean of each layer, on the same float32 input."""
     nodes = Layers(model.graph).all
     outputs = [nodes[name].output[0] for name in sorted(plan.layers)]
-    means = channel_means(with_layers_beside(model, plan), [*outputs, *map(beside_name, outputs)], IMAGES, 1, ignore)
+    means = channel_means(
+        with_layers_beside(model, plan), [*outputs, *map(beside_name, outputs)], IMAGES, 1, ignore
+    )
     return {name: float(np.abs(means[name] - means[beside_name(name)]).max()) for name in outputs}
 
 
@@ -202,7 +218,9 @@ def test_layers_beside_the_network_leave_it_as_it_is(model, plan):
     beside = with_layers_beside(model, plan)
     onnx.checker.check_model(beside, full_check=True)
     images = images_of(1, 2)[0]
-    np.testing.assert_allclose(logits_of(beside, images, 1), logits_of(model, images, 1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        logits_of(beside, images, 1), logits_of(model, images, 1), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_sensitivity_names_the_layer_that_is_spoilt(model, plan):
