@@ -95,6 +95,18 @@ CONTENDERS = (
     Contender(name="ONNX Runtime int8, resnext-run quantize", file="ours.onnx", precision="int8"),
     Contender(name="OpenVINO float32", file="float32.onnx", openvino="float32"),
     Contender(name="OpenVINO bfloat16", file="float32.onnx", openvino="bfloat16"),
+    Contender(
+        name="OpenVINO int8, ONNX Runtime's tool, U8S8",
+        file="stock-u8s8.onnx",
+        precision="int8",
+        openvino="float32",
+    ),
+    Contender(
+        name="OpenVINO int8, the same, groups of 32",
+        file="stock-u8s8-32.onnx",
+        precision="int8",
+        openvino="float32",
+    ),
     Contender(name="OpenVINO int8, NNCF", file="nncf.onnx", precision="int8", openvino="float32"),
     Contender(
         name="OpenVINO int8, resnext-run quantize", file="ours.onnx", precision="int8", openvino="float32"

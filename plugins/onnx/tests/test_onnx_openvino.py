@@ -84,12 +84,11 @@ def test_what_it_says_of_itself(monkeypatch):
     assert plugin.compute(options).precision == "bfloat16"
     assert plugin.compute(OnnxOptions(provider="cuda")).device == "cuda"
     monkeypatch.setattr(plugin, "find_spec", lambda name: None)
-    assert [str(v.readiness) for v in plugin.variants()] == [
-        "openvino is not installed: pip install openvino"
-    ] * 2
+    missing = [str(v.readiness) for v in plugin.variants() if v.label.startswith("openvino")]
+    assert missing == ["openvino is not installed: pip install openvino"] * 2
     monkeypatch.setattr(plugin, "find_spec", lambda name: object())
     monkeypatch.setattr(plugin, "processor", lambda: PLAIN)
-    plain, low = plugin.variants()
+    plain, low = (v for v in plugin.variants() if v.label.startswith("openvino"))
     assert plain.readiness.usable
     assert str(low.readiness) == "Old CPU has no bfloat16 instructions"
 

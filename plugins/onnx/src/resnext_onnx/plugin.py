@@ -43,7 +43,8 @@ def compute(options: OnnxOptions | None) -> Compute:
 
 
 def variants() -> Iterator[Variant]:
-    """Yield OpenVINO beside ONNX Runtime's CPU provider."""
+    """Yield files with merged groups, and OpenVINO beside ONNX Runtime's CPU provider."""
+    yield Variant(label="groups of 16", exports="onnx", overrides=("onnx.regroup=16",))
     package = find_spec("openvino") is not None
     here = (
         READY
