@@ -240,9 +240,10 @@ class PredictRequest:
 class ExportRequest:
     """How to write an artefact.
 
-    `batch_size` None means any batch size. `input` is ``uint8`` (uint8 NHWC, normalisation inside) or
-    ``float`` (normalised float32 NCHW). `fold_bn` folds batch normalisation into the convolutions where
-    the exporter builds the graph itself.
+    `batch_size` None means any batch size. `input` is ``uint8`` (uint8 NHWC, normalisation inside),
+    ``float`` (normalised float32 NCHW) or ``image`` (uint8 (1, H, W, 3) of any size, resized and cropped inside; only
+    for formats in :attr:`Backend.takes_images`, and `batch_size` is None or 1). `fold_bn` folds batch normalisation
+    into the convolutions where the exporter builds the graph itself.
     """
 
     batch_size: int | None = None
@@ -273,10 +274,10 @@ class Backend:
     this very file; it is for endings that several kinds of files share. `exporters` maps the name of a format to its
     exporter, `endings` to what its files end in where that is not a dot and the name, and `dry_runs` to a function that
     returns what the exporter would run, in lines, where that is another program. Formats in `on_request` are written
-    only when they are named. `packages` are
-    the distributions whose versions a run records beside those of core. `connect` joins the other ranks and returns
-    the collectives; None takes core's own over TCP. `launch` starts several processes and returns their exit code;
-    None takes core's own local launcher. `steps_per_call` is how many steps the engine likes in one call of
+    only when they are named, and those in `takes_images` can contain the whole preprocessing (``export.input=image``).
+    `packages` are the distributions whose versions a run records beside those of core. `connect` joins the other ranks
+    and returns the collectives; None takes core's own over TCP. `launch` starts several processes and returns their
+    exit code; None takes core's own local launcher. `steps_per_call` is how many steps the engine likes in one call of
     :meth:`Engine.queue`. `batch_fits` says whether steps of a request fit the memory of this rank's device, by trying
     some; it gives everything back, does not talk to other ranks, and returns None where that cannot be found out so:
     the batch is then estimated by the machine's memory. `ingredients` is what the engine can do beyond SGD with
@@ -304,6 +305,7 @@ class Backend:
     exporters: Mapping[str, Exporter] = field(default_factory=dict)
     endings: Mapping[str, str] = field(default_factory=dict)
     on_request: tuple[str, ...] = ()
+    takes_images: tuple[str, ...] = ()
     dry_runs: Mapping[str, Callable[[Weights, Path, ExportRequest], str]] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
     options: type | None = None

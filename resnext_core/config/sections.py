@@ -354,12 +354,22 @@ class EvalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Artefacts of a whole job; empty `formats` means every one that an available backend can write."""
+    """Artefacts of a whole job; empty `formats` means every one that an available backend can write.
+
+    `input` ``image`` puts the whole preprocessing into the artefact, which then takes one image of any size.
+    """
 
     formats: tuple[str, ...] = ()
     batch_size: Annotated[int | None, Above(0)] = None
-    input: Literal["uint8", "float"] = "uint8"
+    input: Literal["uint8", "float", "image"] = "uint8"
     fold_bn: bool = True
+
+    def __post_init__(self) -> None:
+        if self.input == "image" and self.batch_size not in (None, 1):
+            raise UsageError(
+                "export.input=image takes one image of any size at a time: export.batch_size must be 1 or null, not "
+                f"{self.batch_size}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -173,7 +173,9 @@ def _choice(
     wanted = job.formats or config.export.formats
     if not wanted and target.suffix and not target.is_dir():
         wanted = (target.suffix[1:],)
-    chosen = exporters(plugins, wanted, only=job.backend, planned=planned)
+    chosen = exporters(
+        plugins, wanted, only=job.backend, planned=planned, image=config.export.input == "image"
+    )
     if not chosen:
         raise BackendUnavailable(
             "no backend here writes an artefact; 'resnext-run backends' shows what is missing"

@@ -147,12 +147,14 @@ def exporters(
     only: str | None = None,
     prefer: str | None = None,
     planned: bool = False,
+    image: bool = False,
 ) -> dict[str, Backend]:
     """Return the backend that writes each format; without `formats`, all that are not written on request alone.
 
     `only` names the one backend to take, `prefer` the one to take where it can. With `planned`, one of `formats` that
-    cannot be written here is given to the first backend that has it. Raises UsageError on a format that no installed
-    backend writes, BackendUnavailable with what is missing where none of them can run here.
+    cannot be written here is given to the first backend that has it. With `image` (``export.input=image``) only formats
+    are taken that can contain the preprocessing. Raises UsageError on a format that no installed backend writes or that
+    cannot contain it, BackendUnavailable with what is missing where none of them can run here.
     """
     able = [plugins.get(only)] if only is not None else list(plugins.backends.values())
     known = {name for backend in able for name in backend.exporters}
@@ -164,8 +166,17 @@ def exporters(
             hint = install_hint(name)
             missing = f"; {hint} adds it" if hint else suggest(name, known) + others_hint()
             raise UsageError(f"no installed backend exports '{name}'{missing}")
+        if image and not any(name in backend.takes_images for backend in able):
+            if not formats:
+                continue
+            raise UsageError(
+                f"format {name} cannot contain the preprocessing (export.input=image): export it with "
+                "export.input=uint8"
+            )
         try:
-            chosen[name] = plugins.choose(only, f"export {name}", partial(_exports, name), prefer=prefer)
+            chosen[name] = plugins.choose(
+                only, f"export {name}", partial(_exports, name, image), prefer=prefer
+            )
         except BackendUnavailable:
             if formats and planned:
                 chosen[name] = next(b for b in plugins.ranked(only or prefer) if name in b.exporters)
@@ -174,8 +185,8 @@ def exporters(
     return chosen
 
 
-def _exports(name: str, backend: Backend) -> bool:
-    return name in backend.exporters
+def _exports(name: str, image: bool, backend: Backend) -> bool:
+    return name in (backend.takes_images if image else backend.exporters)
 
 
 def serve(

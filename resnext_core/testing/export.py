@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from resnext_core.errors import BackendUnavailable
+from resnext_core.errors import BackendUnavailable, UsageError
 from resnext_core.interfaces import ExportRequest, Predictor, PredictRequest
 from resnext_core.model.sidecar import read_sidecar
 from resnext_core.model.weights import Manifest, Weights
@@ -45,6 +46,28 @@ class ExportContract(ContractBase):
             cases.assert_close(logits, expected, cases.TOLERANCE, what)
             cases.assert_close(alone, expected[:1], cases.TOLERANCE, f"{what}, one image")
             self.both_doors(predictor, network, source, what)
+            predictor.close()
+
+    def test_preprocessing_goes_into_the_formats_that_say_so(self, tmp_path: Path) -> None:
+        """``takes_images``: the network in it computes what its source does; every other format refuses, unwritten."""
+        source, pixels = cases.weights("cifar"), cases.images("cifar", 3)
+        request = ExportRequest(input="image", options=self.backend_options)
+        assert set(self.record.takes_images) <= set(self.require("exporters"))
+        for name, exporter in self.require("exporters").items():
+            path = tmp_path / self.record.file_name("artefact", name)
+            if name not in self.record.takes_images:
+                with pytest.raises((UsageError, BackendUnavailable)):
+                    exporter(source, path, request)
+                assert not path.exists(), f"{name} was refused and written all the same"
+                continue
+            exporter(source, path, request)
+            with pytest.raises(UsageError):
+                exporter(source, path, replace(request, batch_size=2))
+            predictor = self._open(path)
+            expected = cases.oracle_predictor(source).logits(pixels)
+            cases.assert_close(
+                predictor.logits(pixels), expected, cases.TOLERANCE, f"logits of {name} (image)"
+            )
             predictor.close()
 
     def test_artefact_carries_its_manifest(self, tmp_path: Path) -> None:

@@ -87,6 +87,18 @@ def edited(source: Path, target: Path, change: Callable[[dict[str, Any]], Any], 
     return target
 
 
+def test_a_file_that_preprocesses_is_refused(
+    infer: Infer, network: Weights, onnx_file: Path, data: Path, tmp_path: Path
+) -> None:
+    export = pytest.importorskip("resnext_onnx.export")
+    path = tmp_path / "image.onnx"
+    export.export_onnx(network, path, ExportRequest(input="image"))
+    done = infer(*onnx_words(path, data))
+    assert (done.code, done.out, done.err.count("\n")) == (4, "", 1)
+    assert "it contains its preprocessing (export.input=image)" in done.err
+    assert "export it with export.input=uint8" in done.err
+
+
 def onnx_words(path: Path, data: Path) -> list[object]:
     return ["--model", path, "--runtime", onnxruntime_library(), "--data", data, "--quiet"]
 

@@ -151,6 +151,11 @@ def _export(args: argparse.Namespace) -> int:
         )
     if args.format != "om" and (args.dynamic_batch or args.normalise != "aipp"):
         raise UsageError("--dynamic-batch and --normalise are options of --format om")
+    if config.export.input == "image":
+        raise UsageError(
+            f"format {args.format} cannot contain the preprocessing (export.input=image): export it with "
+            "export.input=uint8"
+        )
     batch = config.export.batch_size if args.dynamic_batch else config.export.batch_size or 1
     request = ExportRequest(batch_size=batch, input=config.export.input, fold_bn=config.export.fold_bn)
     weights = read_weights(Path(args.weights), config, sources, plugins)

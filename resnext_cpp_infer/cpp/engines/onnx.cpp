@@ -124,6 +124,9 @@ struct resnext_model {
     if ((!images && !tensor) || input.shape.size() != 4 || input.shape[colours] != 3 || output.type != ort::kFloat ||
         output.shape.size() != 2)
       throw std::runtime_error("the graph does not map images to logits; write it with resnext-run export");
+    if (images && input.shape[1] < 0)
+      throw std::runtime_error("it contains its preprocessing (export.input=image), and this program resizes images "
+                               "itself; export it with export.input=uint8");
     side = input.shape[images ? 1 : 2];
     classes = output.shape[1];
     if (side < 1 || classes < 1 || input.shape[images ? 2 : 3] != side)

@@ -18,7 +18,7 @@ from resnext_core.errors import DataError, UsageError, reason
 from resnext_core.files import atomic_path
 from resnext_core.model.proof import Proof
 from resnext_core.model.weights import MANIFEST_KEY, Manifest, parse_manifest, sealed
-from resnext_onnx.graph import TENSOR
+from resnext_onnx.graph import INPUTS, TENSOR
 
 #: Number of the field ``metadata_props`` in ModelProto (onnx.proto).
 _METADATA = 14
@@ -61,7 +61,7 @@ def read_artefact(path: Path) -> Artefact:
         )
     manifest = parse_manifest(text, where=str(path))
     entry = json.loads(text).get("artefact")
-    if not isinstance(entry, dict) or entry.get("input") not in ("uint8", "float"):
+    if not isinstance(entry, dict) or entry.get("input") not in INPUTS:
         raise DataError(f"{path} has a broken manifest: no artefact entry that names its input")
     if entry.get("digest") != constants_digest(model.graph):
         raise DataError(f"{path} is damaged: checksum mismatch of its constants")
@@ -173,9 +173,10 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def without_normalisation(data: bytes) -> bytes:
-    """Return the model `data` (``uint8`` input) rewritten to start from its inner value :data:`TENSOR`.
+    """Return the model `data` (``uint8`` or ``image`` input) rewritten to start from its inner value :data:`TENSOR`.
 
-    This is how any artefact takes an already normalised tensor: the network behind that value is untouched.
+    This is how any artefact takes an already normalised tensor: the network behind that value is untouched. That of an
+    ``image`` file then takes any number of rows: only what was in front of it is for one image.
     Raises UsageError when the graph has no such value.
     """
     model = onnx.ModelProto.FromString(data)
@@ -191,8 +192,14 @@ def without_normalisation(data: bytes) -> bytes:
             names += producers[name].input if name in producers else ()
     nodes = [n for n in graph.node if TENSOR not in n.output and not needed.isdisjoint(n.output)]
     constants = [c for c in graph.initializer if c.name in needed]
-    batch, height, width, channels = graph.input[0].type.tensor_type.shape.dim
-    dims = [d.dim_param or d.dim_value for d in (batch, channels, height, width)]
+    inner = next((value for value in graph.value_info if value.name == TENSOR), None)
+    if inner is not None:
+        dims = ["N", *(d.dim_value for d in inner.type.tensor_type.shape.dim[1:])]
+        for output in graph.output:
+            output.type.tensor_type.shape.dim[0].dim_param = "N"
+    else:
+        batch, height, width, channels = graph.input[0].type.tensor_type.shape.dim
+        dims = [d.dim_param or d.dim_value for d in (batch, channels, height, width)]
     source = helper.make_tensor_value_info(TENSOR, TensorProto.FLOAT, dims)
     rest = helper.make_graph(nodes, graph.name, [source], graph.output, constants)
     model.graph.CopyFrom(rest)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 from onnx import helper
 
 import resnext_onnx
 from resnext_core.errors import UsageError
 from resnext_core.files import atomic_path
-from resnext_core.interfaces import ExportRequest
+from resnext_core.interfaces import ExportRequest, PredictRequest
 from resnext_core.model.spec import ModelSpec
 from resnext_core.model.weights import Weights
+from resnext_core.ranks.info import RankInfo
 from resnext_onnx.artefact import sealed_model
-from resnext_onnx.graph import IR_VERSION, OPSET, build_graph
+from resnext_onnx.front import before_the_graph
+from resnext_onnx.graph import INPUTS, IR_VERSION, OPSET, build_graph
 from resnext_onnx.options import OnnxOptions
 from resnext_onnx.regroup import channels_for, merge_factor, regroup
 
@@ -25,11 +28,13 @@ _MAX_BYTES = 2**31 - 2**26
 def export_onnx(weights: Weights, path: Path, request: ExportRequest) -> None:
     """Write `weights` at `path` atomically, checked by ONNX's own checker; same input, same bytes.
 
-    The graph input is ``images`` uint8 (N, H, W, 3) with normalisation inside, or ``tensor`` float32
-    (N, 3, H, W), at the ModelSpec's image size; the output is ``logits`` float32 (N, classes). The metadata
-    entry ``resnext`` is the weights' manifest with an ``artefact`` object (format, input, batch_size,
-    fold_bn, opset, regroup where groups were merged, digest of the constants, and one of all that is not metadata);
-    it ends with its own digest.
+    The graph input is ``images`` uint8 (N, S, S, 3) with normalisation inside, or ``tensor`` float32
+    (N, 3, S, S), at the ModelSpec's image size S, or ``images`` uint8 (1, H, W, 3) of any size with all of the
+    preprocessing inside; what must be done before stands in the entry's ``caller``. The output is ``logits`` float32
+    (N, classes). The metadata entry ``resnext`` is the weights' manifest with an ``artefact`` object (format, input,
+    batch_size, fold_bn, opset, regroup where groups were merged, digest of the constants, and one of all that is not
+    metadata); it ends with its own digest. A file that preprocesses is not kept unless ONNX Runtime gives with it the
+    logits of core's own pixels.
 
     Raises UsageError on a request that means nothing or a network too large for one file, DataError when
     the file cannot be written or the weights cannot be served.
@@ -38,6 +43,8 @@ def export_onnx(weights: Weights, path: Path, request: ExportRequest) -> None:
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
         onnx.checker.check_model(str(temporary), full_check=True)
+        if request.input == "image":
+            _try_preprocessing(temporary)
 
 
 def build_model(weights: Weights, request: ExportRequest) -> bytes:
@@ -47,7 +54,7 @@ def build_model(weights: Weights, request: ExportRequest) -> bytes:
     graph = build_graph(
         weights,
         batch_size=request.batch_size,
-        images=request.input == "uint8",
+        input=request.input,
         fold_bn=request.fold_bn,
     )
     model = helper.make_model(
@@ -60,20 +67,37 @@ def build_model(weights: Weights, request: ExportRequest) -> bytes:
     entry = {
         "format": "onnx",
         "input": request.input,
-        "batch_size": request.batch_size,
+        "batch_size": 1 if request.input == "image" else request.batch_size,
         "fold_bn": request.fold_bn,
         "opset": OPSET,
     }
+    if request.input == "image":
+        entry["caller"] = before_the_graph(weights.preprocess)
     if channels is not None:
         model = regroup(model, channels)
         entry["regroup"] = channels
     return sealed_model(model, weights.manifest(), entry)
 
 
+def _try_preprocessing(path: Path) -> None:
+    """Serve one image by the file, which compares its preprocessing with core's; DataError where they disagree."""
+    from resnext_onnx.predictor import OnnxPredictor  # only here: other exports need no runtime
+
+    predictor = OnnxPredictor(PredictRequest(path=path, rank=RankInfo()))
+    try:
+        predictor.logits_from_image(np.zeros((1, 1, 3), np.uint8))
+    finally:
+        predictor.close()
+
+
 def _check(weights: Weights, request: ExportRequest, channels: int | None) -> None:
-    if request.input not in ("uint8", "float"):
-        raise UsageError(f"export input must be uint8 or float, not {request.input!r}")
+    if request.input not in INPUTS:
+        raise UsageError(f"export input must be uint8, float or image, not {request.input!r}")
     batch_size = request.batch_size
+    if request.input == "image" and batch_size not in (None, 1):
+        raise UsageError(
+            f"export input image takes one image at a time: batch_size must be 1 or null, not {batch_size!r}"
+        )
     if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
         raise UsageError(f"export batch_size must be an integer above 0, or null, not {batch_size!r}")
     size = 4 * sum(t.size for t in weights.spec.tensors)

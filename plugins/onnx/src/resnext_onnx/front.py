@@ -18,8 +18,8 @@ from resnext_core.model.preprocess import FILTER_REACH, PreprocessSpec
 
 Array = NDArray[Any]
 
-#: Outputs of a block, at least, and blocks of a side, at most. A block's outputs share one window of the source, and are
-#: one matrix product: with a single block, a side of 224 would cost 14 times as many products, nearly all with 0.
+#: Outputs of a block, at least, and blocks of a side, at most. A block's outputs share one window of the source and are
+#: one matrix product: with a single block, a side of 224 would cost 14 times as many, nearly all with 0.
 _BLOCK, _MOST_BLOCKS = 16, 14
 
 
@@ -43,8 +43,27 @@ def add_front(nodes: Nodes, images: str, spec: PreprocessSpec, pixels: str) -> N
     height, width = (front.add("Gather", shape, front.number(axis), axis=0) for axis in (1, 2))
     down, across = front.sides(height, width)
     image = front.add("Reshape", images, front.add("Slice", shape, *front.numbers([1], [4], [0])))
-    made = front.two_taps(image, down, across) if spec.filter == "plain" else front.filtered(image, down, across)
-    nodes.add("Unsqueeze", [made, front.number([0])], "preprocess.pixels", output=pixels)
+    made = (
+        front.two_taps(image, down, across) if spec.filter == "plain" else front.filtered(image, down, across)
+    )
+    # A Reshape states the shape, which shape inference cannot find.
+    shape_of_pixels = front.number([1, 3, spec.size, spec.size])
+    nodes.add("Reshape", [made, shape_of_pixels], "preprocess.pixels", output=pixels)
+
+
+def before_the_graph(spec: PreprocessSpec) -> list[str]:
+    """Return what no graph can do and the caller must do before it, a sentence each."""
+    sentences = ["Decode the file to 8-bit RGB; drop alpha."]
+    if spec.oriented:
+        sentences.append("Turn it as its EXIF orientation says.")
+    else:
+        sentences.append("Do not turn it by its EXIF orientation.")
+    if spec.scaled_decode:
+        sentences.append(
+            "The network was evaluated on JPEG images that the decoder had reduced to 1/2, 1/4 or 1/8, with both sides "
+            f"at least {spec.resize}; pixels are the same only if this is done."
+        )
+    return sentences
 
 
 class _Side:
@@ -102,10 +121,10 @@ class _Front:
             new_height = new_width = resize
         else:
             shorter = self.add("Min", height, width)
-            new_height, new_width = (
-                self.over(self.times(resize, side), shorter) for side in (height, width)
-            )
-        return _Side(height, new_height, self.start(new_height)), _Side(width, new_width, self.start(new_width))
+            new_height, new_width = (self.over(self.times(resize, side), shorter) for side in (height, width))
+        return _Side(height, new_height, self.start(new_height)), _Side(
+            width, new_width, self.start(new_width)
+        )
 
     def start(self, new: str) -> str:
         """Return round((new - size) / 2), a half to the even neighbour."""
@@ -290,7 +309,9 @@ class _Front:
         fraction = self.minus(centre, floor)
         first = self.add("Cast", floor, to=TensorProto.INT64)
         if clamp_fraction:
-            inside = self.add("And", self.add("Greater", first, self.number(-1)), self.add("Less", first, last))
+            inside = self.add(
+                "And", self.add("Greater", first, self.number(-1)), self.add("Less", first, last)
+            )
             fraction = self.times(fraction, self.add("Cast", inside, to=TensorProto.FLOAT))
         weights = [
             self.add("Cast", self.add("Round", self.times(part, self.real(2048))), to=TensorProto.INT32)

@@ -14,33 +14,48 @@ from resnext_core.errors import DataError
 from resnext_core.model.preprocess import PreprocessSpec
 from resnext_core.model.spec import BN_EPS, BlockSpec
 from resnext_core.model.weights import Weights
+from resnext_onnx.front import add_front
 
 Array = NDArray[Any]
 
 #: Opset 17 with IR version 8 is read by ONNX Runtime >= 1.12, by ATC and by every current converter.
 OPSET = 17
 IR_VERSION = 8
-#: Graph input of ``uint8`` artefacts: uint8 (N, H, W, 3).
+#: Graph input of ``uint8`` artefacts: uint8 (N, S, S, 3), and of ``image`` artefacts: uint8 (1, H, W, 3) of any size.
 IMAGES = "images"
-#: Normalised float32 (N, 3, H, W): graph input of ``float`` artefacts, inner value of ``uint8`` ones.
+#: What the graph of an artefact may start from.
+INPUTS = ("uint8", "float", "image")
+#: Inner value of ``image`` artefacts: resized and cropped, float32 (1, 3, S, S), whole numbers.
+PIXELS = "pixels"
+#: Normalised float32 (N, 3, S, S): graph input of ``float`` artefacts, inner value of the others.
 TENSOR = "tensor"
 #: Graph output: float32 (N, classes).
 LOGITS = "logits"
 
 
-def build_graph(weights: Weights, *, batch_size: int | None, images: bool, fold_bn: bool) -> onnx.GraphProto:
+def build_graph(weights: Weights, *, batch_size: int | None, input: str, fold_bn: bool) -> onnx.GraphProto:
     """Return the graph of `weights` at the ModelSpec's `image_size`.
 
-    `batch_size` None makes the batch dimension symbolic ("N"). `images` True starts from :data:`IMAGES`
-    and normalises inside; False starts from :data:`TENSOR`. `fold_bn` puts batch normalisation into the
+    `batch_size` None makes the batch dimension symbolic ("N"). `input` ``uint8`` starts from :data:`IMAGES`
+    and normalises inside, ``float`` starts from :data:`TENSOR`, and ``image`` from one image of any size, whatever
+    `batch_size` is: it resizes, crops and normalises inside. `fold_bn` puts batch normalisation into the
     convolutions (see :func:`fold`). Raises DataError when folding gives values that are not finite.
     """
     spec = weights.spec
     size, batch = spec.image_size, "N" if batch_size is None else batch_size
-    builder = _Builder(weights.tensors, fold_bn)
-    if images:
+    builder = GraphBuilder(weights.tensors, fold_bn)
+    inner = []
+    if input == "image":
+        batch = 1
+        source = helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, [1, "H", "W", 3])
+        inner = [helper.make_tensor_value_info(TENSOR, TensorProto.FLOAT, [1, 3, size, size])]
+        add_front(builder, IMAGES, weights.preprocess, PIXELS)
+        builder.normalise(weights.preprocess, PIXELS)
+    elif input == "uint8":
         source = helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, [batch, size, size, 3])
-        builder.normalise(weights.preprocess)
+        x = builder.add("Cast", [IMAGES], "preprocess.cast", to=TensorProto.FLOAT)
+        x = builder.add("Transpose", [x], "preprocess.nchw", perm=[0, 3, 1, 2])
+        builder.normalise(weights.preprocess, x)
     else:
         source = helper.make_tensor_value_info(TENSOR, TensorProto.FLOAT, [batch, 3, size, size])
     if spec.stem == "imagenet":
@@ -58,7 +73,9 @@ def build_graph(weights: Weights, *, batch_size: int | None, images: bool, fold_
     fc = [builder.constant(f"fc.{part}", weights.tensors[f"fc.{part}"]) for part in ("weight", "bias")]
     builder.add("Gemm", [x, *fc], "fc", output=LOGITS, transB=1)
     sink = helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, [batch, spec.num_classes])
-    return helper.make_graph(builder.nodes, spec.variant, [source], [sink], builder.constants)
+    return helper.make_graph(
+        builder.nodes, spec.variant, [source], [sink], builder.constants, value_info=inner
+    )
 
 
 def fold(tensors: Mapping[str, Array], conv: str, bn: str) -> tuple[Array, Array]:
@@ -84,7 +101,7 @@ def fold(tensors: Mapping[str, Array], conv: str, bn: str) -> tuple[Array, Array
 _BN_PARTS = ("weight", "bias", "running_mean", "running_var")
 
 
-class _Builder:
+class GraphBuilder:
     """Nodes and constants of a graph in the making; every method returns the name of the value it made."""
 
     def __init__(self, tensors: Mapping[str, Array], fold_bn: bool) -> None:
@@ -104,13 +121,11 @@ class _Builder:
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
-    def normalise(self, preprocess: PreprocessSpec) -> None:
+    def normalise(self, preprocess: PreprocessSpec, x: str) -> None:
         mean, std = (
             self.constant(f"preprocess.{name}", np.array(values, np.float32).reshape(3, 1, 1))
             for name, values in (("mean", preprocess.mean), ("std", preprocess.std))
         )
-        x = self.add("Cast", [IMAGES], "preprocess.cast", to=TensorProto.FLOAT)
-        x = self.add("Transpose", [x], "preprocess.nchw", perm=[0, 3, 1, 2])
         x = self.add("Sub", [x, mean], "preprocess.sub")
         self.add("Div", [x, std], "preprocess.div", output=TENSOR)
 

@@ -111,6 +111,7 @@ def resnext_backends() -> Iterator[Backend]:
         formats=(".onnx",),
         exporters={"onnx": export, "triton": triton},
         on_request=("triton",),
+        takes_images=("onnx",),
         packages=("onnx", "onnxruntime", "openvino"),
         options=OnnxOptions,
         add_proof=add_proof,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+from PIL import Image
 
 from resnext_core.errors import BackendUnavailable, DataError, UsageError, shown
 from resnext_core.interfaces import PredictRequest
-from resnext_core.model.preprocess import normalize
+from resnext_core.model.preprocess import eval_pixels, normalize
 from resnext_onnx.artefact import Artefact, read_artefact, without_normalisation
 from resnext_onnx.options import OnnxOptions
 from resnext_onnx.sessions import Array, Runtime, Session, SessionError
+
+#: Largest |difference| of logits by the graph's own preprocessing, relative to the largest |logit| by core's pixels.
+IMAGE_TOLERANCE = 1e-2
 
 
 class OnnxPredictor:
@@ -18,7 +22,9 @@ class OnnxPredictor:
     `manifest` is what the file says of itself (ModelSpec, PreprocessSpec, classes, ...), `artefact` how it
     was exported. The image size is the ModelSpec's; any number of images is served whatever batch the file
     was exported for. Both doors work on both kinds of file: one of ``uint8`` input takes tensors by a second
-    session that starts behind the normalisation, one of ``float`` input takes images normalised by NumPy.
+    session that starts behind the normalisation, one of ``float`` input takes images normalised by NumPy. One of
+    ``image`` input serves both by a session behind its preprocessing, and whole images by
+    :meth:`logits_from_image`.
 
     Raises UsageError when given weights in memory, DataError on a file that cannot be served (see
     :func:`resnext_onnx.artefact.read_artefact`), BackendUnavailable when the provider cannot run here.
@@ -37,8 +43,11 @@ class OnnxPredictor:
         self._closed = False
         self._images: Session | None = None
         self._tensor: Session | None = None
+        self._whole: Session | None = None
         if self.artefact["input"] == "float":
             self._tensor = self._session(artefact.data)
+        elif self.artefact["input"] == "image":
+            self._tensor = self._session(without_normalisation(artefact.data))
         else:
             self._images = self._session(artefact.data)
             if request.tensor_input:
@@ -66,9 +75,46 @@ class OnnxPredictor:
             self._tensor = self._session(without_normalisation(self._reread().data))
         return self._run(self._tensor, tensor)
 
+    def logits_from_image(self, image: Array) -> Array:
+        """Map one uint8 RGB image (H, W, 3) of any size to float32 (classes,), preprocessed by the graph itself.
+
+        Only for files of ``image`` input (UsageError on others). The first call reads the file again to make the
+        session, and compares the graph's preprocessing with :func:`resnext_core.model.preprocess.eval_pixels`.
+        DataError where the logits differ by more than :data:`IMAGE_TOLERANCE`, or on another shape or type.
+        """
+        self._check_open()
+        if self.artefact["input"] != "image":
+            raise UsageError(
+                f"{self._path} does not resize by itself; preprocess the image, or export it with export.input=image"
+            )
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise DataError(
+                f"this ONNX file takes an image uint8 (H, W, 3) of at least 1 x 1, not {image.dtype} {image.shape}"
+            )
+        if self._whole is None:
+            session = self._session(self._reread().data)
+            self._check_preprocessing(session)
+            self._whole = session
+        row: Array = self._run(self._whole, image[None])[0]
+        return row
+
+    def _check_preprocessing(self, session: Session) -> None:
+        """Raise DataError where the graph's preprocessing is not that of the manifest, on an image of noise."""
+        spec = self.manifest.preprocess
+        sides = (spec.resize + spec.resize // 3, 2 * spec.resize + 1, 3)
+        image = np.random.default_rng(0).integers(0, 256, sides, dtype=np.uint8)
+        got = self._run(session, image[None])
+        want = self.logits(eval_pixels(Image.fromarray(image), spec)[None])
+        difference = float(np.abs(got - want).max() / max(float(np.abs(want).max()), 1e-12))
+        if not difference <= IMAGE_TOLERANCE:
+            raise DataError(
+                f"{self._path}: its preprocessing gives logits that differ by {difference:.2e} of the largest here "
+                f"(allowed {IMAGE_TOLERANCE:.0e}); use onnx.provider=cpu, or export it again"
+            )
+
     def close(self) -> None:
         """Release the sessions; a later call raises UsageError."""
-        self._images = self._tensor = None
+        self._images = self._tensor = self._whole = None
         self._closed = True
 
     def _check_open(self) -> None:
@@ -92,7 +138,8 @@ class OnnxPredictor:
     def _check_graph(self, session: Session) -> None:
         spec = self.manifest.spec
         size = spec.image_size
-        inputs = {"images": ("uint8", (size, size, 3)), "tensor": ("float32", (3, size, size))}
+        sides = (None, None) if self.artefact["input"] == "image" else (size, size)
+        inputs = {"images": ("uint8", (*sides, 3)), "tensor": ("float32", (3, size, size))}
         described = [(i.dtype, i.shape[1:]) for i in session.inputs] == [
             inputs.get(i.name) for i in session.inputs
         ]

@@ -10,6 +10,7 @@ import json
 import re
 from pathlib import Path
 
+from resnext_core.errors import UsageError
 from resnext_core.files import write_atomic
 from resnext_core.interfaces import ExportRequest
 from resnext_core.model.weights import Weights
@@ -26,8 +27,13 @@ def export_triton(weights: Weights, path: Path, request: ExportRequest) -> None:
     It holds one model, named after the variant: ``config.pbtxt`` with dynamic batching and the class names,
     ``labels.txt`` and ``1/model.onnx``. Beside the model are ``kserve.yaml`` and ``README.md``.
 
-    Raises what :func:`export_onnx` does.
+    Raises what :func:`export_onnx` does, and UsageError for ``image`` input: Triton would have to batch images of
+    unlike sizes.
     """
+    if request.input == "image":
+        raise UsageError(
+            "format triton cannot contain the preprocessing (export.input=image): export it with export.input=uint8"
+        )
     name = model_name(weights)
     version = path / name / "1"
     version.mkdir(parents=True)
