@@ -39,6 +39,11 @@ LOW_TOLERANCE = 2e-2
 PLAIN = Processor(name="Old CPU", cores=2, instructions="avx2", bfloat16=False)
 
 
+needs_bfloat16 = pytest.mark.skipif(
+    not processor().bfloat16, reason="this processor has no bfloat16 instructions"
+)
+
+
 @pytest.fixture(scope="module")
 def weights():
     return make_weights(IMAGENET)
@@ -124,7 +129,7 @@ def test_a_row_does_not_depend_on_its_batch_nor_on_the_layout_in_memory(artefact
 
 @needs_openvino
 def test_threads_precision_and_one_stream_reach_openvino(artefact):
-    compiled = open_openvino(artefact, threads=2)._images.compiled
+    compiled = open_openvino(artefact, threads=2)._images.parts[0]
     found = {name: str(compiled.get_property(name)) for name in (
         "INFERENCE_NUM_THREADS", "NUM_STREAMS", "ENABLE_CPU_PINNING", "INFERENCE_PRECISION_HINT"
     )}  # fmt: skip
@@ -160,13 +165,39 @@ def test_one_predictor_serves_several_threads(artefact):
 
 
 @needs_openvino
-@pytest.mark.skipif(not processor().bfloat16, reason="this processor has no bfloat16 instructions")
+@needs_bfloat16
 def test_bfloat16_is_close_and_not_float32(artefact, weights):
     images = make_images(IMAGENET, 5)
     got = open_openvino(artefact, openvino_precision="bfloat16").logits(images)
     assert got.dtype == np.float32
     error = relative(got, oracle(weights).logits(images))
     assert TOLERANCE < error <= LOW_TOLERANCE
+
+
+@needs_openvino
+@needs_bfloat16
+@pytest.mark.parametrize(("kind", "hints"), [("uint8", ["float32", "bfloat16"]), ("float", ["bfloat16"])])
+def test_what_comes_before_the_network_stays_in_float32(weights, tmp_path, kind, hints):
+    served = open_openvino(
+        write(weights, tmp_path / "m.onnx", input=kind, batch_size=2), openvino_precision="bfloat16"
+    )
+    session = served._images or served._tensor
+    found = [str(part.get_property("INFERENCE_PRECISION_HINT")) for part in session.parts]
+    assert found == [f"<Type: '{hint}'>" for hint in hints]
+    images = make_images(IMAGENET, 3)
+    assert relative(served.logits(images), oracle(weights).logits(images)) <= LOW_TOLERANCE
+
+
+@needs_openvino
+@needs_bfloat16
+def test_bfloat16_needs_a_value_to_begin_from(artefact):
+    model = onnx.load(artefact)
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["inner" if name == "tensor" else name for name in names]
+    options = OnnxOptions(provider="openvino", openvino_precision="bfloat16")
+    with pytest.raises(openvino_sessions.SessionError, match="no value 'tensor' from which on"):
+        openvino_sessions.OpenVinoRuntime(options).session(model.SerializeToString(), precision="float32")
 
 
 @needs_openvino

@@ -15,6 +15,7 @@ from onnx import TensorProto, numpy_helper
 
 from resnext_core.errors import BackendUnavailable, DataError, one_line
 from resnext_core.processor import processor
+from resnext_onnx.graph import TENSOR
 from resnext_onnx.options import OnnxOptions
 from resnext_onnx.sessions import Array, SessionError, Value
 
@@ -48,13 +49,12 @@ class OpenVinoRuntime:
             None if options.openvino_precision == "float32" else options.openvino_precision
         )
         self.computes_on = "-".join(filter(None, ("openvino", processor().instructions, self.precision)))
-        self._core = openvino().Core()
+        self._openvino = openvino()
+        self._core = self._openvino.Core()
         self._settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",  # all threads compute one batch
             "ENABLE_CPU_PINNING": False,  # pinned threads of two processes would share cores and leave others idle
-            # Left alone it takes bfloat16 where the processor has it.
-            "INFERENCE_PRECISION_HINT": _HINTS[options.openvino_precision],
         }
         if options.threads is not None:
             self._settings["INFERENCE_NUM_THREADS"] = options.threads
@@ -71,28 +71,62 @@ class OpenVinoRuntime:
             )
         try:
             _check_versions(data)
-            compiled = self._core.compile_model(self._core.read_model(data), "CPU", self._settings)
+            model = self._core.read_model(data)
+            if self.precision is None:
+                return OpenVinoSession(self._compiled(model, "float32"))
+            # What comes before the network, normalisation at least, stays in float32.
+            front = self._cut(model)
+            rest = self._compiled(model, self.precision)
+            return OpenVinoSession(*([] if front is None else [self._compiled(front, "float32")]), rest)
         except Exception as error:  # RuntimeError for nearly everything
             raise SessionError(_reason(error)) from error
-        return OpenVinoSession(compiled)
+
+    def _compiled(self, model: Any, precision: str) -> Any:
+        # Left alone it takes bfloat16 where the processor has it.
+        settings = {**self._settings, "INFERENCE_PRECISION_HINT": _HINTS[precision]}
+        return self._core.compile_model(model, "CPU", settings)
+
+    def _cut(self, model: Any) -> Any:
+        """Let `model` begin at the value :data:`TENSOR`; returns the model before it, None where it begins there."""
+        values = (output for op in model.get_ops() for output in op.outputs())
+        cut = next((value for value in values if TENSOR in value.get_names()), None)
+        if cut is None:
+            raise SessionError(f"it has no value '{TENSOR}' from which on to compute in {self.precision}")
+        if cut.get_node().get_type_name() == "Parameter":
+            return None
+        (source,), users = model.get_parameters(), cut.get_target_inputs()
+        begin = self._openvino.opset1.parameter(cut.get_partial_shape(), cut.get_element_type(), TENSOR)
+        for user in users:
+            user.replace_source_output(begin.output(0))
+        model.add_parameters([begin])
+        model.remove_parameter(source)
+        model.validate_nodes_and_infer_types()
+        return self._openvino.Model([self._openvino.opset1.result(cut)], [source], "front")
 
 
 class OpenVinoSession:
-    """A network compiled by OpenVINO; see :class:`resnext_onnx.sessions.Session`."""
+    """A network compiled by OpenVINO in `parts`, each of which reads what the one before gave.
 
-    def __init__(self, compiled: Any) -> None:
-        self.compiled = compiled
-        self.inputs = tuple(map(_value, compiled.inputs))
-        self.outputs = tuple(map(_value, compiled.outputs))
-        self._request = compiled.create_infer_request()
+    See :class:`resnext_onnx.sessions.Session`.
+    """
+
+    def __init__(self, *parts: Any) -> None:
+        self.parts = parts
+        self.inputs = tuple(map(_value, parts[0].inputs))
+        self.outputs = tuple(map(_value, parts[-1].outputs))
+        self._requests = [part.create_infer_request() for part in parts]
         self._lock = threading.Lock()  # a request computes one batch at a time, and refuses another meanwhile
 
     def run(self, name: str, array: Array) -> Array:
         """Return the output ``logits``; SessionError where the run fails."""
+        port: str | int = name
+        value: Any = np.ascontiguousarray(array)
         try:
             with self._lock:
-                found = self._request.infer({name: np.ascontiguousarray(array)}, share_inputs=True)
-                logits: Array = found["logits"]
+                for request in self._requests:
+                    request.infer({port: value}, share_inputs=True)
+                    port, value = 0, request.get_output_tensor(0)
+                logits: Array = np.array(value.data)
         except Exception as error:
             raise SessionError(_reason(error)) from error
         return logits
