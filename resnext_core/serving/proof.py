@@ -16,10 +16,14 @@ from resnext_core.model.weights import Manifest
 from resnext_core.serving.golden import check_golden
 
 #: Largest difference of logits from those of the proof of the same place, relative to the largest. Files in 8 bits gave
-#: the same bits for 1 to 8 threads, batches of 1 to 32, and ONNX Runtime 1.20 and 1.32. But where a layer stays in
-#: float, its last bit may differ, which moves some values behind it by a step of 8 bits: the last bits of all float
-#: constants changed at random gave up to 1.4e-2 (a network of 26 layers, 8 of them in float, 12 trials).
+#: the same bits for 1 to 8 threads, batches of 1 to 32, and two releases of a runtime with two years between them. But
+#: where a layer stays in float, its last bit may differ, which moves some values behind it by a step of 8 bits: the
+#: last bits of all float constants changed at random gave up to 1.4e-2 (a network of 26 layers, 8 of them in float, 12
+#: trials).
 TOLERANCE = 2e-2
+#: The same where a file in 8 bits is not proven, from its golden logits. The images of these are noise, on which 8 bits
+#: differ most: by 5e-2 between two runtimes that were as accurate on photographs, by 0.28 where sums saturated.
+UNPROVEN_INT8 = 0.15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +58,11 @@ def known(manifest: Manifest, predictor: Predictor, source: str) -> Known:
             tolerance=TOLERANCE,
             what=f"the logits of its proof on {place}",
         )
-    return Known(golden=manifest.golden, note=unproven(manifest, place, source))
+    return Known(
+        golden=manifest.golden,
+        tolerance=UNPROVEN_INT8 if manifest.precision == "int8" else None,
+        note=unproven(manifest, place, source),
+    )
 
 
 def unproven(manifest: Manifest, place: str | None, source: str) -> str:
