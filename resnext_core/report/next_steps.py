@@ -43,7 +43,14 @@ def next_steps(
     if there:
         yield _step("measure an artefact", "eval", "--weights", os.path.abspath(there[0]))
     else:
-        yield _step("write what another runtime serves, and check it", "export", "--weights", folder)
+        yield _step(
+            "write what another runtime serves, and check it",
+            "export",
+            "--weights",
+            folder,
+            "--to",
+            "artefacts",
+        )
     others = [name for name in run_names(Path(folder).parent) if name != Path(folder).name]
     if others:
         yield _step(

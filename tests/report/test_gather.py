@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
 from pathlib import Path
 from urllib.parse import unquote
 
+import pytest
 from command_line import CLASSES, TRAIN, VAL, CommandLine
 
-from resnext_core.report.gather import _link
+from resnext_core.errors import EXIT_UNAVAILABLE
+from resnext_core.report.gather import _link, gather
 from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.pointers import best_weights
 from resnext_core.serving.gallery import MISTAKES
@@ -45,7 +49,7 @@ def test_a_training_alone_has_its_best_evaluation_in_the_report(
     for name, images in zip(CLASSES, TRAIN, strict=True):
         assert re.search(rf'<th scope="row">{name}</th><td class="rate">{images}<', html)
     assert f"resnext-run infer --weights {run} {found['samples'][0]['path']}" in html
-    assert f"resnext-run export --weights {run}" in html
+    assert f"resnext-run export --weights {run} --to artefacts" in html
     assert "--resume" not in html[html.index('id="next"') : html.index('id="setup"')]
     assert [s["probability"] for s in wrong] == sorted((s["probability"] for s in wrong), reverse=True)
 
@@ -61,3 +65,38 @@ def test_links_are_relative_and_never_anything_else(tmp_path: Path) -> None:
     assert _link(str(odd), tmp_path / "run").startswith("../javascript%3A")
     assert _link("s3://bucket/a.jpg", tmp_path) == ""
     assert _link(str(tmp_path / "shard.tar" / "a.jpg"), tmp_path) == ""
+
+
+def test_the_commands_of_a_report_work_as_they_stand(
+    cli: CommandLine, recipe: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From another folder, of a run whose path needs quotes; one that was interrupted can be resumed."""
+    output = tmp_path / "my runs"
+    words = ("train", "--recipe", recipe, "--data", photos, "--output", output, "--epochs", 1)
+    for name in ("one", "two"):
+        cli.ok(*words, "--name", name)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    run = RunFolder(output / "two")
+    steps = {step.command.split()[1]: step.command for step in gather(run).steps}
+    assert list(steps) == ["infer", "eval", "data", "export", "report"]
+    for command in steps.values():
+        assert str(photos) in command or shlex.quote(str(run.path)) in command
+        outcome = cli(*shlex.split(command)[1:])
+        # core alone writes no artefact
+        assert outcome.code == (EXIT_UNAVAILABLE if " export " in command else 0), outcome
+    assert (run.path / "compare-one.html").is_file()
+    lines = run.records.read_text().splitlines(keepends=True)
+    run.records.write_text("".join(lines[:-1]))  # without its end
+    assert gather(run).steps[0].command == shlex.join(["resnext-run", "train", "--resume", str(run.path)])
+
+
+def test_a_run_of_an_earlier_version_shows_its_best_evaluation(finished_run: Path, tmp_path: Path) -> None:
+    run = RunFolder(Path(shutil.copytree(finished_run, tmp_path / "run")))
+    best = [r for r in run.read_records() if getattr(r, "best", False)][-1]
+    for name in ("evaluation.json", "data.json"):
+        (run.path / name).unlink()
+    data = gather(run)
+    assert data.evaluation["top1"] == best.metrics["top1"]
+    assert (data.evaluation["split"], data.images, data.samples) == ("val", {}, [])

@@ -18,7 +18,7 @@ from resnext_core.config import Config
 from resnext_core.console.flags import add_config_flags, add_weights_flag, positive, resume_of
 from resnext_core.console.output import Output
 from resnext_core.console.program import Parser
-from resnext_core.errors import UsageError, reason, suggest
+from resnext_core.errors import UsageError, counted, reason, suggest
 from resnext_core.files import write_atomic
 from resnext_core.interfaces import ExportRequest, LaunchRequest
 from resnext_core.jobs.settings import Settings, resolve, resolve_training
@@ -219,17 +219,16 @@ def _make(args: argparse.Namespace) -> int:
         return 0
     write_atomic(Path(args.to), text)
     table = rank_table.check(text)
-    Output().say(f"{args.to}: {table.world} ranks on {_servers(table)}")
+    Output().say(f"{args.to}: {counted(table.world, 'rank')} on {_servers(table)}")
     return 0
 
 
 def _check(args: argparse.Namespace) -> int:
     table = rank_table.load(Path(args.file))
     output, counts = Output(), sorted({len(table.of(server)) for server in table.servers})
-    each = " or ".join(map(str, counts))
-    output.say(
-        f"{args.file}: version {table.version}, {table.world} ranks, {_servers(table)} of {each} devices"
-    )
+    each = f"{' or '.join(map(str, counts))} {'device' if counts == [1] else 'devices'}"
+    ranks = counted(table.world, "rank")
+    output.say(f"{args.file}: version {table.version}, {ranks}, {_servers(table)} of {each}")
     if not table.fits_910a():
         allowed = ", ".join(map(str, rank_table.DEVICES_OF_910A))
         output.say(

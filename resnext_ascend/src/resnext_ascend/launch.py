@@ -22,6 +22,7 @@ from resnext_core.errors import (
     EXIT_USAGE,
     BackendUnavailable,
     UsageError,
+    counted,
     reason,
 )
 from resnext_core.interfaces import LaunchRequest
@@ -124,7 +125,8 @@ def _by_table(request: LaunchRequest, options: AscendOptions, servers: Servers) 
     server = mine[0].server_id
     if len(mine) != request.devices:
         raise UsageError(
-            f"the rank table {path} has {len(mine)} devices of server {server}, --devices is {request.devices}"
+            f"the rank table {path} has {counted(len(mine), 'device')} of server {server}, --devices is "
+            f"{request.devices}"
         )
     first = mine[0].rank
     if [entry.rank for entry in mine] != list(range(first, first + len(mine))):

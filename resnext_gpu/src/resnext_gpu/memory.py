@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from resnext_core.errors import UsageError, one_line
+from resnext_core.errors import UsageError, counted, one_line
 from resnext_core.interfaces import StepInput, TrainRequest
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def out_of_memory(
     The trainer cannot go on afterwards. Nothing is tried where a rank cannot compute `alone` (with sync-BN).
     """
     micro = request.batch_size // request.accumulate
-    what = f"a micro-batch of {micro} images does"
+    what = f"a micro-batch of {counted(micro, 'image')} does"
     parts = _parts_that_fit(step, given, micro, device) if alone else 0
     if parts:
         advice = f"{micro // parts} do: set train.accumulate={request.accumulate * parts}"

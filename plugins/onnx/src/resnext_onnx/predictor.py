@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from resnext_core.errors import BackendUnavailable, DataError, UsageError, shown
+from resnext_core.errors import BackendUnavailable, DataError, UsageError, counted, shown
 from resnext_core.interfaces import PredictRequest
 from resnext_core.model.preprocess import eval_pixels, normalize
 from resnext_onnx.artefact import Artefact, read_artefact, without_normalisation
@@ -169,8 +169,8 @@ class OnnxPredictor:
         classes = self.manifest.spec.num_classes
         if logits.shape != (len(array), classes) or logits.dtype != np.float32:
             raise DataError(
-                f"{self._path} is damaged: it returns {logits.dtype} {logits.shape} for {len(array)} images, not "
-                f"float32 {(len(array), classes)}; export it again"
+                f"{self._path} is damaged: it returns {logits.dtype} {logits.shape} for "
+                f"{counted(len(array), 'image')}, not float32 {(len(array), classes)}; export it again"
             )
         return logits
 
