@@ -1,15 +1,20 @@
-"""``resnext-run bench``: throughput of training, evaluation or loading on this machine."""
+"""``resnext-run bench``: throughput on this machine, of one backend or of all, and two results compared."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from resnext_core.cli.common import print_config, settings_of
-from resnext_core.console.flags import add_config_flags, add_json_flag
+from resnext_core.console.flags import add_config_flags, add_json_flag, positive
 from resnext_core.console.output import Output, ProgressBar, table
+from resnext_core.errors import UsageError
+from resnext_core.files import local_path
 from resnext_core.jobs.bench import BenchJob, bench
+from resnext_core.jobs.bench_all import BenchAllJob, BenchAllResult, bench_all
+from resnext_core.jobs.bench_compare import CompareResult, compare
+from resnext_core.jobs.bench_record import DataBench, in_short
 from resnext_core.jobs.settings import resolve
 from resnext_core.plugins import load_plugins
 
@@ -19,69 +24,168 @@ examples:
   resnext-run --backend ID bench eval --weights ARTEFACT --batch-size 8
   resnext-run bench data --data DIR --set model.variant=resnext50_32x4d
   resnext-run bench data --recipe imagenet-150e --data DIR --images-per-second 2000
+  resnext-run bench all --weights RUN --batch-size 8 --threads 1 --html bench.html
+  resnext-run bench compare before.json after.json
 Training and evaluation run on random images in memory; data reads and augments the real ones, says what each stage
-costs, and compares with what a training takes.
+costs, and compares with what a training takes. all serves one model on every backend and in every format that is ready
+here, in turns, each in a process of its own; one that crashes, or needs longer than --limit for an answer, is left out
+with its reason. compare takes two files of --json, and says the ratios and what else differs.
 """
+
+_ONE: tuple[Literal["train", "eval", "data"], ...] = ("train", "eval", "data")
+_WHAT = (*_ONE, "all", "compare")
+#: Flags of one kind of benchmark alone, by their name among the arguments.
+_ALONE = {
+    "images_per_second": ("data",), "run": ("data",), "file": ("all",), "rounds": ("all",), "seconds": ("all",),
+    "limit": ("all",), "threads": ("all",), "only": ("all",), "html": ("all",), "force": ("compare",),
+}  # fmt: skip
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    default = BenchJob(what="train")
-    parser.add_argument("what", choices=("train", "eval", "data"))
+    default, every = BenchJob(what="train"), BenchAllJob()
+    parser.add_argument("what", nargs="?", choices=_WHAT, help="what to time; compare takes two files")
+    parser.add_argument("files", nargs="*", metavar="FILE", help="compare: the two results of --json")
+    parser.add_argument("--all", action="store_true", help="the same as 'bench all'")
     parser.add_argument(
-        "--weights", metavar="FILE", help="model to time (default: a new one of model.variant)"
+        "--weights", metavar="FILE", help="eval, all: model to time (default: a new one of model.variant)"
     )
-    for name, metavar, text in (
-        ("steps", "N", "steps to time"),
-        ("warmup", "N", "steps before timing starts"),
-        ("classes", "K", "classes of a new model"),
-    ):
-        value = getattr(default, name)
-        parser.add_argument(
-            f"--{name}", type=int, default=value, metavar=metavar, help=f"{text} (default {value})"
-        )
+    parser.add_argument(
+        "--classes", type=positive, metavar="K", help=f"classes of a new model (default {default.classes})"
+    )
     parser.add_argument(
         "--peak-tflops", type=float, metavar="T",
-        help="peak TFLOP/s of the device in the precision used; adds mfu, the model FLOPs utilisation",
+        help="peak TFLOP/s of the device in the precision used, for mfu, the model FLOPs utilisation (default: "
+        "measured with a matrix product, where that is possible)",
     )  # fmt: skip
-    needed = parser.add_mutually_exclusive_group()
+    one = parser.add_argument_group("train, eval, data")
+    one.add_argument("--steps", type=int, metavar="N", help=f"steps to time (default {default.steps})")
+    one.add_argument(
+        "--warmup", type=int, metavar="N",
+        help="train, eval: steps before timing starts (default: until they no longer get faster)",
+    )  # fmt: skip
+    needed = one.add_mutually_exclusive_group()
     needed.add_argument("--images-per-second", type=float, metavar="N", help="data: what the training takes")
     needed.add_argument(
         "--run", metavar="RUN", help="data: the run folder of the training, whose records say what it takes"
     )
+    rows = parser.add_argument_group("all")
+    rows.add_argument(
+        "--file", action="append", metavar="ARTEFACT", help="an artefact of the same network, to time too"
+    )
+    rows.add_argument("--only", metavar="ID,ID", help="backends to time (default: all)")
+    rows.add_argument("--threads", type=positive, metavar="N", help="threads of every backend")
+    rows.add_argument(
+        "--rounds", type=positive, metavar="N", help=f"turns of each row (default {every.rounds})"
+    )
+    rows.add_argument(
+        "--seconds", type=float, metavar="S", help=f"length of a turn (default {every.seconds:g})"
+    )
+    rows.add_argument(
+        "--limit", type=float, metavar="S",
+        help="seconds for a process to write an artefact, to load and warm up, and for each turn; one that needs "
+        f"longer is ended (default {every.limit:g})",
+    )  # fmt: skip
+    rows.add_argument("--html", metavar="FILE", help="write a page with a plot and the table")
+    parser.add_argument("--force", action="store_true", help="compare: also other networks and image sizes")
     add_config_flags(parser)
     add_json_flag(parser)
 
 
 def handle(args: argparse.Namespace) -> int:
-    settings = settings_of(args)
-    if args.print_config:
-        return print_config(resolve(settings, load_plugins()))
+    what = _what(args)
     output = Output(json_result=args.json)
-    job = BenchJob(
-        what=args.what,
-        weights=Path(args.weights) if args.weights else None,
-        steps=args.steps,
-        warmup=args.warmup,
-        classes=args.classes,
-        peak_tflops=args.peak_tflops,
-        needed_images_per_s=args.images_per_second,
-        run=Path(args.run) if args.run else None,
-        settings=settings,
-        backend=args.backend,
-    )
+    if what == "compare":
+        compared = compare(local_path(args.files[0]), local_path(args.files[1]), force=args.force)
+        output.result(compared.to_dict(), _compared(compared))
+        return 0
+    if args.print_config:
+        return print_config(resolve(settings_of(args), load_plugins()))
     with ProgressBar(output) as bar:
-        values = bench(job, bar).to_dict()
-    output.result(values, _stages(values) + _line(values) if "stages_ms" in values else _line(values))
+        if what == "all":
+            found = bench_all(_all_job(args), bar)
+            values, text = found.to_dict(), _rows(found)
+        else:
+            result = bench(_job(args), bar)
+            values, text = result.to_dict(), str(result)
+            if isinstance(result, DataBench):
+                text = _stages(result) + text
+    output.result(values, text)
     return 0
 
 
-def _line(values: dict[str, Any]) -> str:
-    """Return all values that are numbers or words in one line, and a verdict below."""
-    words = {k: v for k, v in values.items() if k not in ("stages_ms", "verdict") and v is not None}
-    text = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in words.items())
-    return f"{text}\n{values['verdict']}" if "verdict" in values else text
+def _what(args: argparse.Namespace) -> str:
+    """Return what to do; UsageError for flags that mean nothing for it."""
+    what = args.what or ("all" if args.all else None)
+    if what is None:
+        raise UsageError(f"say what to time: bench {', bench '.join(_WHAT)}")
+    if args.all and what != "all":
+        raise UsageError(f"--all is bench all; leave it out of bench {what}")
+    if what == "compare" and len(args.files) != 2:
+        raise UsageError(f"bench compare takes two files of --json, not {len(args.files)}")
+    if what != "compare" and args.files:
+        raise UsageError(f"bench {what} takes no file: {args.files[0]}")
+    for name, kinds in _ALONE.items():
+        if what not in kinds and getattr(args, name) not in (None, False):
+            flag = f"--{name.replace('_', '-')}"
+            belongs = " and ".join(f"bench {kind}" for kind in kinds)
+            raise UsageError(f"{flag} belongs to {belongs}; leave it out of bench {what}")
+    return str(what)
 
 
-def _stages(values: dict[str, Any]) -> str:
-    rows = [[name, f"{ms:.3f}"] for name, ms in values["stages_ms"].items()]
+def _job(args: argparse.Namespace) -> BenchJob:
+    given = {"steps": args.steps, "classes": args.classes}
+    return BenchJob(
+        what=next(kind for kind in _ONE if kind == args.what),
+        weights=Path(args.weights) if args.weights else None,
+        warmup=args.warmup,
+        peak_tflops=args.peak_tflops,
+        needed_images_per_s=args.images_per_second,
+        run=Path(args.run) if args.run else None,
+        settings=settings_of(args),
+        backend=args.backend,
+        **{name: value for name, value in given.items() if value is not None},
+    )  # fmt: skip
+
+
+def _all_job(args: argparse.Namespace) -> BenchAllJob:
+    if args.only and args.backend:
+        raise UsageError("--only and --backend name the backends to time: give one of them")
+    given = {name: getattr(args, name) for name in ("classes", "rounds", "seconds", "limit")}
+    return BenchAllJob(
+        weights=Path(args.weights) if args.weights else None,
+        files=tuple(local_path(file) for file in args.file or ()),
+        threads=args.threads,
+        peak_tflops=args.peak_tflops,
+        only=(args.backend,) if args.backend else tuple((args.only or "").replace(",", " ").split()),
+        html=None if args.html is None else local_path(args.html),
+        settings=settings_of(args),
+        **{name: value for name, value in given.items() if value is not None},
+    )  # fmt: skip
+
+
+def _stages(result: DataBench) -> str:
+    rows = [[name, f"{ms:.3f}"] for name, ms in result.stages_ms.items()]
     return table(rows, ["stage", "ms an image"]) + "\n\n"
+
+
+def _rows(found: BenchAllResult) -> str:
+    from resnext_core.jobs.bench_text import COLUMNS, cells, title
+
+    first = found.results[0]
+    rows = [[row.label, *cells(row, ratio)] for row, ratio in zip(found.results, found.ratios, strict=True)]
+    lines = [f"{title(first)}; {first.processor}", table(rows, ["backend, format", *COLUMNS])]
+    if found.skipped:
+        lines.append(f"not timed: {len(found.skipped)}")
+        lines += [f"  {row.label}: {row.reason}" for row in found.skipped]
+    return "\n".join(lines)
+
+
+def _compared(found: CompareResult) -> str:
+    rows, lines = [], [f"differs: {line}" for line in found.differs]
+    for pair in found.pairs:
+        spread = "unknown" if pair.interval is None else "{:.3f} to {:.3f}".format(*pair.interval)
+        rows.append([pair.label, in_short(pair.before), in_short(pair.after), f"{pair.ratio:.3f}", spread])
+        lines += [f"{pair.label}: differs: {line}" for line in pair.differs]
+    lines += [f"only in the first file: {label}" for label in found.only_before]
+    lines += [f"only in the second file: {label}" for label in found.only_after]
+    return "\n".join([table(rows, ["", "images/s", "then", "ratio", "95 % interval"]), *lines])

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import resource
-import time
-from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -18,20 +15,20 @@ from resnext_core.data.mix import draw_mixes
 from resnext_core.data.splits import part_paths
 from resnext_core.errors import UsageError
 from resnext_core.files import place
-from resnext_core.interfaces import Backend, Batch
+from resnext_core.interfaces import Backend
 from resnext_core.jobs.bench_data import bench_loader, images_of_run
+from resnext_core.jobs.bench_record import BenchResult, DataBench, EvalBench, StepsResult, TrainBench
+from resnext_core.jobs.bench_steps import Timed, random_batch, row_label, seconds_of, stated_options, warm_up
 from resnext_core.jobs.plan import training_backend
 from resnext_core.jobs.recorder import ignore
 from resnext_core.jobs.settings import Resolved, Settings, resolve
 from resnext_core.jobs.training import train_request
-from resnext_core.model.spec import ModelSpec
 from resnext_core.model.weights import Weights
 from resnext_core.plugins import PluginSet, load_plugins
 from resnext_core.ranks.collectives import SingleProcess
 from resnext_core.ranks.info import RankInfo
 from resnext_core.runs.records import Listener, Note
-from resnext_core.serving.load import serve, serve_weights
-from resnext_core.serving.metrics import percentiles
+from resnext_core.serving.load import WEIGHTS_SUFFIX, LoadedModel, serve, serve_weights
 from resnext_core.training.initial import initial_weights
 from resnext_core.training.sizes import training_preprocess, training_size
 from resnext_core.training.trainer import create_trainer
@@ -43,15 +40,16 @@ class BenchJob:
 
     Training and evaluation take random images in memory; ``data`` reads those of ``settings.data``. `weights` is the
     model to evaluate, None a new one of ``model.variant`` with `classes` outputs. `warmup` steps come before the
-    `steps` that are timed. With `peak_tflops`, the device's peak TFLOP/s in the precision used, the result has the
-    model FLOPs utilisation, ``mfu``. ``data`` is compared with the images a second that a training takes:
+    `steps` that are timed; None: as many as it takes until they are no longer getting faster
+    (:func:`~resnext_core.jobs.bench_steps.warm_up`). `peak_tflops` is the device's peak TFLOP/s in the precision used;
+    None: it is measured where that is possible. ``data`` is compared with the images a second that a training takes:
     `needed_images_per_s`, or those of the run in the folder `run`.
     """
 
     what: Literal["train", "eval", "data"]
     weights: Path | None = None
     steps: int = 20
-    warmup: int = 3
+    warmup: int | None = None
     classes: int = 1000
     peak_tflops: float | None = None
     needed_images_per_s: float | None = None
@@ -60,25 +58,12 @@ class BenchJob:
     backend: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class BenchResult:
-    """What was measured, by name: ``images_per_s``, ``ms_p50``, ``gflop_per_s``, ``peak_memory_mib`` and others."""
-
-    values: Mapping[str, Any]
-
-    @property
-    def images_per_s(self) -> float:
-        """The rate: by the median step in training and evaluation, over all images of the loader."""
-        return float(self.values["images_per_s"])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON types."""
-        return dict(self.values)
-
-
 def bench(job: BenchJob, listen: Listener = ignore) -> BenchResult:
-    """Measure; `listen` gets notes on the data. Raises UsageError, DataError or BackendUnavailable."""
-    if job.steps < 1 or job.warmup < 0:
+    """Measure; `listen` gets notes on the data. The result is a TrainBench, EvalBench or DataBench.
+
+    Raises UsageError, DataError or BackendUnavailable.
+    """
+    if job.steps < 1 or (job.warmup is not None and job.warmup < 0):
         raise UsageError("--steps must be 1 or more, --warmup 0 or more")
     if job.peak_tflops is not None and not job.peak_tflops > 0:
         raise UsageError(f"--peak-tflops must be above 0, not {job.peak_tflops}")
@@ -89,23 +74,17 @@ def bench(job: BenchJob, listen: Listener = ignore) -> BenchResult:
     plugins = load_plugins()
     resolved = resolve(job.settings, plugins)
     if job.what == "data":
-        values = _bench_data(job, resolved, plugins, listen)
-    elif job.what == "train":
-        backend = training_backend(plugins, job.backend)
-        values = _bench_train(job, resolved.config, backend)
-    else:
-        values = _bench_eval(job, resolved, plugins, listen)
-    if job.peak_tflops is not None and "gflop_per_s" in values:
-        values["mfu"] = values["gflop_per_s"] / (1000 * job.peak_tflops)
-    values["peak_memory_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    return BenchResult(values=values)
+        return _bench_data(job, resolved, plugins, listen)
+    if job.what == "train":
+        return _bench_train(job, resolved.config, training_backend(plugins, job.backend))
+    return _bench_eval(job, resolved, plugins, listen)
 
 
-def _bench_train(job: BenchJob, config: Config, backend: Backend) -> dict[str, Any]:
+def _bench_train(job: BenchJob, config: Config, backend: Backend) -> StepsResult:
     """Time whole optimizer steps, in chunks of as many as the backend takes in one call; no teacher is asked."""
-    weights, n, chunk = _new_model(config, job.classes), config.train.batch_size, backend.steps_per_call
+    weights, n, chunk = new_model(config, job.classes), config.train.batch_size, backend.steps_per_call
     spec = weights.spec.replace(image_size=training_size(config))
-    batch = _random_batch(n, spec.image_size, spec.num_classes)
+    batch = random_batch(n, spec.image_size, spec.num_classes)
     mix = draw_mixes(
         config.mix,
         batch.images.shape[1:3],
@@ -121,34 +100,64 @@ def _bench_train(job: BenchJob, config: Config, backend: Backend) -> dict[str, A
         teacher=np.full((n, spec.num_classes), 1 / spec.num_classes, np.float32) if taught else None,
     )  # fmt: skip
     lr = np.full(chunk, 1e-3, np.float32)
-    times = []
     with closing(create_trainer(backend, request)) as trainer:
-        for call in range(-(-(job.warmup + job.steps) // chunk)):
-            seconds = _seconds(lambda: trainer.run_steps([batch] * chunk, lr))
-            if (call + 1) * chunk > job.warmup:
-                times.append(seconds / chunk)
+
+        def call() -> float:
+            return seconds_of(lambda: trainer.run_steps([batch] * chunk, lr)) / chunk
+
+        calls = None if job.warmup is None else -(-job.warmup // chunk)
+        warmed = warm_up(call, calls) * chunk
+        times = [call() for _ in range(-(-job.steps // chunk))]
         peak = trainer.usage().peak_bytes
-    values = _rates("train", backend.id, spec, n, times, passes=3)
-    return values if peak is None else values | {"peak_device_mib": round(peak / 2**20)}
+    options = config.backends.get(backend.id)
+    timed = Timed(
+        label=row_label(backend, "training", stated_options(options)), backend=backend, format=WEIGHTS_SUFFIX,
+        options=options, precision=config.precision.compute, spec=spec, batch_size=n,
+    )  # fmt: skip
+    result = timed.result(TrainBench, times, warmup=warmed, peak_device_bytes=peak)
+    return timed.with_peak(result, job.peak_tflops)
 
 
-def _bench_eval(job: BenchJob, resolved: Resolved, plugins: PluginSet, listen: Listener) -> dict[str, Any]:
+def _bench_eval(job: BenchJob, resolved: Resolved, plugins: PluginSet, listen: Listener) -> StepsResult:
     """Time the forward pass."""
     config, n = resolved.config, resolved.config.train.batch_size
     if job.weights is not None:
         model = serve(job.weights, config, resolved.sources, plugins, backend_id=job.backend, batch_size=n)
     else:
-        weights = _new_model(config, job.classes)
+        weights = new_model(config, job.classes)
         model = serve_weights(weights, config, plugins, backend_id=job.backend, batch_size=n)
     for line in model.notes:
         listen(Note(text=line))
-    images = _random_batch(n, model.spec.image_size, 1).images
+    images = random_batch(n, model.spec.image_size, 1).images
     with closing(model.predictor) as predictor:
-        times = [_seconds(lambda: predictor.logits(images)) for _ in range(job.warmup + job.steps)]
-    return _rates("eval", model.backend.id, model.spec, n, times[job.warmup :], passes=1)
+
+        def call() -> float:
+            return seconds_of(lambda: predictor.logits(images))
+
+        warmed = warm_up(call, job.warmup)
+        times = [call() for _ in range(job.steps)]
+    timed = timed_model(model, config, n, file=job.weights)
+    return timed.with_peak(timed.result(EvalBench, times, warmup=warmed), job.peak_tflops)
 
 
-def _bench_data(job: BenchJob, resolved: Resolved, plugins: PluginSet, listen: Listener) -> dict[str, Any]:
+def timed_model(
+    model: LoadedModel, config: Config, batch_size: int, *, file: Path | None, label: str | None = None
+) -> Timed:
+    """Return what is timed where `model` is served; `file` is None for weights that were made for it."""
+    backend, options = model.backend, config.backends.get(model.backend.id)
+    suffix = WEIGHTS_SUFFIX if file is None else Path(model.source.partition(" (")[0]).suffix
+    # Weights of other programs are served as ours.
+    format = suffix if suffix in backend.formats else WEIGHTS_SUFFIX
+    usual = backend.compute(options).precision if backend.compute is not None else None
+    return Timed(
+        label=label or row_label(backend, format, stated_options(options)), backend=backend, format=format,
+        file=None if file is None else model.source, options=options,
+        precision=model.precision or usual or "float32", spec=model.spec,
+        digest=None if file is None else model.digest, batch_size=batch_size, notes=model.notes,
+    )  # fmt: skip
+
+
+def _bench_data(job: BenchJob, resolved: Resolved, plugins: PluginSet, listen: Listener) -> DataBench:
     """Time reading, decoding and augmenting the training images of ``data.dir``."""
     config = resolved.config
     if config.data.dir is None:
@@ -165,7 +174,7 @@ def _bench_data(job: BenchJob, resolved: Resolved, plugins: PluginSet, listen: L
     if index.classes:
         weights, config = initial_weights(config, index.classes, stated=stated(resolved.sources))
     else:
-        weights = _new_model(config, 1)
+        weights = new_model(config, 1)
     return bench_loader(
         index,
         training_preprocess(config, weights.preprocess),
@@ -176,33 +185,6 @@ def _bench_data(job: BenchJob, resolved: Resolved, plugins: PluginSet, listen: L
     )
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def _new_model(config: Config, classes: int) -> Weights:
+def new_model(config: Config, classes: int) -> Weights:
+    """Return new weights of ``model.variant``."""
     return initial_weights(config, [str(i) for i in range(config.model.num_classes or classes)])[0]
-
-
-def _random_batch(n: int, size: int, classes: int) -> Batch:
-    rng = np.random.default_rng(0)
-    return Batch(
-        images=rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8),
-        labels=rng.integers(0, classes, n).astype(np.int32),
-        index=np.arange(n),
-        valid=np.ones(n, bool),
-    )
-
-
-def _rates(
-    what: str, backend: str, spec: ModelSpec, n: int, times: list[float], *, passes: int
-) -> dict[str, Any]:
-    """Return rates and percentiles (ms) of steps of `n` images, each `passes` times the cost of a forward pass."""
-    median = float(np.median(times))
-    return {
-        "bench": what, "backend": backend, "variant": spec.variant, "image_size": spec.image_size,
-        "batch_size": n, "images_per_s": n / median, **{f"ms_{k}": v for k, v in percentiles(times).items()},
-        "gflop_per_s": 2 * passes * spec.macs * n / median / 1e9, "steps": len(times),
-    }  # fmt: skip

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,7 +23,11 @@ from resnext_core.data.plan import Plan, train_plan
 from resnext_core.data.sampler import Task, epoch_permutation, sample_rng
 from resnext_core.errors import DataError, UsageError, counted
 from resnext_core.extensions import Decoder, ImageDecoder, NotSupported
+from resnext_core.jobs.bench_record import DataBench
+from resnext_core.jobs.bench_steps import now, peak_memory_mib
+from resnext_core.jobs.environment import command_line, versions
 from resnext_core.model.preprocess import PreprocessSpec
+from resnext_core.processor import processor
 from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.records import Train
 
@@ -40,8 +43,8 @@ _BUSY = 0.7
 
 def bench_loader(
     index: Index, spec: PreprocessSpec, config: Config, decoder: Decoder, *, steps: int, needed: float | None
-) -> dict[str, Any]:
-    """Return rates and times by name; `needed` are the images a second that a training takes, for the verdict.
+) -> DataBench:
+    """Return rates and times; `needed` are the images a second that a training takes, for the verdict.
 
     ``stages_ms`` are milliseconds an image: of one core up to ``augment``, of the main process for ``hand_over`` (to
     ask for batches and to take them; pixels are not copied) and ``wait`` (for readers). Where images grow in the course
@@ -68,13 +71,15 @@ def bench_loader(
     else:
         stages |= {"hand_over": 1e3 * (seconds - waited) / images, "wait": 1e3 * waited / images}
     rate = images / seconds
-    return {
-        "bench": "data", "images_per_s": rate, "images_per_core_s": images / cpu,
-        "decoder": decoder.name, "workers": workers, "readers": loader.readers, "batch_size": n,
-        "image_size": spec.size, "failed": len(loader.failures), "stages_ms": stages,
-        "batches_mib": most_batches(n, workers, config.data.prefetch) * n * spec.size**2 * 3 / 2**20,
-        "training_images_per_s": needed, "verdict": verdict(rate, images / cpu, needed, workers),
-    }  # fmt: skip
+    return DataBench(
+        label=f"data {decoder.name}", images_per_s=rate, batch_size=n, image_size=spec.size,
+        peak_memory_mib=peak_memory_mib(), processor=processor(),
+        versions=versions(["resnext-core", "numpy", "pillow"]), date=now(), command=command_line(),
+        images_per_core_s=images / cpu, decoder=decoder.name, workers=workers, readers=loader.readers,
+        failed=len(loader.failures), stages_ms=stages,
+        batches_mib=most_batches(n, workers, config.data.prefetch) * n * spec.size**2 * 3 / 2**20,
+        training_images_per_s=needed, verdict=verdict(rate, images / cpu, needed, workers),
+    )  # fmt: skip
 
 
 def images_of_run(path: Path) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
 
@@ -14,17 +15,29 @@ from resnext_core.plugins import load_plugins
 
 def environment() -> dict[str, Any]:
     """Return versions (core's, and what installed backends compute with), machine and command line as JSON types."""
-    versions = {}
     packages = [name for backend in load_plugins().ranked() for name in backend.packages]
-    for name in dict.fromkeys(["resnext-core", "numpy", "pillow", *packages]):
+    found = versions(["resnext-core", "numpy", "pillow", *packages])
+    python, system = found.pop("python"), found.pop("platform")
+    return {
+        "python": python,
+        "platform": system,
+        "cpu_cores": os.cpu_count(),
+        "command": command_line(),
+        **found,
+    }
+
+
+def command_line() -> str:
+    """Return the command line of this process."""
+    return " ".join(["resnext-run", *sys.argv[1:]])
+
+
+def versions(distributions: Iterable[str]) -> dict[str, str]:
+    """Return the versions of Python, the system and installed distributions; core's is that of its code."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in dict.fromkeys(distributions):
         try:
-            versions[name] = metadata.version(name)
+            found[name] = __version__ if name == "resnext-core" else metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu_cores": os.cpu_count(),
-        "command": " ".join(["resnext-run", *sys.argv[1:]]),
-        **versions,
-    } | {"resnext-core": __version__}
+    return found

@@ -156,7 +156,7 @@ def plan_export(job: ExportJob) -> tuple[PlannedArtefact, ...]:
     planned = []
     for name, (backend, path) in chosen.items():
         describe = backend.dry_runs.get(name)
-        commands = describe(weights, path, _request(config, backend)) if describe is not None else ""
+        commands = describe(weights, path, export_request(config, backend)) if describe is not None else ""
         planned.append(PlannedArtefact(format=name, path=path, backend=backend.id, commands=commands))
     return tuple(planned)
 
@@ -251,7 +251,7 @@ class Source:
 
 def write_artefact(source: Source, name: str, backend: Backend, path: Path) -> Artefact:
     """Write one artefact beside `path`, compare its logits with the source's, then move it into place."""
-    request = _request(source.config, backend)
+    request = export_request(source.config, backend)
     if path.is_dir() and any(path.iterdir()):  # before the work
         raise DataError(f"{path} already exists; remove it, or choose another --to")
     with _beside_target(path) as partial:
@@ -282,7 +282,8 @@ def measured(artefact: Artefact) -> Artefact:
     return replace(artefact, bytes=size, digest=files_digest(path, files))
 
 
-def _request(config: Config, backend: Backend) -> ExportRequest:
+def export_request(config: Config, backend: Backend) -> ExportRequest:
+    """Return how `backend` is asked to write an artefact under this configuration."""
     return ExportRequest(
         batch_size=config.export.batch_size, input=config.export.input, fold_bn=config.export.fold_bn,
         options=config.backends.get(backend.id),
