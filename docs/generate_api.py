@@ -27,6 +27,10 @@ MODULES = {
         "resnext_core.jobs.export",
         "resnext_core.jobs.validate",
         "resnext_core.jobs.whole",
+        "resnext_core.jobs.bench",
+        "resnext_core.jobs.bench_all",
+        "resnext_core.jobs.bench_compare",
+        "resnext_core.jobs.bench_record",
         "resnext_core.jobs.settings",
     ],
     "Commands of plugins": [

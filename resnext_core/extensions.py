@@ -223,7 +223,7 @@ class Variant:
     `label` is added to the name of the row. `overrides` are ``section.key=value``, as of ``--set``. With `exports`, the
     name of a format of the same backend, it is a way of writing that: by `write` where it is given, else by the
     format's own exporter; every backend that reads the file is timed with it. Without, it is a way of serving of this
-    backend. What `write` makes need not be accurate: nothing but time is measured. `readiness` says what is missing
+    backend. The file need not be accurate: nothing but time is measured. `readiness` says what is missing
     where it cannot be tried here.
     """
 

@@ -168,7 +168,7 @@ class _Match:
             )  # fmt: skip
             contender = self._contender(work)
             try:
-                contender.start()
+                contender.start(self._job.limit)
             except ContenderFailed as error:
                 failed[made] = f"cannot be written: {error}"
             finally:
@@ -182,9 +182,11 @@ class _Match:
             self._listen(Progress(step=number, what="load", done=number, total=len(rows)))
             path = row.file if row.made is None else self._path(row.made)
             overrides = (*(row.made.overrides if row.made is not None else ()), *row.overrides)
-            contender = self._contender(self._work(row.label, row.backend, overrides, path=path))
+            checked = row.made is None or row.made.variant is None
+            work = self._work(row.label, row.backend, overrides, path=path, checked=checked)
+            contender = self._contender(work)
             self._opened.callback(contender.close)
-            if self._asked(row, contender.start) is not None:
+            if self._asked(row, partial(contender.start, self._job.limit)) is not None:
                 ready.append((row, contender))
         self._listen(Progress(step=len(rows), what="load", done=len(rows), total=len(rows)))
         return ready
@@ -197,12 +199,14 @@ class _Match:
             turn = {"turn": job.seconds}
             # There and back, so that what changes steadily hits all alike.
             ready = [
-                one for one in reversed(ready) if self._asked(one[0], partial(one[1].ask, turn)) is not None
+                one
+                for one in reversed(ready)
+                if self._asked(one[0], partial(one[1].ask, turn, job.limit)) is not None
             ]
         self._listen(Progress(step=job.rounds, what="bench", done=job.rounds, total=job.rounds))
         results = []
         for row, contender in ready:
-            answer = self._asked(row, partial(contender.ask, {"end": True}))
+            answer = self._asked(row, partial(contender.ask, {"end": True}, job.limit))
             contender.close()
             if answer is not None:
                 results.append(self._result(row, answer["result"]))
@@ -247,7 +251,7 @@ class _Match:
     def _contender(self, work: Work) -> Contender:
         self._done += 1
         log = self._folder / f"{self._done}.log"
-        return Contender({"work": work}, log, limit_s=self._job.limit, environment=self._environment)
+        return Contender(work, log, self._environment)
 
 
 def _with_peak(result: EvalBench, given_tflops: float | None) -> EvalBench:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from resnext_core.errors import ResnextError, shown
+from resnext_core.jobs.bench_worker import Work
 from resnext_core.ranks.children import how_it_ended, kill
 
 _START = (
@@ -34,14 +35,12 @@ class ContenderFailed(ResnextError):
 class Contender:
     """A process that does one `job` of :mod:`resnext_core.jobs.bench_worker`; what it prints goes to the file `log`.
 
-    `limit_s` are the seconds for each answer. Between answers the process is stopped (SIGSTOP, on Linux), so that
-    threads that wait for work in a loop take no time from others. It ends with this process, however that ends.
+    Between answers the process is stopped (SIGSTOP, on Linux), so that threads that wait for work in a loop take no
+    time from others. It ends with this process, however that ends.
     """
 
-    def __init__(
-        self, job: Mapping[str, Any], log: Path, *, limit_s: float, environment: Mapping[str, str]
-    ) -> None:
-        self._log, self._limit_s = log, limit_s
+    def __init__(self, job: Work, log: Path, environment: Mapping[str, str]) -> None:
+        self._job, self._log, self._stopped = job, log, False
         self._link, theirs = Pipe()
         words = [str(theirs.fileno()), str(os.getpid()), json.dumps(sys.path)]
         try:
@@ -54,23 +53,30 @@ class Contender:
                 )  # fmt: skip
         finally:
             theirs.close()
-        self._stopped = False
-        self._job = job
 
-    def start(self) -> dict[str, Any]:
+    @property
+    def label(self) -> str:
+        """What the process times or writes."""
+        return self._job.label
+
+    def start(self, limit_s: float) -> dict[str, Any]:
         """Hand over the job and return the first answer; see :meth:`ask`."""
-        return self.ask(self._job)
+        return self.ask({"work": self._job}, limit_s)
 
-    def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Send a message and return the answer; ContenderFailed where there is none, or where it is an error."""
+    def ask(self, message: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
+        """Send a message and return the answer, for which there are `limit_s` seconds.
+
+        ContenderFailed where there is none in that time, where it is an error, and where the process ended: it has
+        ended then.
+        """
         self._signal("SIGCONT")
-        deadline = time.monotonic() + self._limit_s
+        deadline = time.monotonic() + limit_s
         try:
             self._link.send(message)
             while not self._link.poll(max(0.0, min(1.0, deadline - time.monotonic()))):
                 if time.monotonic() >= deadline:
                     self.close()
-                    raise ContenderFailed(f"no answer within {self._limit_s:g} s, so it was ended (--limit)")
+                    raise ContenderFailed(f"no answer within {limit_s:g} s, so it was ended (--limit)")
             answer: dict[str, Any] = self._link.recv()
         except (EOFError, OSError) as error:
             raise ContenderFailed(self._end()) from error

@@ -101,14 +101,14 @@ class StepsResult(BenchResult):
         """Return the same with a peak, and the share of it that was reached."""
         if peak_gflop_per_s is None:
             return dataclasses.replace(self, peak_gflop_per_s=None, peak_source=None, mfu=None)
-        notes = self.notes
-        if self.gflop_per_s > peak_gflop_per_s:
+        notes, share = self.notes, self.gflop_per_s / peak_gflop_per_s
+        if share > 1:
             notes += (
-                "more than the peak: it was measured while the machine did other work, or is not that of this format",
+                "faster than the peak: that was measured while the machine did other work, or is set too low",
             )
         return dataclasses.replace(
-            self, notes=notes, peak_gflop_per_s=peak_gflop_per_s, peak_source=source, mfu=self.gflop_per_s / peak_gflop_per_s
-        )  # fmt: skip
+            self, notes=notes, peak_gflop_per_s=peak_gflop_per_s, peak_source=source, mfu=share
+        )
 
     def __str__(self) -> str:
         spread = "" if self.ms_interval is None else " (95 % {:.4g} to {:.4g})".format(*self.ms_interval)

@@ -116,20 +116,22 @@ def _served(
 def _artefacts(
     plugins: PluginSet, config: Config, servers: Sequence[Backend], skipped: dict[str, str]
 ) -> Iterator[Made]:
-    """Yield what can be written here and is served by one of `servers`."""
+    """Yield what can be written here and is served by one of `servers`: each format by the best ready backend."""
     served = {suffix for backend in servers for suffix in backend.formats}
+    written: set[str] = set()
     for maker in plugins.ranked():
         names = [
             name for name in maker.exporters
             if maker.ending(name) in served and (name not in maker.on_request or name in config.export.formats)
         ]  # fmt: skip
-        if not names:
-            continue
         answer = probe(maker)
-        if not answer.usable:
-            skipped[maker.id] = answer.reason
+        if names and answer.state != "ready":
+            skipped[maker.id] = str(answer)
             continue
         for name in names:
+            if name in written:
+                continue
+            written.add(name)
             for way in (_PLAIN, *(v for v in _variants(maker, skipped) if v.exports == name)):
                 if not way.readiness.usable:
                     skipped[_label(maker.id, maker.ending(name), way.label)] = way.readiness.reason

@@ -45,8 +45,8 @@ def page_of(rows: Sequence[EvalBench], ratios: Sequence[Ratio], skipped: Sequenc
         versions |= row.versions
     return PageData(
         title=title(first),
-        lead=f"The fastest of {len(rows)} is {first.label}, with {in_short(first.images_per_s)} images per second. The times "
-        "are from uint8 images in memory to logits. They say nothing of accuracy.",
+        lead=f"The fastest of {len(rows)} is {first.label}, with {in_short(first.images_per_s)} images per second. "
+        "The times are from uint8 images in memory to logits. They say nothing of accuracy.",
         facts={
             "processor": first.processor.name, "cores": str(first.processor.cores),
             "instructions": first.processor.instructions,

@@ -37,7 +37,8 @@ class Work:
     """What a process is told first. `path` is the artefact to write or to serve, None for the weights themselves.
 
     `writes` is the format to write, None to serve; `variant` the label of the backend's way of writing it. `expected`
-    are variant and image size that the others have. `command` stands in the record.
+    are variant and image size that the others have. `checked` asks for the model's golden logits, which a way of writing
+    that is for benchmarks alone need not meet. `command` stands in the record.
     """
 
     label: str
@@ -49,6 +50,7 @@ class Work:
     variant: str | None = None
     batch_size: int = 1
     expected: tuple[str, int] | None = None
+    checked: bool = True
     command: str = ""
 
 
@@ -98,8 +100,9 @@ def _serve(work: Work, link: Connection) -> None:
         model = serve_weights(weights, config, plugins, backend_id=work.backend, batch_size=n)
     else:
         model = serve(
-            Path(work.path), config, resolved.sources, plugins, backend_id=work.backend, batch_size=n
-        )
+            Path(work.path), config, resolved.sources, plugins, backend_id=work.backend, batch_size=n,
+            self_check=work.checked,
+        )  # fmt: skip
     spec = model.spec
     if work.expected not in (None, (spec.variant, spec.image_size)):
         raise DataError(f"its network is {spec.variant} at {spec.image_size} px, unlike the others")

@@ -88,7 +88,7 @@ def train(photos: Path, recipe: Path, tmp_path: Path) -> list[object]:
         (["eval", "--weights", "x", "--split", "dev"], "invalid choice: 'dev'"),
         (["data"], "the following arguments are required: ACTION"),
         (["data", "frobnicate"], "invalid choice: 'frobnicate'"),
-        (["bench"], "the following arguments are required: what"),
+        (["bench"], "say what to time: bench train, bench eval, bench data, bench all, bench compare"),
         (["recipes", "digit"], "unknown recipe 'digit'; did you mean 'digits'?"),
         (["recipes", "no/such.yaml"], "cannot read config no/such.yaml: No such file"),
         (["train", "--recipe", "digist"], "unknown recipe 'digist'; did you mean 'digits'?"),

@@ -15,6 +15,7 @@ from resnext_example.network import constants
 from resnext_example.plugin import ExampleOptions
 from resnext_example.predictor import ExamplePredictor, create_predictor
 
+from resnext_core.cli.main import main
 from resnext_core.config import load_config, parse_set
 from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import ExportRequest, PredictRequest
@@ -93,3 +94,27 @@ def test_wrong_use_is_one_line(tmp_path: Path) -> None:
         served.logits(golden_images())
     with pytest.raises(UsageError, match="either"):
         predictor(weights=golden_weights(), path=tmp_path / "model.npz")
+
+
+def test_a_benchmark_times_its_files_and_variants(capfd: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "bench",
+        "all",
+        "--only",
+        "example",
+        "--rounds",
+        "1",
+        "--seconds",
+        "0.01",
+        "--peak-tflops",
+        "1",
+        "--json",
+    ]
+    tiny = ["--set", "model.variant=resnext_tiny", "--set", "model.image_size=8", "--batch-size", "2"]
+    assert main([*words, *tiny, "--classes", "3"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert {row["label"]: row["options"] for row in found["results"]} == {
+        "example .safetensors": {}, "example .npz": {}, "example .safetensors unfolded": {"fold_bn": False},
+        "example .npz unfolded": {"fold_bn": False},
+    }  # fmt: skip
+    assert found["skipped"] == []

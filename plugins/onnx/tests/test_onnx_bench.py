@@ -1,0 +1,49 @@
+"""``resnext-run bench all`` writes an ONNX file and times it beside the weights; a file of the user is a row too."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from onnx_cases import SPECS, make_weights
+from resnext_onnx.options import OnnxOptions
+from resnext_onnx.plugin import compute, export
+
+from resnext_core.cli.main import main
+from resnext_core.interfaces import ExportRequest
+from resnext_core.model.weights import save_weights
+
+SHORT = ["--rounds", "2", "--seconds", "0.01", "--batch-size", "2", "--peak-tflops", "1", "--json"]
+
+
+def test_artefacts_are_rows_beside_the_weights(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    weights = make_weights(SPECS["cifar"])
+    save_weights(weights, tmp_path / "net.safetensors")
+    export(weights, tmp_path / "mine.onnx", ExportRequest(batch_size=3))
+    export(make_weights(SPECS["same-even"]), tmp_path / "other.onnx", ExportRequest())
+    files = [word for name in ("mine", "other") for word in ("--file", str(tmp_path / f"{name}.onnx"))]
+    words = ["bench", "all", "--weights", str(tmp_path / "net.safetensors"), "--only", "onnx,reference"]
+    assert main([*words, *files, *SHORT, "--threads", "1"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    rows = {row["label"]: row for row in found["results"]}
+    assert {"onnx .onnx", "onnx mine.onnx", "reference .safetensors"} <= set(rows)
+    assert rows["onnx .onnx"]["file"] is None
+    assert rows["onnx mine.onnx"]["file"] == str(tmp_path / "mine.onnx")
+    assert {row["digest"] for row in rows.values()} == {weights.digest}
+    onnx = rows["onnx .onnx"]
+    assert (onnx["format"], onnx["device"], onnx["threads"], onnx["options"]) == (
+        ".onnx",
+        "cpu",
+        1,
+        {"threads": 1},
+    )
+    assert "onnxruntime" in onnx["versions"]
+    skipped = {row["label"]: row["reason"] for row in found["skipped"]}
+    assert skipped["onnx other.onnx"] == "its network is resnext_tiny at 36 px, unlike the others"
+
+
+def test_what_a_provider_computes_with() -> None:
+    assert compute(OnnxOptions(threads=2)).threads == 2
+    card = compute(OnnxOptions(provider="cuda"))
+    assert (card.device, card.threads) == ("cuda", None)
