@@ -37,8 +37,8 @@ class Work:
     """What a process is told first. `path` is the artefact to write or to serve, None for the weights themselves.
 
     `writes` is the format to write, None to serve; `variant` the label of the backend's way of writing it. `expected`
-    are variant and image size that the others have. `checked` asks for the model's golden logits, which a way of writing
-    that is for benchmarks alone need not meet. `command` stands in the record.
+    are variant and image size that the others have. `checked` asks for the model's golden logits, which what is written
+    for a benchmark alone need not meet. `command` stands in the record.
     """
 
     label: str
