@@ -243,12 +243,15 @@ class ExportRequest:
     `batch_size` None means any batch size. `input` is ``uint8`` (uint8 NHWC, normalisation inside),
     ``float`` (normalised float32 NCHW) or ``image`` (uint8 (1, H, W, 3) of any size, resized and cropped inside; only
     for formats in :attr:`Backend.takes_images`, and `batch_size` is None or 1). `fold_bn` folds batch normalisation
-    into the convolutions where the exporter builds the graph itself.
+    into the convolutions where the exporter builds the graph itself. `precision` is what the network computes in:
+    ``float32``, or for formats in :attr:`Backend.precisions` ``float16`` or ``bfloat16``; inputs, the normalisation and
+    logits are as in float32.
     """
 
     batch_size: int | None = None
     input: str = "uint8"
     fold_bn: bool = True
+    precision: str = "float32"
     options: Any = None
 
 
@@ -275,6 +278,7 @@ class Backend:
     exporter, `endings` to what its files end in where that is not a dot and the name, and `dry_runs` to a function that
     returns what the exporter would run, in lines, where that is another program. Formats in `on_request` are written
     only when they are named, and those in `takes_images` can contain the whole preprocessing (``export.input=image``).
+    `precisions` maps the formats that can be written in 16 bits to the values of ``export.precision`` for that.
     `packages` are the distributions whose versions a run records beside those of core. `connect` joins the other ranks
     and returns the collectives; None takes core's own over TCP. `launch` starts several processes and returns their
     exit code; None takes core's own local launcher. `steps_per_call` is how many steps the engine likes in one call of
@@ -306,6 +310,7 @@ class Backend:
     endings: Mapping[str, str] = field(default_factory=dict)
     on_request: tuple[str, ...] = ()
     takes_images: tuple[str, ...] = ()
+    precisions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     dry_runs: Mapping[str, Callable[[Weights, Path, ExportRequest], str]] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
     options: type | None = None

@@ -357,11 +357,13 @@ class ExportConfig:
     """Artefacts of a whole job; empty `formats` means every one that an available backend can write.
 
     `input` ``image`` puts the whole preprocessing into the artefact, which then takes one image of any size.
+    `precision` is what the network computes in; inputs, normalisation and logits keep their types.
     """
 
     formats: tuple[str, ...] = ()
     batch_size: Annotated[int | None, Above(0)] = None
     input: Literal["uint8", "float", "image"] = "uint8"
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
     fold_bn: bool = True
 
     def __post_init__(self) -> None:

@@ -93,8 +93,8 @@ class Plan:
         """What is left out of the job, one line for each part."""
         prefer = self.backend.id if self.backend is not None else None
         asked = self.config.export.formats
-        image = self.config.export.input == "image"
-        known = exporters(self.plugins, asked, prefer=prefer, image=image).keys() if self.whole else set()
+        export = self.config.export
+        known = exporters(self.plugins, asked, prefer=prefer, settings=export).keys() if self.whole else set()
         formats = known - self.formats.keys() if known else ()
         return self.data.notes + tuple(
             f"{name} is not exported: no backend here reads it, so it cannot be validated"
@@ -110,8 +110,8 @@ class Plan:
         prefer = self.backend.id if self.backend is not None else None
         asked = self.config.export.formats
         chosen = {}
-        image = self.config.export.input == "image"
-        for name, exporter in exporters(self.plugins, asked, prefer=prefer, image=image).items():
+        export = self.config.export
+        for name, exporter in exporters(self.plugins, asked, prefer=prefer, settings=export).items():
             try:
                 server_of(self.plugins, exporter.ending(name), prefer=prefer)
             except ResnextError as error:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from resnext_core.config import Config, stated
+from resnext_core.config import Config, ExportConfig, stated
 from resnext_core.convert.containers import readable
 from resnext_core.convert.reading import ModelDescription, read_foreign
 from resnext_core.errors import BackendUnavailable, DataError, UsageError, quoted, suggest
@@ -147,15 +147,16 @@ def exporters(
     only: str | None = None,
     prefer: str | None = None,
     planned: bool = False,
-    image: bool = False,
+    settings: ExportConfig | None = None,
 ) -> dict[str, Backend]:
     """Return the backend that writes each format; without `formats`, all that are not written on request alone.
 
     `only` names the one backend to take, `prefer` the one to take where it can. With `planned`, one of `formats` that
-    cannot be written here is given to the first backend that has it. With `image` (``export.input=image``) only formats
-    are taken that can contain the preprocessing. Raises UsageError on a format that no installed backend writes or that
-    cannot contain it, BackendUnavailable with what is missing where none of them can run here.
+    cannot be written here is given to the first backend that has it. With `settings` only formats are taken that can be
+    written so: with the preprocessing inside, or in their precision. Raises UsageError on a format that no installed
+    backend writes, or none so, BackendUnavailable with what is missing where none of them can run here.
     """
+    settings = settings or ExportConfig()
     able = [plugins.get(only)] if only is not None else list(plugins.backends.values())
     known = {name for backend in able for name in backend.exporters}
     if not known and only is not None:
@@ -166,16 +167,13 @@ def exporters(
             hint = install_hint(name)
             missing = f"; {hint} adds it" if hint else suggest(name, known) + others_hint()
             raise UsageError(f"no installed backend exports '{name}'{missing}")
-        if image and not any(name in backend.takes_images for backend in able):
+        if not any(_exports(name, settings, backend) for backend in able):
             if not formats:
                 continue
-            raise UsageError(
-                f"format {name} cannot contain the preprocessing (export.input=image): export it with "
-                "export.input=uint8"
-            )
+            raise UsageError(_why_not(name, settings, able))
         try:
             chosen[name] = plugins.choose(
-                only, f"export {name}", partial(_exports, name, image), prefer=prefer
+                only, f"export {name}", partial(_exports, name, settings), prefer=prefer
             )
         except BackendUnavailable:
             if formats and planned:
@@ -185,8 +183,20 @@ def exporters(
     return chosen
 
 
-def _exports(name: str, image: bool, backend: Backend) -> bool:
-    return name in (backend.takes_images if image else backend.exporters)
+def _exports(name: str, settings: ExportConfig, backend: Backend) -> bool:
+    written = name in (backend.takes_images if settings.input == "image" else backend.exporters)
+    return written and settings.precision in ("float32", *backend.precisions.get(name, ()))
+
+
+def _why_not(name: str, settings: ExportConfig, able: Sequence[Backend]) -> str:
+    """Return why no backend writes the format `name` with `settings`."""
+    if settings.input == "image" and not any(name in backend.takes_images for backend in able):
+        return (
+            f"format {name} cannot contain the preprocessing (export.input=image): export it with "
+            "export.input=uint8"
+        )
+    known = ["float32", *(p for backend in able for p in backend.precisions.get(name, ()))]
+    return f"format {name} cannot be written in {settings.precision}: set export.precision to {' or '.join(known)}"
 
 
 def serve(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,16 @@ import resnext_onnx
 from resnext_core.errors import UsageError
 from resnext_core.files import atomic_path
 from resnext_core.interfaces import ExportRequest, PredictRequest
+from resnext_core.model.preprocess import normalize
+from resnext_core.model.proof import Golden
 from resnext_core.model.spec import ModelSpec
 from resnext_core.model.weights import Weights
 from resnext_core.ranks.info import RankInfo
+from resnext_core.serving.golden import synthetic_images
 from resnext_onnx.artefact import sealed_model
 from resnext_onnx.front import before_the_graph
-from resnext_onnx.graph import INPUTS, IR_VERSION, OPSET, build_graph
+from resnext_onnx.graph import INPUTS, IR_VERSION, OPSET, TENSOR, build_graph
+from resnext_onnx.narrow import narrow
 from resnext_onnx.options import OnnxOptions
 from resnext_onnx.regroup import channels_for, merge_factor, regroup
 
@@ -35,6 +40,9 @@ def export_onnx(weights: Weights, path: Path, request: ExportRequest) -> None:
     batch_size, fold_bn, opset, regroup where groups were merged, digest of the constants, and one of all that is not
     metadata); it ends with its own digest. A file that preprocesses is not kept unless ONNX Runtime gives with it the
     logits of core's own pixels.
+
+    With a `precision` of 16 bits the network computes in it from the normalised tensor to the logits, and the
+    ``artefact`` object has ``compute``, see :mod:`resnext_core.model.proof`.
 
     Raises UsageError on a request that means nothing or a network too large for one file, DataError when
     the file cannot be written or the weights cannot be served.
@@ -57,13 +65,7 @@ def build_model(weights: Weights, request: ExportRequest) -> bytes:
         input=request.input,
         fold_bn=request.fold_bn,
     )
-    model = helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="resnext-onnx",
-        producer_version=resnext_onnx.__version__,
-    )
+    model = _model(graph)
     entry = {
         "format": "onnx",
         "input": request.input,
@@ -76,7 +78,40 @@ def build_model(weights: Weights, request: ExportRequest) -> bytes:
     if channels is not None:
         model = regroup(model, channels)
         entry["regroup"] = channels
-    return sealed_model(model, weights.manifest(), entry)
+    manifest = weights.manifest()
+    if request.precision != "float32":
+        manifest["golden"] = _golden(weights, request.precision).to_dict()
+        model = narrow(model, request.precision)
+        entry |= {"opset": model.opset_import[0].version, "compute": request.precision}
+    return sealed_model(model, manifest, entry)
+
+
+def _model(graph: onnx.GraphProto) -> onnx.ModelProto:
+    return helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="resnext-onnx",
+        producer_version=resnext_onnx.__version__,
+    )
+
+
+def _golden(weights: Weights, precision: str) -> Golden:
+    """Return the golden logits of a file in 16 bits: those of the network in float32, to be compared loosely.
+
+    They are the weights' own, or else computed here.
+    """
+    if weights.golden is not None:
+        return replace(weights.golden, compute=precision)
+    from resnext_onnx.ort_sessions import OrtRuntime  # only here: other exports need no runtime
+
+    graph = build_graph(weights, batch_size=None, input="float", fold_bn=True)
+    session = OrtRuntime(OnnxOptions(threads=1), 0).session(
+        _model(graph).SerializeToString(), precision="float32"
+    )
+    images = normalize(synthetic_images(2, weights.spec.image_size), weights.preprocess)
+    logits = session.run(TENSOR, images)
+    return Golden(compute=precision, logits=tuple(tuple(map(float, row)) for row in logits))
 
 
 def _try_preprocessing(path: Path) -> None:
@@ -93,6 +128,14 @@ def _try_preprocessing(path: Path) -> None:
 def _check(weights: Weights, request: ExportRequest, channels: int | None) -> None:
     if request.input not in INPUTS:
         raise UsageError(f"export input must be uint8, float or image, not {request.input!r}")
+    if request.precision not in ("float32", "float16", "bfloat16"):
+        raise UsageError(f"export precision must be float32, float16 or bfloat16, not {request.precision!r}")
+    if request.precision != "float32" and not request.fold_bn:
+        raise UsageError(
+            "export.precision of 16 bits needs export.fold_bn=true: statistics may not fit 16 bits"
+        )
+    if request.precision != "float32" and request.input == "image":
+        raise UsageError("export.input=image is written in float32 only: leave export.precision")
     batch_size = request.batch_size
     if request.input == "image" and batch_size not in (None, 1):
         raise UsageError(

@@ -52,6 +52,11 @@ class OrtRuntime:
 
     def session(self, data: bytes, *, precision: str) -> OrtSession:
         """Load `data`; see :class:`resnext_onnx.sessions.Runtime`. No other provider takes over."""
+        if precision == "bfloat16" and self.on_cpu:
+            raise BackendUnavailable(
+                f"{self.name} has no convolutions in bfloat16: set onnx.provider=openvino, or export with "
+                "export.precision=float16"
+            )
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = self._options.threads or 0
         settings.inter_op_num_threads = 1  # the graph is a chain; nothing runs side by side

@@ -45,6 +45,7 @@ def compute(options: OnnxOptions | None) -> Compute:
 def variants() -> Iterator[Variant]:
     """Yield files with merged groups, and OpenVINO beside ONNX Runtime's CPU provider."""
     yield Variant(label="groups of 16", exports="onnx", overrides=("onnx.regroup=16",))
+    yield Variant(label="float16", exports="onnx", overrides=("export.precision=float16",))
     package = find_spec("openvino") is not None
     here = (
         READY
@@ -114,6 +115,7 @@ def resnext_backends() -> Iterator[Backend]:
         takes_images=("onnx",),
         packages=("onnx", "onnxruntime", "openvino"),
         options=OnnxOptions,
+        precisions={"onnx": ("float16", "bfloat16"), "triton": ("float16",)},
         add_proof=add_proof,
         compute=compute,
         variants=variants,

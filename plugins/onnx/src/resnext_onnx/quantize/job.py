@@ -397,6 +397,8 @@ def _request(config: Config) -> ExportRequest:
         raise UsageError(
             f"quantize writes files of uint8 input, not {quoted(config.export.input)}: leave export.input"
         )
+    if config.export.precision != "float32":
+        raise UsageError(f"quantize writes int8, not {config.export.precision}: leave export.precision")
     return ExportRequest(batch_size=config.export.batch_size, input="uint8", fold_bn=True)
 
 
