@@ -26,12 +26,14 @@ from onnx_cases import (
     write,
 )
 from openvino_cases import needs_openvino
+from PIL import Image
 from resnext_onnx import openvino_sessions, plugin
 from resnext_onnx.options import OnnxOptions
 from resnext_onnx.ort_sessions import OrtRuntime
-from resnext_onnx.predictor import OnnxPredictor
+from resnext_onnx.predictor import IMAGE_TOLERANCE, OnnxPredictor
 
 from resnext_core.errors import BackendUnavailable, DataError, UsageError
+from resnext_core.model.preprocess import eval_pixels
 from resnext_core.processor import Processor, processor
 
 #: float16 and bfloat16 logits against the reference.
@@ -206,6 +208,30 @@ def test_bfloat16_is_refused_where_the_processor_lacks_it(artefact, monkeypatch)
     with pytest.raises(BackendUnavailable, match=r"\(Old CPU, 2 cores, avx2\) has no bfloat16 instructions"):
         open_openvino(artefact, openvino_precision="bfloat16")
     open_openvino(artefact).close()
+
+
+# -- images of any size ----------------------------------------------------------------------
+
+
+@needs_openvino
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
+@pytest.mark.parametrize("filter_", ["antialias", "plain"])
+def test_files_with_the_whole_preprocessing(weights, tmp_path, precision, filter_):
+    """The preprocessing stays in float32: in bfloat16 its weights would be off by more than a level of 255."""
+    network = weights.replace(preprocess=dataclasses.replace(weights.preprocess, filter=filter_))
+    path = write(network, tmp_path / "m.onnx", input="image")
+    served = open_openvino(path, openvino_precision=precision)
+    plain = open_openvino(write(network, tmp_path / "plain.onnx"), openvino_precision=precision)
+    for height, width in [(36, 36), (40, 57), (211, 90), (13, 8), (1, 1)]:
+        image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        pixels = eval_pixels(Image.fromarray(image), network.preprocess)[None]
+        want = oracle(network).logits(pixels)
+        got = served.logits_from_image(image)[None]
+        assert relative(got, plain.logits(pixels)) <= IMAGE_TOLERANCE
+        assert relative(got, want) <= (IMAGE_TOLERANCE if precision == "float32" else LOW_TOLERANCE)
+        assert relative(served.logits(pixels), want) <= (
+            TOLERANCE if precision == "float32" else LOW_TOLERANCE
+        )
 
 
 # -- files that must be refused --------------------------------------------------------------
