@@ -72,7 +72,7 @@ def gather(run: RunFolder, *, pictures: bool = True, beside: Path | None = None)
     about = run.read_result("run") or {}
     records = run.read_records()
     evaluation = run.read_result("evaluation") or _best_evaluation(records)
-    artefacts = run.read_result("artefacts") or []
+    artefacts = [{**a, "path": _found(a["path"], run)} for a in run.read_result("artefacts") or []]
     steps = tuple(next_steps(run, records, evaluation, artefacts))
     chosen = evaluation.pop("samples", [])
     samples = [_sample(s, beside) for s in chosen] if pictures else []
@@ -175,6 +175,12 @@ def _sample(sample: Mapping[str, Any], folder: Path) -> Sample | None:
         thumbnail=image, true=sample["true"], predicted=sample["predicted"],
         probability=sample["probability"], path=os.path.basename(path), link=_link(path, folder),
     )  # fmt: skip
+
+
+def _found(path: str, run: RunFolder) -> str:
+    """Return where an artefact of the run lies now: it was written into its folder, by a path of that time."""
+    here = run.path / os.path.basename(path)
+    return str(here) if here.exists() else path
 
 
 def _link(path: str, folder: Path) -> str:

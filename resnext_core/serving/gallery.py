@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnext_core.data.index import Index
+from resnext_core.files import absolute
 from resnext_core.interfaces import Batch
 from resnext_core.ranks.collectives import Collectives, SingleProcess
 from resnext_core.ranks.exchange import exchange
@@ -57,7 +58,7 @@ class Gallery:
     def samples(
         self, rank: RankInfo | None = None, collectives: Collectives | None = None
     ) -> list[dict[str, Any]]:
-        """Return `path`, `true`, `predicted` and `probability` of each: mistakes first, most confident first.
+        """Return absolute `path`, `true`, `predicted` and `probability` of each: mistakes first, most confident first.
 
         Every rank of an evaluation must call, and all return the same.
         """
@@ -75,7 +76,7 @@ class Gallery:
     def _sample(self, position: int, predicted: int, probability: float) -> dict[str, Any]:
         index = self._index
         return {
-            "path": str(index.path(position)), "true": index.classes[index.labels[position]],
+            "path": absolute(index.path(position)), "true": index.classes[index.labels[position]],
             "predicted": index.classes[predicted], "probability": probability,
         }  # fmt: skip
 

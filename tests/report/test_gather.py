@@ -100,3 +100,17 @@ def test_a_run_of_an_earlier_version_shows_its_best_evaluation(finished_run: Pat
     data = gather(run)
     assert data.evaluation["top1"] == best.metrics["top1"]
     assert (data.evaluation["split"], data.images, data.samples) == ("val", {}, [])
+
+
+def test_artefacts_are_linked_wherever_the_run_folder_lies(finished_run: Path, tmp_path: Path) -> None:
+    """They were written by a path that another folder, or another machine, does not have."""
+    run = RunFolder(Path(shutil.copytree(finished_run, tmp_path / "moved")))
+    (run.path / "m.npz").write_bytes(b"x" * 9)
+    about = {"format": "npz", "bytes": 9, "digest": "sha256:1"}
+    run.write_result("artefacts", [{**about, "path": f"runs/old/{name}"} for name in ("m.npz", "gone.npz")])
+    here, gone = gather(run).artefacts
+    assert (here["path"], here["link"], here["size"]) == ("m.npz", "./m.npz", 9)
+    assert (gone["path"], gone["link"]) == ("gone.npz", "")
+    assert shlex.join(["eval", "--weights", str(run.path / "m.npz")]) in " ".join(
+        s.command for s in gather(run).steps
+    )

@@ -21,7 +21,7 @@ def index() -> Index:
     labels = np.arange(COUNT) % 15
     return Index(
         paths=[f"{i:03}.png" for i in range(COUNT)], labels=labels.astype(np.int32), classes=CLASSES,
-        root=Path("data"),
+        root=Path("/data"),
     )  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def test_it_keeps_the_most_confident_mistakes(index: Index, logits: Any, size: i
     expected = sorted(turns[:MISTAKES], key=lambda i: (-shares[i], i))
     assert len({index.labels[i] for i in expected}) == MISTAKES, "one of each class"
     wrong, right = samples[:MISTAKES], samples[MISTAKES:]
-    assert [s["path"] for s in wrong] == [f"data/{i:03}.png" for i in expected]
+    assert [s["path"] for s in wrong] == [f"/data/{i:03}.png" for i in expected]
     assert [s["probability"] for s in wrong] == pytest.approx(shares[expected])
     assert [(s["true"], s["predicted"]) for s in wrong] == [
         (CLASSES[index.labels[i]], CLASSES[predicted[i]]) for i in expected
@@ -67,7 +67,7 @@ def test_it_keeps_the_most_confident_mistakes(index: Index, logits: Any, size: i
     good = [i for i in range(COUNT) if predicted[i] == index.labels[i] and i not in (7, unreadable)]
     firsts = {int(k): next(i for i in good if index.labels[i] == k) for k in index.labels[good]}
     chosen = sorted(sorted(firsts, key=firsts.__getitem__)[:RIGHT])
-    assert [s["path"] for s in right] == [f"data/{firsts[k]:03}.png" for k in chosen]
+    assert [s["path"] for s in right] == [f"/data/{firsts[k]:03}.png" for k in chosen]
 
 
 def test_classes_take_turns_and_ranks_choose_the_same(index: Index) -> None:
