@@ -18,12 +18,12 @@ from resnext_onnx.export import build_model, export_onnx
 from resnext_onnx.graph import IMAGES, LOGITS, build_graph
 from resnext_onnx.options import OnnxOptions
 from resnext_onnx.quantize.job import QuantizeJob, quantize
-from resnext_onnx.quantize.sample import Sample, pick, read
+from resnext_onnx.quantize.sample import LEAST, Sample, pick, read
 from resnext_onnx.regroup import regroup
 from resnext_onnx.runtime import onnxruntime
 
 from resnext_core.data.splits import examine_splits, open_split
-from resnext_core.errors import BackendUnavailable
+from resnext_core.errors import BackendUnavailable, DataError, reason
 from resnext_core.interfaces import ExportRequest
 from resnext_core.jobs.recorder import ignore
 from resnext_core.jobs.settings import Settings, resolve
@@ -127,8 +127,9 @@ def _batch_statistics(weights: Weights, images: Array) -> dict[str, Array]:
         outputs += [
             helper.make_tensor_value_info(f"{name}.now", onnx.TensorProto.FLOAT, None) for name in (mean, var)
         ]
+    read = {name for node in nodes for name in node.input}
     constants = [
-        *graph.initializer,
+        *(constant for constant in graph.initializer if constant.name in read),
         numpy_helper.from_array(np.float32(BN_EPS), "eps"),
         numpy_helper.from_array(np.array([1, -1, 1, 1]), "column"),
     ]
@@ -216,12 +217,14 @@ def nncf(
         )
         words = [python, Path(__file__).with_name("cpu_serving_nncf.py"), source, images, target]
         words += [] if control is None else ["--control", control]
-        done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
+        advice = "name one that has NNCF with --nncf PYTHON"
+        try:
+            done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise BackendUnavailable(f"cannot run {python}: {reason(error)}; {advice}") from error
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise BackendUnavailable(
-                f"NNCF failed in {python}: {last}; name one that has it with --nncf PYTHON"
-            )
+            raise BackendUnavailable(f"NNCF failed in {python}: {last}; {advice}")
         shutil.copyfile(target, path)
 
 
@@ -238,6 +241,10 @@ def _data(data: str, preprocess: PreprocessSpec, classes: tuple[str, ...], *, na
     config = resolve(Settings(data=data), plugins).config
     decoder = plugins.decoder(config.data.decoder)
     train, validation = (open_split(config.data, split, classes, named=named) for split in ("train", "val"))
+    if len(validation) < LEAST:
+        raise DataError(
+            f"{validation.root} has {len(validation)} images; this benchmark needs {LEAST} or more"
+        )
     chosen, _ = pick(train.labels, classes, CALIBRATION, config.train.seed, data)
     places = np.arange(len(validation))
     return Data(
