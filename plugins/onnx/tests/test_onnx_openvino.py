@@ -210,6 +210,24 @@ def test_bfloat16_is_refused_where_the_processor_lacks_it(artefact, monkeypatch)
     open_openvino(artefact).close()
 
 
+@needs_openvino
+def test_a_bfloat16_file_is_refused_where_the_processor_lacks_it(artefact, monkeypatch):
+    runtime = openvino_sessions.OpenVinoRuntime(OnnxOptions(provider="openvino"))
+    monkeypatch.setattr(openvino_sessions, "processor", lambda: PLAIN)
+    with pytest.raises(BackendUnavailable, match=r"a bfloat16 file: .*Old CPU.* export\.precision=float16"):
+        runtime.session(artefact.read_bytes(), precision="bfloat16")
+
+
+@needs_openvino
+@pytest.mark.parametrize("kind", ["float16", pytest.param("bfloat16", marks=needs_bfloat16)])
+def test_files_of_16_bits(weights, tmp_path, kind):
+    served = open_openvino(write(weights, tmp_path / "m.onnx", precision=kind))
+    images = make_images(IMAGENET, 4)
+    assert relative(served.logits(images), oracle(weights).logits(images)) <= LOW_TOLERANCE
+    assert served.precision is None  # the file says it
+    assert served.manifest.precision == kind
+
+
 # -- images of any size ----------------------------------------------------------------------
 
 

@@ -40,11 +40,8 @@ class OpenVinoRuntime:
             raise BackendUnavailable(
                 "onnx.provider=openvino: the package openvino is not installed: pip install openvino"
             )
-        if options.openvino_precision == "bfloat16" and not processor().bfloat16:
-            raise BackendUnavailable(
-                f"onnx.openvino_precision=bfloat16: this processor ({processor()}) has no bfloat16 instructions; "
-                "set onnx.openvino_precision=float32"
-            )
+        if options.openvino_precision == "bfloat16":
+            _check_bfloat16("onnx.openvino_precision=bfloat16", "set onnx.openvino_precision=float32")
         self.precision: str | None = (
             None if options.openvino_precision == "float32" else options.openvino_precision
         )
@@ -62,8 +59,11 @@ class OpenVinoRuntime:
     def session(self, data: bytes, *, precision: str) -> OpenVinoSession:
         """Load `data`; see :class:`resnext_onnx.sessions.Runtime`.
 
-        DataError on an int8 file whose weights have more than 7 bits, where this processor's sums of them saturate.
+        DataError on an int8 file whose weights have more than 7 bits, where this processor's sums of them saturate,
+        BackendUnavailable on a bfloat16 file where it has no instructions for it.
         """
+        if precision == "bfloat16":
+            _check_bfloat16("a bfloat16 file", "export with export.precision=float16 or float32")
         if precision == "int8" and processor().saturates and not _in_seven_bits(data):
             raise DataError(
                 f"onnx.provider=openvino gives wrong results for this int8 file on {processor().instructions}, where "
@@ -148,6 +148,13 @@ def openvino() -> Any:
     finally:
         del sys.modules[_TELEMETRY]
         sys.modules.update(before)
+
+
+def _check_bfloat16(what: str, instead: str) -> None:
+    if not processor().bfloat16:
+        raise BackendUnavailable(
+            f"{what}: this processor ({processor()}) has no bfloat16 instructions; {instead}"
+        )
 
 
 def _check_versions(data: bytes) -> None:
