@@ -6,7 +6,7 @@
 All contenders map the same uint8 images to logits, normalisation included, in one process, and are timed in turns. The
 figures are images/s as a multiple of float32 with ONNX Runtime in the same round: the median, and the least and the
 greatest of the rounds. Top-1 and agreement with the first guesses of float32 are those on the val part of DIR; all
-tools calibrate with the same 300 images of its train part. A contender that cannot run here is a row that says why.
+tools calibrate with the same images of its train part. A contender that cannot run here is a row that says why.
 
 ``--clock cpu`` measures processor time, of one thread, instead of time: for a machine that does other work meanwhile.
 Files are made in ``--work DIR`` and taken from there if they exist, so that a second run measures only.
@@ -122,9 +122,10 @@ def main() -> int:
     parser.add_argument("--variant", default="resnext50_32x4d", help="of weights that are made")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.4, help="of each contender in each round")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, of one thread")
+    parser.add_argument("--calibration", type=int, default=300, help="images that every tool calibrates with")
     parser.add_argument("--max-drop", type=float, default=0.3, help="of resnext-run quantize")
     parser.add_argument("--min-agreement", type=float, default=0.99, help="of resnext-run quantize")
     parser.add_argument(
@@ -158,7 +159,7 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     weights_path = args.weights or folder / "weights.safetensors"
     if not weights_path.exists() and args.weights is None:
         models.make_weights(args.variant, args.data, weights_path)
-    weights, data = models.load_run(weights_path, args.data)
+    weights, data = models.load_run(weights_path, args.data, args.calibration)
     rows = [Row(contender=one) for one in CONTENDERS if one is BASE or _wanted(one.name, args.only)]
     makers: Mapping[str, Callable[[Path], None]] = {
         "float32.onnx": lambda path: models.float32(weights, path),
@@ -172,7 +173,12 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             weights, data, path, args.nncf, channels=32, control=args.max_drop
         ),
         "ours.onnx": lambda path: models.ours(
-            weights_path, args.data, path, max_drop=args.max_drop, min_agreement=args.min_agreement
+            weights_path,
+            args.data,
+            path,
+            calibration=args.calibration,
+            max_drop=args.max_drop,
+            min_agreement=args.min_agreement,
         ),
     }
     _header(weights, data, args)

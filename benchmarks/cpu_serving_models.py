@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 from resnext_onnx.export import build_model, export_onnx
-from resnext_onnx.graph import IMAGES, LOGITS, build_graph
+from resnext_onnx.graph import IMAGES, LOGITS
 from resnext_onnx.options import OnnxOptions
 from resnext_onnx.quantize.job import QuantizeJob, quantize
 from resnext_onnx.quantize.sample import LEAST, Sample, pick, read
@@ -36,10 +36,10 @@ from resnext_core.processor import processor
 from resnext_core.serving.load import read_weights
 
 Array = np.ndarray[Any, Any]
-#: Images that every tool calibrates with: the number that NNCF takes unless told.
-CALIBRATION = 300
 #: Images whose batch statistics a made network gets.
 _STATISTICS = 32
+#: Images that its dense layer is fitted to.
+_FIT = 300
 _BATCH = 8
 
 
@@ -52,12 +52,15 @@ class Data:
     classes: tuple[str, ...]
 
 
-def load_run(path: Path, data: str) -> tuple[Weights, Data]:
-    """Return the weights of a run or a weights file, and images of the folder `data`, read as the weights say."""
+def load_run(path: Path, data: str, calibration: int) -> tuple[Weights, Data]:
+    """Return the weights of a run or a weights file, and images of the folder `data`, read as the weights say.
+
+    `calibration` is the number of images that all tools calibrate with.
+    """
     plugins = load_plugins()
     resolved = resolve(Settings(data=data), plugins)
     weights = read_weights(path, resolved.config, resolved.sources, plugins)
-    return weights, _data(data, weights.preprocess, weights.classes, named=weights.has_names)
+    return weights, _data(data, weights.preprocess, weights.classes, calibration, named=weights.has_names)
 
 
 def make_weights(variant: str, data: str, path: Path) -> None:
@@ -66,7 +69,7 @@ def make_weights(variant: str, data: str, path: Path) -> None:
     Random weights (:func:`resnext_core.model.init.random_weights`) get what training would give them: the statistics of
     each batch normalisation are those of real images in this very network, so that activations are alive and have the
     ranges that the weights of the normalisation give them; and the dense layer is the ridge regression of the
-    calibration images' labels on their features, so that classes have margins, and top-1 a meaning.
+    labels of 300 images of train on their features, so that classes have margins, and top-1 a meaning.
     """
     splits, faults = examine_splits(resolve(Settings(data=data), load_plugins()).config)
     if splits is None or faults:
@@ -74,7 +77,7 @@ def make_weights(variant: str, data: str, path: Path) -> None:
     classes = splits.train.classes
     spec = model_spec(variant, num_classes=len(classes), pool_padding="symmetric")
     preprocess = PreprocessSpec(size=spec.image_size, resize=spec.image_size * 8 // 7, mode="shorter-side")
-    sample = _data(data, preprocess, classes, named=True).calibration
+    sample = _data(data, preprocess, classes, _FIT, named=True).calibration
     made = Weights(spec=spec, preprocess=preprocess, classes=classes, tensors=random_weights(spec, seed=1))
     save_weights(trained_like(made, sample), path)
 
@@ -101,7 +104,7 @@ def trained_like(weights: Weights, sample: Sample) -> Weights:
 
 def _batch_statistics(weights: Weights, images: Array) -> dict[str, Array]:
     """Return running means and variances by name: those of `images` in the network normalised by their own batch."""
-    graph = build_graph(weights, batch_size=None, images=True, fold_bn=False)
+    graph = _model(weights, fold_bn=False).graph
     nodes: list[onnx.NodeProto] = []
     outputs: list[onnx.ValueInfoProto] = []
     for node in graph.node:
@@ -178,15 +181,14 @@ def stock(weights: Weights, data: Data, path: Path, *, unsigned: bool, channels:
 
 
 def ours(
-    weights: Path, data: str, path: Path, *, max_drop: float, min_agreement: float, listen: Any = ignore
+    weights: Path, data: str, path: Path, *, calibration: int, max_drop: float, min_agreement: float
 ) -> None:
     """Quantise with ``resnext-run quantize``; DataError where its gate is not met."""
     quantize(
         QuantizeJob(
             weights=weights, target=path, settings=Settings(data=data), max_drop=max_drop,
-            min_agreement=min_agreement, calibration=CALIBRATION,
-        ),
-        listen,
+            min_agreement=min_agreement, calibration=calibration,
+        )
     )  # fmt: skip
 
 
@@ -236,7 +238,9 @@ def logits(session: Any, images: Array) -> Array:
     return np.concatenate([session.run(IMAGES, part) for part in _batches(images)])
 
 
-def _data(data: str, preprocess: PreprocessSpec, classes: tuple[str, ...], *, named: bool) -> Data:
+def _data(
+    data: str, preprocess: PreprocessSpec, classes: tuple[str, ...], count: int, *, named: bool
+) -> Data:
     plugins = load_plugins()
     config = resolve(Settings(data=data), plugins).config
     decoder = plugins.decoder(config.data.decoder)
@@ -245,7 +249,7 @@ def _data(data: str, preprocess: PreprocessSpec, classes: tuple[str, ...], *, na
         raise DataError(
             f"{validation.root} has {len(validation)} images; this benchmark needs {LEAST} or more"
         )
-    chosen, _ = pick(train.labels, classes, CALIBRATION, config.train.seed, data)
+    chosen, _ = pick(train.labels, classes, count, config.train.seed, data)
     places = np.arange(len(validation))
     return Data(
         calibration=read(train, chosen, preprocess, config, decoder, "train", ignore),
@@ -254,8 +258,8 @@ def _data(data: str, preprocess: PreprocessSpec, classes: tuple[str, ...], *, na
     )
 
 
-def _model(weights: Weights) -> onnx.ModelProto:
-    model: onnx.ModelProto = onnx.ModelProto.FromString(build_model(weights, ExportRequest()))
+def _model(weights: Weights, *, fold_bn: bool = True) -> onnx.ModelProto:
+    model: onnx.ModelProto = onnx.ModelProto.FromString(build_model(weights, ExportRequest(fold_bn=fold_bn)))
     del model.metadata_props[:]  # a quantised file is not what they describe
     return model
 

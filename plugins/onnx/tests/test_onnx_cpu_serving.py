@@ -67,7 +67,8 @@ def test_a_run_in_small(tmp_path, monkeypatch, capsys):
                 Image.fromarray(pixels).save(folder / f"{i}.png")
     words = [
         "--data", tmp_path / "data", "--variant", "resnext_tiny", "--batch", 1, 3, "--threads", 1, "--rounds", 2,
-        "--seconds", 0, "--only", "groups of 16", "the same", "int8, NNCF", "--json", tmp_path / "found.json",
+        "--seconds", 0, "--calibration", 32, "--only", "groups of 16", "the same", "int8, NNCF",
+        "--json", tmp_path / "found.json",
         "--nncf", tmp_path / "no-python", "--work", tmp_path / "files",
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["cpu_serving.py", *map(str, words)])
