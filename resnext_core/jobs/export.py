@@ -40,6 +40,11 @@ from resnext_core.terminal import starting
 #: precision. In 16 bits about 20 (float16) and 13 (bfloat16) times the rounding of one number, which is 2^-11 and 2^-8;
 #: a network of 26 layers gave 1.3e-3 and 1.0e-2.
 _TOLERANCES = {"float32": TOLERANCE, "float16": 1e-2, "bfloat16": 5e-2}
+#: Said of weights whose JPEG images are reduced by the decoder, which no graph can do.
+SCALED_DECODE = (
+    "evaluated with preprocess.scaled_decode: JPEG images that are decoded at full size give other logits in a file of "
+    "export.input=image; measure its top-1 so, or train with preprocess.scaled_decode=false"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +150,8 @@ def export(job: ExportJob, listen: Listener = ignore) -> ExportResult:
     """
     weights, config, plugins, chosen = _choice(job)
     made = []
+    if config.export.input == "image" and weights.preprocess.scaled_decode:
+        listen(Note(text=f"{weights.spec.variant}: {SCALED_DECODE}"))
     with Source(weights, config, plugins) as source:
         for name, (backend, path) in chosen.items():
             made.append(write_artefact(source, name, backend, path))

@@ -233,7 +233,7 @@ def test_files_of_16_bits(weights, tmp_path, kind):
 
 @needs_openvino
 @pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
-@pytest.mark.parametrize("filter_", ["antialias", "plain"])
+@pytest.mark.parametrize("filter_", ["antialias", "bicubic", "plain"])
 def test_files_with_the_whole_preprocessing(weights, tmp_path, precision, filter_):
     """The preprocessing stays in float32: in bfloat16 its weights would be off by more than a level of 255."""
     network = weights.replace(preprocess=dataclasses.replace(weights.preprocess, filter=filter_))
