@@ -22,6 +22,7 @@ COPIES = {
     "plugins/onnx/src/resnext_onnx/__init__.py": _PYTHON,
     "resnext_cpp_infer/cpp/CMakeLists.txt": r"^(project\(resnext_infer VERSION )([0-9.]+)( .*)$",
     "docs/writing-a-backend.md": _PROJECT,
+    "CITATION.cff": r"^(version: )([0-9.]+)()$",
 }
 
 
