@@ -295,6 +295,8 @@ def run(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, st
         (["--set", "export.input=float"], "files of uint8 input"),
         (["--split", "test"], "has no test part"),
         (["--set", "export.batch_size=0"], "batch_size"),
+        (["--backend", "reference"], "a command of the backend onnx, not of 'reference'"),
+        (["--split", "training"], "invalid choice"),
     ],
 )  # fmt: skip
 def test_wrong_use_is_one_line_before_the_work(place, tmp_path, capfd, words, says):
@@ -387,3 +389,17 @@ def test_the_summary_is_a_table(made):
     assert f"proven on {HERE}" in lines[-2]
     assert lines[-1].startswith(str(made[0].path))
     assert all(line.isascii() for line in lines)
+
+
+def test_the_python_on_the_page_runs(place, tmp_path, monkeypatch, capsys):
+    page = Path(__file__).parents[3] / "docs" / "int8.md"
+    (text,) = re.findall(
+        r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    shutil.copy(place / "net.safetensors", tmp_path / "model.safetensors")
+    (tmp_path / "photos").symlink_to(place / "data")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Verdict, "holds", lambda *_: True)  # a percent of these few images is one
+    exec(compile(text, "docs/int8.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("top-1 ")
+    assert read_artefact(tmp_path / "model.int8.onnx").manifest.precision == "int8"

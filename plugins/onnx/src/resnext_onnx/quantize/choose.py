@@ -17,6 +17,8 @@ from resnext_onnx.quantize.sensitivity import logit_error
 
 #: The first and last layers are taken in 8 bits where the error of the logits grows by no more than this share.
 FREE = 0.05
+#: Rules are tried for single values if their networks are off by no more than so many times the least error.
+NEAR = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +65,13 @@ def choose(
     chooser: Chooser,
     ranges: Mapping[str, Mapping[str, Range]],
     scheme: Scheme,
-    refine: Callable[[Plan], Plan],
+    refine: Callable[[Plan, Mapping[str, Mapping[str, Range]]], Plan],
     correct: Callable[[Plan], Plan],
 ) -> Plan:
     """Return the plan with the least error of logits: every layer in 8 bits, the first and last where they cost little.
 
-    `ranges` are those of each rule by name. `refine` returns a plan with other ranges and `correct` one with other
-    biases, which are taken where they are better.
+    `ranges` are those of each rule by name. `refine` returns a plan with other ranges, from those of the better rules,
+    and `correct` one with other biases; each is taken where it is better.
     """
     first, *inner, last = Layers(chooser.model.graph).names
     plans = {
@@ -79,8 +81,13 @@ def choose(
     best = min(scores, key=lambda name: scores[name].error)
     plan, score = plans[best], scores[best]
     chooser.take(score)
-    for what, changed in (("ranges value by value", refine), ("bias correction", correct)):
-        other = changed(plan)
+    near = {name: ranges[name] for name in ranges if scores[name].error <= NEAR * score.error}
+    changes: dict[str, Callable[[Plan], Plan]] = {
+        "ranges value by value": lambda plan: refine(plan, near),
+        "bias correction": correct,
+    }
+    for what, change in changes.items():
+        other = change(plan)
         again = chooser.score(what, other)
         if again.error < score.error:
             chooser.take(again)

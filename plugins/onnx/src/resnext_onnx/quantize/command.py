@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from resnext_core.console.flags import add_config_flags, add_json_flag, add_split_flag
+from resnext_core.console.flags import add_config_flags, add_json_flag
 from resnext_core.console.output import Output, ProgressBar
+from resnext_core.errors import UsageError, quoted
 from resnext_core.jobs.settings import Settings, resolve_serving
 from resnext_core.plugins import load_plugins
 from resnext_onnx.plugin import require
@@ -41,13 +42,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--calibration", type=int, default=300, metavar="N",
         help="images of train to find ranges with, and as many others to choose by (default %(default)s)",
     )  # fmt: skip
-    add_split_flag(parser)
+    parser.add_argument(
+        "--split", choices=("train", "val", "test"),
+        help="part of --data on which top-1 is compared (default: val if there, else test)",
+    )  # fmt: skip
     parser.add_argument("--report", metavar="FILE.html", help="page with everything that was measured")
     add_config_flags(parser)
     add_json_flag(parser)
 
 
 def handle(args: argparse.Namespace) -> int:
+    if args.backend not in (None, "onnx"):
+        raise UsageError(f"quantize is a command of the backend onnx, not of {quoted(args.backend)}")
     require()
     from resnext_onnx.quantize.job import QuantizeJob, quantize
     from resnext_onnx.quantize.summary import summary

@@ -45,8 +45,8 @@ from resnext_onnx.quantize.speed import Speed, compare_speed
 from resnext_onnx.quantize.targets import AUTO, Target, target_of
 from resnext_onnx.regroup import regroup
 
-#: Images whose logits tell how sensitive a layer is, of the held-out ones.
-_SENSITIVITY_IMAGES = 64
+#: Held-out images that single layers and values are tried with: as many as give so many logits, between these ends.
+_LOGITS, _FEWEST, _MOST = 6400, 16, 64
 #: Synthetic images in golden logits and proofs, as :func:`resnext_core.serving.golden.make_golden` takes.
 _GOLDEN_IMAGES = 2
 #: The largest share of layers in float32 of a file that is kept: with more, there is little left to gain.
@@ -219,6 +219,12 @@ class _Work:
         """The instruction set that the file is proven on."""
         return self.here.instructions if self.measurable else None
 
+    @property
+    def few(self) -> Array:
+        """The first of the held-out images: uint8 (N, S, S, 3)."""
+        count = _LOGITS // self.weights.spec.num_classes
+        return self.held_out.images[: min(max(count, _FEWEST), _MOST)]
+
     def chosen(self) -> tuple[Plan, list[Tried]]:
         """Return the plan that is best on the held-out images, and what was tried."""
         found = histograms(
@@ -227,17 +233,19 @@ class _Work:
         chooser = Chooser(self.model, self.held_out.images, self.want, self.threads, self.listen)
         step = self._step("correct biases", len(self.calibration))
         ranges = all_ranges(found)
-        few = self.held_out.images[:_SENSITIVITY_IMAGES]
+        few = self.few
         plan = choose(
             chooser, ranges, self.target.scheme,
-            lambda plan: refined(self.model, plan, ranges, few, self.want[: len(few)], self.threads, self.listen),
+            lambda plan, near: refined(
+                self.model, plan, near, few, self.want[: len(few)], self.threads, self.listen
+            ),
             lambda plan: corrected(self.model, plan, self.calibration.images, self.threads, step),
         )  # fmt: skip
         return plan, chooser.tried
 
     def sensitivity(self, plan: Plan) -> dict[str, float]:
         """Return the error that each layer causes alone."""
-        images = self.held_out.images[:_SENSITIVITY_IMAGES]
+        images = self.few
         names = Layers(self.model.graph).names
         return layer_errors(
             self.model, plan, names, images, self.want[: len(images)], self.threads, self.listen
