@@ -231,6 +231,18 @@ def test_depthwise_convolutions_stay_and_one_dimension_works():
     assert relative(run(regroup(two_each, 4), x), run(two_each, x)) <= BOUND
 
 
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE])
+def test_the_type_of_the_weights_stays(kind):
+    weight = np.arange(16, dtype=np.float32).reshape(8, 2, 1, 1)  # exact in every one of them
+    typed = helper.make_tensor("w", kind, weight.shape, weight.flatten())
+    model = hand_made([helper.make_node("Conv", ["x", "w"], ["y"], group=4)], {"w": weight})
+    model.graph.initializer[0].CopyFrom(typed)
+    (made,) = regroup(model, 4).graph.initializer
+    assert made.data_type == kind
+    wide = numpy_helper.to_array(made).astype(np.float32)
+    assert np.array_equal(wide, block_diagonal(weight, 4, 2))
+
+
 @pytest.mark.parametrize("channels", [0, -3, 2.0, True, "16", None])
 def test_refuses_channels_that_mean_nothing(channels):
     with pytest.raises(UsageError, match="integer of channels above 0"):
