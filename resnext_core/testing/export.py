@@ -48,21 +48,19 @@ class ExportContract(ContractBase):
             self.both_doors(predictor, network, source, what)
             predictor.close()
 
-    def test_preprocessing_goes_into_the_formats_that_say_so(self, tmp_path: Path) -> None:
-        """``takes_images``: the network in it computes what its source does; every other format refuses, unwritten."""
+    def test_formats_that_contain_the_preprocessing(self, tmp_path: Path) -> None:
+        """Of ``takes_images``: for one image at a time, and the network in them computes what its source does."""
         source, pixels = cases.weights("cifar"), cases.images("cifar", 3)
         request = ExportRequest(input="image", options=self.backend_options)
-        assert set(self.record.takes_images) <= set(self.require("exporters"))
-        for name, exporter in self.require("exporters").items():
+        exporters = self.require("exporters")
+        if not self.record.takes_images:
+            pytest.skip(f"no format of {self.record.id} can contain the preprocessing")
+        for name in self.record.takes_images:
             path = tmp_path / self.record.file_name("artefact", name)
-            if name not in self.record.takes_images:
-                with pytest.raises((UsageError, BackendUnavailable)):
-                    exporter(source, path, request)
-                assert not path.exists(), f"{name} was refused and written all the same"
-                continue
-            exporter(source, path, request)
             with pytest.raises(UsageError):
-                exporter(source, path, replace(request, batch_size=2))
+                exporters[name](source, path, replace(request, batch_size=2))
+            assert not path.exists(), f"{name} was refused and written all the same"
+            exporters[name](source, path, request)
             predictor = self._open(path)
             expected = cases.oracle_predictor(source).logits(pixels)
             cases.assert_close(

@@ -19,7 +19,7 @@ from unittest import mock
 import numpy as np
 
 from resnext_core.data.mix import mixed_pixels, mixed_rows
-from resnext_core.errors import DataError
+from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import (
     READY,
     Backend,
@@ -126,6 +126,7 @@ def backend(
         "predictor": make_predictor,
         "formats": (".safetensors", ".copy"),
         "exporters": {"copy": exporter or copy_exporter},
+        "takes_images": ("copy",),
     }
     return dataclasses.replace(REFERENCE, **(values | changes))
 
@@ -135,7 +136,14 @@ def _probe() -> Readiness:
 
 
 def copy_exporter(weights: Weights, path: Path, request: ExportRequest) -> None:
-    """Write the neutral file, whatever the request."""
+    """Write the neutral file, whatever the request: images come preprocessed, so that it contains nothing of that."""
+    if request.input == "image" and request.batch_size not in (None, 1):
+        raise UsageError("one image at a time")
+    save_weights(weights, path)
+
+
+def several_images_exporter(weights: Weights, path: Path, request: ExportRequest) -> None:
+    """Take any batch of whole images, which cannot be of one size."""
     save_weights(weights, path)
 
 

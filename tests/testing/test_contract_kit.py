@@ -456,6 +456,11 @@ PLANTED: dict[str, tuple[Backend, str, str]] = {
         "test_artefact_of_a_fixed_batch_serves_any_number",
         "takes 2 rows",
     ),
+    "preprocessing inside for several images": (
+        bugs.backend(exporter=bugs.several_images_exporter),
+        "test_formats_that_contain_the_preprocessing",
+        "DID NOT RAISE",
+    ),
     "mutable options": (
         bugs.backend(options=bugs.MutableOptions),
         "test_options_are_a_frozen_dataclass_with_defaults",
