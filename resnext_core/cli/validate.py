@@ -10,9 +10,8 @@ from resnext_core.console.flags import add_config_flags, add_json_flag, add_spli
 from resnext_core.console.output import Output, ProgressBar
 from resnext_core.errors import DataError
 from resnext_core.jobs.settings import resolve_serving
-from resnext_core.jobs.validate import ValidateJob, validate
+from resnext_core.jobs.validate import FEW_BITS_AGREEMENT, FEW_BITS_DROP, TOLERANCE, ValidateJob, validate
 from resnext_core.plugins import load_plugins
-from resnext_core.serving.validate import FEW_BITS_AGREEMENT, FEW_BITS_DROP, TOLERANCE
 
 EPILOG = """\
 An artefact in few bits (int8, float16, bfloat16) that passes is given a proof of this processor.

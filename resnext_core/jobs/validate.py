@@ -23,8 +23,10 @@ from resnext_core.plugins import PluginSet, load_plugins
 from resnext_core.runs.records import Listener, Note, Progress
 from resnext_core.serving.golden import make_golden
 from resnext_core.serving.load import LoadedModel, find_model, is_weights, serve
-from resnext_core.serving.validate import FEW_BITS_AGREEMENT, FEW_BITS_DROP, ValidationResult
+from resnext_core.serving.validate import FEW_BITS_AGREEMENT as FEW_BITS_AGREEMENT
+from resnext_core.serving.validate import FEW_BITS_DROP as FEW_BITS_DROP
 from resnext_core.serving.validate import TOLERANCE as TOLERANCE
+from resnext_core.serving.validate import ValidationResult
 from resnext_core.serving.validate import validate as compare
 
 

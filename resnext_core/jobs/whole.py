@@ -11,6 +11,7 @@ from typing import Any
 
 from resnext_core.config import Config
 from resnext_core.data.demo import write_digits
+from resnext_core.errors import BackendUnavailable
 from resnext_core.jobs.evaluate import EvaluateResult
 from resnext_core.jobs.export import Artefact, ExportResult, Source, measured, write_artefact
 from resnext_core.jobs.launching import Lines
@@ -160,10 +161,16 @@ def finish(run: RunFolder, plan: Plan, listen: Listener, started: float) -> Whol
 
         validations: list[ValidateResult] = []
         for i, artefact in enumerate(artefacts):
-            made = serve(
-                artefact.path, config, {}, plugins, prefer=prefer, batch_size=config.eval.batch_size,
-                self_check=False,
-            )  # fmt: skip
+            try:
+                made = serve(
+                    artefact.path, config, {}, plugins, prefer=prefer, batch_size=config.eval.batch_size,
+                    self_check=False,
+                )  # fmt: skip
+            except BackendUnavailable as error:
+                if config.export.precision == "float32":
+                    raise
+                say(f"{artefact.format}: not validated: {error}")  # not every device computes in 16 bits
+                continue
             try:
                 compared = compare_on(made, source, index, config, listen)
                 validations.append(prove(artefact.path, made, compared, plugins))
