@@ -156,6 +156,10 @@ def _export(args: argparse.Namespace) -> int:
             f"format {args.format} cannot contain the preprocessing (export.input=image): export it with "
             "export.input=uint8"
         )
+    if config.export.precision != "float32":
+        raise UsageError(
+            f"format {args.format} cannot be written in {config.export.precision}: set export.precision to float32"
+        )
     batch = config.export.batch_size if args.dynamic_batch else config.export.batch_size or 1
     request = ExportRequest(batch_size=batch, input=config.export.input, fold_bn=config.export.fold_bn)
     weights = read_weights(Path(args.weights), config, sources, plugins)
