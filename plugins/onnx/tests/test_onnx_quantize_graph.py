@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -25,9 +26,12 @@ from resnext_onnx.quantize.qdq import (
 from resnext_onnx.quantize.ranges import LEVELS, Range
 from resnext_onnx.quantize.run import logits_of, values_of
 from resnext_onnx.quantize.sensitivity import layer_errors, logit_error, refined
+from resnext_onnx.quantize.targets import target_of
 from resnext_onnx.regroup import regroup
+from resnext_onnx.runtime import onnxruntime
 
 from resnext_core.jobs.recorder import ignore
+from resnext_core.processor import processor
 
 SCHEMES = {"u8 8 bits": Scheme(), "u8 7 bits": Scheme(weights=64), "s8": Scheme(signed=True)}
 IMAGES = images_of(0, TRAIN)[0]
@@ -144,6 +148,20 @@ def test_types_are_those_that_kernels_take(model, plan, scheme):
     assert not [
         c.name for c in small.graph.initializer if not any(c.name in n.input for n in small.graph.node)
     ]
+
+
+def test_onnx_runtime_computes_all_of_it_in_integers(model, plan, tmp_path):
+    here = target_of("auto", processor()).scheme
+    small = quantised(model, replace(plan, scheme=here))
+    assert {array.ndim for name, array in constants(small).items() if name.endswith(".out.scale")} == {0}
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3  # it warns that the file is for this processor
+    onnxruntime.InferenceSession(small.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    kinds = Counter(n.op_type for n in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    source = Counter(n.op_type for n in model.graph.node)
+    assert (kinds["QLinearConv"], kinds["QLinearAdd"]) == (source["Conv"], source["Add"])
+    assert not kinds.keys() & {"Conv", "FusedConv", "Add", "Relu"}
 
 
 def test_a_layer_that_stays_float_is_the_one_of_the_source(model, plan):

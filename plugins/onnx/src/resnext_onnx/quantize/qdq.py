@@ -285,5 +285,5 @@ class _Writer:
 
     def _constant(self, name: str, array: Array) -> str:
         if name not in self._made:
-            self._made[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+            self._made[name] = numpy_helper.from_array(array.copy(order="C"), name)  # scalars stay scalars
         return name
