@@ -30,7 +30,7 @@ PLUGIN = """
 import os, sys, threading
 from dataclasses import dataclass, replace
 from resnext_core.hookspecs import hookimpl
-from resnext_core.interfaces import READY, Backend, Compute, Readiness, Variant
+from resnext_core.interfaces import READY, Backend, Compute, Predictor, Readiness, Variant
 from resnext_core.reference.plugin import _predictor
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +38,7 @@ class Options:
     fail: str = ""
     threads: int | None = None
 
-class Planted:
-    manifest = None
-
+class Planted(Predictor):
     def __init__(self, request):
         self.fail, self.close = request.options.fail, lambda: None
         self.inner = _predictor(replace(request, options=None))
