@@ -28,7 +28,7 @@ _COMPILES = "kernel or compiled or auto_measures"
 #: On a card. Every test that is marked ``gpu`` is in one of them.
 TESTS = {
     "hardware": Selection(
-        files=("test_gpu_hardware.py", "test_gpu_device.py", "test_gpu_ranks.py"),
+        files=("test_gpu_hardware.py", "test_gpu_device.py", "test_gpu_ranks.py", "test_gpu_peak.py"),
         keywords=f"not ({_COMPILES})", marks="gpu", processes=4,
     ),
     "contract": Selection(files=("test_contract_gpu.py",), marks="gpu", processes=4),

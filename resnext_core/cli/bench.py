@@ -37,7 +37,7 @@ _WHAT = (*_ONE, "all", "compare")
 #: Flags of one kind of benchmark alone, by their name among the arguments.
 _ALONE = {
     "images_per_second": ("data",), "run": ("data",), "file": ("all",), "rounds": ("all",), "seconds": ("all",),
-    "limit": ("all",), "threads": ("all",), "only": ("all",), "html": ("all",), "force": ("compare",),
+    "limit": ("all",), "threads": ("all",), "only": ("all",), "rows": ("all",), "html": ("all",), "force": ("compare",),
 }  # fmt: skip
 
 
@@ -73,6 +73,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--file", action="append", metavar="ARTEFACT", help="an artefact of the same network, to time too"
     )
     rows.add_argument("--only", metavar="ID,ID", help="backends to time (default: all)")
+    rows.add_argument(
+        "--rows", metavar="WORD,WORD", help="rows whose name contains one of these (default: all)"
+    )
     rows.add_argument("--threads", type=positive, metavar="N", help="threads of every backend")
     rows.add_argument(
         "--rounds", type=positive, metavar="N", help=f"turns of each row (default {every.rounds})"
@@ -156,11 +159,16 @@ def _all_job(args: argparse.Namespace) -> BenchAllJob:
         files=tuple(local_path(file) for file in args.file or ()),
         threads=args.threads,
         peak_tflops=args.peak_tflops,
-        only=(args.backend,) if args.backend else tuple((args.only or "").replace(",", " ").split()),
+        only=(args.backend,) if args.backend else _words(args.only),
+        rows=_words(args.rows),
         html=None if args.html is None else local_path(args.html),
         settings=settings_of(args),
         **{name: value for name, value in given.items() if value is not None},
     )  # fmt: skip
+
+
+def _words(given: str | None) -> tuple[str, ...]:
+    return tuple((given or "").replace(",", " ").split())
 
 
 def _stages(result: DataBench) -> str:

@@ -21,7 +21,7 @@ _COMMANDS = {
     "convert": "convert weights from and to torchvision, timm, mindcv and the ModelZoo, losslessly",
     "infer": "predict images: JSON lines, a table, pictures",
     "predict": "another name of infer",
-    "bench": "measure throughput of training, evaluation or loading",
+    "bench": "measure throughput: training, evaluation, loading, every backend; compare results",
     "data": "write the demo data, or inspect a data set",
     "backends": "list backends and what each can do here",
     "doctor": "check this machine and every backend on it",

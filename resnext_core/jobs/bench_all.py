@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from resnext_core.config import Config, stated
-from resnext_core.errors import BackendUnavailable, UsageError
+from resnext_core.errors import BackendUnavailable, UsageError, quoted
 from resnext_core.files import check_target
 from resnext_core.files.scratch import Scratch
 from resnext_core.interfaces import Compute
@@ -41,7 +41,8 @@ class BenchAllJob:
     own; in each of `rounds` rounds each of them has a turn of `seconds` seconds. `limit` are the seconds that a process
     has to write an artefact, to load and warm up, and for each turn: one that takes longer is ended and left out.
     `threads` are those of every backend, None as each does by default. `only` are the ids of the backends to time,
-    empty for all. `html` is where a page with a plot goes.
+    empty for all, and `rows` words of which a row's name contains one, empty for all. `html` is where a page with a
+    plot goes.
     """
 
     weights: Path | None = None
@@ -53,6 +54,7 @@ class BenchAllJob:
     threads: int | None = None
     peak_tflops: float | None = None
     only: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
     html: Path | None = None
     settings: Settings = field(default_factory=Settings)
 
@@ -94,10 +96,18 @@ def bench_all(job: BenchAllJob, listen: Listener = ignore) -> BenchAllResult:
     weights = _weights(job, resolved, plugins)
     named = stated(resolve(job.settings, plugins).sources)
     found = rows_here(plugins, resolved.config, only=job.only, stated=named, files=job.files)
-    skipped = list(found.skipped)
+    chosen, skipped = list(found.rows), list(found.skipped)
+    if job.rows:
+        chosen = [row for row in chosen if any(word in row.label for word in job.rows)]
+        skipped = [row for row in skipped if any(word in row.label for word in job.rows)]
+        if not chosen:
+            names = ", ".join(row.label for row in found.rows)
+            raise UsageError(
+                f"no row's name contains {' or '.join(map(quoted, job.rows))}; rows: {names or 'none'}"
+            )
     with Scratch("bench") as folder, ExitStack() as opened:
         match = _Match(job, settings, resolved.config, weights, folder, opened, listen, skipped)
-        rows = match.timed(match.loaded(match.written(found.rows)))
+        rows = match.timed(match.loaded(match.written(chosen)))
     if not rows:
         why = "; ".join(f"{row.label}: {row.reason}" for row in skipped[:3])
         raise BackendUnavailable(f"nothing could be timed here: {why or 'no backend serves here'}")

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from onnx_cases import SPECS, make_weights
+from onnx_cases import SPECS, make_images, make_weights, open_onnx, oracle, relative
 from resnext_onnx.options import OnnxOptions
-from resnext_onnx.plugin import compute, export
+from resnext_onnx.plugin import compute, export, variants
 
 from resnext_core.cli.main import main
 from resnext_core.interfaces import ExportRequest
@@ -45,6 +45,19 @@ def test_artefacts_are_rows_beside_the_weights(
     assert "onnxruntime" in onnx["versions"]
     skipped = {row["label"]: row["reason"] for row in found["skipped"]}
     assert skipped["onnx other.onnx"] == "its network is resnext_tiny at 36 px, unlike the others"
+
+
+@pytest.mark.parametrize("name", ["cifar", "same-even"])
+def test_the_file_in_8_bits_is_the_network(name: str, tmp_path: Path) -> None:
+    """Every layer in 8 bits, by noise alone: not exact, and not another network either."""
+    (int8,) = [way for way in variants() if way.label == "int8"]
+    weights, path = make_weights(SPECS[name]), tmp_path / "int8.onnx"
+    assert (int8.exports, int8.overrides) == ("onnx", ())
+    int8.write(weights, path, ExportRequest(batch_size=3))
+    served = open_onnx(path)
+    images = make_images(SPECS[name], 4)
+    assert served.manifest.precision == "int8"
+    assert 1e-5 < relative(served.logits(images), oracle(weights).logits(images)) < 0.2
 
 
 def test_what_a_provider_computes_with() -> None:

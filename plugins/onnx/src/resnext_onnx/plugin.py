@@ -43,9 +43,10 @@ def compute(options: OnnxOptions | None) -> Compute:
 
 
 def variants() -> Iterator[Variant]:
-    """Yield files with merged groups, and OpenVINO beside ONNX Runtime's CPU provider."""
+    """Yield files with merged groups and in few bits, and OpenVINO beside ONNX Runtime's CPU provider."""
     yield Variant(label="groups of 16", exports="onnx", overrides=("onnx.regroup=16",))
     yield Variant(label="float16", exports="onnx", overrides=("export.precision=float16",))
+    yield Variant(label="int8", exports="onnx", write=_untrained)
     package = find_spec("openvino") is not None
     here = (
         READY
@@ -84,6 +85,13 @@ def add_proof(path: Path, place: str, proof: Proof) -> None:
     from resnext_onnx.artefact import add_proof
 
     add_proof(path, place, proof)
+
+
+def _untrained(weights: Weights, path: Path, request: ExportRequest) -> None:
+    require()
+    from resnext_onnx.quantize.untrained import export_untrained
+
+    export_untrained(weights, path, request)
 
 
 def triton(weights: Weights, path: Path, request: ExportRequest) -> None:
