@@ -229,7 +229,9 @@ class _Match:
         digest = (
             None if self._job.weights is None and row.file is None else result.digest or self._weights.digest
         )
-        return dataclasses.replace(result, file=file, digest=digest)
+        # What is said of a file that was made for this benchmark helps nobody: it is gone.
+        notes = () if row.made is not None else result.notes
+        return dataclasses.replace(result, file=file, digest=digest, notes=notes)
 
     def _asked(self, row: Row, ask: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
         """Return an answer; None, and the row is lost, where there is none."""

@@ -17,7 +17,7 @@ from resnext_core.processor import BLAS_THREADS
 _FORMATS = ("float32", "float64")
 #: Rows and columns of the square factors: the small ones are done before a busy machine interrupts them, the large ones
 #: keep many threads busy.
-_SIZES = (512, 1024)
+_SIZES = (256, 512, 1024)
 #: Products of a size are timed for so many seconds, and at least so many times; the fastest counts.
 _SECONDS, _LEAST = 0.3, 5
 #: Seconds after which a measurement is given up.

@@ -16,7 +16,7 @@ def test_a_peak_counts_two_operations_a_product(monkeypatch: pytest.MonkeyPatch)
     """A clock that advances by a millisecond a look: one product takes one look to the next."""
     looks = iter(range(10_000))
     monkeypatch.setattr(peak.time, "perf_counter", lambda: next(looks) / 1e3)
-    monkeypatch.setattr(peak, "_SIZES", {"cpu": 64})
+    monkeypatch.setattr(peak, "_SIZES", {"cpu": (32, 64)})
     found = peak.measured_peak(GpuOptions(device="cpu"), "float32")
     assert found == pytest.approx(2 * 64**3 / 1e-3)
 
