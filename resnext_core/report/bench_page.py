@@ -64,7 +64,7 @@ def _rate(value: float) -> str:
 def bars(rows: Sequence[PageRow]) -> Markup:
     """Return a horizontal bar a row, with the rate at its end and a line from the least to the greatest round."""
     most = max(max(row.high, row.rate) for row in rows)
-    names = [f"{row.label}  {row.precision}".rstrip() for row in rows]
+    names = [row.label if row.precision in row.label else f"{row.label}, {row.precision}" for row in rows]
     left = 12 + _CHARACTER * max(map(len, names))
     right = 16 + _CHARACTER * max(len(_rate(row.rate)) for row in rows)
     height = _TOP + _STEP * len(rows) + _BOTTOM
