@@ -51,7 +51,7 @@ def test_first_places_are_uniform() -> None:
 def test_ranks_share_each_step(n: int, share: int, world: int, epoch: int) -> None:
     batch = share * world
     if n < batch:
-        with pytest.raises(UsageError, match=f"batch_size {batch} is larger than the {n} training images"):
+        with pytest.raises(UsageError, match=f"batch_size {batch} is larger than the {n} training image"):
             steps_per_epoch(n, batch)
         return
     order, seen = epoch_permutation(n, 1, epoch), []
