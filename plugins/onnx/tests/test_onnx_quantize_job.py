@@ -15,11 +15,14 @@ import pytest
 from onnx import TensorProto, numpy_helper
 from onnx_cases import open_onnx, write
 from quantize_cases import CLASSES, SIZE, TRAIN, VAL, Heard, float_model, images_of, save_fitted, write_images
+from resnext_onnx import plugin
 from resnext_onnx.artefact import read_artefact
+from resnext_onnx.options import OnnxOptions
 from resnext_onnx.quantize import qdq, speed
 from resnext_onnx.quantize.gate import Verdict
-from resnext_onnx.quantize.job import QuantizeJob, QuantizeResult, quantize
+from resnext_onnx.quantize.job import QuantizeJob, quantize
 from resnext_onnx.quantize.ranges import Range
+from resnext_onnx.quantize.result import QuantizeResult
 from resnext_onnx.quantize.run import logits_of
 from resnext_onnx.quantize.sample import pick
 from resnext_onnx.quantize.sensitivity import logit_error
@@ -28,6 +31,7 @@ from resnext_onnx.quantize.targets import TARGETS, target_of
 
 from resnext_core.cli.main import main
 from resnext_core.errors import DataError, UsageError
+from resnext_core.interfaces import ExportRequest
 from resnext_core.jobs.evaluate import EvaluateJob, evaluate_sizes
 from resnext_core.jobs.settings import Settings
 from resnext_core.model.weights import load_weights
@@ -165,6 +169,20 @@ def test_numbers_of_another_kind_of_processor_are_written_and_not_proven(place, 
     graph = onnx.load(result.path).graph
     zeros = {c.name: c.data_type for c in graph.initializer}
     assert {zeros[n.input[2]] for n in graph.node if n.op_type == "QuantizeLinear"} == {kind}
+
+
+def test_a_file_that_is_only_timed_is_served_and_has_no_proof(place, tmp_path):
+    weights = load_weights(place / "net.safetensors")
+    variant = next(v for v in plugin.variants() if v.label == "int8")
+    assert variant.exports == "onnx"
+    assert variant.write is not None
+    variant.write(weights, tmp_path / "m.onnx", ExportRequest(options=OnnxOptions(threads=1)))
+    artefact = read_artefact(tmp_path / "m.onnx")
+    assert artefact.manifest.precision == "int8"
+    assert artefact.manifest.proofs == {}
+    images = images_of(1, 2)[0]
+    want = logits_of(float_model(weights), images, 1)
+    assert logit_error(open_onnx(tmp_path / "m.onnx").logits(images), want) < 0.2
 
 
 # -- the gate ------------------------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ def compute(options: OnnxOptions | None) -> Compute:
 def variants() -> Iterator[Variant]:
     """Yield files with merged groups and in few bits, and OpenVINO beside ONNX Runtime's CPU provider."""
     yield Variant(label="groups of 16", exports="onnx", overrides=("onnx.regroup=16",))
+    yield Variant(label="int8", exports="onnx", write=unproven_int8)
     yield Variant(label="float16", exports="onnx", overrides=("export.precision=float16",))
     yield Variant(label="int8", exports="onnx", write=_untrained)
     package = find_spec("openvino") is not None
@@ -77,6 +78,14 @@ def export(weights: Weights, path: Path, request: ExportRequest) -> None:
     from resnext_onnx.export import export_onnx
 
     export_onnx(weights, path, request)
+
+
+def unproven_int8(weights: Weights, path: Path, request: ExportRequest) -> None:
+    """Write `weights` in 8 bits to time them; see :func:`resnext_onnx.quantize.unproven.write_unproven`."""
+    require()
+    from resnext_onnx.quantize.unproven import write_unproven
+
+    write_unproven(weights, path, request)
 
 
 def add_proof(path: Path, place: str, proof: Proof) -> None:

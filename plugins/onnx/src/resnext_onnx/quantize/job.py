@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +20,24 @@ from resnext_core.extensions import Decoder
 from resnext_core.files import check_target, place, write_atomic
 from resnext_core.interfaces import ExportRequest, Predictor
 from resnext_core.jobs.recorder import ignore
-from resnext_core.jobs.result import Result
 from resnext_core.jobs.settings import Settings, resolve_serving
-from resnext_core.model.proof import Golden, Proof
 from resnext_core.model.weights import Weights
 from resnext_core.plugins import PluginSet, load_plugins
 from resnext_core.processor import Processor, processor
 from resnext_core.runs.folder import run_of
 from resnext_core.runs.records import Listener, Note, Progress
-from resnext_core.serving.golden import check_golden, synthetic_images
+from resnext_core.serving.golden import check_golden
 from resnext_core.serving.load import find_model, is_weights, read_weights
-from resnext_onnx.artefact import read_artefact, sealed_model
-from resnext_onnx.export import build_model
-from resnext_onnx.graph import OPSET
+from resnext_onnx.artefact import read_artefact
 from resnext_onnx.quantize.calibrate import all_ranges, histograms
 from resnext_onnx.quantize.choose import Chooser, Tried, choose
 from resnext_onnx.quantize.correct import corrected
 from resnext_onnx.quantize.gate import Gate, Verdict
 from resnext_onnx.quantize.qdq import Layers, Plan, quantised
+from resnext_onnx.quantize.result import Layer, QuantizeResult
 from resnext_onnx.quantize.run import Array, logits_of
 from resnext_onnx.quantize.sample import Sample, check_count, pick, read
+from resnext_onnx.quantize.sealing import float_model, sealed_plan
 from resnext_onnx.quantize.sensitivity import layer_errors, refined
 from resnext_onnx.quantize.speed import Speed, compare_speed
 from resnext_onnx.quantize.targets import AUTO, Target, target_of
@@ -47,8 +45,6 @@ from resnext_onnx.regroup import regroup
 
 #: Held-out images that single layers and values are tried with: as many as give so many logits, between these ends.
 _LOGITS, _FEWEST, _MOST = 6400, 16, 64
-#: Synthetic images in golden logits and proofs, as :func:`resnext_core.serving.golden.make_golden` takes.
-_GOLDEN_IMAGES = 2
 #: The largest share of layers in float32 of a file that is kept: with more, there is little left to gain.
 _MOST_FLOAT = 0.5
 _BATCHES = (1, 8)
@@ -73,67 +69,6 @@ class QuantizeJob:
     min_agreement: float = 0.99
     calibration: int = 300
     report: Path | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layer:
-    """A layer: whether it is in 8 bits, its share of all multiplications, and the logits' error it causes alone."""
-
-    name: str
-    int8: bool
-    macs: float
-    error: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON types."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class QuantizeResult(Result):
-    """The file at `path`, and how it came about; it stands for its path wherever one is taken.
-
-    `proven` is the instruction set on which it was compared with its source, None where `target` means another kind of
-    number than this machine computes with.
-    """
-
-    path: Path
-    bytes: int
-    source: str
-    source_bytes: int
-    digest: str
-    target: str
-    proven: str | None
-    machine: str
-    ranges: str
-    verdict: Verdict
-    first_verdict: Verdict
-    tried: Sequence[Tried]
-    layers: Sequence[Layer]
-    speeds: Sequence[Speed]
-    calibration: int
-    seconds: float
-    report: Path | None = None
-
-    @property
-    def kept_float(self) -> list[str]:
-        """The layers that stayed in float32."""
-        return [layer.name for layer in self.layers if not layer.int8]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON types."""
-        return {
-            "path": str(self.path), "bytes": self.bytes, "source": self.source, "source_bytes": self.source_bytes,
-            "weights_digest": self.digest, "for": self.target, "proven": self.proven, "machine": self.machine,
-            "ranges": self.ranges, "verdict": self.verdict.to_dict(), "first_verdict": self.first_verdict.to_dict(),
-            "float": self.kept_float, "tried": [one.to_dict() for one in self.tried],
-            "layers": [layer.to_dict() for layer in self.layers], "speed": [one.to_dict() for one in self.speeds],
-            "calibration": self.calibration, "seconds": round(self.seconds, 3),
-            "report": None if self.report is None else str(self.report),
-        }  # fmt: skip
-
-    def __fspath__(self) -> str:
-        return str(self.path)
 
 
 def quantize(job: QuantizeJob, listen: Listener = ignore) -> QuantizeResult:
@@ -197,7 +132,7 @@ class _Work:
             )
         options = self.config.backends.get("onnx")
         self.threads: int | None = getattr(options, "threads", None)
-        self.float32 = _model(self.weights, replace(self.request, batch_size=None))
+        self.float32 = float_model(self.weights)
         self._check_source()
         self.model = regroup(self.float32, self.target.channels)
         self.gate = Gate(
@@ -271,36 +206,21 @@ class _Work:
 
     def write(self, plan: Plan, verdict: Verdict, tried: Sequence[Tried]) -> Path:
         """Write the artefact atomically, and return its path."""
-        model = quantised(self.model, plan)
-        images = synthetic_images(_GOLDEN_IMAGES, self.weights.spec.image_size)
-        logits = logits_of(model, images, self.threads)
-        if not np.isfinite(logits).all():
-            raise DataError(
-                "the network in 8 bits gives NaN or infinity on synthetic images; it was not kept"
-            )
-        rows = tuple(tuple(map(float, row)) for row in logits)
-        proofs = {}
-        if self.proven is not None:
-            proof = Proof(
-                logits=rows, images=verdict.images, top1_agreement=verdict.agreement, top1=verdict.top1,
-                top1_source=verdict.top1_source,
-            )  # fmt: skip
-            proofs = {"proofs": {self.proven: proof.to_dict()}}
-        entry = {
-            "format": "onnx", "input": self.request.input, "batch_size": self.request.batch_size, "fold_bn": True,
-            "opset": OPSET, "compute": "int8", **proofs,
-            "quantization": {
-                "for": self.target.name,
-                "ranges": next(one.what for one in tried if one.taken),
-                "calibration": len(self.calibration),
-                "channels": self.target.channels,
-                "float": [name for name in Layers(self.model.graph).names if name not in plan.layers],
-            },
+        proof = {
+            "images": verdict.images, "top1_agreement": verdict.agreement, "top1": verdict.top1,
+            "top1_source": verdict.top1_source,
         }  # fmt: skip
-        manifest = self.weights.manifest() | {"golden": Golden(compute="int8", logits=rows).to_dict()}
-        model = _of_batch(model, self.request.batch_size)
-        onnx.checker.check_model(model, full_check=True)
-        write_atomic(self.path, sealed_model(model, manifest, entry))
+        said = {
+            "for": self.target.name,
+            "ranges": next(one.what for one in tried if one.taken),
+            "calibration": len(self.calibration),
+            "channels": self.target.channels,
+        }
+        data = sealed_plan(
+            self.weights, self.model, plan, batch_size=self.request.batch_size, threads=self.threads, said=said,
+            proof=proof, place=self.proven,
+        )  # fmt: skip
+        write_atomic(self.path, data)
         read_artefact(self.path)
         return self.path
 
@@ -408,23 +328,6 @@ def _request(config: Config) -> ExportRequest:
     if config.export.precision != "float32":
         raise UsageError(f"quantize writes int8, not {config.export.precision}: leave export.precision")
     return ExportRequest(batch_size=config.export.batch_size, input="uint8", fold_bn=True)
-
-
-def _model(weights: Weights, request: ExportRequest) -> onnx.ModelProto:
-    model: onnx.ModelProto = onnx.ModelProto.FromString(build_model(weights, request))
-    del model.metadata_props[:]
-    return model
-
-
-def _of_batch(model: onnx.ModelProto, batch: int | None) -> onnx.ModelProto:
-    """Return `model` for `batch` images a call; None leaves any number."""
-    if batch is None:
-        return model
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    for value in (*result.graph.input, *result.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = batch
-    return result
 
 
 def _macs(model: onnx.ModelProto) -> dict[str, float]:

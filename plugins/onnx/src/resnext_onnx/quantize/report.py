@@ -11,7 +11,7 @@ from markupsafe import Markup
 from resnext_core.files import write_atomic
 from resnext_core.report import text
 from resnext_core.terminal import printable
-from resnext_onnx.quantize.job import QuantizeResult
+from resnext_onnx.quantize.result import QuantizeResult
 from resnext_onnx.quantize.summary import float_line, proof_line, rows
 
 

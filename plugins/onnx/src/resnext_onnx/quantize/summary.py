@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from resnext_core.console.output import table
 from resnext_core.report import text
-from resnext_onnx.quantize.job import QuantizeResult
+from resnext_onnx.quantize.result import QuantizeResult
 
 
 def rows(result: QuantizeResult) -> list[list[str]]:
