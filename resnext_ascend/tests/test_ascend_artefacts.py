@@ -293,3 +293,23 @@ def test_what_aipp_cannot_represent_is_refused(changes: dict[str, Any], says: st
     with pytest.raises(UsageError, match=says) as raised:
         om.aipp_config(PreprocessSpec(**changes))
     assert "--normalise graph has no such limit" in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["om", "air"])
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("export.input=image", "cannot contain the preprocessing (export.input=image)"),
+        ("export.precision=float16", "cannot be written in float16: set export.precision to float32"),
+    ],
+)
+def test_settings_of_other_formats_are_refused(
+    kind: str, setting: str, says: str, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / f"model.{kind}"
+    command = ["ascend", "export", "--weights", str(weights), "--format", kind, "--to", str(target)]
+    assert main([*command, "--set", setting]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert not target.exists()

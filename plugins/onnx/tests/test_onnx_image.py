@@ -239,3 +239,12 @@ def test_command_refuses_in_one_line(weights_file: Path, tmp_path: Path, capsys,
     assert says in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_command_says_where_the_decoder_reduces_images(tmp_path: Path, capsys, scaled):
+    weights = make_weights(IMAGENET)
+    weights = weights.replace(preprocess=replace(weights.preprocess, scaled_decode=scaled))
+    save_weights(weights, tmp_path / "w.safetensors")
+    assert export(tmp_path / "w.safetensors", tmp_path / "m.onnx") == 0
+    assert ("preprocess.scaled_decode" in capsys.readouterr().out) == scaled
