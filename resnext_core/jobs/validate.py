@@ -94,12 +94,10 @@ class ValidateResult(Result):
 
     @property
     def standing(self) -> str:
-        """What became of the proof, in a line; empty in float32."""
-        if self.precision is None:
-            return ""
+        """What became of the proof, in a line; empty where there was none to write."""
         if self.proven is not None:
             return f"is now proven on {self.proven}"
-        return self.unwritten or "is not proven here"
+        return self.unwritten or ""
 
     def __str__(self) -> str:
         name = Path(self.artefact).name

@@ -177,10 +177,10 @@ def finish(run: RunFolder, plan: Plan, listen: Listener, started: float) -> Whol
             finally:
                 made.predictor.close()
             say(f"{artefact.format}: {compared.comparison.line()}")
-            if compared.precision is not None:  # a proof changes the file
+            if standing := validations[-1].standing:  # a proof changes the file
                 artefacts[i] = measured(artefact)
                 run.write_result("artefacts", [found.to_dict() for found in artefacts])
-                say(f"{artefact.format}: {validations[-1].standing}")
+                say(f"{artefact.format}: {standing}")
         run.write_result("validations", [validation.to_dict() for validation in validations])
     make_report(run)
     return WholeResult(

@@ -124,6 +124,25 @@ def test_a_file_that_does_not_hold_its_proof_is_refused(
     assert infer(*words(artefact, data, tmp_path), "--self-check", "off").code == 0
 
 
+def test_a_file_in_float16_is_read(infer: Infer, made: Path, data: Path, tmp_path: Path) -> None:
+    from onnx_cases import make_weights, open_onnx, write
+
+    spec = model_spec("resnext_tiny", num_classes=3, image_size=24, stem_width=8, groups=2)
+    path = write(
+        make_weights(spec).replace(classes=("ant", "bee", "cat")), tmp_path / "m.onnx", precision="float16"
+    )
+    done = infer(*words(path, data, tmp_path))
+    assert done.code == 0, done
+    assert done.err.startswith(f"resnext-infer: note: {path}: float16, not proven on {HERE}; ")
+    served = open_onnx(path)
+    pixels = np.stack([load_eval(image, served.manifest.preprocess) for image in sorted(data.rglob("*.jpg"))])
+    want = served.logits(pixels)
+    assert np.abs(np.load(tmp_path / "l.npy") - want).max() <= TOLERANCE * np.abs(want).max()
+    done = infer(*words(proven(path, HERE), data, tmp_path))
+    assert (done.code, done.err) == (0, "")
+    assert summary(tmp_path)["precision"] == "float16"
+
+
 @pytest.fixture(scope="module")
 def processor_words(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("processor") / "words"

@@ -96,6 +96,15 @@ def test_the_manifest_for_kserve_names_the_folder(tmp_path: Path) -> None:
     assert found["spec"]["predictor"]["model"]["modelFormat"] == {"name": "triton"}
 
 
+def test_a_network_in_float16_keeps_the_types_of_its_ports(tmp_path: Path) -> None:
+    weights, request = make_weights(SPECS["cifar"]), ExportRequest(precision="float16")
+    export_triton(weights, tmp_path / "m.triton", request)
+    (file,) = (tmp_path / "m.triton").rglob("model.onnx")
+    images = make_images(SPECS["cifar"], 2)
+    assert relative(open_onnx(file).logits(images), oracle(weights).logits(images)) <= 8 * 2.0**-11
+    assert config(weights, request) == config(weights, ExportRequest())
+
+
 def saved(tmp_path: Path) -> tuple[Path, Weights]:
     weights = make_weights(SPECS["cifar"])
     save_weights(weights, tmp_path / "w.safetensors")

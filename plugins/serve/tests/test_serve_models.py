@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import resnext_serve.loading as loading
 import resnext_serve.served as served
 from serve_cases import photo, running, save, until, weights
 
@@ -78,6 +79,36 @@ def test_without_golden_logits_the_backend_is_proven_and_the_model_compared_with
         np.testing.assert_allclose(found["logits"], weights().golden.logits, rtol=1e-5, atol=1e-5)  # type: ignore[union-attr]
         moody[0].factor = 1.5
         until(lambda: len(moody) == 2)  # found wrong, and loaded anew
+
+
+@pytest.mark.parametrize(("tolerance", "is_right"), [(1e-3, False), (0.5, True)])
+def test_what_is_known_of_a_model_in_few_bits_is_said_and_its_bound_holds(
+    model: Path,
+    moody: list[Moody],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tolerance: float,
+    is_right: bool,
+) -> None:
+    real, line = loading.serve, "m: int8, not proven here"
+
+    def serve(*args: Any, **given: Any) -> Any:
+        found = real(*args, **given)
+        return dataclasses.replace(found, precision="int8", notes=(line,), golden_tolerance=tolerance)
+
+    monkeypatch.setattr(loading, "serve", serve)
+    with running({"resnext": model}, check=0.05, reload=1000) as service:
+        found = service.get("/v2/models/resnext").json()["parameters"]
+        assert (found["precision"], found["notes"]) == ("int8", [line])
+        assert f"resnext: {line}" in caplog.messages
+        moody[0].factor = 1.1
+        if is_right:
+            for _ in range(2):
+                moody[0].entered.clear()
+                assert moody[0].entered.wait(60)  # checked again
+            assert service.get("/v2/health/ready").status_code == 200
+        else:
+            until(lambda: len(moody) == 2)  # found wrong, and loaded anew
 
 
 def test_live_but_not_ready_while_the_model_is_loaded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
