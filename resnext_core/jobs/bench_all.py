@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from resnext_core.config import Config, stated
-from resnext_core.errors import BackendUnavailable, UsageError, quoted
+from resnext_core.errors import BackendUnavailable, UsageError, counted, quoted
 from resnext_core.files import check_target
 from resnext_core.files.scratch import Scratch
 from resnext_core.interfaces import Compute
@@ -105,6 +105,9 @@ def bench_all(job: BenchAllJob, listen: Listener = ignore) -> BenchAllResult:
             raise UsageError(
                 f"no row's name contains {' or '.join(map(quoted, job.rows))}; rows: {names or 'none'}"
             )
+    files = len({row.made for row in chosen if row.made is not None})
+    plan = (counted(len(chosen), "row"), f"{counted(files, 'file')} to write", counted(job.rounds, "round"))
+    listen(Note(text=", ".join(plan)))
     with Scratch("bench") as folder, ExitStack() as opened:
         match = _Match(job, settings, resolved.config, weights, folder, opened, listen, skipped)
         rows = match.timed(match.loaded(match.written(chosen)))

@@ -28,14 +28,20 @@ _START = (
 )
 
 
-@functools.cache
 def processor_peak(precision: str, threads: int) -> float | None:
-    """Return the peak in FLOP/s, measured in a process of its own; None where NumPy cannot measure `precision`.
+    """Return the most FLOP/s of up to `threads` threads, measured; None where NumPy cannot measure `precision`.
 
-    A process of its own since NumPy's BLAS reads its number of threads once, when it is imported.
+    One thread is tried too: on a busy machine several wait for each other, and reach less.
     """
     if precision not in _FORMATS:
         return None
+    found = [flops for n in {1, threads} if (flops := _measured(precision, n)) is not None]
+    return max(found, default=None)
+
+
+@functools.cache
+def _measured(precision: str, threads: int) -> float | None:
+    """Measure in a process of its own: NumPy's BLAS reads its number of threads once, when it is imported."""
     environment = os.environ | dict.fromkeys(BLAS_THREADS, str(threads))
     words = [sys.executable, "-c", _START, precision, json.dumps(sys.path)]
     try:

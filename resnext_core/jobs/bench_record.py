@@ -21,6 +21,7 @@ from resnext_core.processor import Processor
 SCHEMA = "resnext-bench/1"
 #: Bytes of a file of results that is read: some thousand records.
 _MOST = 64 << 20
+_ABOVE = "faster than the peak: that was measured while the machine did other work, or is set too low"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +104,7 @@ class StepsResult(BenchResult):
             return dataclasses.replace(self, peak_gflop_per_s=None, peak_source=None, mfu=None)
         notes, share = self.notes, self.gflop_per_s / peak_gflop_per_s
         if share > 1:
-            notes += (
-                "faster than the peak: that was measured while the machine did other work, or is set too low",
-            )
+            notes += (_ABOVE,)
         return dataclasses.replace(
             self, notes=notes, peak_gflop_per_s=peak_gflop_per_s, peak_source=source, mfu=share
         )
@@ -122,7 +121,7 @@ class StepsResult(BenchResult):
             + (f", device {self.peak_device_mib} MiB" if self.peak_device_mib is not None else ""),
             f"{self.processor}" + (f"; {self.threads} threads" if self.threads is not None else ""),
         ]
-        return "\n".join([*lines, *self.notes])
+        return "\n".join(lines)  # the notes of a model were told when it was loaded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +201,8 @@ def in_short(number: float) -> str:
 def _peak_words(result: StepsResult) -> str:
     if result.mfu is None or result.peak_gflop_per_s is None:
         return "peak not measured"
-    return f"{100 * result.mfu:.3g} % of a peak of {result.peak_gflop_per_s:.4g} ({result.peak_source})"
+    known = f"{100 * result.mfu:.3g} % of a peak of {result.peak_gflop_per_s:.4g} ({result.peak_source})"
+    return f"{known}; {_ABOVE}" if result.mfu > 1 else known
 
 
 def read_results(path: Path) -> tuple[BenchResult, ...]:

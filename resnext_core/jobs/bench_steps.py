@@ -119,7 +119,7 @@ def measured_peak(compute: Compute, precision: str | None) -> tuple[float | None
     elif compute.device == "cpu" and compute.threads is not None:
         flops = processor_peak(precision, compute.threads)
         threads = "1 thread" if compute.threads == 1 else f"{compute.threads} threads"
-        source = f"measured: matrix product of NumPy in {precision}, {threads}"
+        source = f"measured: matrix product of NumPy in {precision}, up to {threads}"
     else:
         return None, None
     return (None, None) if flops is None else (flops / 1e9, source)

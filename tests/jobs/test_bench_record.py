@@ -97,7 +97,7 @@ def test_the_peak_is_measured_in_the_same_run(cli: CommandLine) -> None:
     assert found["mfu"] == found["gflop_per_s"] / found["peak_gflop_per_s"]
     threads = blas_threads()
     assert found["peak_source"] == (
-        f"measured: matrix product of NumPy in float32, {threads} thread{'s' if threads > 1 else ''}"
+        f"measured: matrix product of NumPy in float32, up to {threads} thread{'s' if threads > 1 else ''}"
     )
     assert found["ms_interval"] is None, "one step has no interval"
 
@@ -105,6 +105,14 @@ def test_the_peak_is_measured_in_the_same_run(cli: CommandLine) -> None:
 def test_a_peak_is_two_flops_a_product_of_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_peak, "_fastest", lambda size, precision: {256: 1, 512: 1e-3, 1024: 1e-1}[size])
     assert bench_peak.product_flops("float32") == 2 * 512**3 / 1e-3
+
+
+def test_several_threads_that_disturb_each_other_are_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {1: 7.0, 2: 5.0, 4: 9.0, 8: None}
+    monkeypatch.setattr(bench_peak, "_measured", lambda precision, threads: found[threads])
+    assert [processor_peak("float32", threads) for threads in (1, 2, 4, 8)] == [7.0, 7.0, 9.0, 7.0]
+    found[1] = None
+    assert processor_peak("float32", 8) is None
 
 
 def test_a_peak_that_nobody_can_measure_is_none() -> None:
