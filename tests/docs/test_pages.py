@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from documents import EXAMPLE, PAGES, ROOT, TUTORIAL, blocks, page_id, tutorial_files, without_blocks
+from documents import DOCS, EXAMPLE, PAGES, ROOT, TUTORIAL, blocks, page_id, tutorial_files, without_blocks
 
 
 def test_tutorial_prints_the_example_plugin() -> None:
@@ -61,8 +61,8 @@ def test_broken_links_would_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert broken_links(page) == ["page.md#b", "no.md", "no.png"]
 
 
-#: Their Python needs data, or a service: test_tutorial.py, test_python_page.py and plugins/serve/tests run it.
-ELSEWHERE = (TUTORIAL, ROOT / "README.md", ROOT / "docs" / "python.md", ROOT / "docs" / "serving.md")
+#: Their Python needs data, or a service: test_tutorial.py, test_python_page.py and tests of plugins run it.
+ELSEWHERE = (TUTORIAL, ROOT / "README.md", *(DOCS / f"{name}.md" for name in ("python", "serving", "int8")))
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p not in ELSEWHERE], ids=page_id)
