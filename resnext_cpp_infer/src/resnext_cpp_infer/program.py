@@ -23,6 +23,8 @@ NAME = "resnext-infer"
 ENGINES = {".onnx": "onnx", ".om": "acl", ".mindir": "mslite"}
 #: How the names of the engines' libraries begin.
 _ENGINE = "libresnext_engine_"
+#: Where a wheel for one platform has the program, its engines and the library of the decoder: tools/cpp_wheel.py.
+PACKAGED = Path(__file__).resolve().parent / "built"
 #: Names a program to use instead of the built one.
 VARIABLE = "RESNEXT_INFER"
 #: Tools of the build, and their Debian packages.
@@ -49,10 +51,13 @@ def sources_digest() -> str:
 def find_program(given: str | None = None) -> Path:
     """Return the program; BackendUnavailable if it is not built, or not at the given path.
 
-    A program that was built from other sources is not used; the error names it.
+    What was built here goes before what came with a wheel. A program that was built from other sources is not used; the
+    error names it.
     """
     named = given or os.environ.get(VARIABLE)
     path = Path(named) if named else build_folder() / NAME
+    if not named and not path.is_file() and (PACKAGED / NAME).is_file():
+        path = PACKAGED / NAME
     if path.is_file() and os.access(path, os.X_OK):
         return path
     if named:
