@@ -314,7 +314,7 @@ def run(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, st
         (["--split", "test"], "has no test part"),
         (["--set", "export.batch_size=0"], "batch_size"),
         (["--backend", "reference"], "a command of the backend onnx, not of 'reference'"),
-        (["--split", "training"], "invalid choice"),
+        (["--split", "train"], "invalid choice: 'train'"),
     ],
 )  # fmt: skip
 def test_wrong_use_is_one_line_before_the_work(place, tmp_path, capfd, words, says):
@@ -323,6 +323,11 @@ def test_wrong_use_is_one_line_before_the_work(place, tmp_path, capfd, words, sa
     assert (code, len(err.splitlines())) == (2, 1), err
     assert says in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_images_of_train_decide_nothing(place, tmp_path):
+    with pytest.raises(UsageError, match="--split must be val or test, not 'train'"):
+        quantize(job(place, target=tmp_path / "m.onnx", split="train"))
 
 
 def test_an_artefact_is_refused_and_a_quantised_one_by_that_name(place, made, tmp_path, capfd):

@@ -43,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="images of train to find ranges with, and as many others to choose by (default %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--split", choices=("train", "val", "test"),
+        "--split", choices=("val", "test"),
         help="part of --data on which top-1 is compared (default: val if there, else test)",
     )  # fmt: skip
     parser.add_argument("--report", metavar="FILE.html", help="page with everything that was measured")
