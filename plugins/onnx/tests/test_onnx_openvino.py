@@ -25,7 +25,7 @@ from onnx_cases import (
     relative,
     write,
 )
-from openvino_cases import needs_openvino
+from openvino_cases import INSTALLED, needs_openvino
 from PIL import Image
 from resnext_onnx import openvino_sessions, plugin
 from resnext_onnx.options import OnnxOptions
@@ -33,6 +33,7 @@ from resnext_onnx.ort_sessions import OrtRuntime
 from resnext_onnx.predictor import IMAGE_TOLERANCE, OnnxPredictor
 
 from resnext_core.errors import BackendUnavailable, DataError, UsageError
+from resnext_core.jobs.environment import environment
 from resnext_core.model.preprocess import eval_pixels
 from resnext_core.processor import Processor, processor
 
@@ -87,6 +88,7 @@ def test_options_that_are_refused(options, says):
 def test_what_it_says_of_itself(monkeypatch):
     assert plugin.compute(OnnxOptions(provider="openvino", threads=3)).threads == 3
     assert plugin.compute(OnnxOptions(provider="openvino")).precision is None
+    assert ("openvino" in environment()) == INSTALLED  # what doctor shows and a run records
     options = OnnxOptions(provider="openvino", openvino_precision="bfloat16")
     assert plugin.compute(options).precision == "bfloat16"
     assert plugin.compute(OnnxOptions(provider="cuda")).device == "cuda"
