@@ -15,9 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-import version
-
 import dist
+import version
 
 PROJECT = "resnext_cpp_infer"
 PROGRAM = "resnext-infer"
