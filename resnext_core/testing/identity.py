@@ -12,10 +12,10 @@ from importlib import metadata
 import pytest
 
 from resnext_core import API_VERSION
-from resnext_core.config import Config, Layer, load_config
+from resnext_core.config import Config, Layer, load_config, parse_set
 from resnext_core.errors import UsageError
 from resnext_core.hookspecs import PROJECT
-from resnext_core.interfaces import Readiness
+from resnext_core.interfaces import Compute, Readiness, Variant
 from resnext_core.testing.base import ContractBase
 
 #: What only a factory may import.
@@ -32,6 +32,10 @@ for name in filter(None, attribute.split(".")):
     plugin = getattr(plugin, name)
 found = {b.id: b for b in plugin.resnext_backends()}
 answer = str(found[backend_id].probe())
+record = found[backend_id]
+if record.compute is not None:
+    record.compute(None)
+list(record.variants() if record.variants is not None else ())
 print(json.dumps({"answer": answer, "modules": sorted(sys.modules)}))
 """
 
@@ -64,7 +68,7 @@ class IdentityContract(ContractBase):
         assert self.record.probe() == answer
 
     def test_plugin_is_light(self) -> None:
-        """Importing the plugin and probing it import no framework, in a fresh process."""
+        """Importing the plugin, probing it and what benchmarks ask of it import no framework, in a fresh process."""
         module, attribute = self._plugin()
         done = subprocess.run(
             [sys.executable, "-c", _LOAD_AND_PROBE, module, attribute, self.record.id],
@@ -103,6 +107,22 @@ class IdentityContract(ContractBase):
         layer = Layer(source="a test", values={name: {"no_such_key": 1}})
         with pytest.raises(UsageError, match=r"a test.*no_such_key" if options else name):
             load_config([layer], {name: options} if options else {})
+
+    def test_what_benchmarks_ask_has_answers(self) -> None:
+        """Of the default options and of none; every variant is another one, and its overrides are settings."""
+        backend = self.record
+        if backend.compute is None and backend.variants is None:
+            pytest.skip(f"{backend.id} says nothing for benchmarks")
+        for options in (None, backend.options() if backend.options is not None else None):
+            if backend.compute is not None:
+                assert isinstance(backend.compute(options), Compute)
+        found = tuple(backend.variants() if backend.variants is not None else ())
+        assert all(isinstance(way, Variant) and way.label.strip() for way in found)
+        assert len({(way.exports, way.label) for way in found}) == len(found), "two variants have one name"
+        for way in found:
+            assert way.exports is None or way.exports in backend.exporters
+            assert way.write is None or way.exports is not None, "only a way of writing writes"
+            load_config(parse_set(way.overrides), {backend.id: backend.options} if backend.options else {})
 
     def _plugin(self) -> tuple[str, str]:
         """Return module and attribute of the plugin: its entry point's, or where its probe is written."""

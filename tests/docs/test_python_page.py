@@ -48,6 +48,12 @@ def test_every_block_of_the_page_runs() -> None:
     assert Path(names["done"].report).is_file()
 
 
+def test_the_blocks_on_benchmarking_run(capsys: pytest.CaptureFixture[str]) -> None:
+    (text,) = python_of(DOCS / "benchmarking.md")
+    exec(compile(text, "docs/benchmarking.md", "exec"), {})
+    assert capsys.readouterr().out
+
+
 def test_the_whole_job_in_the_readme(
     photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
