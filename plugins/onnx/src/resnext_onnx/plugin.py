@@ -47,7 +47,6 @@ def variants() -> Iterator[Variant]:
     yield Variant(label="groups of 16", exports="onnx", overrides=("onnx.regroup=16",))
     yield Variant(label="int8", exports="onnx", write=unproven_int8)
     yield Variant(label="float16", exports="onnx", overrides=("export.precision=float16",))
-    yield Variant(label="int8", exports="onnx", write=_untrained)
     package = find_spec("openvino") is not None
     here = (
         READY
@@ -94,13 +93,6 @@ def add_proof(path: Path, place: str, proof: Proof) -> None:
     from resnext_onnx.artefact import add_proof
 
     add_proof(path, place, proof)
-
-
-def _untrained(weights: Weights, path: Path, request: ExportRequest) -> None:
-    require()
-    from resnext_onnx.quantize.untrained import export_untrained
-
-    export_untrained(weights, path, request)
 
 
 def triton(weights: Weights, path: Path, request: ExportRequest) -> None:
