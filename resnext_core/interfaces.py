@@ -289,9 +289,10 @@ class Backend:
     in more than decay on weights, and ``sizes`` images of another size than the ModelSpec's. `former_options` are
     options of earlier versions that are gone, and the value at which each did nothing: a stored run that has that value
     is read without it. `add_proof` writes what an artefact in few bits computes at a place
-    (:attr:`Predictor.computes_on`) into the file, atomically, and raises DataError where it cannot be written; None
-    where such artefacts are not read. `compute` says what the backend computes with under its options, and `variants`
-    which ways of serving and writing ``bench all`` should try; both are for benchmarks alone.
+    (:attr:`Predictor.computes_on`) into the file, atomically, and raises DataError where it cannot be written, or where
+    the file is no longer the one of the given manifest; None where such artefacts are not read. `compute` says what the
+    backend computes with under its options, and `variants` which ways of serving and writing ``bench all`` should try;
+    both are for benchmarks alone.
 
     Factories import their framework when called, never before.
     """
@@ -320,7 +321,7 @@ class Backend:
     ingredients: frozenset[Ingredient] = frozenset()
     connect: Callable[[RankInfo, Any], Collectives] | None = None
     launch: Callable[[LaunchRequest], int] | None = None
-    add_proof: Callable[[Path, str, Proof], None] | None = None
+    add_proof: Callable[[Path, str, Proof, Manifest], None] | None = None
     compute: Callable[[Any], Compute] | None = None
     variants: Callable[[], Iterable[Variant]] | None = None
 

@@ -183,7 +183,7 @@ def prove(path: Path, artefact: LoadedModel, result: ValidateResult, plugins: Pl
             logits=golden.logits, images=compared.images, top1_agreement=compared.top1_agreement,
             top1=compared.top1_artefact, top1_source=compared.top1_source,
         )  # fmt: skip
-        writer.add_proof(path, place, proof)
+        writer.add_proof(path, place, proof, manifest)
     except DataError as error:
         return replace(result, unwritten=f"no proof was written: {error}")
     return replace(result, proven=place)

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,8 @@ class Manifest:
     """A parsed manifest.
 
     `precision` is what an artefact computes in (``int8``, ``float16``, ``bfloat16``; None for float32), `proofs` what
-    it was found to compute by instruction set, see :mod:`resnext_core.model.proof`.
+    it was found to compute by instruction set, see :mod:`resnext_core.model.proof`. `content` is the digest that an
+    artefact's exporter noted of all but its metadata, None where it noted none.
     """
 
     spec: ModelSpec
@@ -126,11 +127,16 @@ class Manifest:
     named: bool | None = None
     precision: str | None = None
     proofs: Mapping[str, Proof] = field(default_factory=dict)
+    content: str | None = None
 
     @property
     def has_names(self) -> bool:
         """True where `classes` are names; see :func:`has_names`."""
         return has_names(self.classes, self.named)
+
+    def same_file(self, other: Manifest) -> bool:
+        """Return whether `other` is of the same file, whose proofs may have changed meanwhile."""
+        return replace(self, proofs={}) == replace(other, proofs={})
 
 
 def has_names(classes: Sequence[str], named: bool | None) -> bool:
@@ -308,6 +314,7 @@ def parse_manifest(text: str, where: str) -> Manifest:
             named=data.get("named_classes"),
             precision=precision.compute,
             proofs=precision.proofs,
+            content=artefact.get("content"),
         )
     except DataError:
         raise

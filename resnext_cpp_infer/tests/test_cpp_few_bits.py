@@ -58,10 +58,9 @@ def artefact(made: Path, tmp_path: Path) -> Path:
 
 
 def proven(path: Path, place: str, off: float = 0.0) -> Path:
-    from proof_cases import proof_of
-    from resnext_onnx.artefact import add_proof
+    from proof_cases import proof_of, prove
 
-    add_proof(path, place, proof_of(path, off))
+    prove(path, place, proof_of(path, off))
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,15 @@ import onnx
 import pytest
 from onnx_cases import make_weights, open_onnx, write
 from PIL import Image
-from proof_cases import manifest_of, proof_of, write_int8
+from proof_cases import manifest_of, proof_of, prove, write_int8
 from resnext_onnx.artefact import add_proof, content_digest, read_artefact
+from resnext_onnx.export import export_onnx
 from resnext_onnx.ort_sessions import OrtRuntime
 
 import resnext_core as rx
 from resnext_core.cli.main import main
 from resnext_core.errors import DataError
+from resnext_core.interfaces import ExportRequest
 from resnext_core.model.spec import model_spec
 from resnext_core.model.weights import Weights, save_weights
 from resnext_core.processor import processor
@@ -80,9 +83,9 @@ def test_threads_and_batches_keep_the_bits_of_integers(artefact: Path) -> None:
 def test_a_proof_changes_nothing_but_the_metadata(artefact: Path) -> None:
     artefact.chmod(0o640)
     before, whole = read_artefact(artefact), onnx.load(artefact)
-    add_proof(artefact, "avx2", proof_of(artefact))
-    add_proof(artefact, "avx512-vnni", proof_of(artefact, 0.5))
-    add_proof(artefact, "avx2", proof_of(artefact, 0.25))
+    prove(artefact, "avx2", proof_of(artefact))
+    prove(artefact, "avx512-vnni", proof_of(artefact, 0.5))
+    prove(artefact, "avx2", proof_of(artefact, 0.25))
     after = read_artefact(artefact)
     assert dict(after.manifest.proofs) == {
         "avx2": proof_of(artefact, 0.25), "avx512-vnni": proof_of(artefact, 0.5),
@@ -97,11 +100,41 @@ def test_a_proof_changes_nothing_but_the_metadata(artefact: Path) -> None:
     assert stat.S_IMODE(artefact.stat().st_mode) == 0o640
 
 
+def test_a_proof_is_not_written_into_another_file_than_was_compared(
+    weights: Weights, artefact: Path, tmp_path: Path
+) -> None:
+    proof, compared = proof_of(artefact), read_artefact(artefact).manifest
+    artefact.write_bytes(write_int8(make_weights(SPEC, seed=4), tmp_path / "other.onnx").read_bytes())
+    before = artefact.read_bytes()
+    with pytest.raises(DataError, match="has changed since it was opened; validate it again"):
+        add_proof(artefact, "avx2", proof, compared)
+    assert artefact.read_bytes() == before
+
+
+def test_the_same_network_in_another_file_is_another_file(weights: Weights, tmp_path: Path) -> None:
+    request = ExportRequest(precision="float16")
+    path = tmp_path / "m.onnx"
+    export_onnx(weights, path, request)
+    proof, compared = proof_of(path), read_artefact(path).manifest
+    export_onnx(weights, path, replace(request, batch_size=2))
+    with pytest.raises(DataError, match="has changed since it was opened"):
+        add_proof(path, "avx2", proof, compared)
+
+
+def test_a_proof_that_came_meanwhile_is_no_change(artefact: Path) -> None:
+    proof, compared = proof_of(artefact), read_artefact(artefact).manifest
+    served = open_onnx(artefact)
+    add_proof(artefact, "avx2", proof, compared)
+    add_proof(artefact, "avx512", proof, compared)
+    assert set(read_artefact(artefact).manifest.proofs) == {"avx2", "avx512"}
+    assert served.logits_from_tensor(np.zeros((1, 3, 36, 36), np.float32)).shape == (1, 4)
+
+
 def test_a_file_in_float32_takes_no_proof(weights: Weights, tmp_path: Path, artefact: Path) -> None:
     proof = proof_of(artefact)
     plain = write(weights, tmp_path / "plain.onnx")
     with pytest.raises(DataError, match="artefact has proofs and no compute"):
-        add_proof(plain, "avx2", proof)
+        prove(plain, "avx2", proof)
 
 
 def _saved(weights: Weights, folder: Path) -> Path:
@@ -126,7 +159,7 @@ def test_every_command_says_where_it_is_not_proven(
         found = json.loads(outcome.out)
         assert found["precision"] == "int8"
         assert [line[: len(note)] for line in found["notes"]] == [note]
-    add_proof(artefact, HERE, proof_of(artefact))
+    prove(artefact, HERE, proof_of(artefact))
     assert run(*words) == 0
     outcome = capsys.readouterr()
     assert "proven" not in outcome.err
@@ -140,13 +173,13 @@ def test_python_warns_where_it_is_not_proven(artefact: Path) -> None:
     assert model.precision == "int8"
     assert len(model.notes) == 1
     model.close()
-    add_proof(artefact, HERE, proof_of(artefact))
+    prove(artefact, HERE, proof_of(artefact))
     with rx.load(artefact) as model:
         assert model.notes == ()
 
 
 def test_an_artefact_of_another_instruction_set_names_both(artefact: Path) -> None:
-    add_proof(artefact, "other-set", proof_of(artefact, 1.0))  # not compared here
+    prove(artefact, "other-set", proof_of(artefact, 1.0))  # not compared here
     with pytest.warns(UserWarning, match=f"int8, proven on other-set, not on {HERE}"):
         rx.load(artefact).close()
 
@@ -154,7 +187,7 @@ def test_an_artefact_of_another_instruction_set_names_both(artefact: Path) -> No
 def test_what_does_not_hold_its_proof_is_not_served(
     artefact: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    add_proof(artefact, HERE, proof_of(artefact, 2 * TOLERANCE))
+    prove(artefact, HERE, proof_of(artefact, 2 * TOLERANCE))
     words = ["eval", "--weights", artefact, "--data", data, "--set", "data.workers=0"]
     assert run(*words) == 3
     said = capsys.readouterr().err

@@ -257,9 +257,22 @@ def test_images_that_cannot_be_read_are_wrong_for_both(place, tmp_path):
     for bad in ("val/ash/000.png", "val/birch/026.png", "train/cedar/061.png"):
         (data / bad).write_bytes((data / bad).read_bytes()[:60])
     settings = Settings(data=str(data), overrides=("data.workers=0",))
-    result = quantize(job(place, target=tmp_path / "m.onnx", settings=settings))
+    heard = Heard()
+    result = quantize(job(place, target=tmp_path / "m.onnx", settings=settings, calibration=100), heard)
     assert (result.verdict.images, result.verdict.failed) == (len(CLASSES) * VAL, 2)
     assert result.verdict.top1_source < 1
+    assert str(result.verdict).endswith("; 2 images cannot be read")
+    assert "; 2 images cannot be read" in summary(result)
+    assert (
+        f"{data / 'train'} gives 60 images to calibrate with and 60 to choose by, fewer than --calibration 100"
+        in (heard.lines)
+    )
+    (left_out,) = [line for line in heard.lines if "left out" in line]
+    assert re.match(
+        r"1 of 60 (calibration|held-out) images cannot be read and is left out, e\.g\. ", left_out
+    )
+    assert "train/cedar/061.png" in left_out
+    assert result.calibration == (59 if "calibration" in left_out else 60)
 
 
 # -- the sample ----------------------------------------------------------------------------------------------------
@@ -310,6 +323,8 @@ def run(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, st
         (["--max-drop", "nan"], "--max-drop must be a number of points from 0"),
         (["--min-agreement", "1.01"], "--min-agreement must be a share from 0 to 1"),
         (["--to", "model.mindir"], "quantize writes .onnx files"),
+        (["--to", ""], "quantize writes .onnx files"),
+        (["--report", "net.safetensors"], "give --report a name that ends in .html"),
         (["--set", "export.input=float"], "files of uint8 input"),
         (["--split", "test"], "has no test part"),
         (["--set", "export.batch_size=0"], "batch_size"),

@@ -92,13 +92,16 @@ def sealed_model(model: onnx.ModelProto, manifest: Mapping[str, Any], entry: Map
     return data
 
 
-def add_proof(path: Path, place: str, proof: Proof) -> None:
+def add_proof(path: Path, place: str, proof: Proof, compared: Manifest) -> None:
     """Write the `proof` of `place` into the manifest of an artefact in few bits, in place of one that it has of there.
 
-    All but the metadata stays as it is, byte for byte. The file is replaced atomically and keeps its mode. Raises
-    DataError where it cannot be read as such an artefact or cannot be written.
+    `compared` is the manifest of the file whose logits these are. All but the metadata stays as it is, byte for byte.
+    The file is replaced atomically and keeps its mode. Raises DataError where it cannot be read as such an artefact, is
+    another one than `compared`, or cannot be written.
     """
     artefact = read_artefact(path)
+    if not artefact.manifest.same_file(compared):
+        raise DataError(f"{path} has changed since it was opened; validate it again")
     if not os.access(path, os.W_OK):
         raise DataError(f"cannot write {path}: it is read-only")
     manifest = json.loads(_manifest_text(onnx.ModelProto.FromString(artefact.data)) or "")

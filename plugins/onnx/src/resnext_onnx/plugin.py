@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from resnext_core.interfaces import ExportRequest, Predictor, PredictRequest
     from resnext_core.model.proof import Proof
-    from resnext_core.model.weights import Weights
+    from resnext_core.model.weights import Manifest, Weights
 
 
 def probe() -> Readiness:
@@ -87,12 +87,12 @@ def unproven_int8(weights: Weights, path: Path, request: ExportRequest) -> None:
     write_unproven(weights, path, request)
 
 
-def add_proof(path: Path, place: str, proof: Proof) -> None:
+def add_proof(path: Path, place: str, proof: Proof, manifest: Manifest) -> None:
     """Write a proof into an ``.onnx`` artefact; see :func:`resnext_onnx.artefact.add_proof`."""
     require()
     from resnext_onnx.artefact import add_proof
 
-    add_proof(path, place, proof)
+    add_proof(path, place, proof, manifest)
 
 
 def triton(weights: Weights, path: Path, request: ExportRequest) -> None:

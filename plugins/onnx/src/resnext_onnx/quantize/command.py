@@ -63,9 +63,9 @@ def handle(args: argparse.Namespace) -> int:
         print(resolve_serving(settings, load_plugins(), Path(args.weights)).to_text())
         return 0
     job = QuantizeJob(
-        weights=Path(args.weights), target=Path(args.to) if args.to else None, settings=settings,
+        weights=Path(args.weights), target=Path(args.to) if args.to is not None else None, settings=settings,
         split=args.split, processor=args.processor, max_drop=args.max_drop, min_agreement=args.min_agreement,
-        calibration=args.calibration, report=Path(args.report) if args.report else None,
+        calibration=args.calibration, report=Path(args.report) if args.report is not None else None,
     )  # fmt: skip
     output = Output(json_result=args.json)
     with ProgressBar(output) as bar:

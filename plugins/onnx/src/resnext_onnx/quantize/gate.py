@@ -14,7 +14,7 @@ from resnext_core.config import Config
 from resnext_core.data.index import Index
 from resnext_core.data.opening import eval_loader
 from resnext_core.data.sampler import eval_tasks
-from resnext_core.errors import DataError
+from resnext_core.errors import DataError, counted
 from resnext_core.extensions import Decoder
 from resnext_core.interfaces import Batch
 from resnext_core.model.preprocess import PreprocessSpec
@@ -82,8 +82,13 @@ class Verdict:
         low, high = self.drop_interval
         return (
             f"top-1 {self.top1:.2%}, source {self.top1_source:.2%}: drop {self.drop:.2f} points (95 % interval "
-            f"{low:.2f} to {high:.2f}), first guesses agree on {self.agreement:.2%}"
+            f"{low:.2f} to {high:.2f}), first guesses agree on {self.agreement:.2%}{self.unread}"
         )
+
+    @property
+    def unread(self) -> str:
+        """How many images could not be read, to put behind a sentence; empty where there are none."""
+        return f"; {counted(self.failed, 'image')} cannot be read" if self.failed else ""
 
 
 class Gate:

@@ -124,6 +124,14 @@ class _Work:
         chosen = pick(
             train.labels, self.weights.classes, job.calibration, self.config.train.seed, str(train.root)
         )
+        given = tuple(map(len, chosen))
+        if min(given) < job.calibration:
+            listen(
+                Note(
+                    text=f"{train.root} gives {given[0]} images to calibrate with and {given[1]} to choose by, "
+                    f"fewer than --calibration {job.calibration}"
+                )
+            )
         if not self.measurable:
             listen(
                 Note(
@@ -316,6 +324,10 @@ def _check(job: QuantizeJob) -> None:
     if job.target is not None and job.target.suffix != ".onnx":
         raise UsageError(
             f"quantize writes .onnx files, not {quoted(str(job.target))}; give --to a name that ends so"
+        )
+    if job.report is not None and job.report.suffix != ".html":  # anything else may be a network or its data
+        raise UsageError(
+            f"the report is an HTML page, not {quoted(str(job.report))}; give --report a name that ends in .html"
         )
 
 

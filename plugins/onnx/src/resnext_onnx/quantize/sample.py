@@ -16,7 +16,7 @@ from resnext_core.data.sampler import Task, epoch_permutation
 from resnext_core.errors import DataError, UsageError, quoted
 from resnext_core.extensions import Decoder
 from resnext_core.model.preprocess import PreprocessSpec
-from resnext_core.runs.records import Listener, Progress
+from resnext_core.runs.records import Listener, Note, Progress
 
 Array = NDArray[Any]
 
@@ -97,5 +97,13 @@ def read(
         path, why = next((index.path(i), reason) for i, reason in failures.items())
         raise DataError(
             f"{index.root}: too few images{of_class} can be read, e.g. {path}: {why}; use 'data scan'"
+        )
+    if failures:
+        path, why = next((index.path(i), reason) for i, reason in failures.items())
+        listen(
+            Note(
+                text=f"{len(failures)} of {len(places)} {what} cannot be read and "
+                f"{'is' if len(failures) == 1 else 'are'} left out, e.g. {path}: {why}"
+            )
         )
     return sample

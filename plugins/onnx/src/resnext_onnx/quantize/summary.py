@@ -16,7 +16,10 @@ def rows(result: QuantizeResult) -> list[list[str]]:
             "top-1", text.percent(verdict.top1_source), text.percent(verdict.top1),
             f"drop {verdict.drop:.2f} points, 95 % interval {low:.2f} to {high:.2f}",
         ],
-        ["same first guess", "", text.percent(verdict.agreement), f"of {verdict.images - verdict.failed} images"],
+        [
+            "same first guess", "", text.percent(verdict.agreement),
+            f"of {verdict.images - verdict.failed} images{verdict.unread}",
+        ],
         ["size", text.size(result.source_bytes), text.size(result.bytes), ""],
     ]  # fmt: skip
     for speed in result.speeds:
