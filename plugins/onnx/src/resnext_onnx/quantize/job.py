@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ from resnext_core.data.index import Index, remarks
 from resnext_core.data.splits import open_split, part_paths
 from resnext_core.errors import DataError, UsageError, quoted
 from resnext_core.extensions import Decoder
-from resnext_core.files import check_target, place, write_atomic
+from resnext_core.files import check_target, local_path, place, write_atomic
 from resnext_core.interfaces import ExportRequest, Predictor
 from resnext_core.jobs.recorder import ignore
 from resnext_core.jobs.settings import Settings, resolve_serving
@@ -313,14 +312,17 @@ class _Logits(Predictor):
 
 def _check(job: QuantizeJob) -> None:
     check_count(job.calibration)
-    if not (math.isfinite(job.max_drop) and job.max_drop >= 0):
-        raise UsageError(f"--max-drop must be a number of points from 0, not {job.max_drop!r}")
+    if not 0 <= job.max_drop <= 100:  # also NaN
+        raise UsageError(f"--max-drop must be a number of points from 0 to 100, not {job.max_drop!r}")
     if job.split not in (None, "val", "test"):
         raise UsageError(
             f"--split must be val or test, not {quoted(job.split)}: the ranges are fitted to images of train"
         )
     if not 0 <= job.min_agreement <= 1:
         raise UsageError(f"--min-agreement must be a share from 0 to 1, not {job.min_agreement!r}")
+    for path in (job.target, job.report):
+        if path is not None:
+            local_path(path)
     if job.target is not None and job.target.suffix != ".onnx":
         raise UsageError(
             f"quantize writes .onnx files, not {quoted(str(job.target))}; give --to a name that ends so"
