@@ -6,15 +6,16 @@ import argparse
 from pathlib import Path
 from typing import Literal
 
+from resnext_core.cli.bench_text import compared_text, rows_text, stages_text
 from resnext_core.cli.common import print_config, settings_of
 from resnext_core.console.flags import add_config_flags, add_json_flag, positive
-from resnext_core.console.output import Output, ProgressBar, table
+from resnext_core.console.output import Output, ProgressBar
 from resnext_core.errors import UsageError
 from resnext_core.files import local_path
 from resnext_core.jobs.bench import BenchJob, bench
-from resnext_core.jobs.bench_all import BenchAllJob, BenchAllResult, bench_all
-from resnext_core.jobs.bench_compare import CompareResult, compare
-from resnext_core.jobs.bench_record import DataBench, in_short
+from resnext_core.jobs.bench_all import BenchAllJob, bench_all
+from resnext_core.jobs.bench_compare import compare
+from resnext_core.jobs.bench_record import DataBench
 from resnext_core.jobs.settings import resolve
 from resnext_core.plugins import load_plugins
 
@@ -99,19 +100,19 @@ def handle(args: argparse.Namespace) -> int:
     output = Output(json_result=args.json)
     if what == "compare":
         compared = compare(local_path(args.files[0]), local_path(args.files[1]), force=args.force)
-        output.result(compared.to_dict(), _compared(compared))
+        output.result(compared.to_dict(), compared_text(compared))
         return 0
     if args.print_config:
         return print_config(resolve(settings_of(args), load_plugins()))
     with ProgressBar(output) as bar:
         if what == "all":
             found = bench_all(_all_job(args), bar)
-            values, text = found.to_dict(), _rows(found)
+            values, text = found.to_dict(), rows_text(found)
         else:
             result = bench(_job(args), bar)
             values, text = result.to_dict(), str(result)
             if isinstance(result, DataBench):
-                text = _stages(result) + text
+                text = stages_text(result) + text
     output.result(values, text)
     return 0
 
@@ -169,31 +170,3 @@ def _all_job(args: argparse.Namespace) -> BenchAllJob:
 
 def _words(given: str | None) -> tuple[str, ...]:
     return tuple((given or "").replace(",", " ").split())
-
-
-def _stages(result: DataBench) -> str:
-    rows = [[name, f"{ms:.3f}"] for name, ms in result.stages_ms.items()]
-    return table(rows, ["stage", "ms an image"]) + "\n\n"
-
-
-def _rows(found: BenchAllResult) -> str:
-    from resnext_core.jobs.bench_text import COLUMNS, cells, title
-
-    first = found.results[0]
-    rows = [[row.label, *cells(row, ratio)] for row, ratio in zip(found.results, found.ratios, strict=True)]
-    lines = [f"{title(first)}; {first.processor}", table(rows, ["backend, format", *COLUMNS])]
-    if found.skipped:
-        lines.append(f"not timed: {len(found.skipped)}")
-        lines += [f"  {row.label}: {row.reason}" for row in found.skipped]
-    return "\n".join(lines)
-
-
-def _compared(found: CompareResult) -> str:
-    rows, lines = [], [f"differs: {line}" for line in found.differs]
-    for pair in found.pairs:
-        spread = "unknown" if pair.interval is None else "{:.3f} to {:.3f}".format(*pair.interval)
-        rows.append([pair.label, in_short(pair.before), in_short(pair.after), f"{pair.ratio:.3f}", spread])
-        lines += [f"{pair.label}: differs: {line}" for line in pair.differs]
-    lines += [f"only in the first file: {label}" for label in found.only_before]
-    lines += [f"only in the second file: {label}" for label in found.only_after]
-    return "\n".join([table(rows, ["", "images/s", "then", "ratio", "95 % interval"]), *lines])
