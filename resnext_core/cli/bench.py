@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Literal
 
+from resnext_core.cli.bench_all import add_all, all_job
 from resnext_core.cli.bench_text import compared_text, rows_text, stages_text
 from resnext_core.cli.common import print_config, settings_of
 from resnext_core.console.flags import add_config_flags, add_json_flag, positive
@@ -13,9 +14,8 @@ from resnext_core.console.output import Output, ProgressBar
 from resnext_core.errors import UsageError
 from resnext_core.files import local_path
 from resnext_core.jobs.bench import BenchJob, bench
-from resnext_core.jobs.bench_all import BenchAllJob, bench_all
+from resnext_core.jobs.bench_all import bench_all
 from resnext_core.jobs.bench_compare import compare
-from resnext_core.jobs.bench_record import DataBench
 from resnext_core.jobs.settings import resolve
 from resnext_core.plugins import load_plugins
 
@@ -43,7 +43,7 @@ _ALONE = {
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    default, every = BenchJob(what="train"), BenchAllJob()
+    default = BenchJob(what="train")
     parser.add_argument("what", nargs="?", choices=_WHAT, help="what to time; compare takes two files")
     parser.add_argument("files", nargs="*", metavar="FILE", help="compare: the two results of --json")
     parser.add_argument("--all", action="store_true", help="the same as 'bench all'")
@@ -69,27 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     needed.add_argument(
         "--run", metavar="RUN", help="data: the run folder of the training, whose records say what it takes"
     )
-    rows = parser.add_argument_group("all")
-    rows.add_argument(
-        "--file", action="append", metavar="ARTEFACT", help="an artefact of the same network, to time too"
-    )
-    rows.add_argument("--only", metavar="ID,ID", help="backends to time (default: all)")
-    rows.add_argument(
-        "--rows", metavar="WORD,WORD", help="rows whose name contains one of these (default: all)"
-    )
-    rows.add_argument("--threads", type=positive, metavar="N", help="threads of every backend")
-    rows.add_argument(
-        "--rounds", type=positive, metavar="N", help=f"turns of each row (default {every.rounds})"
-    )
-    rows.add_argument(
-        "--seconds", type=float, metavar="S", help=f"length of a turn (default {every.seconds:g})"
-    )
-    rows.add_argument(
-        "--limit", type=float, metavar="S",
-        help="seconds for a process to write an artefact, to load and warm up, and for each turn; one that needs "
-        f"longer is ended (default {every.limit:g})",
-    )  # fmt: skip
-    rows.add_argument("--html", metavar="FILE", help="write a page with a plot and the table")
+    add_all(parser)
     parser.add_argument("--force", action="store_true", help="compare: also other networks and image sizes")
     add_config_flags(parser)
     add_json_flag(parser)
@@ -106,13 +86,11 @@ def handle(args: argparse.Namespace) -> int:
         return print_config(resolve(settings_of(args), load_plugins()))
     with ProgressBar(output) as bar:
         if what == "all":
-            found = bench_all(_all_job(args), bar)
+            found = bench_all(all_job(args), bar)
             values, text = found.to_dict(), rows_text(found)
         else:
             result = bench(_job(args), bar)
-            values, text = result.to_dict(), str(result)
-            if isinstance(result, DataBench):
-                text = stages_text(result) + text
+            values, text = result.to_dict(), stages_text(result) + str(result)
     output.result(values, text)
     return 0
 
@@ -149,24 +127,3 @@ def _job(args: argparse.Namespace) -> BenchJob:
         backend=args.backend,
         **{name: value for name, value in given.items() if value is not None},
     )  # fmt: skip
-
-
-def _all_job(args: argparse.Namespace) -> BenchAllJob:
-    if args.only and args.backend:
-        raise UsageError("--only and --backend name the backends to time: give one of them")
-    given = {name: getattr(args, name) for name in ("classes", "rounds", "seconds", "limit")}
-    return BenchAllJob(
-        weights=Path(args.weights) if args.weights else None,
-        files=tuple(local_path(file) for file in args.file or ()),
-        threads=args.threads,
-        peak_tflops=args.peak_tflops,
-        only=(args.backend,) if args.backend else _words(args.only),
-        rows=_words(args.rows),
-        html=None if args.html is None else local_path(args.html),
-        settings=settings_of(args),
-        **{name: value for name, value in given.items() if value is not None},
-    )  # fmt: skip
-
-
-def _words(given: str | None) -> tuple[str, ...]:
-    return tuple((given or "").replace(",", " ").split())

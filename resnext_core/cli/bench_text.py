@@ -5,12 +5,14 @@ from __future__ import annotations
 from resnext_core.console.output import table
 from resnext_core.jobs.bench_all import BenchAllResult
 from resnext_core.jobs.bench_compare import CompareResult
-from resnext_core.jobs.bench_record import DataBench, in_short
+from resnext_core.jobs.bench_record import BenchResult, DataBench, in_short
 from resnext_core.jobs.bench_text import COLUMNS, cells, title
 
 
-def stages_text(result: DataBench) -> str:
-    """Return a table of the stages of loading, and an empty line."""
+def stages_text(result: BenchResult) -> str:
+    """Return a table of the stages of loading, and an empty line; nothing for what has no stages."""
+    if not isinstance(result, DataBench):
+        return ""
     rows = [[name, f"{ms:.3f}"] for name, ms in result.stages_ms.items()]
     return table(rows, ["stage", "ms an image"]) + "\n\n"
 

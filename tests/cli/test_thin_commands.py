@@ -16,7 +16,8 @@ COMMANDS = {f"{command.module.rpartition('.')[2]}.py" for command in builtin.res
 #: What a command may import of core, by how it begins: what it calls and prints with, and no arithmetic.
 ALLOWED = (
     "resnext_core.cli.common", "resnext_core.cli.output", "resnext_core.cli.data_pack", "resnext_core.cli.data_scan",
-    "resnext_core.cli.data_show", "resnext_core.cli.eval_text",
+    "resnext_core.cli.data_show", "resnext_core.cli.bench_all", "resnext_core.cli.bench_text",
+    "resnext_core.cli.eval_text",
     "resnext_core.console",
     "resnext_core.jobs", "resnext_core.plugins", "resnext_core.extras", "resnext_core.interfaces",
     "resnext_core.errors",
