@@ -115,7 +115,13 @@ class ProgressBar:
         if progress is None:
             self._output.show(line)
         else:
-            self._drawn(lambda: progress.console.print(printable(line), highlight=False, markup=False))
+            self._drawn(
+                lambda: (
+                    progress.console.print(  # the text as it is: no :name: of an emoji, no line ends in a path
+                        printable(line), highlight=False, markup=False, emoji=False, soft_wrap=True
+                    )
+                )
+            )
 
     def close(self) -> None:
         """Take the bar off the terminal."""

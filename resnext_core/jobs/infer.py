@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from resnext_core.data.opening import eval_loader
 from resnext_core.data.sampler import eval_tasks
 from resnext_core.data.sources.joined import JoinedSource
 from resnext_core.data.sources.registry import kind_of
-from resnext_core.errors import DataError, UsageError, counted, one_line
+from resnext_core.errors import DataError, UsageError, counted, one_line, shown
 from resnext_core.files import check_target, local_path
 from resnext_core.files.fresh import check_new
 from resnext_core.files.npy import npy_rows
@@ -115,6 +115,9 @@ def infer(
         raise UsageError("--tensor needs --logits FILE.npy to write to")
     if job.tensor is not None and (job.csv is not None or job.save is not None):
         raise UsageError("--tensor holds no images: leave out --csv and --save")
+    if job.csv is not None and str(job.csv) == "-":
+        raise UsageError("--csv takes the name of a file: standard output has the predictions as JSON lines")
+    _check_targets({"--logits": job.logits, "--csv": job.csv, "--save": job.save})
     if job.top < 1:
         raise UsageError("--top must be 1 or more")
     plugins = load_plugins()
@@ -139,6 +142,14 @@ def infer(
         return _infer_images(model, job, resolved.config, take, listen)
     finally:
         model.predictor.close()
+
+
+def _check_targets(targets: Mapping[str, Path | None]) -> None:
+    """Raise UsageError where two of `targets`, by flag, are the same file or folder."""
+    seen: dict[str, str] = {}
+    for flag, path in targets.items():
+        if path is not None and (other := seen.setdefault(os.path.realpath(path), flag)) != flag:
+            raise UsageError(f"{other} and {flag} are both {shown(path)}; give two names")
 
 
 def _infer_tensor(model: LoadedModel, tensor: NDArray[Any], path: Path, batch: int) -> InferResult:

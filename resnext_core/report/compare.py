@@ -98,6 +98,9 @@ def _notes(evaluations: Sequence[Mapping[str, Any]], same: bool | None) -> Itera
             f"The scores are of different images ({splits[0]} and {splits[1]}): their differences say little. Evaluate "
             "both on the same data with resnext-run eval."
         )
+    classes = [list(evaluation.get("classes") or ()) for evaluation in evaluations]
+    if all(classes) and classes[0] != classes[1]:
+        yield f"The runs have different classes ({len(classes[0])} and {len(classes[1])}): recall is not compared."
 
 
 def _scores(evaluations: Sequence[Mapping[str, Any]], same: bool | None) -> Iterator[Row]:
@@ -130,7 +133,10 @@ def _scores(evaluations: Sequence[Mapping[str, Any]], same: bool | None) -> Iter
             said = text.points(change) if key == "ece" else text.change(change)
             yield Row(name=name, values=(write(values[0]), write(values[1])), difference=said)
     if any("scored" in evaluation for evaluation in evaluations):
-        counted = [f"{text.count(e.get('scored'))} of {text.count(e.get('expected'))}" for e in evaluations]
+        counted = [
+            f"{text.count(e['scored'])} of {text.count(e.get('expected'))}" if "scored" in e else text.DASH
+            for e in evaluations
+        ]
         yield Row(
             name="Images", values=(counted[0], counted[1]),
             notes=tuple(str(e.get("split") or "") for e in evaluations),  # type: ignore[arg-type]

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from resnext_core.config import read_layer
+from resnext_core.config import load_config, read_layer
 from resnext_core.data.decode import decode, opened_bytes
 from resnext_core.data.sources.stored import content_of
 from resnext_core.errors import DataError, ResnextError
 from resnext_core.files import write_atomic
 from resnext_core.files.plain import read_text
 from resnext_core.model.weights import parse_manifest, read_manifest_text
+from resnext_core.plugins import load_plugins
 from resnext_core.report.build import write_report
 from resnext_core.report.compare import Compared, render_comparison
 from resnext_core.report.model import ReportData, RunFile, Sample
@@ -47,15 +48,24 @@ def make_comparison(run: RunFolder, other: RunFolder, output: Path | None = None
 
 
 def _names(run: RunFolder, other: RunFolder) -> tuple[str, str]:
-    """Return what to call two runs: their names, with their parents where these are the same."""
-    paths = run.path.resolve(), other.path.resolve()
-    if paths[0].name != paths[1].name:
-        return paths[0].name, paths[1].name
-    return f"{paths[0].parent.name}/{paths[0].name}", f"{paths[1].parent.name}/{paths[1].name}"
+    """Return what to call two runs: their names, with as many parents as it takes to tell them apart."""
+    one, two = run.path.resolve().parts, other.path.resolve().parts
+    length = next((n for n in range(1, max(len(one), len(two)) + 1) if one[-n:] != two[-n:]), 1)
+    return "/".join(one[-length:]), "/".join(two[-length:])
 
 
 def _compared(run: RunFolder, name: str) -> Compared:
-    return Compared(name=name, data=gather(run, pictures=False), settings=read_layer(run.config).values)
+    return Compared(name=name, data=gather(run, pictures=False), settings=_settings(run))
+
+
+def _settings(run: RunFolder) -> dict[str, Any]:
+    """Return the settings of a run, nested; those that its version did not have are the defaults, as if resumed."""
+    settings = dict(load_config([], load_plugins().option_types())[0].to_dict())
+    for section, values in read_layer(run.config).values.items():
+        below = settings.get(section)
+        both = isinstance(values, Mapping) and isinstance(below, Mapping)
+        settings[section] = {**below, **values} if both else values  # type: ignore[dict-item]
+    return settings
 
 
 def gather(run: RunFolder, *, pictures: bool = True, beside: Path | None = None) -> ReportData:

@@ -20,7 +20,7 @@ from resnext_core.cli.main import main
 from resnext_core.console import output
 from resnext_core.console.program import run_program
 from resnext_core.errors import EXIT_DATA, EXIT_OK, EXIT_UNAVAILABLE, UsageError
-from resnext_core.runs.records import Progress, Train
+from resnext_core.runs.records import Note, Progress, Train
 from resnext_core.terminal import printable, starting
 
 #: A command line for each command and action, given a run, weights, a data folder and a folder to write into.
@@ -261,3 +261,16 @@ def test_the_bar_fits_its_terminal_and_losses_stand_above_it(
     assert ("lr 0.01235" in drawn[-1]) == (width >= 132)
     printed = " ".join(line.strip() for line in screen.lines if "/1250000" not in line)
     assert "epoch 120 step 123456 loss 1.2346" in re.sub(r" +", " ", printed)
+
+
+def test_a_line_above_the_bar_is_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No part of a path is taken for the name of an emoji, and no line end is put into it."""
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    line = f"saved /data/:dog:/[bold]{'x' * 60}/photo.jpg"
+    with output.ProgressBar(output.Output()) as bar:
+        bar(Progress(what="train", done=1, total=9))
+        bar(Note(text=line))
+    assert line in screen.lines

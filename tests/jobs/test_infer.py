@@ -149,6 +149,23 @@ def test_what_cannot_be_asked(core_only: None, weights_file: Path, tmp_path: Pat
         (InferJob(weights=weights_file, images=[]), DataError, "no images found"),
         (InferJob(weights=weights_file, images=[tmp_path], top=0), UsageError, "--top"),
         (InferJob(weights=weights_file, images=[Path("https://a.org/b.jpg")]), UsageError, "is a URL"),
+        (
+            InferJob(weights=weights_file, images=[tmp_path], csv=Path("-")),
+            UsageError,
+            "--csv takes the name of a file",
+        ),
+        (
+            InferJob(
+                weights=weights_file, images=[tmp_path], csv=tmp_path / "a", save=tmp_path / "b" / ".." / "a"
+            ),
+            UsageError,
+            "--csv and --save are both",
+        ),
+        (
+            InferJob(weights=weights_file, images=[tmp_path], csv=tmp_path / "a", logits=tmp_path / "a"),
+            UsageError,
+            "--logits and --csv are both",
+        ),
     ):
         with pytest.raises(error, match=says):
             infer(job)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from command_line import CommandLine
 from test_report import EVIL, Page, full, records, train
 
 from resnext_core.errors import EXIT_DATA, EXIT_USAGE
 from resnext_core.report.compare import Compared, difference_interval, render_comparison
+from resnext_core.report.gather import make_comparison
+from resnext_core.runs.folder import RunFolder
 from resnext_core.serving.metrics import wilson_interval
 
 
@@ -67,8 +71,21 @@ def test_scores_of_different_images_are_no_comparison() -> None:
     )
     page = Page(render_comparison(compared("a", {}, evaluation=one), compared("b", {}, evaluation=two)))
     assert "different images (val and test)" in lines(page)
+    assert "different classes" not in lines(page)
     assert not page.all("td", class_="num pass")
     assert "None: the two runs have the same settings." in lines(page)
+
+
+def test_runs_of_different_classes_say_so_and_show_no_recall() -> None:
+    evaluation = dict(full().evaluation) | {"recall": [0.5, 0.5, 0.5]}
+    two = {"top1": 0.5, "classes": ["ant", "bee"], "recall": [0.5, 0.5]}
+    said = lines(
+        Page(render_comparison(compared("a", {}, evaluation=evaluation), compared("b", {}, evaluation=two)))
+    )
+    assert "different classes (3 and 2)" in said
+    assert "Recall of each class" not in said
+    assert "Images\n150 of 152\n" in said
+    assert "– of –" not in said, "of the run that does not say it"
 
 
 @pytest.mark.parametrize("evaluation", [{}, {"top1": math.nan}, {"top1": 0.5, "calibration": {"nll": None}}])
@@ -87,6 +104,26 @@ def test_hostile_names_stay_text() -> None:
             "aria-label",
             "data-hover",
         }
+
+
+def test_a_setting_that_an_earlier_version_did_not_have_is_the_default(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    for name in ("x/runs/one", "y/runs/one"):
+        shutil.copytree(finished_run, tmp_path / name)
+    config = tmp_path / "y/runs/one/config.yaml"
+    values = yaml.safe_load(config.read_text())
+    assert "mix" in values
+    assert "stage_lr" in values["optimizer"]
+    del values["mix"], values["optimizer"]["stage_lr"]
+    values["optimizer"]["lr"] = 0.25
+    config.write_text(yaml.safe_dump(values))
+    page = make_comparison(RunFolder(tmp_path / "x/runs/one"), RunFolder(tmp_path / "y/runs/one"))
+    said = lines(Page(page.read_text()))
+    assert "optimizer.lr\n" in said
+    assert "mix." not in said
+    assert "stage_lr" not in said
+    assert "x/runs/one and y/runs/one" in said, "names that tell them apart"
 
 
 def test_the_command(
