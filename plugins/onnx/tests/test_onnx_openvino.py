@@ -70,6 +70,44 @@ def test_without_the_package_it_says_how_to_get_it(artefact, monkeypatch):
         open_openvino(artefact)
 
 
+def test_a_broken_package_is_one_line(artefact, monkeypatch):
+    def broken(name: str) -> None:
+        raise ImportError("libopenvino.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(openvino_sessions, "find_spec", lambda name: object())
+    monkeypatch.setattr(openvino_sessions, "import_module", broken)
+    with pytest.raises(
+        BackendUnavailable, match=r"does not load \(libopenvino\.so\.1: .*--force-reinstall openvino$"
+    ):
+        open_openvino(artefact)
+    assert "openvino_telemetry" not in sys.modules
+
+
+def test_threads_that_import_it_at_once_get_the_whole_package(tmp_path, monkeypatch):
+    """A package that is slow to load: the second thread comes while the first is in the middle of it."""
+    (tmp_path / "openvino.py").write_text(
+        "import sys, threading\nthreading.Event().wait(0.2)\n"
+        "assert sys.modules['openvino_telemetry'] is None\nCore = dict\n"
+    )
+    for name in [name for name in sys.modules if name.partition(".")[0] == "openvino"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found: list[bool] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(hasattr(openvino_sessions.openvino(), "Core")))
+        for _ in range(3)
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.modules.pop("openvino", None)
+    assert found == [True] * 3
+    assert "openvino_telemetry" not in sys.modules
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

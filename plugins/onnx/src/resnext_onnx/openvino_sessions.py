@@ -13,13 +13,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from resnext_core.errors import BackendUnavailable, DataError, one_line
+from resnext_core.errors import BackendUnavailable, DataError, one_line, shown
 from resnext_core.processor import processor
 from resnext_onnx.graph import TENSOR
 from resnext_onnx.options import OnnxOptions
 from resnext_onnx.sessions import Array, SessionError, Value
 
 _TELEMETRY = "openvino_telemetry"
+#: Threads import it one after another: each puts back what another relies on.
+_IMPORT = threading.Lock()
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 #: Two products of an unsigned byte and a weight of 7 bits, 2 * 255 * 64, fit in 16 bits with a sign.
 _SEVEN_BITS = 64
@@ -28,8 +30,9 @@ _SEVEN_BITS = 64
 class OpenVinoRuntime:
     """OpenVINO's CPU device.
 
-    Raises BackendUnavailable where the package is not installed, and for ``onnx.openvino_precision=bfloat16`` where
-    the processor has no instructions for it: OpenVINO would imitate them, several times slower than float32.
+    Raises BackendUnavailable where the package is not installed or does not load, and for
+    ``onnx.openvino_precision=bfloat16`` where the processor has no instructions for it: OpenVINO would imitate them,
+    several times slower than float32.
     """
 
     name = "OpenVINO"
@@ -46,8 +49,14 @@ class OpenVinoRuntime:
             None if options.openvino_precision == "float32" else options.openvino_precision
         )
         self.computes_on = "-".join(filter(None, ("openvino", processor().instructions, self.precision)))
-        self._openvino = openvino()
-        self._core = self._openvino.Core()
+        try:
+            self._openvino = openvino()
+            self._core = self._openvino.Core()
+        except Exception as error:  # ImportError, or what its libraries raise
+            raise BackendUnavailable(
+                f"onnx.provider=openvino: the package openvino does not load ({shown(_reason(error), 200)}): "
+                "pip install --force-reinstall openvino"
+            ) from error
         self._settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",  # all threads compute one batch
@@ -139,15 +148,14 @@ def openvino() -> Any:
     imported (``openvino/tools/ovc/__init__.py`` of 2026.4), through another package. Without that one it uses a
     stand-in that does nothing. Where the program imported OpenVINO before, this comes too late.
     """
-    if "openvino" in sys.modules:
-        return sys.modules["openvino"]
-    before = {_TELEMETRY: sys.modules[_TELEMETRY]} if _TELEMETRY in sys.modules else {}
-    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # an import of it raises ModuleNotFoundError
-    try:
-        return import_module("openvino")
-    finally:
-        del sys.modules[_TELEMETRY]
-        sys.modules.update(before)
+    with _IMPORT:
+        before = {_TELEMETRY: sys.modules[_TELEMETRY]} if _TELEMETRY in sys.modules else {}
+        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # an import of it raises ModuleNotFoundError
+        try:
+            return import_module("openvino")
+        finally:
+            sys.modules.pop(_TELEMETRY, None)
+            sys.modules.update(before)
 
 
 def _check_bfloat16(what: str, instead: str) -> None:
