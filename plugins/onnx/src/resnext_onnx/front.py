@@ -36,7 +36,8 @@ class Nodes(Protocol):
 def add_front(nodes: Nodes, images: str, spec: PreprocessSpec, pixels: str) -> None:
     """Add what makes of `images`, uint8 (1, H, W, 3), the value `pixels`: whole float32 numbers (1, 3, size, size).
 
-    They are those of :func:`resnext_core.model.preprocess.eval_pixels` within 1 level.
+    They are those of :func:`resnext_core.model.preprocess.eval_pixels` within 1 level; of images longer than 16 times
+    their shorter side within 2, since it resizes their crop alone (the graph is then within 1 of the whole resize).
     """
     front = _Front(nodes, spec)
     shape = front.add("Shape", images)
