@@ -21,6 +21,8 @@ from resnext_core.processor import Processor
 SCHEMA = "resnext-bench/1"
 #: Bytes of a file of results that is read: some thousand records.
 _MOST = 64 << 20
+#: Rates (images/s) and times (ms) lie between these; others are a damaged file, and their ratios may not be numbers.
+_RANGE = (1e-9, 1e12)
 _ABOVE = "faster than the peak: that was measured while the machine did other work, or is set too low"
 
 
@@ -250,9 +252,23 @@ def from_dict(found: Any) -> BenchResult:
             raise ValueError(f"the key '{field.name}' is missing")
         given[field.name] = _typed(found[field.name], hints[field.name], field.name)
     result = cls(**given)
-    if not result.images_per_s > 0 or (isinstance(result, StepsResult) and not result.ms_p50 > 0):
-        raise ValueError("its rate is not above 0")
+    _check_range("images_per_s", result.images_per_s)
+    if isinstance(result, StepsResult):
+        low, high = result.ms_interval or (result.ms_p50, result.ms_p50)
+        for name, values in (
+            ("ms_p50", (result.ms_p50,)), ("ms_interval", (low, high)), ("rounds_ms", result.rounds_ms or ()),
+        ):  # fmt: skip
+            _check_range(name, *values)
+        if low > high:
+            raise ValueError("'ms_interval' begins after its end")
     return result
+
+
+def _check_range(name: str, *values: float) -> None:
+    least, most = _RANGE
+    for value in values:
+        if not least <= value <= most:
+            raise ValueError(f"'{name}' cannot be {value:g}")
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
