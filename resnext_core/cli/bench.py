@@ -18,6 +18,7 @@ from resnext_core.jobs.bench_all import bench_all
 from resnext_core.jobs.bench_compare import compare
 from resnext_core.jobs.settings import resolve
 from resnext_core.plugins import load_plugins
+from resnext_core.ranks.children import forwarding
 
 EPILOG = """\
 examples:
@@ -35,10 +36,11 @@ with its reason. compare takes two files of --json, and says the ratios and what
 
 _ONE: tuple[Literal["train", "eval", "data"], ...] = ("train", "eval", "data")
 _WHAT = (*_ONE, "all", "compare")
-#: Flags of one kind of benchmark alone, by their name among the arguments.
+#: Flags of some kinds of benchmark alone, by their name among the arguments.
 _ALONE = {
     "images_per_second": ("data",), "run": ("data",), "file": ("all",), "rounds": ("all",), "seconds": ("all",),
     "limit": ("all",), "threads": ("all",), "only": ("all",), "rows": ("all",), "html": ("all",), "force": ("compare",),
+    "weights": ("eval", "all"), "steps": _ONE, "warmup": _ONE, "classes": (*_ONE, "all"), "peak_tflops": (*_ONE, "all"),
 }  # fmt: skip
 
 
@@ -86,13 +88,18 @@ def handle(args: argparse.Namespace) -> int:
         return print_config(resolve(settings_of(args), load_plugins()))
     with ProgressBar(output) as bar:
         if what == "all":
-            found = bench_all(all_job(args), bar)
+            with forwarding(_stop):  # SIGTERM removes the temporary files too
+                found = bench_all(all_job(args), bar)
             values, text = found.to_dict(), rows_text(found)
         else:
             result = bench(_job(args), bar)
             values, text = result.to_dict(), stages_text(result) + str(result)
     output.result(values, text)
     return 0
+
+
+def _stop(number: int) -> None:
+    raise KeyboardInterrupt
 
 
 def _what(args: argparse.Namespace) -> str:

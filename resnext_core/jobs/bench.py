@@ -18,7 +18,15 @@ from resnext_core.files import place
 from resnext_core.interfaces import Backend
 from resnext_core.jobs.bench_data import bench_loader, images_of_run
 from resnext_core.jobs.bench_record import BenchResult, DataBench, EvalBench, StepsResult, TrainBench
-from resnext_core.jobs.bench_steps import Timed, random_batch, row_label, seconds_of, stated_options, warm_up
+from resnext_core.jobs.bench_steps import (
+    Timed,
+    compute_of,
+    random_batch,
+    row_label,
+    seconds_of,
+    stated_options,
+    warm_up,
+)
 from resnext_core.jobs.plan import training_backend
 from resnext_core.jobs.recorder import ignore
 from resnext_core.jobs.settings import Resolved, Settings, resolve
@@ -148,7 +156,7 @@ def timed_model(
     suffix = WEIGHTS_SUFFIX if file is None else Path(model.source.partition(" (")[0]).suffix
     # Weights of other programs are served as ours.
     format = suffix if suffix in backend.formats else WEIGHTS_SUFFIX
-    usual = backend.compute(options).precision if backend.compute is not None else None
+    usual = compute_of(backend, options)[0].precision
     return Timed(
         label=label or row_label(backend, format, stated_options(options)), backend=backend, format=format,
         file=None if file is None else model.source, options=options,

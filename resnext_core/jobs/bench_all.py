@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from resnext_core.config import Config, stated
-from resnext_core.errors import BackendUnavailable, UsageError, counted, quoted
+from resnext_core.errors import BackendUnavailable, UsageError, counted, quoted, shown
 from resnext_core.files import check_target
 from resnext_core.files.scratch import Scratch
-from resnext_core.interfaces import Compute
+from resnext_core.interfaces import Backend, Compute
 from resnext_core.jobs.bench import new_model
 from resnext_core.jobs.bench_contender import Contender, ContenderFailed
 from resnext_core.jobs.bench_ratio import Ratio, of_rounds
@@ -133,6 +133,8 @@ def _check(job: BenchAllJob, plugins: PluginSet) -> None:
     for name, seconds in (("seconds", job.seconds), ("limit", job.limit), ("peak-tflops", job.peak_tflops)):
         if seconds is not None and not 0 < seconds < float("inf"):
             raise UsageError(f"--{name} must be above 0, not {seconds:g}")
+    if job.limit <= job.seconds:
+        raise UsageError(f"--limit must be above the {job.seconds:g} seconds of a turn, not {job.limit:g}")
     for backend_id in job.only:
         if plugins.get(backend_id).predictor is None:
             raise UsageError(f"backend '{backend_id}' serves nothing, so it cannot be timed")
@@ -142,8 +144,13 @@ def _check(job: BenchAllJob, plugins: PluginSet) -> None:
 
 def _weights(job: BenchAllJob, resolved: Resolved, plugins: PluginSet) -> Weights:
     """Return the weights that all rows compute with."""
+    read = {suffix for backend in plugins.ranked() if _takes(job, backend) for suffix in backend.formats}
     for file in job.files:
         find_model(file)
+        if file.suffix not in read:
+            raise UsageError(
+                f"--file {shown(file)}: no backend that is timed reads it; they read {', '.join(sorted(read))}"
+            )
     if job.weights is None:
         return new_model(resolved.config, job.classes)
     path = find_model(job.weights)
@@ -153,6 +160,10 @@ def _weights(job: BenchAllJob, resolved: Resolved, plugins: PluginSet) -> Weight
             "and the artefact as --file; or time it alone with bench eval"
         )
     return read_weights(path, resolved.config, resolved.sources, plugins)
+
+
+def _takes(job: BenchAllJob, backend: Backend) -> bool:
+    return backend.predictor is not None and (not job.only or backend.id in job.only)
 
 
 class _Match:

@@ -36,7 +36,8 @@ class Contender:
     """A process that does one `job` of :mod:`resnext_core.jobs.bench_worker`; what it prints goes to the file `log`.
 
     Between answers the process is stopped (SIGSTOP, on Linux), so that threads that wait for work in a loop take no
-    time from others. It ends with this process, however that ends.
+    time from others. It ends with this process, however that ends. What it started itself is not stopped: nobody would
+    let it go on where this process is killed.
     """
 
     def __init__(self, job: Work, log: Path, environment: Mapping[str, str]) -> None:
@@ -109,5 +110,5 @@ class Contender:
         if not _STOPS or stop == self._stopped or self._process.poll() is not None:
             return
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, getattr(signal, name))
+            os.kill(self._process.pid, getattr(signal, name))
         self._stopped = stop

@@ -68,6 +68,7 @@ def rows_here(
     ``export.formats`` names them. `files` are artefacts of the user, each for every backend that serves its ending.
     """
     skipped: dict[str, str] = {}
+    files = list(dict.fromkeys(files))
     servers = [b for b in plugins.ranked() if b.predictor is not None and (not only or b.id in only)]
     made, rows = list(_artefacts(plugins, config, servers, skipped)), list[Row]()
     for backend in servers:
@@ -107,7 +108,8 @@ def _served(
             yield Row(label=label, backend=backend.id, made=artefact, overrides=way.overrides)
         mine = [file for file in files if file.suffix == suffix]
         for file in mine:
-            label = _label(backend.id, file.name, way.label)
+            alike = sum(other.name == file.name for other in files)
+            label = _label(backend.id, file.name if alike == 1 else str(file), way.label)
             yield Row(label=label, backend=backend.id, file=file, overrides=way.overrides)
         if not fitting and not mine and suffix != WEIGHTS_SUFFIX:
             skipped[f"{backend.id} {suffix}"] = "nothing here writes such files"

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from resnext_core.errors import one_line
 from resnext_core.interfaces import Backend, Batch, Compute
 from resnext_core.jobs.bench_peak import processor_peak
 from resnext_core.jobs.bench_record import EvalBench, StepsResult, TrainBench, median_interval
@@ -65,9 +66,7 @@ class Timed:
     @property
     def compute(self) -> Compute:
         """What the backend computes with; nothing known where it does not say."""
-        if self.backend.compute is None:
-            return Compute(device="")
-        return self.backend.compute(self.options)
+        return compute_of(self.backend, self.options)[0]
 
     def result(
         self,
@@ -97,7 +96,7 @@ class Timed:
             ms_interval=None if interval is None else (1e3 * interval[0], 1e3 * interval[1]),
             rounds_ms=None if rounds is None else tuple(1e3 * float(np.median(turn)) for turn in rounds),
             macs=spec.macs, gflop_per_s=2 * passes * spec.macs * rate / 1e9,
-            notes=self.notes,
+            notes=(*self.notes, *compute_of(self.backend, self.options)[1]),
             peak_device_mib=None if peak_device_bytes is None else round(peak_device_bytes / 2**20),
         )  # fmt: skip
 
@@ -105,8 +104,24 @@ class Timed:
         """Return `result` with the peak that the user gave, else one that is measured now, else without."""
         if given_tflops is not None:
             return result.against(1000 * given_tflops, "--peak-tflops")
-        found, source = measured_peak(self.compute, self.precision)
+        try:
+            found, source = measured_peak(self.compute, self.precision)
+        except Exception as error:  # of a plugin: what was timed is not lost for it
+            failed = f"the peak could not be measured: {type(error).__name__}: {one_line(error, 300)}"
+            result, found, source = dataclasses.replace(result, notes=(*result.notes, failed)), None, None
         return result.against(found, source)
+
+
+def compute_of(backend: Backend, options: Any) -> tuple[Compute, tuple[str, ...]]:
+    """Return what `backend` says that it computes with, and a note where it fails to say."""
+    unknown = Compute(device="")
+    if backend.compute is None:
+        return unknown, ()
+    try:
+        return backend.compute(options), ()
+    except Exception as error:  # of a plugin: what was timed is not lost for it
+        why = f"{type(error).__name__}: {one_line(error, 300)}"
+        return unknown, (f"backend '{backend.id}' does not say what it computes with: {why}",)
 
 
 def measured_peak(compute: Compute, precision: str | None) -> tuple[float | None, str | None]:

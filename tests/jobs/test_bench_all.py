@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from command_line import CommandLine, in_process, write_plugin
 
 from resnext_core.config import Config
-from resnext_core.errors import EXIT_DATA, EXIT_UNAVAILABLE, EXIT_USAGE
+from resnext_core.errors import EXIT_DATA, EXIT_INTERRUPTED, EXIT_UNAVAILABLE, EXIT_USAGE
 from resnext_core.jobs.bench_all import BenchAllJob, bench_all
 from resnext_core.jobs.bench_compare import compare
 from resnext_core.jobs.bench_contender import Contender, ContenderFailed
@@ -204,6 +206,19 @@ def test_nothing_that_could_be_timed(planted: CommandLine, weights_file: Path) -
     planted.refuses(EXIT_USAGE, *words, "--only", "nobody", says="unknown backend 'nobody'")
     planted.refuses(EXIT_USAGE, *words, "--only", "mine", "--backend", "mine", says="give one of them")
     planted.refuses(EXIT_USAGE, *words, "--limit", 0, says="--limit must be above 0")
+    planted.refuses(
+        EXIT_USAGE,
+        "bench",
+        "all",
+        "--seconds",
+        2,
+        "--limit",
+        2,
+        says="--limit must be above the 2 seconds of a turn",
+    )
+    planted.refuses(
+        EXIT_USAGE, *words, "--file", __file__, says="no backend that is timed reads it; they read ."
+    )
     planted.refuses(EXIT_DATA, *words, "--html", weights_file / "page.html", says="page.html")
     planted.refuses(EXIT_DATA, *words, "--file", "nothing.x", says="no model at nothing.x")
 
@@ -296,6 +311,117 @@ def test_files_of_the_user_are_rows(site: Path) -> None:
     assert [(row.label, row.file and str(row.file)) for row in found.rows] == [
         ("third .x", None), ("third .x small", None), ("third b.x", "b.x"), ("third net.y", "a/net.y"),
     ]  # fmt: skip
+
+
+def test_files_of_one_name_are_told_apart(site: Path) -> None:
+    write_plugin(site, "writers", WRITERS)
+    files = [Path("a/net.y"), Path("b/net.y"), Path("a/net.y")]
+    found = rows_here(load_plugins(), Config(), only=("third",), files=files)
+    assert [row.label for row in found.rows if row.file] == ["third a/net.y", "third b/net.y"]
+
+
+SILENT = """
+from dataclasses import replace
+from resnext_core.hookspecs import hookimpl
+from resnext_core.interfaces import READY, Backend, Compute, Predictor
+from resnext_core.reference.plugin import _predictor
+
+def broken(*_):
+    raise ValueError("no\\nidea")
+
+def serve(request):
+    return _predictor(replace(request, options=None))
+
+@hookimpl
+def resnext_backends():
+    yield Backend(id="silent", summary="", priority=2, probe=lambda: READY, predictor=serve, compute=broken)
+    yield Backend(
+        id="peakless", summary="", priority=1, probe=lambda: READY, predictor=serve,
+        compute=lambda _: Compute(peak=broken, precision="float32"),
+    )
+"""
+
+
+def test_a_backend_that_does_not_say_what_it_computes_with_keeps_its_rows(
+    site: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_plugin(site, "silent", SILENT)
+    cli = in_process(capfd)
+    found = cli.ok("bench", "all", *TINY, *SHORT[:4], "--only", "silent,peakless", "--json").json()
+    rows = {row["label"]: row for row in found["results"]}
+    assert set(rows) == {"silent .safetensors", "peakless .safetensors"}
+    assert rows["silent .safetensors"]["notes"] == [
+        "backend 'silent' does not say what it computes with: ValueError: no idea"
+    ]
+    assert rows["peakless .safetensors"]["notes"] == ["the peak could not be measured: ValueError: no idea"]
+    assert {row["mfu"] for row in rows.values()} == {None}
+    alone = cli.ok(
+        "--backend", "silent", "bench", "eval", *TINY, "--steps", 1, "--warmup", 0, "--json"
+    ).json()
+    assert alone["device"] is None
+
+
+STARTER = """
+import subprocess, sys
+from dataclasses import replace
+from resnext_core.hookspecs import hookimpl
+from resnext_core.interfaces import READY, Backend, Predictor
+from resnext_core.reference.plugin import _predictor
+
+class Starting(Predictor):
+    def __init__(self, request):
+        self.inner, self.close = _predictor(replace(request, options=None)), lambda: None
+        self.child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+
+    def logits(self, images):
+        return self.inner.logits(images)
+
+@hookimpl
+def resnext_backends():
+    yield Backend(id="mine", summary="", probe=lambda: READY, predictor=Starting)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc"), reason="stops processes on Linux alone")
+def test_what_a_stopped_process_had_started_ends_after_it(
+    site: Path, weights_file: Path, tmp_path: Path
+) -> None:
+    """As with kill -9 of the benchmark: the system ends the process alone, and nobody lets its children go on."""
+    write_plugin(site, "starter", STARTER)
+    contender = Contender(served(weights_file), tmp_path / "log", {})
+    try:
+        contender.start(600)
+        (process,) = psutil.Process().children()
+        os.waitpid(process.pid, os.WUNTRACED)
+        (child,) = process.children()
+        process.kill()
+        child.wait(timeout=60)
+    finally:
+        contender.close()
+
+
+def test_told_to_end_it_leaves_no_files(
+    planted: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    seen: list[Path] = []
+
+    def told(self: Contender, limit_s: float) -> dict[str, Any]:
+        seen.extend(folder.iterdir())
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(Contender, "start", told)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # by default it would end the tests
+    try:
+        planted.refuses(EXIT_INTERRUPTED, "bench", "all", *TINY, *SHORT, says="stopped")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen
+    assert list(folder.iterdir()) == []
+    assert psutil.Process().children() == []
 
 
 def test_a_backend_in_test_mode_is_timed_where_its_options_are_set(planted: CommandLine) -> None:

@@ -130,6 +130,11 @@ def test_wrong_words(tmp_path: Path, cli: CommandLine) -> None:
         "x",
         says="--html belongs to bench all; leave it out of bench eval",
     )
+    for words in (
+        ["train", "--weights", file], ["data", "--weights", file], ["all", "--steps", 3], ["all", "--warmup", 3],
+        ["compare", file, file, "--classes", 3], ["compare", file, file, "--peak-tflops", 3],
+    ):  # fmt: skip
+        cli.refuses(EXIT_USAGE, "bench", *words, says=f"; leave it out of bench {words[0]}")
     cli.refuses(EXIT_USAGE, "bench", "train", "--all", says="--all is bench all")
     cli.refuses(EXIT_USAGE, "bench", says="say what to time: bench train, bench eval, bench data, bench all")
 
