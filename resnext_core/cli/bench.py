@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Literal
 
-from resnext_core.cli.bench_all import add_all, all_job
+from resnext_core.cli.bench_all import add_all, run_all
 from resnext_core.cli.bench_text import compared_text, rows_text, stages_text
 from resnext_core.cli.common import print_config, settings_of
 from resnext_core.console.flags import add_config_flags, add_json_flag, positive
@@ -14,11 +14,9 @@ from resnext_core.console.output import Output, ProgressBar
 from resnext_core.errors import UsageError
 from resnext_core.files import local_path
 from resnext_core.jobs.bench import BenchJob, bench
-from resnext_core.jobs.bench_all import bench_all
 from resnext_core.jobs.bench_compare import compare
 from resnext_core.jobs.settings import resolve
 from resnext_core.plugins import load_plugins
-from resnext_core.ranks.children import forwarding
 
 EPILOG = """\
 examples:
@@ -88,18 +86,13 @@ def handle(args: argparse.Namespace) -> int:
         return print_config(resolve(settings_of(args), load_plugins()))
     with ProgressBar(output) as bar:
         if what == "all":
-            with forwarding(_stop):  # SIGTERM removes the temporary files too
-                found = bench_all(all_job(args), bar)
+            found = run_all(args, bar)
             values, text = found.to_dict(), rows_text(found)
         else:
             result = bench(_job(args), bar)
             values, text = result.to_dict(), stages_text(result) + str(result)
     output.result(values, text)
     return 0
-
-
-def _stop(number: int) -> None:
-    raise KeyboardInterrupt
 
 
 def _what(args: argparse.Namespace) -> str:

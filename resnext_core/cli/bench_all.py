@@ -9,7 +9,9 @@ from resnext_core.cli.common import settings_of
 from resnext_core.console.flags import positive
 from resnext_core.errors import UsageError
 from resnext_core.files import local_path
-from resnext_core.jobs.bench_all import BenchAllJob
+from resnext_core.jobs.bench_all import BenchAllJob, BenchAllResult, bench_all
+from resnext_core.ranks.children import forwarding
+from resnext_core.runs.records import Listener
 
 
 def add_all(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +40,17 @@ def add_all(parser: argparse.ArgumentParser) -> None:
     rows.add_argument("--html", metavar="FILE", help="write a page with a plot and the table")
 
 
-def all_job(args: argparse.Namespace) -> BenchAllJob:
+def run_all(args: argparse.Namespace, listen: Listener) -> BenchAllResult:
+    """Time what the flags say. SIGTERM ends it as Ctrl-C does, so that no temporary file stays."""
+
+    def stop(number: int) -> None:
+        raise KeyboardInterrupt
+
+    with forwarding(stop):
+        return bench_all(_all_job(args), listen)
+
+
+def _all_job(args: argparse.Namespace) -> BenchAllJob:
     """Return the job; UsageError where two flags say the same."""
     if args.only and args.backend:
         raise UsageError("--only and --backend name the backends to time: give one of them")
