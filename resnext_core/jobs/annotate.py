@@ -47,6 +47,7 @@ class Pictures:
     def __init__(self, folder: Path, index: Index, *, oriented: bool) -> None:
         self._folder, self._index, self._oriented = folder, index, oriented
         self._names: set[str] = set()
+        self._reader = index.source.reader()
         self.saved = 0
         try:
             make_folder(folder)
@@ -69,9 +70,9 @@ class Pictures:
         self.saved += 1
 
     def _read(self, position: int) -> Image.Image:
-        source, name = self._index.source, self._index.paths[position]
+        name = self._index.paths[position]
         try:
-            content = source.reader().read(source.locator(position))
+            content = self._reader.read(self._index.source.locator(position))
             turn = upright(content, None) if self._oriented else 1
             with opened_bytes(content, name) as opened:
                 return decode(opened, name, (_LONGEST, _LONGEST), None, turn)[0]

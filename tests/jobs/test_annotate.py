@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,10 @@ import pytest
 from command_line import CommandLine
 from PIL import Image
 
-from resnext_core.data.index import Index
+from resnext_core.config import DataConfig
+from resnext_core.data.index import Index, listed
+from resnext_core.data.sources.kinds import SHARDS
+from resnext_core.data.sources.ranges import LocalFiles
 from resnext_core.errors import EXIT_DATA, EXIT_USAGE, DataError
 from resnext_core.jobs.annotate import Pictures, picture
 
@@ -151,3 +155,21 @@ def test_an_image_is_turned_as_the_network_sees_it(tmp_path: Path) -> None:
         Pictures(folder, index, oriented=oriented).save(0, [])
         with Image.open(folder / "turned.jpg") as made:
             assert made.size == (size[0], size[1] + 20)
+
+
+def test_shards_are_opened_once_for_all_pictures(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for k in range(5):
+            tar.add(sorted((photos / "val" / "ant").iterdir())[0], f"{k}.jpg")
+    opened: list[str] = []
+    open_ = LocalFiles.open
+    monkeypatch.setattr(LocalFiles, "open", lambda files, name: (opened.append(name), open_(files, name))[1])
+    listing = listed(SHARDS.open(str(tmp_path / "s.tar"), DataConfig()), labelled=False)
+    before = len(opened)
+    pictures = Pictures(tmp_path / "out", listing, oriented=False)
+    for position in range(5):
+        pictures.save(position, [("ant", 0.5)])
+    assert pictures.saved == 5
+    assert len(opened) - before == 1
