@@ -114,6 +114,15 @@ def test_requests_that_cannot_be(tmp_path: Path, request_: dict, said: str) -> N
         write(make_weights(IMAGENET), tmp_path / "m.onnx", **request_)
 
 
+def test_a_network_that_gives_nan_is_no_file_in_16_bits(tmp_path: Path) -> None:
+    weights = make_weights(IMAGENET)
+    head = np.full_like(weights.tensors["fc.weight"], 3e38)
+    weights = weights.replace(tensors={**weights.tensors, "fc.weight": head}, golden=None)
+    with pytest.raises(DataError, match="the network gives NaN or infinity on synthetic images"):
+        write(weights, tmp_path / "m.onnx", precision="bfloat16")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_golden_logits_are_those_of_float32(tmp_path: Path) -> None:
     weights = make_weights(IMAGENET)
     own = Golden(compute="float32", logits=(tuple(map(float, range(7))),))

@@ -279,3 +279,5 @@ def test_logit_error_is_of_what_changes_probabilities():
     off = np.array([[0.1, -0.1, 0], [0, 0.2, -0.2]])
     assert logit_error(want + off, want) == pytest.approx(np.sqrt((off**2).mean() / (centered**2).mean()))
     assert logit_error(np.full_like(want, np.nan), want) == np.inf
+    large = (want * 1e25).astype(np.float32)  # their squares are no float32
+    assert logit_error(-large, large) == pytest.approx(2)

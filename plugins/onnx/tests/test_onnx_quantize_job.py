@@ -161,7 +161,10 @@ def test_weights_of_avx2_have_7_bits_and_a_fixed_batch_is_kept(place, tmp_path):
 
 def test_numbers_of_another_kind_of_processor_are_written_and_not_proven(place, tmp_path):
     heard = Heard()
-    result = quantize(job(place, target=tmp_path / "other.onnx", processor=ELSEWHERE), heard)
+    given = job(place, target=tmp_path / "other.onnx", processor=ELSEWHERE)
+    settings = replace(given.settings, overrides=(*given.settings.overrides, "onnx.provider=openvino"))
+    result = quantize(replace(given, settings=settings), heard)
+    assert "quantize computes with onnx.provider=cpu, not openvino: validate there" in heard.lines
     assert read_artefact(result.path).manifest.proofs == {}
     assert (result.proven, result.speeds) == (None, [])
     assert any("not proven" in line for line in heard.lines)
@@ -328,7 +331,8 @@ def run(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, st
         (["--to", "https://host/m.onnx"], "'https://host/m.onnx' is a URL, not a file"),
         (["--report", "https://host/r.html"], "'https://host/r.html' is a URL, not a file"),
         (["--report", "net.safetensors"], "give --report a name that ends in .html"),
-        (["--set", "export.input=float"], "files of uint8 input"),
+        (["--set", "export.input=float"], "set export.input=uint8"),
+        (["--set", "export.precision=float16"], "set export.precision=float32"),
         (["--split", "test"], "has no test part"),
         (["--set", "export.batch_size=0"], "batch_size"),
         (["--backend", "reference"], "a command of the backend onnx, not of 'reference'"),

@@ -10,7 +10,7 @@ import onnx
 from onnx import helper
 
 import resnext_onnx
-from resnext_core.errors import UsageError
+from resnext_core.errors import DataError, UsageError
 from resnext_core.files import atomic_path
 from resnext_core.interfaces import ExportRequest, PredictRequest
 from resnext_core.model.preprocess import normalize
@@ -111,6 +111,10 @@ def _golden(weights: Weights, precision: str) -> Golden:
     )
     images = normalize(synthetic_images(2, weights.spec.image_size), weights.preprocess)
     logits = session.run(TENSOR, images)
+    if not np.isfinite(logits).all():
+        raise DataError(
+            "the network gives NaN or infinity on synthetic images: there is nothing to check a file by"
+        )
     return Golden(compute=precision, logits=tuple(tuple(map(float, row)) for row in logits))
 
 
@@ -135,7 +139,7 @@ def _check(weights: Weights, request: ExportRequest, channels: int | None) -> No
             "export.precision of 16 bits needs export.fold_bn=true: statistics may not fit 16 bits"
         )
     if request.precision != "float32" and request.input == "image":
-        raise UsageError("export.input=image is written in float32 only: leave export.precision")
+        raise UsageError("export.input=image is written in float32 only: set export.precision=float32")
     batch_size = request.batch_size
     if request.input == "image" and batch_size not in (None, 1):
         raise UsageError(

@@ -28,6 +28,7 @@ from resnext_core.runs.records import Listener, Note, Progress
 from resnext_core.serving.golden import check_golden
 from resnext_core.serving.load import find_model, is_weights, read_weights
 from resnext_onnx.artefact import read_artefact
+from resnext_onnx.options import OnnxOptions
 from resnext_onnx.quantize.calibrate import all_ranges, histograms
 from resnext_onnx.quantize.choose import Chooser, Tried, choose
 from resnext_onnx.quantize.correct import corrected
@@ -137,8 +138,13 @@ class _Work:
                     text=f"quantised for {self.target.name} on {self.here.instructions}: it is not proven there"
                 )
             )
-        options = self.config.backends.get("onnx")
-        self.threads: int | None = getattr(options, "threads", None)
+        options = self.config.backends.get("onnx") or OnnxOptions()
+        assert isinstance(options, OnnxOptions)
+        self.threads = options.threads
+        if options.provider != "cpu":
+            listen(
+                Note(text=f"quantize computes with onnx.provider=cpu, not {options.provider}: validate there")
+            )
         self.float32 = float_model(self.weights)
         self._check_source()
         self.model = regroup(self.float32, self.target.channels)
@@ -349,10 +355,12 @@ def _read(path: Path, config: Config, sources: Mapping[str, str], plugins: Plugi
 def _request(config: Config) -> ExportRequest:
     if config.export.input != "uint8":
         raise UsageError(
-            f"quantize writes files of uint8 input, not {quoted(config.export.input)}: leave export.input"
+            f"quantize writes files of uint8 input, not {quoted(config.export.input)}: set export.input=uint8"
         )
     if config.export.precision != "float32":
-        raise UsageError(f"quantize writes int8, not {config.export.precision}: leave export.precision")
+        raise UsageError(
+            f"quantize writes int8 from float32, not {config.export.precision}: set export.precision=float32"
+        )
     return ExportRequest(batch_size=config.export.batch_size, input="uint8", fold_bn=True)
 
 

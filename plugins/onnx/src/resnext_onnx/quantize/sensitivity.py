@@ -24,7 +24,8 @@ def logit_error(got: Array, want: Array) -> float:
 
     Both are taken without the mean of their row, which changes no probability. Infinity where some are not finite.
     """
-    difference, scale = (_centered(values) for values in (got.astype(np.float64) - want, want))
+    wanted = want.astype(np.float64)  # squares of large float32 logits would be infinite, and the error 0
+    difference, scale = _centered(got - wanted), _centered(wanted)
     found = float(np.sqrt((difference**2).mean() / max((scale**2).mean(), 1e-300)))
     return found if np.isfinite(found) else float("inf")
 
