@@ -75,7 +75,9 @@ def compare(before: Path, after: Path, *, force: bool = False) -> CompareResult:
     for one, other in pairs:
         _check(one, other, before, after, force=force)
     used = {id(result) for pair in pairs for result in pair}
-    everywhere = list(_environment(*pairs[0]))
+    everywhere = [
+        line for line in _environment(*pairs[0]) if all(line in _environment(*pair) for pair in pairs[1:])
+    ]
     return CompareResult(
         pairs=tuple(_compared(*pair, everywhere) for pair in pairs),
         differs=tuple(everywhere),

@@ -91,6 +91,20 @@ def test_what_differs_is_one_line_each(tmp_path: Path, cli: CommandLine) -> None
     assert "mine .x -> other .x: differs: batch_size: 1 -> 8" in lines
 
 
+def test_what_differs_for_one_pair_alone_is_told_of_it(tmp_path: Path) -> None:
+    mine = {"python": "3.11", "mine": "1"}
+    rows = [record(label="a", versions=mine), record(label="b", versions={"python": "3.11"})]
+    later = [
+        record(label="a", versions=mine | {"python": "3.12", "mine": "2"}),
+        record(label="b", versions={"python": "3.12"}),
+    ]
+    found = compare(
+        write(tmp_path / "a.json", *rows, whole=True), write(tmp_path / "b.json", *later, whole=True)
+    )
+    assert found.differs == ("python: 3.11 -> 3.12",)
+    assert [pair.differs for pair in found.pairs] == [("mine: 1 -> 2",), ()]
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
