@@ -33,6 +33,7 @@ _ARM = {"arm-i8mm": {"i8mm"}, "arm-dotprod": {"asimddp"}}
 class Processor:
     """A processor: its marketing name, the cores that this process may use, and its instruction set.
 
+    `cores` are those of the process's affinity; a share of their time, as a container's quota sets it, is not counted.
     `instructions` is one word: on x86-64 ``amx-int8``, ``avx512-vnni``, ``avx-vnni``, ``avx512``, ``avx2`` or
     ``x86-64``; on ARM ``arm-i8mm``, ``arm-dotprod`` or ``arm64``; elsewhere what :func:`platform.machine` says.
     `bfloat16` is True where it multiplies bfloat16 in hardware.

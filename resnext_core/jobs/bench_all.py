@@ -139,6 +139,8 @@ def _check(job: BenchAllJob, plugins: PluginSet) -> None:
         if plugins.get(backend_id).predictor is None:
             raise UsageError(f"backend '{backend_id}' serves nothing, so it cannot be timed")
     if job.html is not None:
+        if job.html.suffix.lower() not in (".html", ".htm"):
+            raise UsageError(f"--html {shown(job.html)}: a page needs a name that ends in .html")
         check_target(job.html)
 
 

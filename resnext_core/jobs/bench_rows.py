@@ -149,7 +149,10 @@ def _variants(backend: Backend, skipped: dict[str, str]) -> tuple[Variant, ...]:
     if backend.variants is None:
         return ()
     try:
-        return tuple(backend.variants())
+        found = tuple(backend.variants())
+        if wrong := [one for one in found if not isinstance(one, Variant)]:
+            raise TypeError(f"{type(wrong[0]).__name__} is no Variant")
+        return found
     except Exception as error:  # of a plugin
         skipped[f"{backend.id} variants"] = f"{type(error).__name__}: {one_line(error)}"
         return ()

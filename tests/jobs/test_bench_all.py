@@ -220,6 +220,7 @@ def test_nothing_that_could_be_timed(planted: CommandLine, weights_file: Path) -
         EXIT_USAGE, *words, "--file", __file__, says="no backend that is timed reads it; they read ."
     )
     planted.refuses(EXIT_DATA, *words, "--html", weights_file / "page.html", says="page.html")
+    planted.refuses(EXIT_USAGE, *words, "--html", weights_file, says="a page needs a name that ends in .html")
     planted.refuses(EXIT_DATA, *words, "--file", "nothing.x", says="no model at nothing.x")
 
 
@@ -269,6 +270,9 @@ def variants():
 def broken():
     raise ValueError("no variants")
 
+def wrong():
+    yield "a text"
+
 TEST = Readiness(state="test mode", reason="no device")
 
 @hookimpl
@@ -282,6 +286,9 @@ def resnext_backends():
     yield Backend(
         id="third", summary="", priority=1, probe=lambda: READY, exporters={"x": write}, formats=(".x", ".y"),
         predictor=lambda request: None, variants=broken,
+    )
+    yield Backend(
+        id="fourth", summary="", probe=lambda: READY, formats=(".x",), predictor=lambda request: None, variants=wrong
     )
 """
 
@@ -303,6 +310,14 @@ def test_written_ways_are_served_by_everyone_and_serving_ways_by_their_own(site:
     config = replace(Config(), export=replace(Config().export, formats=("rare",)))
     rare = rows_here(load_plugins(), config, only=("third",))
     assert [row.label for row in rare.rows] == ["third .x", "third .x small", "third .x (rare)"]
+
+
+def test_variants_that_are_none_lose_no_other_row(site: Path) -> None:
+    write_plugin(site, "writers", WRITERS)
+    found = rows_here(load_plugins(), Config(), only=("fourth",))
+    assert [row.label for row in found.rows] == ["fourth .x", "fourth .x small"]
+    reasons = {row.label: row.reason for row in found.skipped}
+    assert reasons["fourth variants"] == "TypeError: str is no Variant"
 
 
 def test_files_of_the_user_are_rows(site: Path) -> None:
