@@ -34,7 +34,7 @@ from resnext_core.errors import DataError, UsageError
 from resnext_core.interfaces import ExportRequest
 from resnext_core.jobs.evaluate import EvaluateJob, evaluate_sizes
 from resnext_core.jobs.settings import Settings
-from resnext_core.model.weights import load_weights
+from resnext_core.model.weights import load_weights, save_weights
 from resnext_core.processor import parse_processor, processor
 from resnext_core.serving.golden import synthetic_images
 
@@ -276,6 +276,25 @@ def test_images_that_cannot_be_read_are_wrong_for_both(place, tmp_path):
     )
     assert "train/cedar/061.png" in left_out
     assert result.calibration == (59 if "calibration" in left_out else 60)
+
+
+def test_a_part_without_a_readable_image_is_refused_before_the_work(place, tmp_path):
+    shutil.copytree(place / "data", tmp_path / "data")
+    for path in (tmp_path / "data" / "val").rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:60])
+    heard = Heard()
+    settings = Settings(data=str(tmp_path / "data"), overrides=("data.workers=0",))
+    with pytest.raises(DataError, match=r"val: no image can be read; use 'data scan'"):
+        quantize(job(place, target=tmp_path / "m.onnx", settings=settings), heard)
+    assert "calibrate" not in {record.what for record in heard if record.kind == "progress"}
+
+
+def test_what_is_to_be_said_of_the_data_is_said_once(place, tmp_path):
+    weights = load_weights(place / "net.safetensors").replace(classes=tuple("0123"))
+    save_weights(weights, tmp_path / "numbers.safetensors")
+    heard = Heard()
+    quantize(job(place, weights=tmp_path / "numbers.safetensors", target=tmp_path / "m.onnx"), heard)
+    assert len([line for line in heard.lines if "no class names" in line]) == 1
 
 
 # -- the sample ----------------------------------------------------------------------------------------------------

@@ -108,8 +108,10 @@ class Gate:
         self._source: Array | None = None
 
     def source(self, model: onnx.ModelProto) -> None:
-        """Compute what the others are compared with."""
-        self._source = self._guesses(model, "validate float32")[0]
+        """Compute what the others are compared with; DataError where no image can be read."""
+        self._source, labels = self._guesses(model, "validate float32")
+        if not (labels >= 0).any():
+            raise DataError(f"{self.index.root}: no image can be read; use 'data scan'")
 
     def judge(self, model: onnx.ModelProto, what: str = "validate int8") -> Verdict:
         """Return how `model` does beside the source."""
@@ -117,8 +119,6 @@ class Gate:
         guesses, labels = self._guesses(model, what)
         source, read = self._source, labels >= 0
         right, right_source = read & (guesses == labels), read & (source == labels)
-        if not read.any():
-            raise DataError(f"{self.index.root}: no image can be read; use 'data scan'")
         return Verdict(
             images=len(labels),
             failed=int((~read).sum()),

@@ -119,6 +119,8 @@ class _Work:
             listen(Note(text=resolved.note))
         train = self._part("train")
         self.gate_index = self._part(job.split or self._deciding())
+        for line in remarks([train, self.gate_index]):
+            listen(Note(text=line))
         if not train.labelled:
             raise DataError(f"{train.root} has no labels: calibration takes as many images of each class")
         chosen = pick(
@@ -154,6 +156,7 @@ class _Work:
         self.calibration, self.held_out = (self._sample(train, places, what) for places, what in zip(
             chosen, ("calibration images", "held-out images"), strict=True
         ))  # fmt: skip
+        self.gate.source(self.float32)  # what cannot be read there is found before the long work
         self.want = self._logits(self.held_out.images, "float32")
 
     @property
@@ -212,7 +215,6 @@ class _Work:
         Raises DataError where none holds before half of the layers are in float32.
         """
         job, total = self.job, len(errors)
-        self.gate.source(self.float32)
         first = verdict = best = self.gate.judge(quantised(self.model, plan))
         self.listen(Note(text=f"{len(plan.layers)} of {total} layers in 8 bits: {first}"))
         while not verdict.holds(job.max_drop, job.min_agreement):
@@ -266,10 +268,7 @@ class _Work:
         return found
 
     def _part(self, split: str) -> Index:
-        index = open_split(self.config.data, split, self.weights.classes, named=self.weights.has_names)
-        for line in remarks([index]):
-            self.listen(Note(text=line))
-        return index
+        return open_split(self.config.data, split, self.weights.classes, named=self.weights.has_names)
 
     def _deciding(self) -> str:
         """Return the part of the data that the gate looks at where none is named."""
