@@ -34,7 +34,9 @@ from resnext_onnx.options import OnnxOptions
 from resnext_onnx.ort_sessions import OrtRuntime
 from resnext_onnx.sessions import SessionError
 
+from resnext_core.console.flags import positive
 from resnext_core.errors import EXIT_OK, ResnextError, UsageError, one_line
+from resnext_core.files import check_target
 from resnext_core.processor import processor
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -120,12 +122,14 @@ def main() -> int:
     parser.add_argument("--data", required=True, help="folder with train and val")
     parser.add_argument("--weights", type=Path, help="run folder or weights file (default: made ones)")
     parser.add_argument("--variant", default="resnext50_32x4d", help="of weights that are made")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=positive, nargs="+", default=[1, 8])
+    parser.add_argument("--threads", type=positive, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--seconds", type=float, default=0.4, help="of each contender in each round")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, of one thread")
-    parser.add_argument("--calibration", type=int, default=300, help="images that every tool calibrates with")
+    parser.add_argument(
+        "--calibration", type=positive, default=300, help="images that every tool calibrates with"
+    )
     parser.add_argument("--max-drop", type=float, default=0.3, help="of resnext-run quantize")
     parser.add_argument("--min-agreement", type=float, default=0.99, help="of resnext-run quantize")
     parser.add_argument(
@@ -140,6 +144,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args()
     try:
+        if args.json:
+            check_target(args.json)  # before minutes of work
         with tempfile.TemporaryDirectory() as scratch:
             folder = args.work or Path(scratch)
             folder.mkdir(parents=True, exist_ok=True)
@@ -156,6 +162,8 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure and print; returns the figures."""
     if args.clock == "cpu" and args.threads != [1]:
         raise UsageError("processor time compares one thread only: add --threads 1")
+    if args.only and not any(_wanted(one.name, args.only) for one in CONTENDERS):
+        raise UsageError(f"no contender's name has one of the words {', '.join(args.only)}")
     weights_path = args.weights or folder / "weights.safetensors"
     if not weights_path.exists() and args.weights is None:
         models.make_weights(args.variant, args.data, weights_path)

@@ -25,6 +25,7 @@ from PIL import Image
 from resnext_onnx.front import add_front
 from resnext_onnx.graph import IMAGES, IR_VERSION, OPSET, PIXELS, GraphBuilder
 
+from resnext_core.console.flags import positive
 from resnext_core.model.preprocess import PreprocessSpec, eval_pixels
 from resnext_core.processor import processor
 
@@ -129,8 +130,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=positive, default=1)
+    parser.add_argument("--rounds", type=positive, default=20)
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     args = parser.parse_args()
     found = processor()

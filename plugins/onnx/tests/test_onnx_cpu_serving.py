@@ -94,3 +94,28 @@ def test_processor_time_of_two_threads_is_refused(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(sys, "argv", ["cpu_serving.py", *words])
     assert cpu_serving.main() == 2
     assert "add --threads 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["--only", "nobody"], 2, "no contender's name has one of the words nobody"),
+        (["--json", "file/x.json"], 3, "cannot write file/x.json"),
+    ],
+)
+def test_wrong_words_are_refused_before_the_work(tmp_path, monkeypatch, capsys, words, code, says):
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(models, "make_weights", lambda *_: pytest.fail("work was spent"))
+    monkeypatch.setattr(sys, "argv", ["cpu_serving.py", "--data", ".", *words])
+    assert cpu_serving.main() == code
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--rounds", "--threads", "--batch", "--calibration"])
+def test_counts_are_from_one_on(monkeypatch, capsys, flag):
+    monkeypatch.setattr(sys, "argv", ["cpu_serving.py", "--data", ".", flag, "0"])
+    with pytest.raises(SystemExit) as ended:
+        cpu_serving.main()
+    assert ended.value.code == 2
+    assert "must be an integer from 1" in capsys.readouterr().err
