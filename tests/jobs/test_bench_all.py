@@ -111,7 +111,7 @@ def test_every_row_is_timed_and_what_fails_is_named(planted: CommandLine, tmp_pa
         assert (result.threads, result.batch_size, result.variant) == (1, 2, "resnext_tiny")
         assert result.file is None, "the files of a benchmark are gone"
         assert result.mfu == result.gflop_per_s / 100
-        assert result.command.startswith("resnext-run ")
+        assert result.command.startswith("resnext-run")
     skipped = {row["label"]: row["reason"] for row in found["skipped"]}
     assert set(skipped) == {
         "mine absent", "away", "tester", "mine .safetensors raising", "mine .safetensors aborting",

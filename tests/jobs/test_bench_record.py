@@ -217,8 +217,11 @@ def record(**changes: Any) -> dict[str, Any]:
         (json.dumps(record(ms_p50=float("nan"))), "NaN"),
     ],
 )
-def test_what_is_no_result_is_one_line(text: str, says: str, cli: CommandLine, tmp_path: Path) -> None:
-    good, bad = tmp_path / "good.json", tmp_path / "bad.json"
+def test_what_is_no_result_is_one_line(
+    text: str, says: str, cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # messages shorten long paths
+    good, bad = Path("good.json"), Path("bad.json")
     good.write_text(json.dumps(record()))
     bad.write_text(text)
     cli.refuses(EXIT_DATA, "bench", "compare", good, bad, says=("bad.json is no result", says))
