@@ -80,7 +80,7 @@ def other_cards(summary: Mapping[str, Any], history: History) -> list[Card]:
 def interval_of(evaluation: Mapping[str, Any], key: str) -> tuple[float, float] | None:
     """Return the interval that the evaluation gives, or Wilson's; None where neither can be had."""
     given = evaluation.get(f"{key}_interval")
-    if given is not None:
+    if isinstance(given, (list, tuple)) and len(given) == 2:
         return text.number(given[0]), text.number(given[1])
     share, total = text.number(evaluation.get(key)), text.number(evaluation.get("expected"))
     if math.isfinite(total) and total > 0 and 0 <= share <= 1:

@@ -15,7 +15,7 @@ from resnext_core.report.charts import Series, line_chart
 from resnext_core.report.curves import Figure
 from resnext_core.report.model import ReportData
 from resnext_core.report.page import render_page
-from resnext_core.report.scores import TABLE_CLASSES
+from resnext_core.report.scores import TABLE_CLASSES, support_of
 from resnext_core.report.series import History, column, read_history, smooth
 
 #: Styles of the curves of the first and of the second run.
@@ -231,13 +231,15 @@ def _differing(
 def _classes(evaluations: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float, float, int]]:
     """Return name, recall in both runs, change and images of each class, largest change first.
 
-    Nothing where the classes are not the same, or an evaluation has no recall.
+    Nothing where the classes are not the same, or an evaluation has no recall. DataError where the numbers of images do
+    not fit the classes.
     """
     names = [list(evaluation.get("classes") or ()) for evaluation in evaluations]
     recalls = [list(evaluation.get("recall") or ()) for evaluation in evaluations]
     if not names[0] or names[0] != names[1] or not all(len(r) == len(names[0]) for r in recalls):
         return []
-    images = list(evaluations[1].get("support") or [0] * len(names[0]))
+    support = support_of(evaluations[1])
+    images = [0] * len(names[0]) if support is None else support.tolist()
     rows = [
         (str(name), text.number(a), text.number(b), text.number(b) - text.number(a), int(n))
         for name, a, b, n in zip(names[0], *recalls, images, strict=True)

@@ -79,12 +79,12 @@ def gather(run: RunFolder, *, pictures: bool = True, beside: Path | None = None)
     except DataError as error:
         raise DataError(f"cannot read {run.config}: {error}") from error
     variant, data = run.setting("model", "variant"), run.setting("data", "dir")
-    about = run.read_result("run") or {}
+    about = _object(run, "run")
     records = run.read_records()
-    evaluation = run.read_result("evaluation") or _best_evaluation(records)
-    artefacts = [{**a, "path": _found(a["path"], run)} for a in run.read_result("artefacts") or []]
-    steps = tuple(next_steps(run, records, evaluation, artefacts))
-    chosen = evaluation.pop("samples", [])
+    evaluation = _object(run, "evaluation") or _best_evaluation(records)
+    artefacts = [{**a, "path": _found(a["path"], run)} for a in _objects(run.read_result("artefacts"))]
+    chosen = _objects(evaluation.pop("samples", []))
+    steps = tuple(next_steps(run, records, chosen, artefacts))
     samples = [_sample(s, beside) for s in chosen] if pictures else []
     shown = [s for s in samples if s is not None]
     summary: dict[str, Any] = {"backend": about.get("backend"), "wall_s": _wall(records)}
@@ -107,8 +107,19 @@ def gather(run: RunFolder, *, pictures: bool = True, beside: Path | None = None)
         images=_images(run),
         files=tuple(_files(run, beside)),
         steps=steps,
-        validations=[_validation(v) for v in run.read_result("validations") or []],
+        validations=[_validation(v) for v in _objects(run.read_result("validations"))],
     )
+
+
+def _object(run: RunFolder, name: str) -> dict[str, Any]:
+    """Return a result that is an object; a damaged one is as if it were not there."""
+    found = run.read_result(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _objects(found: Any) -> list[dict[str, Any]]:
+    """Return the objects of a list; what is damaged is left out."""
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
 def _best_evaluation(records: Sequence[Record]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ _PREDICTIONS = ("--predictions", "predictions.csv")
 def next_steps(
     run: RunFolder,
     records: Sequence[Record],
-    evaluation: Mapping[str, Any],
+    samples: Sequence[Mapping[str, Any]],
     artefacts: Sequence[Mapping[str, Any]],
 ) -> Iterator[NextStep]:
     """Yield what can be done with `run` now; paths are absolute, and an example is an image that was evaluated."""
@@ -28,7 +28,7 @@ def next_steps(
         yield _step("continue the training, if it has stopped", "train", "--resume", folder)
     if not run.checkpoints.is_dir():
         return
-    yield _step("predict a picture", "infer", "--weights", folder, _picture(evaluation))
+    yield _step("predict a picture", "infer", "--weights", folder, _picture(samples))
     yield _step(
         "write a row for each image: its classes and probabilities",
         "eval",
@@ -58,9 +58,9 @@ def next_steps(
         )
 
 
-def _picture(evaluation: Mapping[str, Any]) -> str:
+def _picture(samples: Sequence[Mapping[str, Any]]) -> str:
     """Return a picture of the evaluation that is there, else a name that stands for one."""
-    paths = [str(sample["path"]) for sample in evaluation.get("samples") or ()]
+    paths = [str(sample["path"]) for sample in samples if "path" in sample]
     return next((os.path.abspath(path) for path in paths if os.path.isfile(path)), "photo.jpg")
 
 

@@ -13,7 +13,7 @@ import yaml
 from command_line import CommandLine
 from test_report import EVIL, Page, full, records, train
 
-from resnext_core.errors import EXIT_DATA, EXIT_USAGE
+from resnext_core.errors import EXIT_DATA, EXIT_USAGE, DataError
 from resnext_core.report.compare import Compared, difference_interval, render_comparison
 from resnext_core.report.gather import make_comparison
 from resnext_core.runs.folder import RunFolder
@@ -104,6 +104,12 @@ def test_hostile_names_stay_text() -> None:
             "aria-label",
             "data-hover",
         }
+
+
+def test_numbers_of_images_that_do_not_fit_the_classes_are_named() -> None:
+    evaluation = dict(full().evaluation) | {"recall": [0.5, 0.5, 0.5], "support": [1, 2]}
+    with pytest.raises(DataError, match="do not fit 3 class names"):
+        render_comparison(compared("a", {}, evaluation=evaluation), compared("b", {}, evaluation=evaluation))
 
 
 def test_a_setting_that_an_earlier_version_did_not_have_is_the_default(

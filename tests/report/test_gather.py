@@ -12,7 +12,7 @@ import pytest
 from command_line import CLASSES, TRAIN, VAL, CommandLine
 
 from resnext_core.errors import EXIT_UNAVAILABLE
-from resnext_core.report.gather import _link, gather
+from resnext_core.report.gather import _link, gather, make_comparison, make_report
 from resnext_core.runs.folder import RunFolder
 from resnext_core.runs.pointers import best_weights
 from resnext_core.serving.gallery import MISTAKES
@@ -114,3 +114,22 @@ def test_artefacts_are_linked_wherever_the_run_folder_lies(finished_run: Path, t
     assert shlex.join(["eval", "--weights", str(run.path / "m.npz")]) in " ".join(
         s.command for s in gather(run).steps
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *((name, "3") for name in ("run", "evaluation", "artefacts", "validations", "data")),
+        ("evaluation", "[1, 2]"), ("artefacts", "[1, null]"), ("evaluation", '{"top1": 0.5, "top1_interval": 5}'),
+        ("evaluation", '{"top1": 0.5, "samples": {"a": 1}}'), ("evaluation", "{"),
+    ],
+)  # fmt: skip
+def test_a_damaged_result_is_as_if_it_were_not_there(
+    name: str, content: str, finished_run: Path, tmp_path: Path
+) -> None:
+    for copy in ("one", "two"):
+        shutil.copytree(finished_run, tmp_path / copy)
+    (tmp_path / "two" / f"{name}.json").write_text(content)
+    run = RunFolder(tmp_path / "two")
+    assert make_report(run).is_file()
+    assert make_comparison(RunFolder(tmp_path / "one"), run).is_file()
