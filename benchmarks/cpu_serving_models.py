@@ -176,8 +176,13 @@ def stock(weights: Weights, data: Data, path: Path, *, unsigned: bool, channels:
             "activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True,
             "reduce_range": processor().saturates,
         }  # fmt: skip
-    logging.getLogger().setLevel(logging.ERROR)  # it asks for a preprocessing that our exporter has done
-    quantize_static(model if channels is None else regroup(model, channels), path, Images(), **advised)
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # it asks for a preprocessing that our exporter has done
+    try:
+        quantize_static(model if channels is None else regroup(model, channels), path, Images(), **advised)
+    finally:
+        root.setLevel(level)
 
 
 def ours(
