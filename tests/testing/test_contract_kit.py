@@ -18,7 +18,7 @@ import planted_ingredients
 import pytest
 
 from resnext_core.errors import BackendUnavailable, ResnextError
-from resnext_core.interfaces import Backend, Readiness
+from resnext_core.interfaces import Backend, Readiness, Variant
 from resnext_core.testing import BackendContract
 from resnext_core.testing.base import REQUIRE
 
@@ -460,6 +460,16 @@ PLANTED: dict[str, tuple[Backend, str, str]] = {
         bugs.backend(exporter=bugs.several_images_exporter),
         "test_formats_that_contain_the_preprocessing",
         "DID NOT RAISE",
+    ),
+    "two variants of one name": (
+        bugs.backend(variants=lambda: (Variant(label="fast"), Variant(label="fast"))),
+        "test_what_benchmarks_ask_has_answers",
+        "two variants have one name",
+    ),
+    "a variant of unknown settings": (
+        bugs.backend(variants=lambda: (Variant(label="fast", overrides=("planted.nothere=1",)),)),
+        "test_what_benchmarks_ask_has_answers",
+        "nothere",
     ),
     "mutable options": (
         bugs.backend(options=bugs.MutableOptions),
