@@ -125,9 +125,9 @@ def test_a_killed_rank_makes_the_others_raise(
 ) -> None:
     name = module(
         PRELUDE
+        + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"  # the launcher's, which may come at once
         + "c = connect_tcp(rank)\n"
         + "if rank.rank == 1:\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-        + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         + "try:\n    c.all_reduce_sum(np.ones(500_000))\n"
         + "except Exception as e:\n    print(type(e).__name__, e)\n"
     )
