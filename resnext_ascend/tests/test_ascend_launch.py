@@ -311,7 +311,7 @@ def test_tables_that_do_not_fit(tmp_path: Path) -> None:
     )
     path.write_text(json.dumps(table))
     chosen = options(rank_table=str(path))
-    with pytest.raises(UsageError, match=r"1 devices of server 10\.0\.0\.1, --devices is 4"):
+    with pytest.raises(UsageError, match=r"1 device of server 10\.0\.0\.1, --devices is 4"):
         launch(request("environment", tmp_path, 4), chosen, Servers(server_id="10.0.0.1"))
     with pytest.raises(UsageError, match="is not in the rank table: name its server with --server-id"):
         launch(request("environment", tmp_path), chosen)
