@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from resnext_core.errors import one_line
+from resnext_core.errors import counted, one_line
 from resnext_core.interfaces import Backend, Batch, Compute
 from resnext_core.jobs.bench_peak import processor_peak
 from resnext_core.jobs.bench_record import EvalBench, StepsResult, TrainBench, median_interval
@@ -133,8 +133,9 @@ def measured_peak(compute: Compute, precision: str | None) -> tuple[float | None
         source = f"measured: matrix product of the backend in {precision} on {compute.device}"
     elif compute.device == "cpu" and compute.threads is not None:
         flops = processor_peak(precision, compute.threads)
-        threads = "1 thread" if compute.threads == 1 else f"{compute.threads} threads"
-        source = f"measured: matrix product of NumPy in {precision}, up to {threads}"
+        source = (
+            f"measured: matrix product of NumPy in {precision}, up to {counted(compute.threads, 'thread')}"
+        )
     else:
         return None, None
     return (None, None) if flops is None else (flops / 1e9, source)

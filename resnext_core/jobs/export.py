@@ -181,7 +181,7 @@ def _choice(
     resolved = resolve(job.settings, plugins)
     config = resolved.config
     weights = read_weights(job.weights, config, resolved.sources, plugins)
-    target = job.target or _beside(job.weights)
+    target = job.target or artefact_folder(job.weights)
     wanted = job.formats or config.export.formats
     if not wanted and target.suffix and not target.is_dir():
         wanted = (target.suffix[1:],)
@@ -317,7 +317,7 @@ def _beside_target(path: Path) -> Iterator[Path]:
         yield partial
 
 
-def _beside(weights: Path) -> Path:
+def artefact_folder(weights: Path) -> Path:
     """Return where artefacts of `weights` go by default: to their run folder, or else beside them."""
     run = run_of(weights)
     return run.path if run is not None else find_model(weights).parent

@@ -70,7 +70,16 @@ def synthetic_images(count: int, size: int) -> NDArray[np.uint8]:
 
 def make_golden(predictor: Predictor, spec: ModelSpec, compute: str) -> Golden | None:
     """Return the logits by which a loader of this model can check itself; None where they are not finite."""
-    logits = predictor.logits(synthetic_images(_OWN_IMAGES, spec.image_size))
+    return golden_of(predictor.logits(own_images(spec.image_size)), compute)
+
+
+def own_images(size: int) -> NDArray[np.uint8]:
+    """Return the images that a model's own golden logits are of: the first :func:`synthetic_images`."""
+    return synthetic_images(_OWN_IMAGES, size)
+
+
+def golden_of(logits: NDArray[Any], compute: str) -> Golden | None:
+    """Return `logits` (N, classes) of :func:`own_images` as golden logits; None where they are not finite."""
     if not np.isfinite(logits).all():
         return None
     return Golden(compute=compute, logits=tuple(tuple(float(x) for x in row) for row in logits))

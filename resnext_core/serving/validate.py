@@ -235,7 +235,7 @@ class _Totals:
             interval = (100 * low, 100 * high)
         failures = []
         if nonfinite:
-            failures.append(f"{nonfinite} images with NaN or infinite logits")
+            failures.append(f"{counted(nonfinite, 'image')} with NaN or infinite logits")
         if tolerance is not None and not rel_diff <= tolerance:
             failures.append(f"logits differ by {rel_diff:.2g} of the largest (allowed {tolerance:g})")
         if not agreement >= min_agreement:

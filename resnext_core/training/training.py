@@ -25,6 +25,7 @@ from resnext_core.data.sampler import (
     rank_task,
     steps_per_epoch,
 )
+from resnext_core.errors import counted
 from resnext_core.interfaces import Batch, Mix
 from resnext_core.metrics import METRICS
 from resnext_core.model.weights import Weights
@@ -77,7 +78,7 @@ class Training:
         train = self.config.train
         if train.patience is None or progress.waits < train.patience or progress.step >= self.course.total:
             return None
-        evaluations = "1 evaluation" if train.patience == 1 else f"{train.patience} evaluations"
+        evaluations = counted(train.patience, "evaluation")
         best = (
             ""
             if progress.best is None

@@ -197,20 +197,16 @@ def test_what_does_not_hold_its_proof_is_not_served(
     assert run(*words, "--set", "eval.self_check=false") == 0
 
 
+def validate_words(artefact: Path, source: Path, data: Path) -> list[str | Path]:
+    return [
+        "validate", "--artefact", artefact, "--weights", source, "--data", data, "--set", "data.workers=0",
+    ]  # fmt: skip
+
+
 def test_validate_proves_what_agrees(
     artefact: Path, source: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [
-        "validate",
-        "--artefact",
-        artefact,
-        "--weights",
-        source,
-        "--data",
-        data,
-        "--set",
-        "data.workers=0",
-    ]
+    words = validate_words(artefact, source, data)
     limits = ["--min-agreement", "0.5", "--max-drop", "100"]
     assert run(*words, *limits) == 0
     assert f"m.onnx: is now proven on {HERE}" in capsys.readouterr().out
@@ -229,17 +225,7 @@ def test_validate_proves_what_agrees(
 def test_validate_refuses_what_does_not_agree(
     artefact: Path, source: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [
-        "validate",
-        "--artefact",
-        artefact,
-        "--weights",
-        source,
-        "--data",
-        data,
-        "--set",
-        "data.workers=0",
-    ]
+    words = validate_words(artefact, source, data)
     assert run(*words, "--tolerance", "1e-9") == 3
     outcome = capsys.readouterr()
     assert "m.onnx: FAILED" in outcome.out
@@ -262,17 +248,7 @@ def test_a_proof_that_cannot_be_written_is_an_error_after_the_result(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    words = [
-        "validate",
-        "--artefact",
-        artefact,
-        "--weights",
-        source,
-        "--data",
-        data,
-        "--set",
-        "data.workers=0",
-    ]
+    words = validate_words(artefact, source, data)
     before = artefact.read_bytes()
     monkeypatch.setattr("resnext_onnx.artefact.os.access", lambda path, mode: False)
     assert run(*words, "--min-agreement", "0.5", "--max-drop", "100") == 3

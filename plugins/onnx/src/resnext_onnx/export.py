@@ -18,7 +18,7 @@ from resnext_core.model.proof import Golden
 from resnext_core.model.spec import ModelSpec
 from resnext_core.model.weights import Weights
 from resnext_core.ranks.info import RankInfo
-from resnext_core.serving.golden import synthetic_images
+from resnext_core.serving.golden import golden_of, own_images
 from resnext_onnx.artefact import sealed_model
 from resnext_onnx.front import before_the_graph
 from resnext_onnx.graph import INPUTS, IR_VERSION, OPSET, TENSOR, build_graph
@@ -109,13 +109,13 @@ def _golden(weights: Weights, precision: str) -> Golden:
     session = OrtRuntime(OnnxOptions(threads=1), 0).session(
         _model(graph).SerializeToString(), precision="float32"
     )
-    images = normalize(synthetic_images(2, weights.spec.image_size), weights.preprocess)
-    logits = session.run(TENSOR, images)
-    if not np.isfinite(logits).all():
+    images = normalize(own_images(weights.spec.image_size), weights.preprocess)
+    found = golden_of(session.run(TENSOR, images), precision)
+    if found is None:
         raise DataError(
             "the network gives NaN or infinity on synthetic images: there is nothing to check a file by"
         )
-    return Golden(compute=precision, logits=tuple(tuple(map(float, row)) for row in logits))
+    return found
 
 
 def _try_preprocessing(path: Path) -> None:

@@ -57,13 +57,7 @@ class OrtRuntime:
                 f"{self.name} has no convolutions in bfloat16: set onnx.provider=openvino, or export with "
                 "export.precision=float16"
             )
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = self._options.threads or 0
-        settings.inter_op_num_threads = 1  # the graph is a chain; nothing runs side by side
-        settings.log_severity_level = _FATAL  # errors come back as exceptions
-        if precision == "int8" and processor().saturates:
-            # Unsigned weights there, whose sums do not saturate (onnxruntime_session_options_config_keys.h).
-            settings.add_session_config_entry("session.x64quantprecision", "1")
+        settings = session_options(self._options.threads, int8=precision == "int8")
         onnxruntime.set_default_logger_severity(_FATAL)  # what is said before there is a session
         provider = self._options.provider
         try:
@@ -88,6 +82,21 @@ class OrtRuntime:
             return {"device_id": str(self._device), "use_tf32": "0"}
         # CANN computes in float16 unless told; "force_fp32" still feeds float16 to the matrix units.
         return self._options.cann_settings(self._device) if self._options.provider == "cann" else {}
+
+
+def session_options(threads: int | None, *, int8: bool) -> Any:
+    """Return the options of a session with so many `threads`, None for every core; products of bytes do not saturate.
+
+    `int8` says that the network may have such products.
+    """
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads or 0
+    settings.inter_op_num_threads = 1  # the graph is a chain; nothing runs side by side
+    settings.log_severity_level = _FATAL  # errors come back as exceptions
+    if int8 and processor().saturates:
+        # Unsigned weights there, whose sums do not saturate (onnxruntime_session_options_config_keys.h).
+        settings.add_session_config_entry("session.x64quantprecision", "1")
+    return settings
 
 
 class OrtSession:

@@ -18,12 +18,12 @@ from resnext_core.errors import DataError, UsageError, quoted
 from resnext_core.extensions import Decoder
 from resnext_core.files import check_target, local_path, place, write_atomic
 from resnext_core.interfaces import ExportRequest, Predictor
+from resnext_core.jobs.export import artefact_folder
 from resnext_core.jobs.recorder import ignore
 from resnext_core.jobs.settings import Settings, resolve_serving
 from resnext_core.model.weights import Weights
 from resnext_core.plugins import PluginSet, load_plugins
 from resnext_core.processor import Processor, processor
-from resnext_core.runs.folder import run_of
 from resnext_core.runs.records import Listener, Note, Progress
 from resnext_core.serving.golden import check_golden
 from resnext_core.serving.load import find_model, is_weights, read_weights
@@ -111,7 +111,7 @@ class _Work:
         self.decoder: Decoder = self.plugins.decoder(self.config.data.decoder)
         self.weights = _read(job.weights, resolved.config, resolved.sources, self.plugins)
         self.request = _request(self.config)
-        self.path = job.target or _beside(job.weights) / f"{self.weights.spec.variant}.int8.onnx"
+        self.path = job.target or artefact_folder(job.weights) / f"{self.weights.spec.variant}.int8.onnx"
         for path in (self.path, job.report):
             if path is not None:
                 check_target(path)
@@ -372,11 +372,6 @@ def _macs(model: onnx.ModelProto) -> dict[str, float]:
         name: float(layers.weight(name).size * np.prod(shapes.get(node.output[0], [0, 0])[2:]))
         for name, node in layers.all.items()
     }
-
-
-def _beside(weights: Path) -> Path:
-    run = run_of(weights)
-    return run.path if run is not None else find_model(weights).parent
 
 
 def _cannot(best: Verdict, job: QuantizeJob, total: int) -> str:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from resnext_core.errors import DataError, shown
-from resnext_core.processor import processor
 from resnext_onnx.graph import IMAGES, LOGITS
+from resnext_onnx.ort_sessions import session_options
 from resnext_onnx.runtime import onnxruntime
 
 Array = NDArray[Any]
@@ -25,12 +25,7 @@ _PIXELS = 2**18
 
 def session(model: onnx.ModelProto, threads: int | None) -> Any:
     """Return a session of ONNX Runtime on the CPU; products of bytes are exact on every processor."""
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads or 0
-    settings.inter_op_num_threads = 1
-    settings.log_severity_level = 4
-    if processor().saturates:
-        settings.add_session_config_entry("session.x64quantprecision", "1")
+    settings = session_options(threads, int8=True)
     try:
         return onnxruntime.InferenceSession(
             model.SerializeToString(), settings, providers=["CPUExecutionProvider"]

@@ -5,22 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import onnx
 
 from resnext_core.errors import DataError
 from resnext_core.interfaces import ExportRequest
-from resnext_core.model.proof import Golden
 from resnext_core.model.weights import Weights
-from resnext_core.serving.golden import synthetic_images
+from resnext_core.serving.golden import golden_of, own_images
 from resnext_onnx.artefact import sealed_model
 from resnext_onnx.export import build_model
 from resnext_onnx.graph import OPSET
 from resnext_onnx.quantize.qdq import Layers, Plan, quantised
 from resnext_onnx.quantize.run import logits_of
-
-#: Synthetic images in golden logits and proofs, as :func:`resnext_core.serving.golden.make_golden` takes.
-_GOLDEN_IMAGES = 2
 
 
 def float_model(weights: Weights) -> onnx.ModelProto:
@@ -47,10 +42,10 @@ def sealed_plan(
     the instruction set `place`, None where there is none. DataError where logits are not finite.
     """
     small = quantised(model, plan)
-    logits = logits_of(small, synthetic_images(_GOLDEN_IMAGES, weights.spec.image_size), threads)
-    if not np.isfinite(logits).all():
+    found = golden_of(logits_of(small, own_images(weights.spec.image_size), threads), "int8")
+    if found is None:
         raise DataError("the network in 8 bits gives NaN or infinity on synthetic images; it was not kept")
-    golden = Golden(compute="int8", logits=tuple(tuple(map(float, row)) for row in logits)).to_dict()
+    golden = found.to_dict()
     proofs = {}
     if place is not None and proof is not None:
         proofs = {"proofs": {place: {"logits": golden["logits"], **proof}}}
